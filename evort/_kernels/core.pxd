@@ -1,0 +1,50 @@
+"""What every kernel module cimports: the driver contract (ev.h), the micro-kernel table and the thread pool.
+
+A kernel module defines its drivers and exports them:
+
+    from evort._kernels.core cimport ev_call, ev_ukr, ukernels, register
+    cdef const ev_ukr *K = ukernels()
+    cdef int relu_f32(const ev_call *c) noexcept nogil: ...
+    DRIVERS = {}
+    register(DRIVERS, "relu_f32", relu_f32)
+
+and the operator's bind() names it: `Kernel("elementwise.relu_f32", ints=..., reals=...)`.
+"""
+from libc.stdint cimport int32_t, int64_t
+
+cdef extern from "ev.h" nogil:
+    int EV_MAX_RANK
+    enum:
+        EV_FLOAT, EV_UINT8, EV_INT8, EV_UINT16, EV_INT16, EV_INT32, EV_INT64, EV_STRING, EV_BOOL
+        EV_FLOAT16, EV_DOUBLE, EV_UINT32, EV_UINT64, EV_BFLOAT16, EV_UINT4, EV_INT4
+    enum:
+        EV_OK, EV_BAD_INDEX, EV_DIVIDE_BY_ZERO, EV_BAD_ARGUMENT, EV_UNSUPPORTED
+    ctypedef struct ev_tensor:
+        void *data
+        int64_t size
+        int64_t *dims
+        int32_t rank
+        int32_t dtype
+    ctypedef struct ev_call:
+        ev_tensor **in_ "in"
+        ev_tensor **out
+        const int64_t *ints
+        const double *reals
+        void *scratch
+        int64_t scratch_bytes
+        int32_t n_in, n_out, n_ints, n_reals
+        int32_t threads
+    ctypedef int (*ev_driver)(const ev_call *) noexcept nogil
+
+cdef extern from "pool.h" nogil:
+    ctypedef void (*ev_task)(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil
+
+cdef extern from "ukr.h" nogil:
+    # Rows of ukr/ukernels.inc.
+    ctypedef struct ev_ukr:
+        const char *isa
+        void (*unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b) noexcept nogil
+
+cdef const ev_ukr *ukernels() noexcept nogil
+cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil
+cdef object register(dict drivers, str name, ev_driver fn)

@@ -1,0 +1,58 @@
+"""The one extension that links evort's C code: dispatch state, micro-kernels and thread pool."""
+import os
+
+from cpython.pycapsule cimport PyCapsule_New
+from evort._kernels.core cimport ev_call, ev_driver, ev_task, ev_ukr
+
+cdef extern from "pool.h" nogil:
+    void ev_parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads)
+    int32_t ev_cpu_count()
+
+cdef extern from "ukr.h" nogil:
+    ev_ukr ev_active
+    int ev_select(const char *isa)
+    const char *ev_available(int i)
+
+
+cdef const ev_ukr *ukernels() noexcept nogil:
+    """The active table. The pointer stays valid; `select_isa` changes what it holds."""
+    return &ev_active
+
+
+cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil:
+    ev_parallel_for(fn, ctx, n, grain, threads)
+
+
+cdef object register(dict drivers, str name, ev_driver fn):
+    """Adds a driver, as the capsule that `executor.Program` unwraps."""
+    drivers[name] = PyCapsule_New(<void *> fn, "evort.driver", NULL)
+
+
+def available_isas() -> tuple[str, ...]:
+    """Instruction sets that this machine can run, best first; "scalar" (portable C) is always the last."""
+    found = []
+    while ev_available(len(found)) != NULL:
+        found.append(ev_available(len(found)).decode())
+    return tuple(found)
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return ev_active.isa.decode()
+
+
+def select_isa(name: str = "") -> None:
+    """Switches the whole process to another instruction set ("" for the best). Not while a model runs.
+
+    Raises ValueError where this machine cannot run it.
+    """
+    if ev_select(name.encode()) != 0:
+        raise ValueError(f"instruction set {name!r} is not one that this machine runs: {', '.join(available_isas())}")
+
+
+def cpu_count() -> int:
+    """Processors that this process may use: affinity mask and container quota, at least 1."""
+    return ev_cpu_count()
+
+
+select_isa(os.environ.get("EVORT_ISA", ""))

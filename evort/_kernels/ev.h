@@ -1,0 +1,53 @@
+/* The C side of evort: what a step of a plan looks like to the function (the driver) that computes it.
+ *
+ *   plan.py  --builds-->  executor.Program  --calls-->  driver(const ev_call *)  --calls-->  ukr (micro-kernels)
+ *
+ * Every tensor is dense and row-major. A driver may not allocate, may not touch Python and may not block; all
+ * memory that it needs beside its operands is its scratch, planned ahead. */
+#ifndef EV_H
+#define EV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define EV_MAX_RANK 8
+
+/* Element types: the numbers of ONNX's TensorProto.DataType. int4, uint4, int2 and uint2 take one byte an element
+ * at run time (they are packed only in files). */
+enum {
+    EV_FLOAT = 1, EV_UINT8 = 2, EV_INT8 = 3, EV_UINT16 = 4, EV_INT16 = 5, EV_INT32 = 6, EV_INT64 = 7,
+    EV_STRING = 8, EV_BOOL = 9, EV_FLOAT16 = 10, EV_DOUBLE = 11, EV_UINT32 = 12, EV_UINT64 = 13,
+    EV_BFLOAT16 = 16, EV_UINT4 = 21, EV_INT4 = 22
+};
+
+typedef struct {
+    void *data;
+    int64_t size;               /* number of elements */
+    int64_t dims[EV_MAX_RANK];  /* the first `rank` are valid */
+    int32_t rank;
+    int32_t dtype;
+} ev_tensor;
+
+typedef struct {
+    ev_tensor *const *in;       /* n_in pointers; NULL for an optional input that is absent */
+    ev_tensor *const *out;      /* n_out pointers; NULL for an optional output that is absent */
+    const int64_t *ints;        /* the integer and the real parameters that the operator's bind() gave, in order */
+    const double *reals;
+    void *scratch;              /* scratch_bytes, 64-byte aligned, contents undefined */
+    int64_t scratch_bytes;
+    int32_t n_in, n_out, n_ints, n_reals;
+    int32_t threads;            /* how many threads the driver may use, 1 or more */
+} ev_call;
+
+/* What a driver returns. The executor turns anything but EV_OK into an exception that names the node. */
+enum {
+    EV_OK = 0,
+    EV_BAD_INDEX = 1,           /* an index operand points outside its axis */
+    EV_DIVIDE_BY_ZERO = 2,      /* integer division by zero */
+    EV_BAD_ARGUMENT = 3,        /* an operand's value is outside what the operator defines */
+    EV_UNSUPPORTED = 4          /* the driver was bound to dtypes or shapes that it does not take: a bug in bind() */
+};
+
+typedef int (*ev_driver)(const ev_call *call);
+
+#endif

@@ -1,0 +1,13 @@
+/* All shared bodies, then the table of this instruction set. Included once by each of scalar.c, avx2.c, ... after
+ * EV_ISA is defined and the target pragma is set. */
+#include <math.h>
+#include <string.h>
+
+#include "elementwise_body.h"
+
+const ev_ukr EV_FN(ev_ukr_table) = {
+    .isa = EV_STR(EV_ISA),
+#define EV_UKERNEL(name, args) .name = EV_FN(name),
+#include "ukernels.inc"
+#undef EV_UKERNEL
+};

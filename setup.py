@@ -1,0 +1,105 @@
+"""Build script: the compiled kernels, and `tools/` installed as the package `evort_tools`.
+
+Environment variables:
+  EVORT_DEBUG_BUILD=1  bounds checks, debug symbols, address and undefined-behaviour sanitizers
+"""
+
+import os
+import platform
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+KERNELS = "evort/_kernels"
+DEBUG = os.environ.get("EVORT_DEBUG_BUILD") == "1"
+
+# No -march: one build serves every machine. Wider instruction sets are per-file target pragmas in ukr/*.c,
+# chosen at run time. -fno-math-errno and -fno-trapping-math change no result; they only allow vectorisation.
+CFLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-unused-function", "-pthread"]
+LDFLAGS = ["-pthread"]
+if DEBUG:
+    CFLAGS += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    LDFLAGS += ["-fsanitize=address,undefined"]
+else:
+    CFLAGS += ["-g0"]
+    LDFLAGS += ["-Wl,-s"] if platform.system() == "Linux" else []
+
+# All hand-written C is linked into exactly one extension, so there is one dispatch state and one thread pool;
+# every other module cimports evort._kernels.core.
+HEADERS = sorted(str(p.relative_to(ROOT)) for ext in ("h", "inc") for p in (ROOT / KERNELS).rglob(f"*.{ext}"))
+CORE_C = [f"{KERNELS}/pool.c", f"{KERNELS}/ukr/dispatch.c", f"{KERNELS}/ukr/scalar.c"]
+if platform.machine().lower() in ("x86_64", "amd64"):
+    CORE_C.append(f"{KERNELS}/ukr/avx2.c")
+
+
+def extensions() -> list[Extension]:
+    """One extension for each .pyx of the package."""
+    found = []
+    for pyx in sorted((ROOT / "evort").rglob("*.pyx")):
+        path = pyx.relative_to(ROOT).as_posix()
+        sources = [path, *(CORE_C if path == f"{KERNELS}/core.pyx" else [])]
+        found.append(
+            Extension(
+                path.removesuffix(".pyx").replace("/", "."),
+                sources,
+                include_dirs=[KERNELS, f"{KERNELS}/ukr"],
+                depends=HEADERS,
+                extra_compile_args=CFLAGS,
+                extra_link_args=LDFLAGS,
+                language="c",
+            )
+        )
+    return found
+
+
+class BuildExt(build_ext):
+    """Compiles with all cores and says what is missing when a compiler is."""
+
+    def finalize_options(self):
+        from Cython.Build import cythonize
+
+        self.distribution.ext_modules = cythonize(
+            self.distribution.ext_modules,
+            nthreads=0,
+            build_dir="build/cython",
+            compiler_directives={
+                "language_level": 3,
+                "boundscheck": DEBUG,
+                "wraparound": False,
+                "cdivision": True,
+                "initializedcheck": DEBUG,
+                "embedsignature": True,
+                "embedsignature.format": "python",
+            },
+        )
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def run(self):
+        try:
+            super().run()
+        except Exception as error:
+            raise RuntimeError(
+                f"evort's kernels did not build: {error}\n"
+                "They need a C11 compiler (Debian: apt install gcc python3-dev). Set CC to choose another compiler."
+            ) from error
+
+
+setup(
+    packages=[
+        *find_packages(include=["evort", "evort.*"]),
+        "evort_tools",
+        *(f"evort_tools.{name}" for name in find_packages("tools")),
+    ],
+    package_dir={"evort_tools": "tools"},
+    package_data={
+        "evort": ["py.typed", "**/*.pyi", "**/*.pxd", "**/*.h", "**/*.inc", "**/*.fbs"],
+    },
+    exclude_package_data={"": ["*.c", "*.pyx"]},
+    include_package_data=False,
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExt},
+    zip_safe=False,
+)
