@@ -1,0 +1,18 @@
+"""Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`)."""
+
+from evort.ops import elementwise
+from evort.ops.base import Attr, Call, DataDependent, Kernel, NeedsValue, Op, find, lookup, op, registered
+
+__all__ = [
+    "Attr",
+    "Call",
+    "DataDependent",
+    "Kernel",
+    "NeedsValue",
+    "Op",
+    "elementwise",
+    "find",
+    "lookup",
+    "op",
+    "registered",
+]

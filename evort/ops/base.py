@@ -1,0 +1,325 @@
+"""What an operator is to evort: one class that holds all of its meaning.
+
+    @op("Relu", since=14)
+    class Relu(Op):
+        inputs, outputs = ("X",), ("Y",)
+        dtypes = {"X": FLOATS | SIGNED_INTS}
+        inplace = ((0, 0),)
+
+        def infer(self, c):                      # dtype and shape of the outputs
+            return [c.like(0)]
+
+        def reference(self, c, x):               # what it means, in NumPy: the oracle
+            return np.maximum(x, 0)
+
+        def bind(self, c):                       # the compiled driver, or None: then the reference runs
+            return Kernel("elementwise.unary", ints=(RELU,)) if c.ins[0].dtype == DType.FLOAT else None
+
+The importer, the file reader, the planner, the documentation and the tests all read these classes; adding an operator
+is one such class, one driver in `evort/_kernels/` where speed matters, and one row of test cases. Each operator has
+one form, that of its newest ONNX version (`since` is the opset that introduced that form); the importer rewrites older
+ones. Users register their own in the same way, with a `domain` of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from evort.errors import ShapeError, UnsupportedError
+from evort.graph import Graph, Node
+from evort.types import ANY, DType, Spec
+
+REQUIRED: Any = object()
+
+
+class NeedsValue(Exception):
+    """Raised by `infer` where the outputs' shape depends on the value of an input that is not known yet.
+
+    The planner ends the stage there, and plans the rest when the value is known.
+    """
+
+    def __init__(self, index: int):
+        self.index = index
+
+
+class DataDependent(Exception):
+    """Raised by `infer` where only running the operator tells its outputs' shapes (NonZero), or where its operands
+    are no tensors (sequences, strings). The planner ends the stage, runs the operator's reference, and goes on."""
+
+
+class Attr:
+    """An attribute's kind ("int", "float", "str", "ints", "floats", "strs", "tensor", "graph") and its default;
+    REQUIRED where there is none, None where it may be absent."""
+
+    __slots__ = ("default", "kind")
+
+    def __init__(self, kind: str, default: Any = None):
+        self.kind = kind
+        self.default = default
+
+
+class Kernel:
+    """A driver bound to a node's shapes.
+
+    driver: "module.name" in `evort._kernels`, or a capsule from `core.register`.
+    ints, reals: the driver's parameters, in the order that it documents.
+    scratch: bytes of scratch memory that one call needs.
+    packed: extra constant operands made from the node's constants, as pairs (key, make): `make()` returns the array,
+      once for each node and key in a session; they follow the node's inputs in `ev_call.in`. They are copies of
+      weights, counted and reported: prefer drivers that read what the file holds.
+    inputs: which of the node's inputs the driver gets, by index; all of them where None.
+    """
+
+    __slots__ = ("driver", "inputs", "ints", "packed", "reals", "scratch")
+
+    def __init__(
+        self,
+        driver: str | object,
+        ints: Sequence[int] = (),
+        reals: Sequence[float] = (),
+        scratch: int = 0,
+        packed: Sequence[tuple[str, Callable[[], np.ndarray]]] = (),
+        inputs: Sequence[int] | None = None,
+    ):
+        self.driver = driver
+        self.ints = ints
+        self.reals = reals
+        self.scratch = scratch
+        self.packed = packed
+        self.inputs = inputs
+
+
+class Call:
+    """One node, as its operator sees it: attributes (`c["axis"]`, defaults filled in) and operand specifications.
+
+    ins, outs: a Spec for each input and output, None where an optional one is absent; outs is filled after `infer`.
+    threads: how many threads the plan may use. run_graph: runs a nested graph, `run_graph(graph, {name: value})`
+    giving the list of its outputs (only set while the node runs).
+    """
+
+    __slots__ = ("attrs", "ins", "node", "outs", "run_graph", "threads")
+
+    def __init__(self, node: Node, attrs: dict[str, Any], ins: Sequence[Spec | None], threads: int = 1):
+        self.node = node
+        self.attrs = attrs
+        self.ins = ins
+        self.outs: Sequence[Spec | None] = ()
+        self.threads = threads
+        self.run_graph: Callable[[Graph, dict[str, Any]], list[Any]] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.attrs[name]
+
+    def has(self, index: int) -> bool:
+        """Whether the optional input is there."""
+        return index < len(self.ins) and self.ins[index] is not None
+
+    def wants(self, index: int) -> bool:
+        """Whether the optional output is wanted."""
+        return index < len(self.node.outputs) and bool(self.node.outputs[index])
+
+    def like(self, index: int = 0, dtype: DType | None = None) -> Spec:
+        """The specification of an output that has an input's shape."""
+        spec = self.ins[index]
+        return Spec(spec.dtype if dtype is None else dtype, spec.shape)
+
+    def value(self, index: int) -> np.ndarray:
+        """An input's value at planning time. Raises NeedsValue where it is only known later."""
+        value = self.ins[index].value
+        if value is None:
+            raise NeedsValue(index)
+        return value
+
+    def ints(self, index: int) -> tuple[int, ...]:
+        """The value of an integer vector or scalar input, as a tuple of ints. Raises NeedsValue as `value` does."""
+        return tuple(self.value(index).reshape(-1).tolist())
+
+    def axis(self, axis: int, rank: int) -> int:
+        """An axis in [0, rank) from one in [-rank, rank). Raises ShapeError otherwise."""
+        if not -rank <= axis < rank:
+            raise self.error(f"axis {axis} is outside a tensor of rank {rank}")
+        return axis % rank if rank else 0
+
+    def axes(self, axes: Sequence[int], rank: int) -> tuple[int, ...]:
+        """Distinct axes in [0, rank), sorted. Raises ShapeError for one outside or given twice."""
+        found = sorted(self.axis(a, rank) for a in axes)
+        if len(set(found)) != len(found):
+            raise self.error(f"axes {list(axes)} name one axis twice")
+        return tuple(found)
+
+    def error(self, message: str) -> ShapeError:
+        """A ShapeError that names the node and its operands, to be raised."""
+        operands = ", ".join("absent" if s is None else repr(s) for s in self.ins)
+        return ShapeError(f"{self.node.label()}: {message}. Inputs were ({operands})")
+
+
+class Op:
+    """Base class of operator definitions; one instance each is registered by `@op`.
+
+    inputs, outputs: names from the ONNX operator; a trailing "?" marks an optional one, a leading "*" (the last only)
+      any number of them.
+    attrs: the attributes, by name.
+    dtypes: the element types allowed, by input name; all where a name is missing.
+    inplace: pairs (output, input): the driver may write the output over the input where both have the same shape
+      and item size (element i of the output depends on no other element of that input than i).
+    deterministic: false for random operators (never folded, never merged).
+    """
+
+    name: ClassVar[str]
+    domain: ClassVar[str]
+    since: ClassVar[int]
+    inputs: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[tuple[str, ...]] = ()
+    attrs: ClassVar[dict[str, Attr]] = {}
+    dtypes: ClassVar[dict[str, frozenset[DType]]] = {}
+    inplace: ClassVar[tuple[tuple[int, int], ...]] = ()
+    deterministic: ClassVar[bool] = True
+    # The reference gets bfloat16, float8 and float4 operands as their bits. Where false, they are widened to float32
+    # before and rounded after.
+    raw_bits: ClassVar[bool] = False
+
+    def infer(self, c: Call) -> Sequence[Spec | None]:
+        """Specifications of the outputs. Raises ShapeError, NeedsValue or DataDependent."""
+        raise NotImplementedError
+
+    def reference(self, c: Call, *inputs: Any) -> Any:
+        """The outputs for NumPy inputs (None where absent): an array, or a tuple of them for several outputs.
+        Results may be views of the inputs; inputs must not be changed."""
+        raise NotImplementedError
+
+    def bind(self, c: Call) -> Kernel | None:
+        """The compiled driver for these dtypes and shapes, or None where there is none."""
+        return None
+
+    def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
+        """Outputs that are contiguous parts of inputs, as {output: (input, byte offset)}, so that no copy is made
+        (Reshape, contiguous Slice); None where there are none. All outputs or none."""
+        return None
+
+    def placement(self, c: Call) -> dict[int, int] | None:
+        """Inputs that are contiguous parts of output 0, as {input: byte offset}, so that their producers may write
+        into it (Concat); its driver skips operands that are in place already. None where there are none."""
+        return None
+
+    def expand(self, c: Call) -> Graph | None:
+        """A graph that replaces the node at planning time: its inputs are the node's inputs, its outputs the node's.
+        (If, when its condition is known.) None to keep the node."""
+        return None
+
+    def macs(self, c: Call) -> int:
+        """Multiply-accumulates of one run; 0 where an operator is not counted in those."""
+        return 0
+
+    def arity(self) -> tuple[int, int | None, int, int | None]:
+        """(fewest inputs, most inputs, fewest outputs, most outputs); None for any number."""
+        return *_arity(self.inputs), *_arity(self.outputs)
+
+
+def _arity(names: tuple[str, ...]) -> tuple[int, int | None]:
+    variadic = bool(names) and names[-1].startswith("*")
+    fixed = names[:-1] if variadic else names
+    fewest = len(fixed)
+    while fewest and fixed[fewest - 1].endswith("?"):
+        fewest -= 1
+    return fewest, None if variadic else len(fixed)
+
+
+_REGISTRY: dict[tuple[str, str], Op] = {}
+
+
+def op(name: str, since: int = 1, domain: str = "") -> Callable[[type[Op]], type[Op]]:
+    """Class decorator: registers an operator definition under its ONNX name and domain.
+
+    A later registration of the same name replaces the earlier one, so that an application may override an operator.
+    """
+
+    def decorate(cls: type[Op]) -> type[Op]:
+        cls.name, cls.domain, cls.since = name, domain, since
+        _REGISTRY[domain, name] = cls()
+        return cls
+
+    return decorate
+
+
+def find(name: str, domain: str = "") -> Op | None:
+    """The definition of an operator, or None. The domains "" and "ai.onnx" are the same."""
+    return _REGISTRY.get(("" if domain == "ai.onnx" else domain, name))
+
+
+def lookup(node: Node) -> Op:
+    """The definition of a node's operator. Raises UnsupportedError, naming near ones."""
+    found = find(node.op, node.domain)
+    if found is None:
+        import difflib
+
+        near = difflib.get_close_matches(node.op, [n for d, n in _REGISTRY if d == node.domain], 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UnsupportedError(f"{node.label()}: evort has no such operator{hint} (evort.ops.op registers your own)")
+    return found
+
+
+def registered() -> dict[tuple[str, str], Op]:
+    """All definitions, by (domain, name)."""
+    return dict(sorted(_REGISTRY.items()))
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (float, int), "str": (str,), "tensor": (np.ndarray,), "graph": (Graph,),
+}  # fmt: skip
+
+
+def complete_attrs(definition: Op, node: Node) -> dict[str, Any]:
+    """A node's attributes with defaults filled in. Raises ShapeError for one unknown, missing or of a wrong kind."""
+    given = node.attrs
+    known = definition.attrs
+    full = {}
+    for key, attr in known.items():
+        value = given.get(key, attr.default)
+        if value is REQUIRED:
+            raise ShapeError(f"{node.label()}: attribute {key!r} is missing")
+        if value is not None and key in given:
+            kind = attr.kind
+            if kind.endswith("s"):
+                item = _KINDS[kind[:-1]]
+                good = isinstance(value, list | tuple) and all(isinstance(v, item) for v in value)
+            else:
+                good = isinstance(value, _KINDS[kind])
+            if not good:
+                raise ShapeError(f"{node.label()}: attribute {key!r} must be of kind {kind}, not {value!r:.80}")
+        full[key] = value
+    if len(given) > len(known) or any(key not in known for key in given):
+        unknown = ", ".join(sorted(k for k in given if k not in known))
+        raise ShapeError(f"{node.label()}: unknown attribute {unknown}; known: {', '.join(known) or 'none'}")
+    return full
+
+
+def check_arity(definition: Op, node: Node) -> None:
+    """Raises ShapeError where a node has too few or too many operands, or lacks one that is not optional."""
+    low_in, high_in, low_out, high_out = definition.arity()
+    for what, names, params, low, high in (
+        ("input", node.inputs, definition.inputs, low_in, high_in),
+        ("output", node.outputs, definition.outputs, low_out, high_out),
+    ):
+        if len(names) < low or (high is not None and len(names) > high):
+            most = "any number" if high is None else high
+            raise ShapeError(f"{node.label()}: {len(names)} {what}s, expected {low} to {most}")
+        for param, operand in zip(params, names, strict=False):
+            if not operand and what == "input" and not param.endswith("?") and not param.startswith("*"):
+                raise ShapeError(f"{node.label()}: input {param} is missing")
+
+
+def check_dtypes(definition: Op, c: Call) -> None:
+    """Raises UnsupportedError where an input has an element type that the operator does not take."""
+    names = definition.inputs
+    for i, spec in enumerate(c.ins):
+        if spec is None or not definition.dtypes:
+            continue
+        allowed = definition.dtypes.get(names[min(i, len(names) - 1)].strip("?*"), ANY)
+        if spec.dtype not in allowed:
+            can = ", ".join(sorted(d.name.lower() for d in allowed))
+            raise UnsupportedError(
+                f"{c.node.label()}: input {i} has element type {spec.dtype.name.lower()}; it takes {can}"
+            )
