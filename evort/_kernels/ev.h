@@ -48,6 +48,25 @@ enum {
     EV_UNSUPPORTED = 4          /* the driver was bound to dtypes or shapes that it does not take: a bug in bind() */
 };
 
+/* Activation functions, by the numbers that evort/ops/activation.py gives them; a and b are their parameters. */
+enum {
+    EV_ACT_NONE = 0,
+    EV_ACT_RELU = 1,
+    EV_ACT_CLIP = 2,            /* min(max(x, a), b) */
+    EV_ACT_LEAKY_RELU = 3,      /* x < 0 ? a*x : x */
+    EV_ACT_SIGMOID = 4,
+    EV_ACT_TANH = 5,
+    EV_ACT_HARD_SIGMOID = 6,    /* min(max(a*x + b, 0), 1) */
+    EV_ACT_HARD_SWISH = 7,      /* x * min(max(x/6 + 1/2, 0), 1) */
+    EV_ACT_SWISH = 8,           /* x * sigmoid(a*x); SiLU for a = 1 */
+    EV_ACT_GELU = 9,            /* x/2 * (1 + erf(x/sqrt(2))) */
+    EV_ACT_GELU_TANH = 10,      /* x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) */
+    EV_ACT_PRELU = 11,          /* x < 0 ? slope[row]*x : x; only behind a product */
+    EV_ACT_SOFTPLUS = 12,       /* log(1 + exp(x)) */
+    EV_ACT_ELU = 13,            /* x < 0 ? a*(exp(x) - 1) : x */
+    EV_ACT_MISH = 14            /* x * tanh(softplus(x)) */
+};
+
 typedef int (*ev_driver)(const ev_call *call);
 
 #endif
