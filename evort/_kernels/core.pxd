@@ -43,11 +43,44 @@ cdef extern from "ev.h" nogil:
 cdef extern from "pool.h" nogil:
     ctypedef void (*ev_task)(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil
 
+cdef extern from "gemm.h" nogil:
+    int EV_MR, EV_NR_F32, EV_NR_F64, EV_NR_S8
+    enum:
+        EV_BIAS_NONE, EV_BIAS_ROW, EV_BIAS_COLUMN
+    ctypedef struct ev_tile:
+        int64_t m, n, k
+        const void *a
+        int64_t rsa, csa, a_step
+        const void *b
+        int64_t ldb
+        void *c
+        int64_t ldc
+        const void *add
+        int64_t ldadd
+        const void *row_bias
+        const void *col_bias
+        double alpha, beta, lo, hi
+    ctypedef struct ev_epilogue:
+        const void *bias
+        const void *residual
+        int64_t ldr
+        const float *slope
+        int32_t bias_axis, activation
+        float a, b
+
 cdef extern from "ukr.h" nogil:
     # Rows of ukr/ukernels.inc.
     ctypedef struct ev_ukr:
         const char *isa
         void (*unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b) noexcept nogil
+        void (*gemm_f32)(const ev_tile *t) noexcept nogil
+        void (*gemm_f64)(const ev_tile *t) noexcept nogil
+        void (*pack_f32)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,
+                         void *dst) noexcept nogil
+        void (*pack_f64)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,
+                         void *dst) noexcept nogil
+        void (*activate_f32)(const ev_epilogue *e, int64_t m, int64_t n, int64_t i0, float *c,
+                             int64_t ldc) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

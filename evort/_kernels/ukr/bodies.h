@@ -3,7 +3,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "math_body.h"
 #include "elementwise_body.h"
+#include "gemm_body.h"
+#include "epilogue_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),

@@ -11,6 +11,9 @@
 
 #include <stdint.h>
 
+#include "ev.h"
+#include "gemm.h"
+
 typedef struct ev_ukr {
     const char *isa;
 #define EV_UKERNEL(name, args) void (*name) args;

@@ -1,0 +1,57 @@
+/* Matrix products: what the blocking driver (gemm.pyx) and the micro-kernels (gemm_body.h) tell each other.
+ *
+ *   C[m,n] := activation(beta * add + alpha * A[m,k] * B[k,n] + bias)
+ *
+ * A is read where it lies, element (i, p) at a[i*rsa + p*csa], or from panels of EV_MR rows; B comes in panels of
+ * EV_NR columns (f32 16, f64 8, s8 16), packed by the driver, or is read where it lies when its rows are wide:
+ *
+ *        B panel (ldb = NR)                A panel (rsa = 1, csa = MR, a_step = MR*k)
+ *        p=0  b00 b01 ... b0,15            p=0  a00 a10 ... a50
+ *        p=1  b10 b11 ... b1,15            p=1  a01 a11 ... a51
+ *        ...  columns past n are 0         ...  rows past m are 0
+ *
+ * One call of a kernel does all m rows of one B panel, so that the panel stays in L1 while A streams past. Edges
+ * (m not a multiple of MR, n < NR) are the kernel's business. Sums run over p in order with one accumulator for each
+ * element, so a result depends neither on the number of threads nor on where a tile lies. */
+#ifndef EV_GEMM_H
+#define EV_GEMM_H
+
+#include <stdint.h>
+
+#define EV_MR 6
+#define EV_NR_F32 16
+#define EV_NR_F64 8
+#define EV_NR_S8 16
+
+/* One B panel's worth of work. Pointers have the kernel's element type; strides count elements. */
+typedef struct {
+    int64_t m, n, k;                /* n <= NR */
+    const void *a;
+    int64_t rsa, csa;
+    int64_t a_step;                 /* from one group of MR rows to the next */
+    const void *b;                  /* row p at b + p*ldb, NR readable elements each */
+    int64_t ldb;
+    void *c;
+    int64_t ldc;
+    const void *add;                /* NULL for zero; may be c itself */
+    int64_t ldadd;
+    const void *row_bias, *col_bias; /* m and n elements, or NULL */
+    double alpha, beta;
+    double lo, hi;                  /* the result is clamped to [lo, hi]; NaN stays NaN */
+} ev_tile;
+
+enum { EV_BIAS_NONE = 0, EV_BIAS_ROW, EV_BIAS_COLUMN };
+
+/* What happens to C after the product, in this order: + bias, + residual, activation (EV_ACT_* of ev.h with its
+ * parameters a and b; float64: EV_ACT_NONE, _RELU and _CLIP only). All zero means nothing. */
+typedef struct {
+    const void *bias;               /* m elements (EV_BIAS_ROW) or n (EV_BIAS_COLUMN) of C's type */
+    const void *residual;           /* [m, n] of C's type with row stride ldr, or NULL; may be C itself */
+    int64_t ldr;
+    const float *slope;             /* m elements, for EV_ACT_PRELU */
+    int32_t bias_axis;
+    int32_t activation;
+    float a, b;
+} ev_epilogue;
+
+#endif

@@ -1,0 +1,55 @@
+/* Matrix products: instances of the micro-kernel for each element type, and packing. See gemm.h for the contract. */
+#if defined(__AVX2__)
+#include <immintrin.h>
+#define EV_VECTOR_BYTES 32
+#else
+#define EV_VECTOR_BYTES 16
+#endif
+
+#define EV_VECTOR(type, name)                                                     \
+    typedef type EV_FN(name) __attribute__((vector_size(EV_VECTOR_BYTES), may_alias)); \
+    typedef type EV_FN(name##u) __attribute__((vector_size(EV_VECTOR_BYTES), may_alias, aligned(sizeof(type))));
+EV_VECTOR(float, vf32)
+EV_VECTOR(double, vf64)
+
+/* Clamps that keep NaN: the x86 instructions return their second operand where either is NaN. */
+#if defined(__AVX2__)
+#define EV_MAX_F32(bound, x) _mm256_max_ps(bound, x)
+#define EV_MIN_F32(bound, x) _mm256_min_ps(bound, x)
+#define EV_MAX_F64(bound, x) _mm256_max_pd(bound, x)
+#define EV_MIN_F64(bound, x) _mm256_min_pd(bound, x)
+#else
+#define EV_PICK(mask, x, y) ((__typeof__(x))(((mask) & (__typeof__(mask))(x)) | (~(mask) & (__typeof__(mask))(y))))
+#define EV_MAX_F32(bound, x) EV_PICK((x) < (bound), bound, x)
+#define EV_MIN_F32(bound, x) EV_PICK((x) > (bound), bound, x)
+#define EV_MAX_F64 EV_MAX_F32
+#define EV_MIN_F64 EV_MIN_F32
+#endif
+
+#define T float
+#define V EV_FN(vf32)
+#define VU EV_FN(vf32u)
+#define VW (EV_VECTOR_BYTES / 4)
+#define NR EV_NR_F32
+#define TILE gemm_f32
+#define VMAX EV_MAX_F32
+#define VMIN EV_MIN_F32
+#include "gemm_tile.h"
+
+#define T double
+#define V EV_FN(vf64)
+#define VU EV_FN(vf64u)
+#define VW (EV_VECTOR_BYTES / 8)
+#define NR EV_NR_F64
+#define TILE gemm_f64
+#define VMAX EV_MAX_F64
+#define VMIN EV_MIN_F64
+#include "gemm_tile.h"
+
+#define T float
+#define PACK pack_f32
+#include "gemm_pack.h"
+
+#define T double
+#define PACK pack_f64
+#include "gemm_pack.h"

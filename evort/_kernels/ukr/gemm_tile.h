@@ -1,0 +1,113 @@
+/* The matrix product micro-kernel for one float type. Included by gemm_body.h with
+ *   T      the element type                 V, VU  vector of VW elements, and the same for unaligned access
+ *   VW     elements in a vector             NR     columns of a panel, a multiple of 2*VW
+ *   TILE   name of the kernel               VMAX, VMIN  (bound, x) -> x clamped, NaN where x is NaN
+ *
+ * MR x 2*VW accumulators live in registers: 12 of 16 with AVX2, 12 of 16 with SSE2 (which passes NR/(2*VW) times over
+ * a panel). Rows are named variables, as GCC keeps arrays of vectors in memory. */
+
+#define EV_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
+
+/* mr and whole are constants at each call, so every `if` below is resolved by the compiler. */
+static inline __attribute__((always_inline)) void EV_CAT(TILE, EV_CAT(rows, EV_ISA))(
+    const ev_tile *t, const T *a, const T *b, int64_t i0, int64_t j0, const int mr, const int whole)
+{
+    const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
+    const T *a3 = a + 3 * rsa;
+#define X(i) V p##i = {0}, q##i = {0};
+    EV_EACH_ROW(X)
+#undef X
+#pragma GCC unroll 4
+    for (int64_t k = t->k; k > 0; k--) {
+        const V b0 = *(const VU *)b, b1 = *(const VU *)(b + VW);
+#define X(i)                                             \
+        if (mr > i) {                                    \
+            const T x = (i < 3 ? a : a3)[(i % 3) * rsa]; \
+            p##i += b0 * x;                              \
+            q##i += b1 * x;                              \
+        }
+        EV_EACH_ROW(X)
+#undef X
+        a += csa;
+        a3 += csa;
+        b += ldb;
+    }
+
+    const T alpha = (T)t->alpha, beta = (T)t->beta, lo = (T)t->lo, hi = (T)t->hi;
+    const T *row_bias = t->row_bias ? (const T *)t->row_bias + i0 : NULL;
+    T *c = (T *)t->c + i0 * t->ldc + j0;
+    const T *add = t->add ? (const T *)t->add + i0 * t->ldadd + j0 : NULL;
+    const T *col_bias = t->col_bias ? (const T *)t->col_bias + j0 : NULL;
+    if (whole) {
+        const V vlo = lo - (V){0}, vhi = hi - (V){0};
+        V s0 = {0}, s1 = {0};
+        if (col_bias) {
+            s0 = *(const VU *)col_bias;
+            s1 = *(const VU *)(col_bias + VW);
+        }
+#define X(i)                                                 \
+        if (mr > i) {                                        \
+            V r0 = s0, r1 = s1;                              \
+            if (row_bias) {                                  \
+                r0 += row_bias[i];                           \
+                r1 += row_bias[i];                           \
+            }                                                \
+            if (add) {                                       \
+                r0 += *(const VU *)(add + i * t->ldadd) * beta; \
+                r1 += *(const VU *)(add + i * t->ldadd + VW) * beta; \
+            }                                                \
+            r0 += p##i * alpha;                              \
+            r1 += q##i * alpha;                              \
+            *(VU *)(c + i * t->ldc) = VMIN(vhi, VMAX(vlo, r0)); \
+            *(VU *)(c + i * t->ldc + VW) = VMIN(vhi, VMAX(vlo, r1)); \
+        }
+        EV_EACH_ROW(X)
+#undef X
+    } else {
+        T acc[EV_MR][2 * VW];
+#define X(i) *(VU *)acc[i] = p##i, *(VU *)(acc[i] + VW) = q##i;
+        EV_EACH_ROW(X)
+#undef X
+        const int64_t n = t->n - j0 < 2 * VW ? t->n - j0 : 2 * VW;
+        for (int i = 0; i < mr; i++)
+            for (int64_t j = 0; j < n; j++) {
+                T r = col_bias ? col_bias[j] : 0;
+                if (row_bias) r += row_bias[i];
+                if (add) r += add[i * t->ldadd + j] * beta;
+                r += acc[i][j] * alpha;
+                r = r < lo ? lo : r;
+                c[i * t->ldc + j] = r > hi ? hi : r;
+            }
+    }
+}
+
+static void EV_FN(TILE)(const ev_tile *t)
+{
+    for (int64_t j = 0; j < t->n; j += 2 * VW) {
+        const T *b = (const T *)t->b + j, *a = t->a;
+        const int whole = t->n - j >= 2 * VW;
+        int64_t i = 0;
+#define CALL(mr)                                                                      \
+        if (whole) EV_CAT(TILE, EV_CAT(rows, EV_ISA))(t, a, b, i, j, mr, 1);          \
+        else EV_CAT(TILE, EV_CAT(rows, EV_ISA))(t, a, b, i, j, mr, 0)
+        for (; i + EV_MR <= t->m; i += EV_MR, a += t->a_step) { CALL(6); }
+        switch (t->m - i) {
+        case 1: CALL(1); break;
+        case 2: CALL(2); break;
+        case 3: CALL(3); break;
+        case 4: CALL(4); break;
+        case 5: CALL(5); break;
+        }
+#undef CALL
+    }
+}
+
+#undef EV_EACH_ROW
+#undef T
+#undef V
+#undef VU
+#undef VW
+#undef NR
+#undef TILE
+#undef VMAX
+#undef VMIN
