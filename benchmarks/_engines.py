@@ -1,0 +1,211 @@
+"""The engines that `compare.py` runs: how each converts, loads and runs a model, in its own best setting.
+
+An engine is prepared once by the driver (`prepare` turns the ONNX file into what the engine loads) and then used by a
+worker in a fresh process: `start` imports it, `load` opens the model, `run` answers one request with arrays in and out.
+Nothing heavy is imported before `start`, so that a worker can time the import and measure its memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+Arrays = dict[str, Any]  # str -> numpy.ndarray
+
+
+class Engine:
+    """One inference engine; subclasses are bound to their name in `ENGINES`."""
+
+    module = ""  # what `start` imports
+    needs: tuple[str, ...] = ()  # further modules, for `prepare`
+    own_model = False  # True: takes the original ONNX file, False: the peers' (see cases.Case.peer_model)
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Modules that would have to be installed first."""
+        return [m for m in (cls.module, *cls.needs) if m and importlib.util.find_spec(m) is None]
+
+    def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
+        """The file to load, made once and outside the measurement."""
+        return onnx_file
+
+    def start(self) -> None:
+        self.api = __import__(self.module)
+
+    def load(self, file: str, threads: int, feeds: Arrays) -> None:
+        raise NotImplementedError
+
+    def run(self, feeds: Arrays) -> Arrays:
+        raise NotImplementedError
+
+
+class Bare(Engine):
+    """No engine: the NumPy process against which memory is counted."""
+
+    def start(self) -> None:
+        pass
+
+    def load(self, file: str, threads: int, feeds: Arrays) -> None:
+        pass
+
+    def run(self, feeds: Arrays) -> Arrays:
+        return {}
+
+
+class Evort(Engine):
+    """evort, from an `.etm` file that is memory-mapped."""
+
+    module = "evort"
+    needs = ("evort_tools",)
+    own_model = True
+
+    def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
+        from evort_tools import convert
+
+        file = onnx_file.with_suffix(".etm")
+        if not file.exists():
+            convert(onnx_file, file)
+        return file
+
+    def load(self, file: str, threads: int, feeds: Arrays) -> None:
+        self.session = self.api.load(file, threads=threads)
+
+    def run(self, feeds: Arrays) -> Arrays:
+        return self.session.run(feeds)
+
+
+class OnnxRuntime(Engine):
+    """onnxruntime with its defaults: every graph optimization, memory arena on, threads spin while they wait."""
+
+    module = "onnxruntime"
+    spin = True
+    arena = True
+
+    def load(self, file: str, threads: int, feeds: Arrays) -> None:
+        options = self.api.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = self.arena
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spin else "0")
+        self.session = self.api.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        self.names = [output.name for output in self.session.get_outputs()]
+
+    def run(self, feeds: Arrays) -> Arrays:
+        return dict(zip(self.names, self.session.run(self.names, feeds), strict=True))
+
+
+class OnnxRuntimeNoSpin(OnnxRuntime):
+    """onnxruntime whose idle threads sleep: better where cores are shared."""
+
+    spin = False
+
+
+class OnnxRuntimeLean(OnnxRuntime):
+    """onnxruntime set for least memory: no arena, no memory pattern, no spinning."""
+
+    spin = arena = False
+
+
+class OpenVino(Engine):
+    """OpenVINO's CPU plugin in latency mode at float32 precision, one stream."""
+
+    module = "openvino"
+
+    def load(self, file: str, threads: int, feeds: Arrays) -> None:
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads,
+                  "NUM_STREAMS": 1}
+        self.request = self.api.Core().compile_model(file, "CPU", config).create_infer_request()
+
+    def run(self, feeds: Arrays) -> Arrays:
+        results = self.request.infer(feeds, share_inputs=True)
+        return {port.any_name: value for port, value in results.items()}
+
+
+class Mnn(Engine):
+    """MNN through its module interface at float32 precision."""
+
+    module = "MNN"
+
+    def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
+        file = onnx_file.with_suffix(".mnn")
+        if not file.exists():
+            tool = shutil.which("mnnconvert", path=str(Path(sys.executable).parent)) or "mnnconvert"
+            subprocess.run([tool, "-f", "ONNX", "--modelFile", onnx_file, "--MNNModel", file, "--bizCode", "evort"],
+                           check=True, capture_output=True, timeout=300)
+        return file
+
+    def start(self) -> None:
+        import MNN.expr
+        import MNN.nn
+
+        self.expr, self.nn = MNN.expr, MNN.nn
+
+    def load(self, file: str, threads: int, feeds: Arrays) -> None:
+        self.runtime = self.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads, "precision": "high"},))
+        self.net = self.nn.load_module_from_file(file, [], [], runtime_manager=self.runtime)
+        info = self.net.get_info()
+        self.ins, self.outs = info["inputNames"], info["outputNames"]
+
+    def run(self, feeds: Arrays) -> Arrays:
+        nchw = self.expr.NCHW
+        xs = [self.expr.const(feeds[name], list(feeds[name].shape), nchw) for name in self.ins]
+        return {name: y.read().copy() for name, y in zip(self.outs, self.net.forward(xs), strict=True)}
+
+
+class Ncnn(Engine):
+    """ncnn at float32 storage, converted by pnnx for the very shape it is measured at (its graphs are static)."""
+
+    module = "ncnn"
+    needs = ("pnnx",)
+
+    def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
+        shapes = ["x".join(map(str, value.shape)) for value in feeds.values()]
+        folder = onnx_file.parent / f"{onnx_file.stem}.ncnn.{'_'.join(shapes)}"
+        file = folder / "model.ncnn.param"
+        if not file.exists():
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(onnx_file, folder / "model.onnx")
+            kinds = {"float32": "f32", "int64": "i64", "int32": "i32"}
+            sizes = ",".join(f"[{','.join(map(str, v.shape))}]{kinds[str(v.dtype)]}" for v in feeds.values())
+            spec = importlib.util.find_spec("pnnx")
+            tool = Path(next(iter(spec.submodule_search_locations))) / "pnnx"  # importing the package would need torch
+            subprocess.run([tool, "model.onnx", f"inputshape={sizes}", "fp16=0"], cwd=folder, check=True,
+                           capture_output=True, timeout=300)
+        return file
+
+    def load(self, file: str, threads: int, feeds: Arrays) -> None:
+        self.net = self.api.Net()
+        self.net.opt.num_threads = threads
+        self.net.opt.use_fp16_packed = self.net.opt.use_fp16_storage = self.net.opt.use_fp16_arithmetic = False
+        if self.net.load_param(file) or self.net.load_model(file.replace(".param", ".bin")):
+            raise RuntimeError(f"ncnn cannot load {file}")
+        self.ins, self.outs = list(self.net.input_names()), list(self.net.output_names())
+
+    def run(self, feeds: Arrays) -> Arrays:
+        with self.net.create_extractor() as extractor:
+            for name, value in zip(self.ins, feeds.values(), strict=True):
+                extractor.input(name, self.api.Mat(value[0]))
+            results = {}
+            for name in self.outs:
+                status, mat = extractor.extract(name)
+                if status:
+                    raise RuntimeError(f"ncnn cannot compute {name}")
+                results[name] = mat.numpy()[None].copy()
+        return results
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "bare": Bare,
+    "evort": Evort,
+    "onnxruntime": OnnxRuntime,
+    "onnxruntime-nospin": OnnxRuntimeNoSpin,
+    "onnxruntime-lean": OnnxRuntimeLean,
+    "openvino": OpenVino,
+    "mnn": Mnn,
+    "ncnn": Ncnn,
+}
