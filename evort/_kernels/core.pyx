@@ -55,4 +55,17 @@ def cpu_count() -> int:
     return ev_cpu_count()
 
 
+def default_threads() -> int:
+    """Threads of a session that names none: EVORT_NUM_THREADS, or the processors that this process may use.
+
+    Raises ValueError where the variable is no positive number.
+    """
+    text = os.environ.get("EVORT_NUM_THREADS", "")
+    if not text:
+        return cpu_count()
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"EVORT_NUM_THREADS must be a positive number, not {text!r}")
+    return int(text)
+
+
 select_isa(os.environ.get("EVORT_ISA", ""))

@@ -1,6 +1,6 @@
 """Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`)."""
 
-from evort.ops import elementwise
+from evort.ops import control, elementwise, sequence
 from evort.ops.base import Attr, Call, DataDependent, Kernel, NeedsValue, Op, find, lookup, op, registered
 
 __all__ = [
@@ -10,9 +10,11 @@ __all__ = [
     "Kernel",
     "NeedsValue",
     "Op",
+    "control",
     "elementwise",
     "find",
     "lookup",
     "op",
     "registered",
+    "sequence",
 ]

@@ -1,0 +1,64 @@
+"""The CPU backend: finds the compiled driver of each node, else runs the operator's NumPy reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from evort.errors import UnsupportedError
+from evort.ops.base import Call, Kernel, Op
+from evort.ops.run import run_reference
+from evort.types import MAX_RANK
+
+_DRIVERS: dict[str, object] = {}
+
+
+def driver_capsule(name: str) -> object:
+    """The driver "module.name" of `evort._kernels`. Raises UnsupportedError where there is none."""
+    found = _DRIVERS.get(name)
+    if found is None:
+        module, _, short = name.rpartition(".")
+        try:
+            found = import_module(f"evort._kernels.{module}").DRIVERS[short]
+        except (ImportError, KeyError):
+            raise UnsupportedError(f"evort._kernels has no driver {name!r}") from None
+        _DRIVERS[name] = found
+    return found
+
+
+class CpuBackend:
+    """Binds nodes to drivers; holds the packed weights that its sessions share.
+
+    packed_bytes: bytes of weights copied into another layout.
+    """
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._packed: dict[tuple[int, str], tuple[object, np.ndarray]] = {}
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(array.nbytes for _, array in self._packed.values())
+
+    def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
+        """The kernel, or a function that runs the reference."""
+        if all(s is None or len(s.shape) <= MAX_RANK for s in (*c.ins, *c.outs)):
+            kernel = definition.bind(c)
+            if kernel is not None:
+                return kernel, None
+        return None, lambda arrays: run_reference(definition, c, arrays)
+
+    def capsule(self, kernel: Kernel) -> object:
+        return driver_capsule(kernel.driver) if isinstance(kernel.driver, str) else kernel.driver
+
+    def packed(self, c: Call, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        # The node is kept beside the array, so that its id stays its own.
+        at = (id(c.node), key)
+        found = self._packed.get(at)
+        if found is None:
+            found = self._packed[at] = (c.node, np.ascontiguousarray(make()))
+        return found[1]

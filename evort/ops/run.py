@@ -1,0 +1,48 @@
+"""Runs an operator's NumPy reference on arrays in their storage dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from evort.ops.base import Call, Op
+from evort.types import FLOAT8, STORAGE, DType
+
+_WIDENED = FLOAT8 | {DType.BFLOAT16, DType.FLOAT4E2M1}
+OBJECTS = frozenset({DType.STRING, DType.SEQUENCE, DType.OPTIONAL})
+
+
+def run_reference(definition: Op, c: Call, inputs: list[Any]) -> list[Any]:
+    """The outputs of `definition.reference`, each in the storage dtype that `c.outs` gives (where it is set).
+
+    bfloat16, float8 and float4 operands are widened to float32 for operators that do not handle their bits.
+    """
+    if not definition.raw_bits and any(s is not None and s.dtype in _WIDENED for s in c.ins):
+        from evort.ops.lowp import to_float32
+
+        inputs = [
+            to_float32(x, s.dtype) if s is not None and s.dtype in _WIDENED else x
+            for x, s in zip(inputs, c.ins, strict=True)
+        ]
+    results = definition.reference(c, *inputs)
+    if not isinstance(results, tuple):
+        results = (results,)
+    if not c.outs:
+        return list(results)
+    return [
+        r if spec is None or r is None else _stored(definition, spec.dtype, r)
+        for r, spec in zip(results, c.outs, strict=False)
+    ]
+
+
+def _stored(definition: Op, dtype: DType, result: Any) -> Any:
+    if dtype in (DType.SEQUENCE, DType.OPTIONAL):
+        return result
+    result = np.asarray(result)
+    storage = STORAGE[dtype]
+    if dtype in _WIDENED and not definition.raw_bits and result.dtype != storage:
+        from evort.ops.lowp import from_float32
+
+        return from_float32(result.astype(np.float32, copy=False), dtype)
+    return result.astype(storage, copy=False)

@@ -1,0 +1,252 @@
+"""Runs a graph: plans its stages for the shapes that come, keeps the plans, and runs them.
+
+One runner serves any number of threads: each run takes a program (a plan with an arena) from the plan's free list, or
+makes one, and puts it back. Plans are bounded: the least recently used is dropped.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from evort._kernels.executor import Program, StepFailed
+from evort.backends.cpu import CpuBackend
+from evort.backends.reference import run_dynamic, spec_of
+from evort.errors import ExecutionError, MemoryBudgetError
+from evort.graph import Graph
+from evort.ops.base import Call
+from evort.plan import Plan, Stage, build
+from evort.plan.trace import Bound, constant_specs
+from evort.types import STORAGE, DType, Spec
+
+MAX_PLANS = 16
+
+_STATUS = {
+    1: "an index points outside its axis",
+    2: "integer division by zero",
+    3: "an operand's value is outside what the operator defines",
+    4: "the kernel does not take these dtypes or shapes (a bug in evort's bind)",
+}
+
+
+class Planned:
+    """A plan and the programs that wait for their next run."""
+
+    __slots__ = ("free", "plan", "programs")
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.free: list[Program] = []
+        self.programs = 0
+
+
+class Runner:
+    """Plans and runs one graph. outer: constants of the graphs around it. max_memory: bytes that weights and arena
+    may take together, None for any."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        backend: CpuBackend,
+        threads: int,
+        outer: dict[str, Spec] | None = None,
+        max_memory: int | None = None,
+        weight_bytes: int = 0,
+    ):
+        self.graph = graph
+        self.backend = backend
+        self.threads = threads
+        self.max_memory = max_memory
+        self.weight_bytes = weight_bytes
+        self.constants = {**(outer or {}), **constant_specs(graph)}
+        for name in graph.inputs:
+            self.constants.pop(name, None)
+        self.root = Stage([Bound(node) for node in graph.nodes], graph.outputs, self.constants)
+        self._lock = threading.Lock()
+        self._nested: dict[int, tuple[Graph, Runner]] = {}
+
+    def plan(self, stage: Stage, specs: dict[str, Spec]) -> Planned:
+        """The plan of a stage for given input specifications, made where it is not there yet."""
+        key = tuple((specs[n].dtype, specs[n].shape) for n in stage.reads)
+        if stage.known:
+            key += tuple(specs[n].value.tobytes() for n in stage.reads if n in stage.known)
+        found = stage.plans.get(key)
+        if found is None:
+            with self._lock:
+                found = stage.plans.get(key)
+                if found is None:
+                    found = Planned(build(stage, specs, self.backend, self.threads))
+                    self._check_memory(found.plan)
+                    while len(stage.plans) >= MAX_PLANS:
+                        stage.plans.pop(next(iter(stage.plans)))
+                    stage.plans[key] = found
+        elif len(stage.plans) > 1:
+            stage.plans[key] = stage.plans.pop(key, found)
+        return found
+
+    def _check_memory(self, plan: Plan) -> None:
+        if self.max_memory is None:
+            return
+        needed = self.weight_bytes + self.backend.packed_bytes + plan.arena_bytes
+        if needed > self.max_memory:
+            raise MemoryBudgetError(
+                f"the plan needs {needed:,} bytes (weights {self.weight_bytes:,}, packed weights "
+                f"{self.backend.packed_bytes:,}, arena {plan.arena_bytes:,}), {self.max_memory:,} are allowed",
+                needed,
+                self.max_memory,
+            )
+
+    def run(
+        self,
+        feeds: dict[str, Any],
+        into: dict[str, np.ndarray] | None = None,
+        dtypes: dict[str, DType] | None = None,
+        times: list[tuple[Plan, np.ndarray]] | None = None,
+    ) -> dict[str, Any]:
+        """The graph's outputs by name. feeds: C-contiguous arrays (or lists, for sequences) by input name, and of the
+        names that the graph takes from around it; dtypes: element types where the NumPy dtype does not tell.
+
+        into: arrays to write outputs to; others are allocated. times: gets (plan, nanoseconds per step) per stage.
+        Raises ExecutionError where a kernel refuses its operands.
+        """
+        env: dict[str, Any] = dict(feeds)
+        dtypes = dict(dtypes or {})
+        results: dict[str, Any] = {}
+        taken: list[tuple[Planned, Program]] = []
+        stage: Stage | None = self.root
+        try:
+            while stage is not None:
+                planned = self.plan(stage, self._specs(stage, env, dtypes))
+                plan = planned.plan
+                program = self._take(planned)
+                taken.append((planned, program))
+                inputs = [env[n] for n in plan.reads]
+                outputs = [
+                    into[n] if into is not None and n in into else np.empty(s.shape, STORAGE[s.dtype])
+                    for n, s in zip(plan.writes, plan.write_specs, strict=True)
+                ]
+                self._execute(plan, program, inputs, outputs, times)
+                for name, array in zip(plan.writes, outputs, strict=True):
+                    results[name] = env[name] = array
+                for name, value in plan.known.items():
+                    results[name] = self._deliver(value, name, into)
+                for name, index in plan.keep_ids.items():
+                    env[name] = program.view(index, inputs, outputs)
+                    dtypes[name] = plan.specs[name].dtype
+                if plan.eager is not None:
+                    self._run_eager(plan, env, dtypes)
+                stage = plan.next
+            for name in self.graph.outputs:
+                if name not in results:
+                    results[name] = self._deliver(env[name], name, into)
+        finally:
+            for planned, program in taken:
+                planned.free.append(program)
+        return results
+
+    @staticmethod
+    def _deliver(value: Any, name: str, into: dict[str, np.ndarray] | None) -> Any:
+        """An output that no step wrote to its final place: a copy, which the caller owns."""
+        if into is not None and name in into:
+            into[name][...] = value
+            return into[name]
+        return value.copy() if isinstance(value, np.ndarray) else value
+
+    @staticmethod
+    def _specs(stage: Stage, env: dict[str, Any], dtypes: dict[str, DType]) -> dict[str, Spec]:
+        specs = {}
+        for name in stage.reads:
+            spec = spec_of(env[name], dtypes.get(name))
+            if name not in stage.known:
+                spec.value = None
+            elif spec.value is not None:
+                spec.value = spec.value.copy()
+            specs[name] = spec
+        return specs
+
+    def _take(self, planned: Planned) -> Program:
+        try:
+            return planned.free.pop()
+        except IndexError:
+            plan = planned.plan
+            planned.programs += 1
+            return Program(plan.tensors, plan.rows, plan.constants, plan.arena_bytes, self.threads)
+
+    @staticmethod
+    def _execute(
+        plan: Plan,
+        program: Program,
+        inputs: list[np.ndarray],
+        outputs: list[np.ndarray],
+        times: list[tuple[Plan, np.ndarray]] | None,
+    ) -> None:
+        spent = None
+        if times is not None:
+            spent = np.zeros(len(plan.rows), np.int64)
+            times.append((plan, spent))
+        try:
+            program.run(inputs, outputs, spent)
+        except StepFailed as failure:
+            call = plan.steps[failure.step].call
+            operands = ", ".join("absent" if s is None else repr(s) for s in call.ins)
+            reason = _STATUS.get(failure.status, f"status {failure.status}")
+            raise ExecutionError(f"{call.node.label()}: {reason}. Inputs were ({operands})") from None
+
+    def _run_eager(self, plan: Plan, env: dict[str, Any], dtypes: dict[str, DType]) -> None:
+        """Runs a node between stages by its reference, on values of any kind."""
+        bound = plan.eager
+        node = bound.node
+
+        def value(name: str) -> tuple[Any, DType | None]:
+            spec = plan.specs.get(name)
+            if spec is not None and spec.value is not None:
+                return spec.value, spec.dtype
+            return env[name], dtypes.get(name)
+
+
+        inputs = [value(n) if n else None for n in node.inputs]
+        c = Call(node, bound.attrs, [None if v is None else spec_of(*v) for v in inputs], self.threads)
+        c.run_graph = lambda graph, feeds: self._run_nested(graph, feeds, value)
+        results, types = run_dynamic(bound.definition, c, [None if v is None else v[0] for v in inputs])
+        for name, result, dtype in zip(node.outputs, results, types, strict=False):
+            if not name:
+                continue
+            if isinstance(result, np.ndarray | np.generic):
+                result = np.asarray(result, order="C")
+                if dtype is not None:
+                    dtypes[name] = dtype
+            env[name] = result
+
+    def _run_nested(self, graph: Graph, feeds: dict[str, Any], value: Any) -> list[Any]:
+        """Runs a nested graph with the names that it takes from here."""
+        found = self._nested.get(id(graph))
+        if found is None:
+            found = (graph, Runner(graph, self.backend, self.threads, self.constants))
+            self._nested[id(graph)] = found
+        runner = found[1]
+        values, dtypes = dict(feeds), {}
+        for name in runner.root.reads:
+            if name not in values:
+                values[name], dtype = value(name)
+                if dtype is not None:
+                    dtypes[name] = dtype
+        for name, array in values.items():
+            if isinstance(array, np.ndarray):
+                values[name] = np.ascontiguousarray(array).reshape(array.shape)
+        results = runner.run(values, dtypes=dtypes)
+        return [results[name] for name in graph.outputs]
+
+    def planned(self) -> list[Planned]:
+        """All plans kept, those of later stages and nested graphs included."""
+        found: list[Planned] = []
+        stages = [self.root]
+        while stages:
+            for planned in list(stages.pop().plans.values()):
+                found.append(planned)
+                if planned.plan.next is not None:
+                    stages.append(planned.plan.next)
+        for _, runner in list(self._nested.values()):
+            found.extend(runner.planned())
+        return found

@@ -1,0 +1,67 @@
+"""What several test modules share: models of one node, and where the real models are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evort.graph import Graph, Model, Node, Tensor
+from evort.session import Session
+from evort.types import DType, dtype_of
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def node_model(
+    op: str,
+    inputs: list[np.ndarray | None],
+    attrs: dict[str, Any] | None = None,
+    outputs: int = 1,
+    domain: str = "",
+    constants: tuple[int, ...] = (),
+    dtypes: dict[int, DType] | None = None,
+) -> Model:
+    """A model of one node. constants: which inputs are constants; dtypes: element types that NumPy does not tell."""
+    graph = Graph(op)
+    names = []
+    for i, x in enumerate(inputs):
+        if x is None:
+            names.append("")
+            continue
+        name = f"in{i}"
+        dtype = (dtypes or {}).get(i) or dtype_of(x)
+        graph.add(Tensor(name, dtype, x.shape, x if i in constants else None))
+        if i not in constants:
+            graph.inputs.append(name)
+        names.append(name)
+    graph.outputs = [f"out{i}" for i in range(outputs)]
+    graph.nodes = [Node(op, names, list(graph.outputs), attrs, domain, "node")]
+    return Model(graph)
+
+
+def run_node(
+    op: str,
+    inputs: list[np.ndarray | None],
+    attrs: dict[str, Any] | None = None,
+    outputs: int = 1,
+    domain: str = "",
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    constants: tuple[int, ...] = (),
+    dtypes: dict[int, DType] | None = None,
+) -> list[Any]:
+    """Runs one node through a session; returns its outputs."""
+    model = node_model(op, inputs, attrs, outputs, domain, constants, dtypes)
+    session = Session(model, threads=threads, device=device)
+    feeds = {f"in{i}": x for i, x in enumerate(inputs) if x is not None and i not in constants}
+    results = session.run(feeds)
+    return [results[name] for name in model.graph.outputs]
+
+
+def drivers_of(session: Session) -> list[str]:
+    """The driver of each step of a session's plans ("numpy" where the reference runs)."""
+    return [step.driver for plan in session.plans() for step in plan.steps]
