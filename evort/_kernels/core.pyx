@@ -6,7 +6,9 @@ from evort._kernels.core cimport ev_call, ev_driver, ev_task, ev_ukr
 
 cdef extern from "pool.h" nogil:
     void ev_parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads)
+    int32_t ev_pool_size()
     int32_t ev_cpu_count()
+    double ev_cpu_quota(const char *membership, const char *root)
 
 cdef extern from "ukr.h" nogil:
     ev_ukr ev_active
@@ -55,17 +57,30 @@ def cpu_count() -> int:
     return ev_cpu_count()
 
 
-def default_threads() -> int:
-    """Threads of a session that names none: EVORT_NUM_THREADS, or the processors that this process may use.
+def cpu_quota(membership: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> float:
+    """The CPU quota of this process's cgroups (version 1 or 2) in processors, 0.0 where there is none.
 
-    Raises ValueError where the variable is no positive number.
+    membership: the file that names the cgroups; root: where they are mounted.
     """
-    text = os.environ.get("EVORT_NUM_THREADS", "")
+    return ev_cpu_quota(os.fsencode(membership), os.fsencode(root))
+
+
+def default_threads() -> int:
+    """Threads that a session uses unless told otherwise: EVORT_NUM_THREADS, or else cpu_count().
+
+    Raises ValueError where EVORT_NUM_THREADS is not a positive number.
+    """
+    text = os.environ.get("EVORT_NUM_THREADS", "").strip()
     if not text:
         return cpu_count()
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"EVORT_NUM_THREADS must be a positive number, not {text!r}")
-    return int(text)
+    return min(int(text), 1024)
+
+
+def pool_threads() -> int:
+    """Threads that the pool has started in this process so far: 0 until something asks for more than one thread."""
+    return ev_pool_size()
 
 
 select_isa(os.environ.get("EVORT_ISA", ""))
