@@ -92,9 +92,12 @@ setup(
         *find_packages(include=["evort", "evort.*"]),
         "evort_tools",
         *(f"evort_tools.{name}" for name in find_packages("tools")),
+        "evort_tools.models",
     ],
-    package_dir={"evort_tools": "tools"},
+    # The tools, and the shipped models that `evort demo` runs.
+    package_dir={"evort_tools": "tools", "evort_tools.models": "models"},
     package_data={
+        "evort_tools.models": ["*.onnx", "*.npz"],
         "evort": ["py.typed", "**/*.pyi", "**/*.pxd", "**/*.h", "**/*.inc", "**/*.fbs"],
     },
     exclude_package_data={"": ["*.c", "*.pyx"]},

@@ -1,8 +1,8 @@
 """evort: a small neural-network inference runtime.
 
-    import evort
-    session = evort.load("lenet.etm")
-    logits = session(image)
+import evort
+session = evort.load("lenet.etm")
+logits = session(image)
 """
 
 from evort._kernels.core import available_isas, isa

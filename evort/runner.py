@@ -34,10 +34,11 @@ _STATUS = {
 class Planned:
     """A plan and the programs that wait for their next run."""
 
-    __slots__ = ("free", "plan", "programs")
+    __slots__ = ("free", "outputs", "plan", "programs")
 
     def __init__(self, plan: Plan):
         self.plan = plan
+        self.outputs = [(spec.shape, STORAGE[spec.dtype]) for spec in plan.write_specs]
         self.free: list[Program] = []
         self.programs = 0
 
@@ -118,7 +119,7 @@ class Runner:
         stage: Stage | None = self.root
         try:
             while stage is not None:
-                planned = self.plan(stage, self._specs(stage, env, dtypes))
+                planned = self.plan(stage, self.specs(stage, env, dtypes))
                 plan = planned.plan
                 program = self._take(planned)
                 taken.append((planned, program))
@@ -146,6 +147,17 @@ class Runner:
                 planned.free.append(program)
         return results
 
+    def run_planned(self, planned: Planned, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Runs a plan that is all of the graph, on checked, C-contiguous feeds."""
+        plan = planned.plan
+        program = self._take(planned)
+        outputs = [np.empty(shape, dtype) for shape, dtype in planned.outputs]
+        try:
+            self._execute(plan, program, [feeds[n] for n in plan.reads], outputs, None)
+        finally:
+            planned.free.append(program)
+        return dict(zip(plan.writes, outputs, strict=True))
+
     @staticmethod
     def _deliver(value: Any, name: str, into: dict[str, np.ndarray] | None) -> Any:
         """An output that no step wrote to its final place: a copy, which the caller owns."""
@@ -155,7 +167,8 @@ class Runner:
         return value.copy() if isinstance(value, np.ndarray) else value
 
     @staticmethod
-    def _specs(stage: Stage, env: dict[str, Any], dtypes: dict[str, DType]) -> dict[str, Spec]:
+    def specs(stage: Stage, env: dict[str, Any], dtypes: dict[str, DType]) -> dict[str, Spec]:
+        """Specifications of what a stage reads, with the values that it must know."""
         specs = {}
         for name in stage.reads:
             spec = spec_of(env[name], dtypes.get(name))
@@ -204,7 +217,6 @@ class Runner:
             if spec is not None and spec.value is not None:
                 return spec.value, spec.dtype
             return env[name], dtypes.get(name)
-
 
         inputs = [value(n) if n else None for n in node.inputs]
         c = Call(node, bound.attrs, [None if v is None else spec_of(*v) for v in inputs], self.threads)

@@ -180,5 +180,3 @@ class OptionalHasElement(_Dynamic):
 
     def reference(self, c: Call, x: Any = None) -> np.ndarray:
         return np.array(x is not None)
-
-

@@ -1,0 +1,124 @@
+"""What several commands share: opening models, making inputs, sizes in words, tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import evort
+from evort.session import Session
+from evort.types import FLOATS, STORAGE, DType
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "8MB", "512KiB", "4096"; decimal units are powers of 1000. Raises argparse.ArgumentTypeError."""
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmg]?i?)b?\s*", text.lower())
+    if found is None or found[2] not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 8MB, 512KiB or 4096")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """("x", (1, 3, 480, 480)) from "x=1,3,480,480" (or "x=1x3x480x480"). Raises argparse.ArgumentTypeError."""
+    name, equals, dims = text.rpartition("=")
+    try:
+        if not equals:
+            raise ValueError
+        return name, tuple(int(d) for d in re.split("[,x]", dims) if d)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; write it like x=1,3,480,480") from None
+
+
+def parse_threads(text: str) -> list[int]:
+    """[1, 2] from "1,2". Raises argparse.ArgumentTypeError."""
+    try:
+        threads = [int(t) for t in text.split(",")]
+    except ValueError:
+        threads = [0]
+    if min(threads) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of thread counts; write it like 1,2")
+    return threads
+
+
+def bytes_text(n: float) -> str:
+    """A size for people: "12.3 kB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    raise AssertionError("unreachable")
+
+
+def source(path: str) -> str | bytes:
+    """What `evort.load` takes: an .etm file's path, or an .onnx model converted in memory."""
+    if path.endswith(".onnx"):
+        from evort_tools.convert import convert
+
+        return convert(path)
+    return path
+
+
+def open_session(path: str, **options: Any) -> Session:
+    """Loads an .etm file, or converts and loads an .onnx one."""
+    return evort.load(source(path), **options)
+
+
+def file_size(path: str) -> int:
+    return os.stat(path).st_size
+
+
+def shapes_of(args: argparse.Namespace) -> dict[str, tuple[int, ...]]:
+    return dict(args.shape or [])
+
+
+def add_shape_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shape", type=parse_shape, action="append", metavar="NAME=D,D,...",
+        help="an input's shape, where the model leaves dimensions open (repeatable; default: 1 for each open one)",
+    )  # fmt: skip
+
+
+def random_inputs(session: Session, shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Any]:
+    """Seeded inputs: floats in [0, 1), small non-negative integers, false."""
+    rng = np.random.default_rng(seed)
+    unknown = shapes.keys() - {v.name for v in session.inputs}
+    if unknown:
+        raise ValueError(f"the model has no input {', '.join(sorted(unknown))}; it has {session.inputs}")
+    feeds: dict[str, Any] = {}
+    for value in session.inputs:
+        shape = shapes.get(value.name)
+        if shape is None:
+            if value.shape is None:
+                raise ValueError(f"the rank of input {value.name!r} is unknown: give --shape {value.name}=...")
+            shape = tuple(d if isinstance(d, int) else 1 for d in value.shape)
+        if value.dtype not in STORAGE or value.dtype == DType.STRING:
+            raise ValueError(f"input {value.name!r} is of type {value.dtype.name.lower()}: give it in a file")
+        storage = STORAGE[value.dtype]
+        if value.dtype in FLOATS and storage.kind == "f":
+            feeds[value.name] = rng.random(shape, np.float32).astype(storage)
+        elif storage.kind == "b":
+            feeds[value.name] = np.zeros(shape, storage)
+        else:
+            feeds[value.name] = rng.integers(0, 2, shape).astype(storage)
+    return feeds
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2))
+
+
+def shipped_models() -> Path:
+    """The folder of the models that come with evort: in the installed package, or in the checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "models", here.parent / "models"):
+        if (folder / "lenet.onnx").is_file():
+            return folder
+    raise FileNotFoundError("the shipped models (models/lenet.onnx) are not there")

@@ -1,0 +1,120 @@
+"""Times each operator of a model: a table by layer or by operator, and a Chrome trace that opens in Perfetto."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evort.plan import Plan
+from evort_tools.common import add_shape_argument, open_session, print_json, random_inputs, shapes_of
+from evort_tools.inspection import operator_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="an .etm file (or .onnx, converted in memory)")
+    add_shape_argument(parser)
+    parser.add_argument("--threads", type=int, default=1, help="threads to use (1)")
+    parser.add_argument("--runs", type=int, default=20, help="runs to measure; medians are shown (20)")
+    parser.add_argument("--by", choices=("layer", "operator"), default="layer", help="one row for each (layer)")
+    parser.add_argument("--top", type=int, default=30, help="rows to show, slowest first; 0 for all (30)")
+    parser.add_argument("--trace", metavar="FILE.json", help="write one run as a Chrome trace")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.runs < 1:
+        raise ValueError("--runs must be at least 1")
+    session = open_session(args.model, threads=args.threads)
+    feeds = random_inputs(session, shapes_of(args))
+    session.run(feeds)
+    runs = [session.profile(feeds) for _ in range(args.runs)]
+    if args.trace:
+        write_trace(args.trace, runs[-1])
+    rows = rows_of(runs)
+    if args.by == "operator":
+        rows = by_operator(rows)
+    rows.sort(key=lambda row: -row["us"])
+    if args.json:
+        print_json(rows)
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    total = sum(row["us"] for row in rows)
+    table = Table("what", "operator", "kernel", "output", title=f"{args.model}: {total / 1e3:.3f} ms")
+    for column in ("µs", "share", "GMAC/s"):
+        table.add_column(column, justify="right")
+    for row in rows[: args.top or None]:
+        rate = f"{row['macs'] / row['us'] / 1e3:.1f}" if row["macs"] and row["us"] else ""
+        table.add_row(row["name"], row["operator"], row["kernel"], row["output"], f"{row['us']:.1f}",
+                      f"{row['us'] / total:.1%}" if total else "", rate)  # fmt: skip
+    Console().print(table)
+    return 0
+
+
+def rows_of(runs: Sequence[Sequence[tuple[Plan, np.ndarray]]]) -> list[dict[str, Any]]:
+    """A row for each step, with the median of its microseconds over the runs."""
+    rows = []
+    for stage, (plan, _) in enumerate(runs[0]):
+        spent = np.median([profile[stage][1] for profile in runs if profile[stage][0] is plan], axis=0) / 1e3
+        for i, us in enumerate(spent):
+            if i >= len(plan.steps):
+                row = {"name": "copy to output", "operator": "", "kernel": "executor.copy", "output": "", "macs": 0}
+            else:
+                step = plan.steps[i]
+                c = step.call
+                out = next((s for s in c.outs if s is not None), None)
+                row = {
+                    "name": c.node.name or c.node.outputs[0],
+                    "operator": operator_text(step),
+                    "kernel": step.driver,
+                    "output": "" if out is None else f"{out.dtype.name.lower()}{list(out.shape)}",
+                    "macs": step.definition.macs(c),
+                }
+            rows.append({**row, "us": float(us)})
+    return rows
+
+
+def by_operator(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows summed by operator and kernel."""
+    sums: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = row["operator"], row["kernel"]
+        if key not in sums:
+            sums[key] = {"name": 0, "operator": key[0], "kernel": key[1], "output": "", "macs": 0, "us": 0.0}
+        sums[key]["name"] += 1
+        sums[key]["macs"] += row["macs"]
+        sums[key]["us"] += row["us"]
+    for row in sums.values():
+        row["name"] = f"{row['name']} nodes"
+    return list(sums.values())
+
+
+def write_trace(path: str, profile: Sequence[tuple[Plan, np.ndarray]]) -> None:
+    """Writes one run in Chrome's trace event format, which Perfetto opens."""
+    events: list[dict[str, Any]] = []
+    at = 0.0
+    for row in rows_of([profile]):
+        details = {k: row[k] for k in ("kernel", "output", "macs")}
+        event = {"name": f"{row['operator']} {row['name']}", "cat": row["operator"] or "copy", "args": details}
+        events.append({**event, "ph": "X", "pid": 1, "tid": 1, "ts": at, "dur": row["us"]})
+        at += row["us"]
+    folder = Path(path).resolve().parent
+    handle, temporary = tempfile.mkstemp(suffix=".json", dir=folder)
+    with os.fdopen(handle, "w") as file:
+        json.dump({"traceEvents": events, "displayTimeUnit": "ns"}, file)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    from evort_tools.cli import run_command
+
+    sys.exit(run_command("profile"))
