@@ -34,11 +34,11 @@ _STATUS = {
 class Planned:
     """A plan and the programs that wait for their next run."""
 
-    __slots__ = ("free", "outputs", "plan", "programs")
+    __slots__ = ("free", "plan", "programs", "writes")
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.outputs = [(spec.shape, STORAGE[spec.dtype]) for spec in plan.write_specs]
+        self.writes = [(n, s.shape, STORAGE[s.dtype]) for n, s in zip(plan.writes, plan.write_specs, strict=True)]
         self.free: list[Program] = []
         self.programs = 0
 
@@ -149,14 +149,13 @@ class Runner:
 
     def run_planned(self, planned: Planned, feeds: dict[str, Any]) -> dict[str, Any]:
         """Runs a plan that is all of the graph, on checked, C-contiguous feeds."""
-        plan = planned.plan
         program = self._take(planned)
-        outputs = [np.empty(shape, dtype) for shape, dtype in planned.outputs]
         try:
-            self._execute(plan, program, [feeds[n] for n in plan.reads], outputs, None)
+            return program.call(feeds, planned.plan.reads, planned.writes)
+        except StepFailed as failure:
+            raise self._failure(planned.plan, failure) from None
         finally:
             planned.free.append(program)
-        return dict(zip(plan.writes, outputs, strict=True))
 
     @staticmethod
     def _deliver(value: Any, name: str, into: dict[str, np.ndarray] | None) -> Any:
@@ -187,8 +186,8 @@ class Runner:
             planned.programs += 1
             return Program(plan.tensors, plan.rows, plan.constants, plan.arena_bytes, self.threads)
 
-    @staticmethod
     def _execute(
+        self,
         plan: Plan,
         program: Program,
         inputs: list[np.ndarray],
@@ -202,10 +201,15 @@ class Runner:
         try:
             program.run(inputs, outputs, spent)
         except StepFailed as failure:
-            call = plan.steps[failure.step].call
-            operands = ", ".join("absent" if s is None else repr(s) for s in call.ins)
-            reason = _STATUS.get(failure.status, f"status {failure.status}")
-            raise ExecutionError(f"{call.node.label()}: {reason}. Inputs were ({operands})") from None
+            raise self._failure(plan, failure) from None
+
+    @staticmethod
+    def _failure(plan: Plan, failure: StepFailed) -> ExecutionError:
+        """A driver's error status in words, with its node."""
+        call = plan.steps[failure.step].call
+        operands = ", ".join("absent" if s is None else repr(s) for s in call.ins)
+        reason = _STATUS.get(failure.status, f"status {failure.status}")
+        return ExecutionError(f"{call.node.label()}: {reason}. Inputs were ({operands})")
 
     def _run_eager(self, plan: Plan, env: dict[str, Any], dtypes: dict[str, DType]) -> None:
         """Runs a node between stages by its reference, on values of any kind."""
