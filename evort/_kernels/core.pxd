@@ -79,6 +79,14 @@ cdef extern from "ukr.h" nogil:
                          void *dst) noexcept nogil
         void (*pack_f64)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,
                          void *dst) noexcept nogil
+        void (*gemv_rows_f32)(int64_t n, int64_t k, double alpha, const void *x, int64_t incx, const void *w,
+                              int64_t ld, void *y) noexcept nogil
+        void (*gemv_dot_f32)(int64_t n, int64_t k, double alpha, const void *x, const void *w, int64_t ld, void *y,
+                             int64_t incy) noexcept nogil
+        void (*gemv_rows_f64)(int64_t n, int64_t k, double alpha, const void *x, int64_t incx, const void *w,
+                              int64_t ld, void *y) noexcept nogil
+        void (*gemv_dot_f64)(int64_t n, int64_t k, double alpha, const void *x, const void *w, int64_t ld, void *y,
+                             int64_t incy) noexcept nogil
         void (*activate_f32)(const ev_epilogue *e, int64_t m, int64_t n, int64_t i0, float *c,
                              int64_t ldc) noexcept nogil
 

@@ -35,3 +35,12 @@ cdef void gemm_init(ev_gemm *g, int64_t m, int64_t n, int64_t k, const void *a, 
 cdef int64_t gemm_scratch(int64_t size, int64_t m, int64_t n, int64_t k, int32_t threads) noexcept nogil
 cdef void gemm_f32(const ev_gemm *g) noexcept nogil
 cdef void gemm_f64(const ev_gemm *g) noexcept nogil
+
+# `count` products of one shape; a, b and c (with a residual, which is laid out like c) move on by the strides, in
+# elements. A stride of 0 uses the same matrix again.
+cdef int64_t gemm_batch_scratch(int64_t size, int64_t count, int64_t m, int64_t n, int64_t k,
+                                int32_t threads) noexcept nogil
+cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c) noexcept nogil
+cdef void gemm_batch_f64(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c) noexcept nogil

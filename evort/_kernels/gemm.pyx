@@ -9,6 +9,9 @@
             micro-kernel: all mc rows, MR at a time             A streams from L2
       activation of C[:, nc] while it is in the cache
 
+A product with one row or one column is a matrix-vector product, done without packing as W streams past once; with
+few rows, B is read where it lies, as packing it would cost as much as using it.
+
 Bias, residual and clamping activations are applied by the micro-kernel as it stores; the rest by a second pass over
 the block. A convolution supplies B through a callback, so that no im2col matrix is ever built.
 """
@@ -22,10 +25,26 @@ cdef enum:
     KC = 320                     # a panel of B (KC x 64 bytes) and MR rows of A fit a 32 KB L1
     MC = 96                      # MC x KC x 4 bytes of A and B_BYTES of B fit a 512 KB L2
     B_BYTES = 160 * 1024
+    FEW_ROWS = 8                 # up to here B is read in place,
+    FEW_ROWS_KC = 32             # this many of its rows at a time, as so many streams the prefetcher can follow
+    VECTOR_COLUMNS = 4096        # of y at a time, which stay in L1
     MACS_PER_THREAD = 1 << 17    # less work than this (some 5 us) is not worth waking a thread
+    VECTOR_MACS_PER_THREAD = 1 << 15
+
+cdef enum Method:
+    BLOCKED                      # B is packed
+    IN_PLACE                     # B is read where it lies
+    ROW_TIMES_ROWS               # m == 1, rows of B contiguous
+    ROW_TIMES_COLUMNS            # m == 1, columns of B contiguous
+    ROWS_TIMES_COLUMN            # n == 1, rows of A contiguous
+    COLUMNS_TIMES_COLUMN         # n == 1, columns of A contiguous
 
 ctypedef void (*tile_fn)(const ev_tile *) noexcept nogil
 ctypedef void (*pack_fn)(int64_t, int64_t, int64_t, int64_t, int64_t, const void *, void *) noexcept nogil
+ctypedef void (*gemv_rows_fn)(int64_t, int64_t, double, const void *, int64_t, const void *, int64_t,
+                              void *) noexcept nogil
+ctypedef void (*gemv_dot_fn)(int64_t, int64_t, double, const void *, const void *, int64_t, void *,
+                             int64_t) noexcept nogil
 
 ctypedef struct Plan:
     int64_t kc, nc, mc           # block sizes
@@ -34,11 +53,15 @@ ctypedef struct Plan:
     int64_t slot                 # scratch bytes of a thread
 
 ctypedef struct Job:
-    const ev_gemm *g
+    const ev_gemm *g             # of the first matrix of the batch
+    int64_t stride_a, stride_b, stride_c
     Plan plan
+    Method method
     int64_t size, nr
     tile_fn tile
     pack_fn pack
+    gemv_rows_fn gemv_rows
+    gemv_dot_fn gemv_dot
 
 
 cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
@@ -54,8 +77,10 @@ cdef inline int64_t even_block(int64_t n, int64_t most, int64_t unit) noexcept n
 
 cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, int64_t k,
                     int32_t threads) noexcept nogil:
-    cdef int64_t shares = max(1, min(<int64_t> threads, m * n * k // MACS_PER_THREAD))
+    cdef bint vector = m == 1 or n == 1
+    cdef int64_t shares = m * n * k // (VECTOR_MACS_PER_THREAD if vector else MACS_PER_THREAD)
     cdef int64_t best = -1, cost, parts_m, step_m, step_n
+    shares = max(1, min(<int64_t> threads, shares))
     for parts_m in range(1, shares + 1):
         if shares % parts_m != 0:
             continue
@@ -75,76 +100,109 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.slot = ceil_div((plan.nc + plan.mc) * plan.kc * size, 64) * 64
 
 
-cdef int64_t gemm_scratch(int64_t size, int64_t m, int64_t n, int64_t k, int32_t threads) noexcept nogil:
-    cdef Plan plan
-    make_plan(&plan, size, EV_NR_F32 if size == 4 else EV_NR_F64, m, n, k, threads)
-    return plan.slot * min(<int64_t> threads, plan.parts_m * plan.parts_n)
+cdef Method choose(const ev_gemm *g) noexcept nogil:
+    if g.pack != NULL:
+        return BLOCKED
+    if g.m == 1 and g.csb == 1:
+        return ROW_TIMES_ROWS
+    if g.m == 1 and g.rsb == 1 and g.csa == 1:
+        return ROW_TIMES_COLUMNS
+    if g.n == 1 and g.csa == 1 and g.rsb == 1:
+        return ROWS_TIMES_COLUMN
+    if g.n == 1 and g.rsa == 1 and g.ldc == 1:
+        return COLUMNS_TIMES_COLUMN
+    return IN_PLACE if g.csb == 1 and g.m <= FEW_ROWS else BLOCKED
 
 
-cdef void share(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    """Computes shares [begin, end) of C."""
+cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    """Computes shares [begin, end) of the batch's results."""
     cdef Job *job = <Job *> ctx
     cdef Plan *plan = &job.plan
-    cdef const ev_gemm *g = job.g
+    cdef int64_t item, index, i, j, per_matrix = plan.parts_m * plan.parts_n
+    cdef char *scratch = <char *> job.g.scratch + worker * plan.slot
+    cdef ev_gemm g
+    cdef ev_epilogue e
+    for item in range(begin, end):
+        index = item // per_matrix
+        g = job.g[0]
+        g.a = <const char *> g.a + index * job.stride_a * job.size
+        g.b = <const char *> g.b + index * job.stride_b * job.size
+        g.c = <char *> g.c + index * job.stride_c * job.size
+        if g.epilogue != NULL and g.epilogue.residual != NULL:
+            e = g.epilogue[0]
+            e.residual = <const char *> e.residual + index * job.stride_c * job.size
+            g.epilogue = &e
+        i = item % per_matrix // plan.parts_n * plan.step_m
+        j = item % plan.parts_n * plan.step_n
+        if job.method >= ROW_TIMES_ROWS:
+            vector_share(job, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n))
+        else:
+            matrix_share(job, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n), scratch)
+
+
+cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,
+                       int64_t j_end, char *packed_b) noexcept nogil:
+    """C[i_begin:i_end, j_begin:j_end] as blocks of packed panels (or, IN_PLACE, of B itself)."""
+    cdef const Plan *plan = &job.plan
     cdef const ev_epilogue *e = g.epilogue
-    cdef const char *a = <const char *> g.a
-    cdef const char *b = <const char *> g.b
-    cdef char *c = <char *> g.c
-    cdef char *packed_b = <char *> g.scratch + worker * plan.slot
-    cdef char *packed_a = packed_b + plan.nc * plan.kc * job.size
-    cdef int64_t size = job.size, item, i_begin, i_end, j_begin, j_end, i0, j0, p0, nb, kb, j
-    cdef bint last, pack_a
+    cdef bint in_place = job.method == IN_PLACE
+    cdef int64_t size = job.size, nr = job.nr
+    cdef int64_t kc = min(plan.kc, <int64_t> FEW_ROWS_KC) if in_place else plan.kc
+    cdef int64_t nc = j_end - j_begin if in_place else plan.nc
+    cdef char *packed_a = packed_b + plan.nc * plan.kc * size
+    cdef bint pack_a = not in_place and (g.csa != 1 or (g.rsa * size % 1024 == 0 and j_end - j_begin >= 128))
+    cdef int64_t i0, j0, p0, nb, kb, j, packed
+    cdef const char *b
+    cdef bint last
     cdef ev_tile t
     t.alpha = g.alpha
-    t.ldc = g.ldc
-    for item in range(begin, end):
-        i_begin = item // plan.parts_n * plan.step_m
-        i_end = min(i_begin + plan.step_m, g.m)
-        j_begin = item % plan.parts_n * plan.step_n
-        j_end = min(j_begin + plan.step_n, g.n)
-        pack_a = g.csa != 1 or (g.rsa * size % 1024 == 0 and j_end - j_begin >= 128)
-        j0 = j_begin
-        while j0 < j_end:
-            nb = min(plan.nc, j_end - j0)
-            p0 = 0
-            last = False
-            while not last:                              # once even for k == 0
-                kb = min(plan.kc, g.k - p0)
-                last = p0 + kb >= g.k
-                if g.pack != NULL:
-                    g.pack(g.pack_ctx, p0, kb, j0, nb, packed_b)
-                else:
-                    job.pack(job.nr, nb, kb, g.csb, g.rsb, b + (p0 * g.rsb + j0 * g.csb) * size, packed_b)
-                t.k = kb
-                t.ldb = job.nr
-                i0 = i_begin
-                while i0 < i_end:
-                    t.m = min(plan.mc, i_end - i0)
-                    t.a = a + (i0 * g.rsa + p0 * g.csa) * size
-                    t.rsa, t.csa, t.a_step = g.rsa, g.csa, EV_MR * g.rsa
-                    if pack_a:
-                        job.pack(EV_MR, t.m, kb, g.rsa, g.csa, t.a, packed_a)
-                        t.a = packed_a
-                        t.rsa, t.csa, t.a_step = 1, EV_MR, EV_MR * kb
-                    j = 0
-                    while j < nb:
-                        t.n = min(job.nr, nb - j)
-                        t.b = packed_b + j * kb * size
-                        t.c = c + (i0 * g.ldc + j0 + j) * size
-                        finish(&t, g, size, i0, j0 + j, p0 == 0, last)
-                        job.tile(&t)
-                        j += job.nr
-                    i0 += plan.mc
-                p0 += kb
-            if e != NULL and e.activation not in (EV_ACT_NONE, EV_ACT_RELU, EV_ACT_CLIP):
-                K.activate_f32(e, i_end - i_begin, nb, i_begin, <float *> g.c + i_begin * g.ldc + j0, g.ldc)
-            j0 += plan.nc
+    j0 = j_begin
+    while j0 < j_end:
+        nb = min(nc, j_end - j0)
+        packed = nb // nr * nr if in_place else 0            # the first column that is read from panels
+        p0 = 0
+        last = False
+        while not last:                                      # once even for k == 0
+            kb = min(kc, g.k - p0)
+            last = p0 + kb >= g.k
+            b = <const char *> g.b + (p0 * g.rsb + j0 * g.csb) * size
+            if g.pack != NULL:
+                g.pack(g.pack_ctx, p0, kb, j0, nb, packed_b)
+            else:
+                job.pack(nr, nb - packed, kb, g.csb, g.rsb, b + packed * size, packed_b)
+            t.k = kb
+            i0 = i_begin
+            while i0 < i_end:
+                t.m = min(plan.mc, i_end - i0)
+                t.a = <const char *> g.a + (i0 * g.rsa + p0 * g.csa) * size
+                t.rsa, t.csa, t.a_step = g.rsa, g.csa, EV_MR * g.rsa
+                if pack_a:
+                    job.pack(EV_MR, t.m, kb, g.rsa, g.csa, t.a, packed_a)
+                    t.a = packed_a
+                    t.rsa, t.csa, t.a_step = 1, EV_MR, EV_MR * kb
+                j = 0
+                while j < nb:
+                    t.n = min(nr, nb - j)
+                    if j < packed:
+                        t.b, t.ldb = b + j * size, g.rsb
+                    else:
+                        t.b, t.ldb = packed_b + (j - packed) * kb * size, nr
+                    add_and_finish(&t, g, size, i0, j0 + j, p0 == 0, last, last)
+                    job.tile(&t)
+                    j += nr
+                i0 += plan.mc
+            p0 += kb
+        if e != NULL and e.activation not in (EV_ACT_NONE, EV_ACT_RELU, EV_ACT_CLIP):
+            K.activate_f32(e, i_end - i_begin, nb, i_begin, <float *> g.c + i_begin * g.ldc + j0, g.ldc)
+        j0 += nc
 
 
-cdef inline void finish(ev_tile *t, const ev_gemm *g, int64_t size, int64_t i, int64_t j, bint first,
-                        bint last) noexcept nogil:
-    """Fills in what a tile adds to its product: C or the residual at first, bias and clamp at last."""
+cdef inline void add_and_finish(ev_tile *t, const ev_gemm *g, int64_t size, int64_t i, int64_t j, bint first,
+                                bint bias, bint clamp) noexcept nogil:
+    """Where a tile's result goes and what it adds: C or the residual at first, later C as it is; bias; clamp."""
     cdef const ev_epilogue *e = g.epilogue
+    t.c = <char *> g.c + (i * g.ldc + j) * size
+    t.ldc = g.ldc
     t.add, t.ldadd, t.beta = t.c, g.ldc, 1
     t.row_bias = t.col_bias = NULL
     t.lo, t.hi = -INFINITY, INFINITY
@@ -155,36 +213,121 @@ cdef inline void finish(ev_tile *t, const ev_gemm *g, int64_t size, int64_t i, i
         if e != NULL and e.residual != NULL:
             t.add = <const char *> e.residual + (i * e.ldr + j) * size
             t.ldadd, t.beta = e.ldr, 1
-    if last and e != NULL:
-        if e.bias_axis == EV_BIAS_ROW:
-            t.row_bias = <const char *> e.bias + i * size
-        elif e.bias_axis == EV_BIAS_COLUMN:
-            t.col_bias = <const char *> e.bias + j * size
-        if e.activation == EV_ACT_RELU:
-            t.lo = 0
-        elif e.activation == EV_ACT_CLIP:
-            t.lo, t.hi = e.a, e.b
-
-
-cdef void run(Job *job) noexcept nogil:
-    cdef const ev_gemm *g = job.g
-    if g.m <= 0 or g.n <= 0:
+    if e == NULL:
         return
-    make_plan(&job.plan, job.size, job.nr, g.m, g.n, g.k, g.threads)
-    cdef int64_t shares = job.plan.parts_m * job.plan.parts_n
-    parallel_for(share, job, shares, 1, <int32_t> min(<int64_t> g.threads, shares))
+    if bias and e.bias_axis == EV_BIAS_ROW:
+        t.row_bias = <const char *> e.bias + i * size
+    elif bias and e.bias_axis == EV_BIAS_COLUMN:
+        t.col_bias = <const char *> e.bias + j * size
+    if clamp and e.activation == EV_ACT_RELU:
+        t.lo = 0
+    elif clamp and e.activation == EV_ACT_CLIP:
+        t.lo, t.hi = e.a, e.b
+
+
+cdef void without_product(const Job *job, const ev_gemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,
+                          int64_t j_end, bint first) noexcept nogil:
+    """What add_and_finish says, for a share: addend and bias before the product, or the clamp after it."""
+    cdef ev_tile t
+    cdef int64_t j = j_begin
+    t.m, t.k, t.alpha = i_end - i_begin, 0, 1
+    t.a = t.b = NULL
+    t.rsa = t.csa = t.a_step = t.ldb = 0
+    while j < j_end:
+        t.n = min(job.nr, j_end - j)
+        add_and_finish(&t, g, job.size, i_begin, j, first, first, not first)
+        job.tile(&t)
+        j += job.nr
+
+
+cdef void vector_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,
+                       int64_t j_end) noexcept nogil:
+    """C[i_begin:i_end, j_begin:j_end], one row or one column."""
+    cdef const ev_epilogue *e = g.epilogue
+    cdef int64_t size = job.size, i, j, step
+    cdef const char *a = <const char *> g.a
+    cdef const char *b = <const char *> g.b
+    cdef char *c = <char *> g.c
+    without_product(job, g, i_begin, i_end, j_begin, j_end, True)
+    if job.method == ROW_TIMES_ROWS:
+        j = j_begin
+        while j < j_end:
+            step = min(<int64_t> VECTOR_COLUMNS, j_end - j)
+            job.gemv_rows(step, g.k, g.alpha, a, g.csa, b + j * size, g.rsb, c + j * size)
+            j += step
+    elif job.method == ROW_TIMES_COLUMNS:
+        job.gemv_dot(j_end - j_begin, g.k, g.alpha, a, b + j_begin * g.csb * size, g.csb, c + j_begin * size, 1)
+    elif job.method == ROWS_TIMES_COLUMN:
+        job.gemv_dot(i_end - i_begin, g.k, g.alpha, b, a + i_begin * g.rsa * size, g.rsa,
+                     c + i_begin * g.ldc * size, g.ldc)
+    else:
+        i = i_begin
+        while i < i_end:
+            step = min(<int64_t> VECTOR_COLUMNS, i_end - i)
+            job.gemv_rows(step, g.k, g.alpha, b, g.rsb, a + i * size, g.csa, c + i * size)
+            i += step
+    if e == NULL or e.activation == EV_ACT_NONE:
+        return
+    if e.activation in (EV_ACT_RELU, EV_ACT_CLIP):
+        without_product(job, g, i_begin, i_end, j_begin, j_end, False)
+    else:
+        K.activate_f32(e, i_end - i_begin, j_end - j_begin, i_begin, <float *> (c + (i_begin * g.ldc + j_begin) * size),
+                       g.ldc)
+
+
+cdef int64_t threads_each(int64_t count, int32_t threads) noexcept nogil:
+    """Threads for each matrix of a batch."""
+    return max(1, threads // max(1, count))
+
+
+cdef void run(Job *job, int64_t count) noexcept nogil:
+    cdef const ev_gemm *g = job.g
+    if g.m <= 0 or g.n <= 0 or count <= 0:
+        return
+    job.method = choose(g)
+    make_plan(&job.plan, job.size, job.nr, g.m, g.n, g.k, <int32_t> threads_each(count, g.threads))
+    cdef int64_t items = count * job.plan.parts_m * job.plan.parts_n
+    cdef int64_t grain = max(1, MACS_PER_THREAD // max(1, job.plan.step_m * job.plan.step_n * g.k))
+    parallel_for(shares, job, items, grain if count > 1 else 1, <int32_t> min(<int64_t> g.threads, items))
+
+
+cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c) noexcept nogil:
+    cdef Job job
+    job.g, job.size, job.nr = g, 4, EV_NR_F32
+    job.stride_a, job.stride_b, job.stride_c = stride_a, stride_b, stride_c
+    job.tile, job.pack, job.gemv_rows, job.gemv_dot = K.gemm_f32, K.pack_f32, K.gemv_rows_f32, K.gemv_dot_f32
+    run(&job, count)
+
+
+cdef void gemm_batch_f64(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
+                         int64_t stride_c) noexcept nogil:
+    cdef Job job
+    job.g, job.size, job.nr = g, 8, EV_NR_F64
+    job.stride_a, job.stride_b, job.stride_c = stride_a, stride_b, stride_c
+    job.tile, job.pack, job.gemv_rows, job.gemv_dot = K.gemm_f64, K.pack_f64, K.gemv_rows_f64, K.gemv_dot_f64
+    run(&job, count)
 
 
 cdef void gemm_f32(const ev_gemm *g) noexcept nogil:
-    cdef Job job
-    job.g, job.size, job.nr, job.tile, job.pack = g, 4, EV_NR_F32, K.gemm_f32, K.pack_f32
-    run(&job)
+    gemm_batch_f32(g, 1, 0, 0, 0)
 
 
 cdef void gemm_f64(const ev_gemm *g) noexcept nogil:
-    cdef Job job
-    job.g, job.size, job.nr, job.tile, job.pack = g, 8, EV_NR_F64, K.gemm_f64, K.pack_f64
-    run(&job)
+    gemm_batch_f64(g, 1, 0, 0, 0)
+
+
+cdef int64_t gemm_batch_scratch(int64_t size, int64_t count, int64_t m, int64_t n, int64_t k,
+                                int32_t threads) noexcept nogil:
+    cdef Plan plan
+    if m <= 0 or n <= 0 or count <= 0:
+        return 0
+    make_plan(&plan, size, EV_NR_F32 if size == 4 else EV_NR_F64, m, n, k, <int32_t> threads_each(count, threads))
+    return plan.slot * min(<int64_t> threads, count * plan.parts_m * plan.parts_n)
+
+
+cdef int64_t gemm_scratch(int64_t size, int64_t m, int64_t n, int64_t k, int32_t threads) noexcept nogil:
+    return gemm_batch_scratch(size, 1, m, n, k, threads)
 
 
 cdef void gemm_init(ev_gemm *g, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,

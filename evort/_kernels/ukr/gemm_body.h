@@ -1,4 +1,8 @@
-/* Matrix products: instances of the micro-kernel for each element type, and packing. See gemm.h for the contract. */
+/* Matrix products: instances of gemm_tile.h, gemm_vector.h, gemm_pack.h and blas1.h for each float type. In them
+ *   T             the element type           EV_TYPED(foo)  foo_f32__avx2 and the like
+ *   V, VU         vector of VW elements, and the same for unaligned access
+ *   VMAX, VMIN    (bound, x): x clamped, NaN where x is NaN
+ * See gemm.h for the contract. */
 #if defined(__AVX2__)
 #include <immintrin.h>
 #define EV_VECTOR_BYTES 32
@@ -6,7 +10,7 @@
 #define EV_VECTOR_BYTES 16
 #endif
 
-#define EV_VECTOR(type, name)                                                     \
+#define EV_VECTOR(type, name)                                                          \
     typedef type EV_FN(name) __attribute__((vector_size(EV_VECTOR_BYTES), may_alias)); \
     typedef type EV_FN(name##u) __attribute__((vector_size(EV_VECTOR_BYTES), may_alias, aligned(sizeof(type))));
 EV_VECTOR(float, vf32)
@@ -26,30 +30,42 @@ EV_VECTOR(double, vf64)
 #define EV_MIN_F64 EV_MIN_F32
 #endif
 
+#define EV_JOIN_(a, b) a##_##b
+#define EV_JOIN(a, b) EV_JOIN_(a, b)
+#define EV_TYPED(name) EV_FN(EV_JOIN(name, TYPE))
+
 #define T float
+#define TYPE f32
 #define V EV_FN(vf32)
 #define VU EV_FN(vf32u)
 #define VW (EV_VECTOR_BYTES / 4)
-#define NR EV_NR_F32
-#define TILE gemm_f32
 #define VMAX EV_MAX_F32
 #define VMIN EV_MIN_F32
 #include "gemm_tile.h"
+#include "gemm_vector.h"
+#include "gemm_pack.h"
+#undef T
+#undef TYPE
+#undef V
+#undef VU
+#undef VW
+#undef VMAX
+#undef VMIN
 
 #define T double
+#define TYPE f64
 #define V EV_FN(vf64)
 #define VU EV_FN(vf64u)
 #define VW (EV_VECTOR_BYTES / 8)
-#define NR EV_NR_F64
-#define TILE gemm_f64
 #define VMAX EV_MAX_F64
 #define VMIN EV_MIN_F64
 #include "gemm_tile.h"
-
-#define T float
-#define PACK pack_f32
+#include "gemm_vector.h"
 #include "gemm_pack.h"
-
-#define T double
-#define PACK pack_f64
-#include "gemm_pack.h"
+#undef T
+#undef TYPE
+#undef V
+#undef VU
+#undef VW
+#undef VMAX
+#undef VMIN

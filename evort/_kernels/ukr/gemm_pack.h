@@ -1,10 +1,10 @@
-/* Packing into panels for one element type T of 4 or 8 bytes, defined by gemm_body.h together with PACK, the name.
+/* Packing into panels for one element type; gemm_body.h defines the macros.
  *
  * Element (j, p) at src[j*sj + p*sp], 0 <= j < n, 0 <= p < k, goes to panel j/width at [p*width + j%width]; the last
  * panel is filled up with zeros. Serves B (width NR) and A (width MR), row-major and transposed. */
 
 /* k rows of w contiguous elements; inlined with w constant, so that a row is a few vector moves. */
-static inline __attribute__((always_inline)) void EV_CAT(PACK, EV_CAT(copy, EV_ISA))(
+static inline __attribute__((always_inline)) void EV_TYPED(pack_copy)(
     int64_t w, int64_t k, int64_t sp, const T *src, T *dst)
 {
     for (int64_t p = 0; p < k; p++, src += sp, dst += w) memcpy(dst, src, (size_t)w * sizeof(T));
@@ -12,7 +12,7 @@ static inline __attribute__((always_inline)) void EV_CAT(PACK, EV_CAT(copy, EV_I
 
 /* w columns that are each contiguous along p: transposed in blocks of four rows, which the compiler turns into
  * shuffles. */
-static inline __attribute__((always_inline)) void EV_CAT(PACK, EV_CAT(transpose, EV_ISA))(
+static inline __attribute__((always_inline)) void EV_TYPED(pack_transpose)(
     int64_t w, int64_t k, int64_t sj, const T *src, T *dst)
 {
     int64_t p = 0;
@@ -29,18 +29,18 @@ static inline __attribute__((always_inline)) void EV_CAT(PACK, EV_CAT(transpose,
         for (int64_t j = 0; j < w; j++) dst[j] = src[j * sj];
 }
 
-static void EV_FN(PACK)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *from, void *to)
+static void EV_TYPED(pack)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *from, void *to)
 {
     const T *src = from;
     T *dst = to;
     int64_t j = 0;
     for (; j + width <= n; j += width, src += width * sj, dst += width * k) {
-        if (sj == 1 && width == 16) EV_CAT(PACK, EV_CAT(copy, EV_ISA))(16, k, sp, src, dst);
-        else if (sj == 1 && width == 8) EV_CAT(PACK, EV_CAT(copy, EV_ISA))(8, k, sp, src, dst);
-        else if (sj == 1 && width == 6) EV_CAT(PACK, EV_CAT(copy, EV_ISA))(6, k, sp, src, dst);
-        else if (sp == 1 && width == 16) EV_CAT(PACK, EV_CAT(transpose, EV_ISA))(16, k, sj, src, dst);
-        else if (sp == 1 && width == 8) EV_CAT(PACK, EV_CAT(transpose, EV_ISA))(8, k, sj, src, dst);
-        else if (sp == 1 && width == 6) EV_CAT(PACK, EV_CAT(transpose, EV_ISA))(6, k, sj, src, dst);
+        if (sj == 1 && width == 16) EV_TYPED(pack_copy)(16, k, sp, src, dst);
+        else if (sj == 1 && width == 8) EV_TYPED(pack_copy)(8, k, sp, src, dst);
+        else if (sj == 1 && width == 6) EV_TYPED(pack_copy)(6, k, sp, src, dst);
+        else if (sp == 1 && width == 16) EV_TYPED(pack_transpose)(16, k, sj, src, dst);
+        else if (sp == 1 && width == 8) EV_TYPED(pack_transpose)(8, k, sj, src, dst);
+        else if (sp == 1 && width == 6) EV_TYPED(pack_transpose)(6, k, sj, src, dst);
         else
             for (int64_t p = 0; p < k; p++)
                 for (int64_t i = 0; i < width; i++) dst[p * width + i] = src[i * sj + p * sp];
@@ -49,6 +49,3 @@ static void EV_FN(PACK)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t
         for (int64_t p = 0; p < k; p++)
             for (int64_t i = 0; i < width; i++) dst[p * width + i] = i < n - j ? src[i * sj + p * sp] : 0;
 }
-
-#undef T
-#undef PACK

@@ -1,16 +1,19 @@
-/* The matrix product micro-kernel for one float type. Included by gemm_body.h with
- *   T      the element type                 V, VU  vector of VW elements, and the same for unaligned access
- *   VW     elements in a vector             NR     columns of a panel, a multiple of 2*VW
- *   TILE   name of the kernel               VMAX, VMIN  (bound, x) -> x clamped, NaN where x is NaN
+/* The matrix product micro-kernel for one float type; gemm_body.h defines the macros.
  *
  * MR x 2*VW accumulators live in registers: 12 of 16 with AVX2, 12 of 16 with SSE2 (which passes NR/(2*VW) times over
  * a panel). Rows are named variables, as GCC keeps arrays of vectors in memory. */
 
 #define EV_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
-/* mr and whole are constants at each call, so every `if` below is resolved by the compiler. */
-static inline __attribute__((always_inline)) void EV_CAT(TILE, EV_CAT(rows, EV_ISA))(
-    const ev_tile *t, const T *a, const T *b, int64_t i0, int64_t j0, const int mr, const int whole)
+/* How many of the 2*VW columns there are. NARROW tiles skip the second vector. */
+#ifndef EV_TILE_WIDTHS
+#define EV_TILE_WIDTHS
+enum { NARROW, PARTIAL, WHOLE }; /* up to VW, fewer than 2*VW, all */
+#endif
+
+/* mr and width are constants at each call, so every `if` below is resolved by the compiler. */
+static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
+    const ev_tile *t, const T *a, const T *b, int64_t i0, int64_t j0, const int mr, const int width)
 {
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
     const T *a3 = a + 3 * rsa;
@@ -19,12 +22,12 @@ static inline __attribute__((always_inline)) void EV_CAT(TILE, EV_CAT(rows, EV_I
 #undef X
 #pragma GCC unroll 4
     for (int64_t k = t->k; k > 0; k--) {
-        const V b0 = *(const VU *)b, b1 = *(const VU *)(b + VW);
+        const V b0 = *(const VU *)b, b1 = width == NARROW ? (V){0} : *(const VU *)(b + VW);
 #define X(i)                                             \
         if (mr > i) {                                    \
             const T x = (i < 3 ? a : a3)[(i % 3) * rsa]; \
             p##i += b0 * x;                              \
-            q##i += b1 * x;                              \
+            if (width != NARROW) q##i += b1 * x;         \
         }
         EV_EACH_ROW(X)
 #undef X
@@ -38,7 +41,7 @@ static inline __attribute__((always_inline)) void EV_CAT(TILE, EV_CAT(rows, EV_I
     T *c = (T *)t->c + i0 * t->ldc + j0;
     const T *add = t->add ? (const T *)t->add + i0 * t->ldadd + j0 : NULL;
     const T *col_bias = t->col_bias ? (const T *)t->col_bias + j0 : NULL;
-    if (whole) {
+    if (width == WHOLE) {
         const V vlo = lo - (V){0}, vhi = hi - (V){0};
         V s0 = {0}, s1 = {0};
         if (col_bias) {
@@ -81,15 +84,16 @@ static inline __attribute__((always_inline)) void EV_CAT(TILE, EV_CAT(rows, EV_I
     }
 }
 
-static void EV_FN(TILE)(const ev_tile *t)
+static void EV_TYPED(gemm)(const ev_tile *t)
 {
     for (int64_t j = 0; j < t->n; j += 2 * VW) {
         const T *b = (const T *)t->b + j, *a = t->a;
-        const int whole = t->n - j >= 2 * VW;
+        const int width = t->n - j >= 2 * VW ? WHOLE : t->n - j > VW ? PARTIAL : NARROW;
         int64_t i = 0;
-#define CALL(mr)                                                                      \
-        if (whole) EV_CAT(TILE, EV_CAT(rows, EV_ISA))(t, a, b, i, j, mr, 1);          \
-        else EV_CAT(TILE, EV_CAT(rows, EV_ISA))(t, a, b, i, j, mr, 0)
+#define CALL(mr)                                                                       \
+        if (width == WHOLE) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE);                  \
+        else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL);         \
+        else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW)
         for (; i + EV_MR <= t->m; i += EV_MR, a += t->a_step) { CALL(6); }
         switch (t->m - i) {
         case 1: CALL(1); break;
@@ -103,11 +107,3 @@ static void EV_FN(TILE)(const ev_tile *t)
 }
 
 #undef EV_EACH_ROW
-#undef T
-#undef V
-#undef VU
-#undef VW
-#undef NR
-#undef TILE
-#undef VMAX
-#undef VMIN

@@ -1,0 +1,91 @@
+/* Matrix times vector for one float type; gemm_body.h defines the macros. Both kernels read the matrix once, along
+ * its rows, at the speed of memory.
+ *
+ *   gemv_rows  y[j] += alpha * sum_p x[p] * w[p*ld + j]    eight rows at a time, y of unit stride
+ *   gemv_dot   y[j] += alpha * sum_p x[p] * w[j*ld + p]    four rows at a time, x of unit stride */
+
+/* y[0..n) += sum over eight rows. */
+static void EV_TYPED(eight_rows)(int64_t n, const T *x, const T *w, int64_t ld, T *y)
+{
+    int64_t j = 0;
+#define EV_EACH_OF_8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+    for (; j + 2 * VW <= n; j += 2 * VW) {
+        V y0 = *(VU *)(y + j), y1 = *(VU *)(y + j + VW);
+#define X(i)                                      \
+        y0 += *(const VU *)(w + i * ld + j) * x[i]; \
+        y1 += *(const VU *)(w + i * ld + j + VW) * x[i];
+        EV_EACH_OF_8(X)
+#undef X
+        *(VU *)(y + j) = y0;
+        *(VU *)(y + j + VW) = y1;
+    }
+    for (; j < n; j++) {
+        T s = y[j];
+#define X(i) s += w[i * ld + j] * x[i];
+        EV_EACH_OF_8(X)
+#undef X
+        y[j] = s;
+    }
+#undef EV_EACH_OF_8
+}
+
+static void EV_TYPED(gemv_rows)(int64_t n, int64_t k, double alpha, const void *xv, int64_t incx, const void *wv, int64_t ld,
+                        void *yv)
+{
+    const T *x = xv, *w = wv;
+    T *y = yv;
+    int64_t p = 0;
+    for (; p + 8 <= k; p += 8, w += 8 * ld) {
+        T scaled[8];
+        for (int i = 0; i < 8; i++) scaled[i] = (T)alpha * x[(p + i) * incx];
+        EV_TYPED(eight_rows)(n, scaled, w, ld, y);
+    }
+    for (; p < k; p++, w += ld) {
+        const T s = (T)alpha * x[p * incx];
+        for (int64_t j = 0; j < n; j++) y[j] += w[j] * s;
+    }
+}
+
+static inline T EV_TYPED(lanes_sum)(V v)
+{
+    T s = 0;
+    for (int i = 0; i < VW; i++) s += v[i];
+    return s;
+}
+
+static void EV_TYPED(gemv_dot)(int64_t n, int64_t k, double alpha, const void *xv, const void *wv, int64_t ld, void *yv,
+                       int64_t incy)
+{
+    const T *x = xv, *w = wv;
+    T *y = yv;
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4, w += 4 * ld) {
+        V a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0}, b0 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
+        int64_t p = 0;
+        for (; p + 2 * VW <= k; p += 2 * VW) {
+            const V x0 = *(const VU *)(x + p), x1 = *(const VU *)(x + p + VW);
+#define ROW(i) a##i += x0 * *(const VU *)(w + i * ld + p), b##i += x1 * *(const VU *)(w + i * ld + p + VW);
+            ROW(0) ROW(1) ROW(2) ROW(3)
+#undef ROW
+        }
+#define ROW(i)                                                                      \
+        {                                                                           \
+            T s = EV_TYPED(lanes_sum)(a##i + b##i);                             \
+            for (int64_t q = p; q < k; q++) s += x[q] * w[i * ld + q];              \
+            y[(j + i) * incy] += (T)alpha * s;                                      \
+        }
+        ROW(0) ROW(1) ROW(2) ROW(3)
+#undef ROW
+    }
+    for (; j < n; j++, w += ld) {
+        V a = {0}, b = {0};
+        int64_t p = 0;
+        for (; p + 2 * VW <= k; p += 2 * VW) {
+            a += *(const VU *)(x + p) * *(const VU *)(w + p);
+            b += *(const VU *)(x + p + VW) * *(const VU *)(w + p + VW);
+        }
+        T s = EV_TYPED(lanes_sum)(a + b);
+        for (; p < k; p++) s += x[p] * w[p];
+        y[j * incy] += (T)alpha * s;
+    }
+}
