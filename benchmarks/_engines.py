@@ -152,8 +152,12 @@ class Mnn(Engine):
         self.ins, self.outs = info["inputNames"], info["outputNames"]
 
     def run(self, feeds: Arrays) -> Arrays:
-        nchw = self.expr.NCHW
-        xs = [self.expr.const(feeds[name], list(feeds[name].shape), nchw) for name in self.ins]
+        def variable(value: Any) -> Any:
+            kind = self.expr.float if value.dtype == "float32" else self.expr.int  # MNN has no int64
+            plain = value if value.dtype == "float32" else value.astype("int32")
+            return self.expr.const(plain, list(value.shape), self.expr.NCHW, kind)
+
+        xs = [variable(feeds[name]) for name in self.ins]
         return {name: y.read().copy() for name, y in zip(self.outs, self.net.forward(xs), strict=True)}
 
 
