@@ -65,3 +65,30 @@ def run_node(
 def drivers_of(session: Session) -> list[str]:
     """The driver of each step of a session's plans ("numpy" where the reference runs)."""
     return [step.driver for plan in session.plans() for step in plan.steps]
+
+
+def make_model(
+    nodes: list[Node],
+    inputs: dict[str, tuple[DType, tuple[int | str, ...]]],
+    outputs: list[str],
+    constants: dict[str, np.ndarray] | None = None,
+) -> Model:
+    """A model from its parts."""
+    return Model(make_graph(nodes, inputs, outputs, constants))
+
+
+def make_graph(
+    nodes: list[Node],
+    inputs: dict[str, tuple[DType, tuple[int | str, ...]]],
+    outputs: list[str],
+    constants: dict[str, np.ndarray] | None = None,
+    name: str = "test",
+) -> Graph:
+    """A graph from its parts."""
+    graph = Graph(name)
+    graph.nodes, graph.inputs, graph.outputs = nodes, list(inputs), outputs
+    for key, (dtype, shape) in inputs.items():
+        graph.add(Tensor(key, dtype, shape))
+    for key, value in (constants or {}).items():
+        graph.add(Tensor(key, dtype_of(value), value.shape, value))
+    return graph
