@@ -27,6 +27,7 @@ setup(name={name!r}, script_args=["-q", "build_ext", "--inplace"],
 @pytest.fixture(scope="session")
 def native(tmp_path_factory) -> Callable[[str, str], ModuleType]:
     """native(name, source): a Cython module built outside the package, against the .pxd files and headers it ships."""
+
     def build(name: str, source: str) -> ModuleType:
         folder = tmp_path_factory.mktemp(name)
         (folder / f"{name}.pyx").write_text(source)

@@ -140,7 +140,9 @@ def test_one_thread_means_one_thread(probe):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_has_a_working_pool(probe):
-    code = CHILD + """
+    code = (
+        CHILD
+        + """
 import threading
 go(1000, 1, 3)
 stop = False
@@ -160,6 +162,7 @@ stop = True
 for t in others: t.join()
 print("ok")
 """
+    )
     assert python("import warnings; warnings.simplefilter('ignore')\n" + code, probe.folder) == "ok"
 
 

@@ -207,7 +207,7 @@ def test_kernel_errors_name_the_node():
     nodes = [Node("Gather", ["k", "i"], ["y"], name="lookup")]
     model = make_model(nodes, {"i": (DType.INT64, (2,))}, ["y"], {"k": np.arange(5, dtype=np.float32)})
     session = Session(model, threads=1)
-    with pytest.raises(ExecutionError, match="'lookup'.*outside"):
+    with pytest.raises(ExecutionError, match=r"'lookup'.*outside"):
         session(np.array([1, 5]))
     np.testing.assert_array_equal(session(np.array([1, -1])), [1, 4])
 
