@@ -36,12 +36,18 @@ def measure(job: Job) -> dict:
     """Run `job` in its own process and return the figures; RuntimeError with the end of its messages if it fails."""
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, __file__, json.dumps(asdict(job))]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=job.timeout)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=job.timeout,
+                              env=environment())
         errors.seek(0)
         tail = errors.read().strip()[-600:]
     if done.returncode:
         raise RuntimeError(f"{job.engine} exited with {done.returncode}: {tail}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment() -> dict[str, str]:
+    """For measuring processes: bytecode may be kept, as an installed package keeps it, so that none compiles it anew."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 def memory_kib() -> dict[str, int]:

@@ -87,18 +87,16 @@ def latency(session: Any, feeds: dict[str, Any], seconds: float) -> dict[str, fl
 _CHILD = """
 import json, sys
 import numpy as np
-
-import evort
 def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+with np.load(sys.argv[3], allow_pickle=False) as arrays:
+    feeds = {key: arrays[key] for key in arrays.files}
 bare = peak()
 import evort
 imported = peak()
 session = evort.load(sys.argv[1], threads=int(sys.argv[2]))
 loaded = peak()
-with np.load(sys.argv[3], allow_pickle=False) as arrays:
-    feeds = {key: arrays[key] for key in arrays.files}
 session.run(feeds)
 session.run(feeds)
 memory = session.memory().as_dict()
