@@ -46,7 +46,7 @@ def measure(job: Job) -> dict:
 
 
 def environment() -> dict[str, str]:
-    """For measuring processes: bytecode may be kept, as an installed package keeps it, so that none compiles it anew."""
+    """For measuring processes: they may keep bytecode, as an installed package does, so that none compiles it anew."""
     return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
