@@ -53,7 +53,7 @@ class Reader:
         scale = max(1.0, 736 / min(image.size))
         size = tuple(max(32, round(side * scale / 32) * 32) for side in image.size)
         probability = self.detect(normalised(image.resize(size, Image.Resampling.BILINEAR)))[0, 0]
-        labels, count = ndimage.label(probability > threshold, np.ones((3, 3)))
+        labels, _ = ndimage.label(probability > threshold, np.ones((3, 3)))
         sx, sy = image.width / size[0], image.height / size[1]
         boxes = []
         for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
@@ -62,17 +62,9 @@ class Reader:
             if min(height, width) < 3 or probability[rows, columns][inside].mean() < box_threshold:
                 continue
             grow = height * width * unclip / (2 * (height + width))
-            left, top = (columns.start - grow) * sx, (rows.start - grow) * sy
-            right, bottom = (columns.stop + grow) * sx, (rows.stop + grow) * sy
-            boxes.append(
-                (
-                    max(0, round(left)),
-                    max(0, round(top)),
-                    min(image.width, round(right)),
-                    min(image.height, round(bottom)),
-                )
-            )
-        assert len(boxes) <= count
+            left, right = max(0, columns.start - grow) * sx, min(size[0], columns.stop + grow) * sx
+            top, bottom = max(0, rows.start - grow) * sy, min(size[1], rows.stop + grow) * sy
+            boxes.append((round(left), round(top), round(right), round(bottom)))
         return sorted(boxes, key=lambda box: (box[1], box[0]))
 
     def upside_down(self, line: Image.Image) -> bool:
