@@ -6,7 +6,7 @@ makes one, and puts it back. Plans are bounded: the least recently used is dropp
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock  # importing threading takes longer than all of this module
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class Runner:
         for name in graph.inputs:
             self.constants.pop(name, None)
         self.root = Stage([Bound(node) for node in graph.nodes], graph.outputs, self.constants)
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
         self._nested: dict[int, tuple[Graph, Runner]] = {}
 
     def plan(self, stage: Stage, specs: dict[str, Spec]) -> Planned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,17 +15,20 @@ from evort.types import STORAGE, Spec
 COPY = Kernel("executor.copy")
 
 
-class Binder(Protocol):
-    """What planning asks of a backend."""
+if TYPE_CHECKING:
+    from typing import Protocol
 
-    def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
-        """A driver, or a Python function, for one node."""
+    class Binder(Protocol):
+        """What planning asks of a backend."""
 
-    def capsule(self, kernel: Kernel) -> object:
-        """The driver's address."""
+        def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
+            """A driver, or a Python function, for one node."""
 
-    def packed(self, c: Call, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """A constant made from a node's weights, made once for each node and key."""
+        def capsule(self, kernel: Kernel) -> object:
+            """The driver's address."""
+
+        def packed(self, c: Call, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+            """A constant made from a node's weights, made once for each node and key."""
 
 
 class Step:

@@ -90,7 +90,7 @@ def test_reads_text_like_onnxruntime(font, size, upside_down):
     got = [(box, text) for box, text, _ in mine.read(image)]
     assert got == [(box, text) for box, text, _ in peer.read(image)]
     if "Mono" in font:
-        return  # the network takes a monospaced O for a zero and splits wide gaps; what counts is that both engines agree
+        return  # the network takes a monospaced O for a zero and splits wide gaps: both engines must only agree
     texts = [text for _, text in got]
     assert sorted(t.replace(" ", "") for t in texts) == sorted(t.replace(" ", "") for t in LINES)
 
