@@ -10,7 +10,7 @@ A kernel module defines its drivers and exports them:
 
 and the operator's bind() names it: `Kernel("elementwise.relu_f32", ints=..., reals=...)`.
 """
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "ev.h" nogil:
     int EV_MAX_RANK
@@ -68,6 +68,18 @@ cdef extern from "gemm.h" nogil:
         int32_t bias_axis, activation
         float a, b
 
+cdef extern from "reduce.h" nogil:
+    enum:
+        EV_REDUCE_SUM, EV_REDUCE_ABS, EV_REDUCE_SQUARE, EV_REDUCE_EXP, EV_REDUCE_PROD
+    enum:
+        EV_REDUCE_TILE
+    enum:
+        EV_POOL_MAX, EV_POOL_SUM, EV_POOL_SQUARE, EV_POOL_ABS
+    ctypedef struct ev_window:
+        int64_t out, width, kernel, stride, dilation, pad
+        int64_t count_from, count_to
+        double weight
+
 cdef extern from "ukr.h" nogil:
     # Rows of ukr/ukernels.inc.
     ctypedef struct ev_ukr:
@@ -89,6 +101,44 @@ cdef extern from "ukr.h" nogil:
                              int64_t incy) noexcept nogil
         void (*activate_f32)(const ev_epilogue *e, int64_t m, int64_t n, int64_t i0, float *c,
                              int64_t ldc) noexcept nogil
+        void (*reduce_rows_f32)(int op, int64_t rows, int64_t step, int64_t n, const float *x, const float *shift,
+                                double *acc) noexcept nogil
+        void (*reduce_cols_f32)(int op, int64_t rows, int64_t step, int64_t n, const float *x, const float *shift,
+                                double *acc) noexcept nogil
+        void (*extreme_rows)(int min, int dtype, int64_t rows, int64_t step, int64_t n, const void *x,
+                             void *acc) noexcept nogil
+        void (*extreme_cols)(int min, int dtype, int64_t rows, int64_t step, int64_t n, const void *x,
+                             void *acc) noexcept nogil
+        void (*arg_rows)(int min, int last, int dtype, int64_t rows, int64_t step, int64_t n, const void *x,
+                         int64_t *out) noexcept nogil
+        void (*arg_cols)(int min, int last, int dtype, int64_t rows, int64_t step, int64_t n, const void *x,
+                         int64_t *out) noexcept nogil
+        void (*wrap_rows_u32)(int prod, int64_t rows, int64_t step, int64_t n, const uint32_t *x,
+                              uint32_t *acc) noexcept nogil
+        void (*wrap_cols_u32)(int prod, int64_t rows, int64_t step, int64_t n, const uint32_t *x,
+                              uint32_t *acc) noexcept nogil
+        void (*wrap_rows_u64)(int prod, int64_t rows, int64_t step, int64_t n, const uint64_t *x,
+                              uint64_t *acc) noexcept nogil
+        void (*wrap_cols_u64)(int prod, int64_t rows, int64_t step, int64_t n, const uint64_t *x,
+                              uint64_t *acc) noexcept nogil
+        void (*softmax_rows_f32)(int log_of, int64_t rows, int64_t n, const float *x, float *y) noexcept nogil
+        void (*softmax_cols_f32)(int log_of, int64_t rows, int64_t step, int64_t n, const float *x,
+                                 float *y) noexcept nogil
+        void (*moments_f32)(int64_t n, const float *x, double *count, double *mean, double *m2) noexcept nogil
+        void (*affine_f32)(int64_t n, const float *x, float mean, float scale, float bias, float *y) noexcept nogil
+        void (*affine_each_f32)(int64_t n, const float *x, float mean, float inverse, float shift,
+                                const float *scale, const float *bias, float *y) noexcept nogil
+        void (*affine_cols_f32)(int64_t n, const float *x, const float *mean, const float *scale, const float *bias,
+                                float *y) noexcept nogil
+        void (*divide_cols_f32)(int64_t n, const float *x, const float *d, float *y) noexcept nogil
+        void (*lrn_f32)(int64_t n, int64_t rows, int64_t step, const float *x, const float *own, float bias,
+                        float alpha, float beta, float *y) noexcept nogil
+        void (*pool_row_f32)(int op, int64_t rows, const float *const *row, const ev_window *w, float *buf,
+                             float *y) noexcept nogil
+        void (*pool_max_row_i8)(int64_t rows, const int8_t *const *row, const ev_window *w, int8_t *buf,
+                                int8_t *y) noexcept nogil
+        void (*pool_max_row_u8)(int64_t rows, const uint8_t *const *row, const ev_window *w, uint8_t *buf,
+                                uint8_t *y) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

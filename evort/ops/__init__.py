@@ -1,6 +1,6 @@
 """Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`)."""
 
-from evort.ops import control, elementwise, sequence
+from evort.ops import control, elementwise, reduce, sequence
 from evort.ops.base import Attr, Call, DataDependent, Kernel, NeedsValue, Op, find, lookup, op, registered
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "find",
     "lookup",
     "op",
+    "reduce",
     "registered",
     "sequence",
 ]

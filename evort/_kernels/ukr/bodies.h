@@ -7,6 +7,9 @@
 #include "elementwise_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
+#include "reduce_body.h"
+#include "normalize_body.h"
+#include "pool_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),

@@ -13,6 +13,7 @@
 
 #include "ev.h"
 #include "gemm.h"
+#include "reduce.h"
 
 typedef struct ev_ukr {
     const char *isa;

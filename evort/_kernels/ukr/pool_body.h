@@ -1,0 +1,131 @@
+/* Pooling, one output row at a time: first down the rows of the window into a buffer (contiguous), then along it.
+ * So a window of kh x kw costs kh + kw operations an element, not kh * kw. */
+
+#define EV_LARGER(a, b) ((a) > (b) ? (a) : (b)) /* b where either is NaN: only for numbers */
+#define EV_LARGER_OR_NAN(a, b) (((a) > (b)) | ((a) != (a)) ? (a) : (b))
+#define EV_PLUS(a, b) ((a) + (b))
+
+#define T float
+#define NAME ev_along_max
+#define F EV_LARGER
+#include "pool_along.h"
+
+#define T float
+#define NAME ev_along_max_nan
+#define F EV_LARGER_OR_NAN
+#include "pool_along.h"
+
+#define T float
+#define NAME ev_along_sum
+#define F EV_PLUS
+#include "pool_along.h"
+
+#define T int8_t
+#define NAME ev_along_max_i8
+#define F EV_LARGER
+#include "pool_along.h"
+
+#define T uint8_t
+#define NAME ev_along_max_u8
+#define F EV_LARGER
+#include "pool_along.h"
+
+/* buf = the rows merged by F, element by element; with ONE applied to each element first. */
+#define EV_DOWN(T, F, ONE)                                                                                          \
+    do {                                                                                                            \
+        if (rows == 1) {                                                                                            \
+            for (int64_t j = 0; j < n; j++) buf[j] = ONE(row[0][j]);                                                \
+        } else if (rows == 2) {                                                                                     \
+            const T *a = row[0], *b = row[1];                                                                       \
+            for (int64_t j = 0; j < n; j++) buf[j] = F(ONE(a[j]), ONE(b[j]));                                       \
+        } else {                                                                                                    \
+            const T *a = row[0], *b = row[1], *c = row[2];                                                          \
+            for (int64_t j = 0; j < n; j++) buf[j] = F(F(ONE(a[j]), ONE(b[j])), ONE(c[j]));                         \
+            for (int64_t r = 3; r < rows; r++) {                                                                    \
+                const T *d = row[r];                                                                                \
+                for (int64_t j = 0; j < n; j++) buf[j] = F(buf[j], ONE(d[j]));                                      \
+            }                                                                                                       \
+        }                                                                                                           \
+    } while (0)
+
+static int ev_has_nan(int64_t n, const float *x)
+{
+    ev_v8i bad = {0};
+    int64_t i = 0;
+    int32_t any = 0;
+    for (; n - i >= 8; i += 8) bad |= EV_LOAD8(x + i) != EV_LOAD8(x + i);
+    for (; i < n; i++) any |= x[i] != x[i];
+    for (int j = 0; j < 8; j++) any |= bad[j];
+    return any;
+}
+
+#define EV_SQUARE1(x) ((x) * (x))
+
+/* Divides sums by how many positions of their window count, and by w->weight. */
+static void ev_average_row(const ev_window *w, float *y)
+{
+    const int64_t reach = (w->kernel - 1) * w->dilation;
+    int64_t from = 0, to = w->out; /* [from, to): windows whose positions all count */
+    while (from < to && from * w->stride - w->pad < w->count_from) from++;
+    while (to > from && (to - 1) * w->stride - w->pad + reach >= w->count_to) to--;
+    const float whole = (float)(w->weight * (double)w->kernel);
+    for (int64_t o = from; o < to; o++) y[o] = y[o] / whole;
+    for (int64_t o = 0; o < w->out; o++) {
+        if (o == from) o = to;
+        if (o >= w->out) break;
+        int64_t count = 0;
+        for (int64_t k = 0; k < w->kernel; k++) {
+            const int64_t i = o * w->stride - w->pad + k * w->dilation;
+            count += i >= w->count_from && i < w->count_to;
+        }
+        y[o] = count ? y[o] / (float)(w->weight * (double)count) : 0.0f;
+    }
+}
+
+/* One row of windows of the maximum, average, root of the sum of squares, or sum of magnitudes (EV_POOL_*). `row`:
+ * the `rows` input rows under it, at least 1; buf: w->width elements of scratch. */
+static void EV_FN(pool_row_f32)(int op, int64_t rows, const float *const *row, const ev_window *w, float *restrict buf,
+                                float *restrict y)
+{
+    const int64_t n = w->width;
+    switch (op) {
+    case EV_POOL_MAX: {
+        int nan = 0;
+        for (int64_t r = 0; r < rows; r++) nan |= ev_has_nan(n, row[r]);
+        if (nan) {
+            EV_DOWN(float, EV_LARGER_OR_NAN, EV_SAME);
+            ev_along_max_nan(w, buf, y, -INFINITY);
+        } else if (rows == 1) {
+            ev_along_max(w, row[0], y, -INFINITY);
+        } else {
+            EV_DOWN(float, EV_LARGER, EV_SAME);
+            ev_along_max(w, buf, y, -INFINITY);
+        }
+        return;
+    }
+    case EV_POOL_SUM: EV_DOWN(float, EV_PLUS, EV_SAME); break;
+    case EV_POOL_SQUARE: EV_DOWN(float, EV_PLUS, EV_SQUARE1); break;
+    case EV_POOL_ABS: EV_DOWN(float, EV_PLUS, fabsf); break;
+    }
+    ev_along_sum(w, buf, y, 0.0f);
+    if (op == EV_POOL_SQUARE)
+        for (int64_t o = 0; o < w->out; o++) y[o] = sqrtf(y[o]);
+    if (op == EV_POOL_SUM) ev_average_row(w, y);
+}
+
+#define EV_MAX_ROW_INT(S, T, LEAST)                                                                              \
+    static void EV_FN(pool_max_row_##S)(int64_t rows, const T *const *row, const ev_window *w, T *restrict buf,  \
+                                        T *restrict y)                                                           \
+    {                                                                                                            \
+        const int64_t n = w->width;                                                                              \
+        EV_DOWN(T, EV_LARGER, EV_SAME);                                                                          \
+        ev_along_max_##S(w, buf, y, LEAST);                                                                      \
+    }
+EV_MAX_ROW_INT(i8, int8_t, INT8_MIN)
+EV_MAX_ROW_INT(u8, uint8_t, 0)
+#undef EV_MAX_ROW_INT
+#undef EV_DOWN
+#undef EV_SQUARE1
+#undef EV_LARGER
+#undef EV_LARGER_OR_NAN
+#undef EV_PLUS

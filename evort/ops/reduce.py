@@ -1,0 +1,429 @@
+"""Reductions over axes, positions of extremes, cumulative sums, the softmax family, determinants."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.types import FLOATS, NUMERIC, STORAGE, DType, Spec
+
+_D = DType
+_WORDS = frozenset({_D.INT32, _D.INT64, _D.UINT32, _D.UINT64})
+_EXTREMES = frozenset({_D.FLOAT, _D.INT8, _D.UINT8, _D.BOOL, _D.INT32, _D.INT64})  # of the EXTREME micro-kernels
+
+# As in _kernels/reduce.pyx and ukr/reduce.h.
+WIDE, EXTREME, WRAP = 0, 1, 2
+SUM, ABS, SQUARE, EXP, PROD = 0, 1, 2, 3, 4
+POST_NONE, POST_DIVIDE, POST_SQRT, POST_LOG, POST_SHIFTED_LOG = 0, 1, 2, 3, 4
+_TILE = 256
+_WORTH = 16384
+
+
+def wide(x: np.ndarray) -> np.ndarray:
+    """Floats as float64, for references that sum or exponentiate; anything else as it is."""
+    return x.astype(np.float64) if x.dtype.kind == "f" else x
+
+
+def reduce_kernel(c: Call, axes: tuple[int, ...], kind: int, op: int, post: int = POST_NONE) -> Kernel | None:
+    """The `reduce.reduce` driver for input 0 over `axes`; None where there is nothing to reduce."""
+    x = c.ins[0]
+    if x.size == 0:
+        return None
+    # Each run of axes that are all kept or all reduced becomes one [size, stride, reduced].
+    runs: list[list[int]] = []
+    stride = 1
+    for axis in range(x.rank - 1, -1, -1):
+        size, reduced = x.shape[axis], axis in axes
+        if size == 1:
+            continue
+        if runs and runs[0][2] == reduced:
+            runs[0][0] *= size
+        else:
+            runs.insert(0, [size, stride, reduced])
+        stride *= size
+    cols = not (runs and runs[-1][2])
+    n = runs.pop()[0] if runs else 1
+    keep, loop = [r for r in runs if not r[2]], [r for r in runs if r[2]]
+    lead, step, _ = (loop if cols else keep).pop() if (loop if cols else keep) else (1, 0, 0)
+    if cols:
+        lines = prod(r[0] for r in keep)
+        chunk = _TILE if lines >= c.threads else min(_TILE, -(-n // c.threads // 16) * 16 or 16)
+    else:
+        chunk = min(lead, 64, max(1, _WORTH // (n * prod(r[0] for r in loop))))
+    ints = (
+        kind, op, post, int(x.dtype), STORAGE[x.dtype].itemsize, int(cols), n, lead, step, chunk, len(keep), len(loop),
+        *(r[0] for r in keep), *(r[1] for r in keep), *(r[0] for r in loop), *(r[1] for r in loop),
+    )  # fmt: skip
+    count = prod(x.shape[a] for a in axes)
+    return Kernel("reduce.reduce", ints, (float(count),), inputs=(0,))
+
+
+class _Reduce(Op):
+    """ReduceX over `axes` (all where absent or empty, none with `noop_with_empty_axes`), kept as 1 with `keepdims`."""
+
+    inputs, outputs = ("data", "axes?"), ("reduced",)
+    attrs = {"keepdims": Attr("int", 1), "noop_with_empty_axes": Attr("int", 0)}
+    dtypes = {"data": FLOATS | _WORDS, "axes": frozenset({_D.INT64})}
+    form = (WIDE, SUM, POST_NONE)  # kind, op and post of the float32 driver
+    idle = True  # reducing a single element gives the element
+
+    def axes(self, c: Call) -> tuple[int, ...]:
+        given: tuple[int, ...] = ()
+        if c.has(1):
+            if c.ins[1].rank > 1:
+                raise c.error("axes must be a vector")
+            given = c.ints(1)
+        rank = c.ins[0].rank
+        if not given:
+            return () if c["noop_with_empty_axes"] else tuple(range(rank))
+        return c.axes(given, rank)
+
+    def infer(self, c: Call) -> list[Spec]:
+        x, axes = c.ins[0], self.axes(c)
+        if c["keepdims"]:
+            shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape))
+        else:
+            shape = tuple(d for i, d in enumerate(x.shape) if i not in axes)
+        return [Spec(x.dtype, shape)]
+
+    def reference(self, c: Call, x: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
+        over = self.axes(c)
+        with np.errstate(all="ignore"):
+            y = self.compute(x, over)
+        return np.asarray(y if c["keepdims"] else np.squeeze(y, over)).astype(x.dtype, copy=False)
+
+    def compute(self, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+        """The reduction with kept dimensions."""
+        raise NotImplementedError
+
+    def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
+        x = c.ins[0]
+        if self.idle and x.size and all(x.shape[a] == 1 for a in self.axes(c)):
+            return {0: (0, 0)}
+        return None
+
+    def bind(self, c: Call) -> Kernel | None:
+        return reduce_kernel(c, self.axes(c), *self.form) if c.ins[0].dtype == DType.FLOAT else None
+
+
+def _total(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """The sum, floats in float64; integers wrap around."""
+    return np.sum(x, axis=axes, keepdims=True, dtype=np.float64 if x.dtype.kind == "f" else x.dtype)
+
+
+class _Wrapping(_Reduce):
+    """Integers wrap around, so they have a driver too."""
+
+    def bind(self, c: Call) -> Kernel | None:
+        if c.ins[0].dtype in _WORDS:
+            return reduce_kernel(c, self.axes(c), WRAP, int(self.form[1] == PROD))
+        return super().bind(c)
+
+
+@op("ReduceSum", since=13)
+class ReduceSum(_Wrapping):
+    """Y = sum of X; 0 for no elements."""
+
+    def compute(self, x, axes):
+        return _total(x, axes)
+
+
+@op("ReduceMean", since=18)
+class ReduceMean(_Reduce):
+    """Y = mean of X; NaN for no elements. Integers: towards zero."""
+
+    form = (WIDE, SUM, POST_DIVIDE)
+
+    def infer(self, c: Call) -> list[Spec]:
+        if c.ins[0].dtype in _WORDS and any(c.ins[0].shape[a] == 0 for a in self.axes(c)):
+            raise c.error("the mean of no integers is undefined")
+        return super().infer(c)
+
+    def compute(self, x, axes):
+        count = prod(x.shape[a] for a in axes)
+        if x.dtype.kind == "f":
+            return _total(x, axes) / np.float64(count)
+        total = np.sum(x, axis=axes, keepdims=True, dtype=np.uint64 if x.dtype.kind == "u" else np.int64)
+        whole = np.abs(total) // max(count, 1)
+        return np.where(total < 0, -whole, whole)
+
+
+@op("ReduceProd", since=18)
+class ReduceProd(_Wrapping):
+    """Y = product of X; 1 for no elements."""
+
+    form = (WIDE, PROD, POST_NONE)
+
+    def compute(self, x, axes):
+        return np.prod(x, axis=axes, keepdims=True, dtype=np.float64 if x.dtype.kind == "f" else x.dtype)
+
+
+@op("ReduceL1", since=18)
+class ReduceL1(_Reduce):
+    """Y = sum of |X|."""
+
+    form = (WIDE, ABS, POST_NONE)
+    idle = False
+
+    def compute(self, x, axes):
+        return _total(np.abs(x), axes)
+
+
+@op("ReduceL2", since=18)
+class ReduceL2(_Reduce):
+    """Y = root of the sum of X*X, without overflow on the way. Integers: rounded down."""
+
+    form = (WIDE, SQUARE, POST_SQRT)
+    idle = False
+
+    def compute(self, x, axes):
+        return np.sqrt(np.sum(np.square(x, dtype=np.float64), axis=axes, keepdims=True))
+
+
+@op("ReduceSumSquare", since=18)
+class ReduceSumSquare(_Reduce):
+    """Y = sum of X*X."""
+
+    form = (WIDE, SQUARE, POST_NONE)
+    idle = False
+
+    def compute(self, x, axes):
+        return _total(np.square(wide(x)), axes)
+
+
+@op("ReduceLogSum", since=28)
+class ReduceLogSum(_Reduce):
+    """Y = log of the sum of X; -infinity for no elements."""
+
+    dtypes = {"data": FLOATS, "axes": frozenset({_D.INT64})}
+    form = (WIDE, SUM, POST_LOG)
+    idle = False
+
+    def compute(self, x, axes):
+        return np.log(_total(x, axes))
+
+
+@op("ReduceLogSumExp", since=28)
+class ReduceLogSumExp(_Reduce):
+    """Y = log of the sum of exp(X), without overflow; -infinity for no elements."""
+
+    dtypes = {"data": FLOATS, "axes": frozenset({_D.INT64})}
+    form = (WIDE, EXP, POST_SHIFTED_LOG)
+    idle = False
+
+    def compute(self, x, axes):
+        x = wide(x)
+        most = np.max(x, axis=axes, keepdims=True, initial=-np.inf)
+        most = np.where(np.isfinite(most), most, 0.0)
+        return np.log(np.sum(np.exp(x - most), axis=axes, keepdims=True)) + most
+
+
+class _Extreme(_Reduce):
+    dtypes = {"data": FLOATS | _WORDS | {_D.INT8, _D.UINT8, _D.BOOL}, "axes": frozenset({_D.INT64})}
+
+    def bind(self, c: Call) -> Kernel | None:
+        return reduce_kernel(c, self.axes(c), *self.form) if c.ins[0].dtype in _EXTREMES else None
+
+
+@op("ReduceMax", since=20)
+class ReduceMax(_Extreme):
+    """Y = largest of X, NaN where there is one; for no elements the least number of the type."""
+
+    form = (EXTREME, 0, POST_NONE)
+
+    def compute(self, x, axes):
+        return np.maximum.reduce(x, axis=axes, keepdims=True, initial=_limits(x.dtype)[0])
+
+
+@op("ReduceMin", since=20)
+class ReduceMin(_Extreme):
+    """Y = smallest of X, NaN where there is one; for no elements the greatest number of the type."""
+
+    form = (EXTREME, 1, POST_NONE)
+
+    def compute(self, x, axes):
+        return np.minimum.reduce(x, axis=axes, keepdims=True, initial=_limits(x.dtype)[1])
+
+
+def _limits(dtype: np.dtype) -> tuple[float | int | bool, float | int | bool]:
+    if dtype.kind == "b":
+        return False, True
+    return (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+
+
+class _Arg(Op):
+    inputs, outputs = ("data",), ("reduced",)
+    attrs = {"axis": Attr("int", 0), "keepdims": Attr("int", 1), "select_last_index": Attr("int", 0)}
+    dtypes = {"data": NUMERIC}
+    minimum = False
+
+    def infer(self, c: Call) -> list[Spec]:
+        shape = list(c.ins[0].shape)
+        axis = c.axis(c["axis"], len(shape))
+        if shape[axis] == 0:
+            raise c.error(f"axis {axis} is empty, so that no element of it is an extreme")
+        shape[axis : axis + 1] = [1] if c["keepdims"] else []
+        return [Spec(DType.INT64, tuple(shape))]
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        axis = c.axis(c["axis"], x.ndim)
+        last = c["select_last_index"]
+        along = np.flip(x, axis) if last else x
+        y = (np.argmin if self.minimum else np.argmax)(along, axis, keepdims=bool(c["keepdims"]))
+        return x.shape[axis] - 1 - y if last else y
+
+    def bind(self, c: Call) -> Kernel | None:
+        x = c.ins[0]
+        if x.dtype not in (DType.FLOAT, DType.INT32, DType.INT64) or x.size == 0:
+            return None
+        axis = c.axis(c["axis"], x.rank)
+        last = int(c["select_last_index"] != 0)
+        inner = prod(x.shape[axis + 1 :])
+        if x.shape[axis] >= 1 << 31:
+            return None
+        ints = (int(self.minimum), last, x.shape[axis], inner, STORAGE[x.dtype].itemsize)
+        return Kernel("reduce.arg_extreme", ints)
+
+
+@op("ArgMax", since=13)
+class ArgMax(_Arg):
+    """Position of the largest element along `axis`, the first (or last) of equals; of a NaN where there is one."""
+
+
+@op("ArgMin", since=13)
+class ArgMin(_Arg):
+    """Position of the smallest element along `axis`, the first (or last) of equals; of a NaN where there is one."""
+
+    minimum = True
+
+
+class _Cumulative(Op):
+    inputs, outputs = ("x", "axis"), ("y",)
+    attrs = {"exclusive": Attr("int", 0), "reverse": Attr("int", 0)}
+    dtypes = {"x": FLOATS | _WORDS, "axis": frozenset({_D.INT32, _D.INT64})}
+    inplace = ((0, 0),)
+    product = False
+
+    def axis(self, c: Call) -> int:
+        given = c.ints(1)
+        if len(given) != 1:
+            raise c.error("axis must be a single number")
+        return c.axis(given[0], c.ins[0].rank)
+
+    def infer(self, c: Call) -> list[Spec]:
+        self.axis(c)
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray, axis: np.ndarray) -> np.ndarray:
+        at = self.axis(c)
+        along = np.flip(x, at) if c["reverse"] else x
+        accumulate = np.cumprod if self.product else np.cumsum
+        with np.errstate(all="ignore"):
+            y = accumulate(along, at, dtype=np.float64 if x.dtype.kind == "f" else x.dtype)
+            y = y.astype(x.dtype)
+        if c["exclusive"] and x.shape[at]:
+            y = np.roll(y, 1, at)
+            y[(slice(None),) * at + (0,)] = self.product
+        return np.flip(y, at) if c["reverse"] else y
+
+    def bind(self, c: Call) -> Kernel | None:
+        x = c.ins[0]
+        if x.dtype not in _WORDS | {DType.FLOAT} or x.size == 0:
+            return None
+        axis = self.axis(c)
+        flags = (int(self.product), int(c["exclusive"] != 0), int(c["reverse"] != 0))
+        ints = (*flags, x.shape[axis], prod(x.shape[axis + 1 :]), STORAGE[x.dtype].itemsize)
+        return Kernel("reduce.cumulative", ints, inputs=(0,))
+
+
+@op("CumSum", since=14)
+class CumSum(_Cumulative):
+    """Y[i] = sum of X[0..i] along `axis`; without X[i] if `exclusive`, from the end if `reverse`."""
+
+
+@op("CumProd", since=26)
+class CumProd(_Cumulative):
+    """Y[i] = product of X[0..i] along `axis`; without X[i] if `exclusive`, from the end if `reverse`."""
+
+    product = True
+
+
+class _Softmax(Op):
+    inputs, outputs = ("input",), ("output",)
+    attrs = {"axis": Attr("int", -1)}
+    dtypes = {"input": FLOATS}
+    inplace = ((0, 0),)  # a lane is read before it is written, and depends on no other
+    logarithm = False
+
+    def infer(self, c: Call) -> list[Spec]:
+        c.axis(c["axis"], c.ins[0].rank)
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        axis = c["axis"]
+        if x.size == 0:
+            return x
+        with np.errstate(all="ignore"):
+            shifted = wide(x)
+            shifted = shifted - np.max(shifted, axis, keepdims=True)
+            e = np.exp(shifted)
+            total = np.sum(e, axis, keepdims=True)
+            return (shifted - np.log(total) if self.logarithm else e / total).astype(x.dtype)
+
+    def bind(self, c: Call) -> Kernel | None:
+        x = c.ins[0]
+        if x.dtype != DType.FLOAT or x.size == 0:
+            return None
+        axis = c.axis(c["axis"], x.rank)
+        return Kernel("reduce.softmax_f32", (int(self.logarithm), x.shape[axis], prod(x.shape[axis + 1 :])))
+
+
+@op("Softmax", since=13)
+class Softmax(_Softmax):
+    """Y = exp(X) / sum of exp(X) along `axis`, without overflow. A lane with a NaN or +infinity is NaN."""
+
+
+@op("LogSoftmax", since=13)
+class LogSoftmax(_Softmax):
+    """Y = X - log(sum of exp(X)) along `axis`, without overflow. A lane with a NaN or +infinity is NaN."""
+
+    logarithm = True
+
+
+@op("Hardmax", since=13)
+class Hardmax(Op):
+    """1 at the first largest element along `axis`, 0 elsewhere."""
+
+    inputs, outputs = ("input",), ("output",)
+    attrs = {"axis": Attr("int", -1)}
+    dtypes = {"input": FLOATS}
+
+    def infer(self, c: Call) -> list[Spec]:
+        c.axis(c["axis"], c.ins[0].rank)
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        y = np.zeros_like(x)
+        if x.size:
+            np.put_along_axis(y, np.argmax(x, c["axis"], keepdims=True), 1, c["axis"])
+        return y
+
+
+@op("Det", since=22)
+class Det(Op):
+    """Determinants of the matrices in the last two axes."""
+
+    inputs, outputs = ("X",), ("Y",)
+    dtypes = {"X": FLOATS}
+
+    def infer(self, c: Call) -> list[Spec]:
+        x = c.ins[0]
+        if x.rank < 2 or x.shape[-1] != x.shape[-2]:
+            raise c.error("the last two axes must be square matrices")
+        return [Spec(x.dtype, x.shape[:-2])]
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return np.asarray(np.linalg.det(wide(x))).astype(x.dtype)
