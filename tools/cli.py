@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": ("bench", "measure latency and memory, or hold a model to a memory budget"),
     "profile": ("profiling", "time each operator; write a trace for Perfetto"),
     "diff": ("diff", "say what differs between two .etm files"),
+    "operators": ("operators", "list the operators that evort runs"),
 }
 
 EPILOG = """\
