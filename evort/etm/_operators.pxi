@@ -32,7 +32,7 @@ cdef OpInfo operator_info(node):
         return info
     info = OpInfo()
     info.definition = definition
-    low_in, high_in, low_out, high_out = definition.arity()
+    low_in, high_in, low_out, high_out = definition.arity
     info.low_in, info.high_in = low_in, MAX_OPERANDS if high_in is None else high_in
     info.low_out, info.high_out = low_out, MAX_OPERANDS if high_out is None else high_out
     for i, param in enumerate(definition.inputs):

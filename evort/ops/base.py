@@ -171,6 +171,8 @@ class Op:
     name: ClassVar[str]
     domain: ClassVar[str]
     since: ClassVar[int]
+    # (fewest inputs, most inputs, fewest outputs, most outputs); None for any number.
+    arity: ClassVar[tuple[int, int | None, int, int | None]]
     inputs: ClassVar[tuple[str, ...]] = ()
     outputs: ClassVar[tuple[str, ...]] = ()
     attrs: ClassVar[dict[str, Attr]] = {}
@@ -213,10 +215,6 @@ class Op:
         """Multiply-accumulates of one run; 0 where an operator is not counted in those."""
         return 0
 
-    def arity(self) -> tuple[int, int | None, int, int | None]:
-        """(fewest inputs, most inputs, fewest outputs, most outputs); None for any number."""
-        return *_arity(self.inputs), *_arity(self.outputs)
-
 
 def _arity(names: tuple[str, ...]) -> tuple[int, int | None]:
     variadic = bool(names) and names[-1].startswith("*")
@@ -238,6 +236,7 @@ def op(name: str, since: int = 1, domain: str = "") -> Callable[[type[Op]], type
 
     def decorate(cls: type[Op]) -> type[Op]:
         cls.name, cls.domain, cls.since = name, domain, since
+        cls.arity = (*_arity(cls.inputs), *_arity(cls.outputs))
         _REGISTRY[domain, name] = cls()
         return cls
 
@@ -298,7 +297,12 @@ def complete_attrs(definition: Op, node: Node) -> dict[str, Any]:
 
 def check_arity(definition: Op, node: Node) -> None:
     """Raises ShapeError where a node has too few or too many operands, or lacks one that is not optional."""
-    low_in, high_in, low_out, high_out = definition.arity()
+    low_in, high_in, low_out, high_out = definition.arity
+    n_in, n_out = len(node.inputs), len(node.outputs)
+    few = n_in < low_in or n_out < low_out
+    many = (high_in is not None and n_in > high_in) or (high_out is not None and n_out > high_out)
+    if not few and not many and "" not in node.inputs:
+        return
     for what, names, params, low, high in (
         ("input", node.inputs, definition.inputs, low_in, high_in),
         ("output", node.outputs, definition.outputs, low_out, high_out),

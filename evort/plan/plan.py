@@ -130,8 +130,8 @@ class _Builder:
         for name in {*self.stage.outputs, *self.later}:
             if name in storage.where:
                 storage.use(name, last)
-        for step, (definition, c) in enumerate(calls):
-            storage.place_parts(definition, c, step)
+        for definition, c in calls:
+            storage.place_parts(definition, c)
         for step, (definition, c) in enumerate(calls):
             storage.take_over(definition, c, step)
 
@@ -207,7 +207,7 @@ class _Builder:
 
         def tensor(name: str) -> int:
             if name not in ids:
-                block, at = storage.where[name]
+                block, at, _ = storage.where[name]
                 spec = specs[name]
                 offset = at + (block.offset if block.kind == ARENA else 0)
                 ids[name] = self._tensor(spec, block.kind, block.index, offset)

@@ -37,23 +37,22 @@ class Block:
 
 
 class Storage:
-    """Assigns blocks. where[name] = (block, byte offset)."""
+    """Assigns blocks. where[name] = (block, byte offset, bytes)."""
 
     def __init__(self) -> None:
-        self.where: dict[str, tuple[Block, int]] = {}
-        self.copies_avoided = 0
+        self.where: dict[str, tuple[Block, int, int]] = {}
 
     def add(self, name: str, kind: int, index: int, nbytes: int, step: int) -> None:
         """A tensor with a block of its own, first written at `step` (-1: before the plan runs)."""
         block = Block(kind, index, nbytes, step)
         block.members.append((name, 0, nbytes, step))
-        self.where[name] = (block, 0)
+        self.where[name] = (block, 0, nbytes)
 
     def alias(self, name: str, source: str, offset: int, nbytes: int, step: int) -> None:
         """A tensor that is part of another, from `offset` bytes into it."""
-        block, at = self.where[source]
+        block, at, _ = self.where[source]
         block.members.append((name, at + offset, nbytes, step))
-        self.where[name] = (block, at + offset)
+        self.where[name] = (block, at + offset, nbytes)
 
     def use(self, name: str, step: int) -> None:
         """Notes that a step reads a tensor."""
@@ -62,27 +61,24 @@ class Storage:
 
     def merge(self, name: str, target: str, offset: int) -> None:
         """Moves the whole block of `name` into the block of `target`, `offset` bytes into that tensor."""
-        source, _ = self.where[name]
-        block, at = self.where[target]
+        source = self.where[name][0]
+        block, at, _ = self.where[target]
+        at += offset
+        if at == 0 and source.nbytes == block.nbytes and len(source.members) > len(block.members):
+            # The same bytes either way: move the fewer members, so that long chains stay linear.
+            source, block = block, source
         for member, inner, nbytes, step in source.members:
-            block.members.append((member, at + offset + inner, nbytes, step))
-            self.where[member] = (block, at + offset + inner)
+            block.members.append((member, at + inner, nbytes, step))
+            self.where[member] = (block, at + inner, nbytes)
         block.start = min(block.start, source.start)
         block.end = max(block.end, source.end)
-        self.copies_avoided += 1
 
     def whole(self, name: str) -> Block | None:
         """The arena block that a tensor fills exactly, or None."""
-        block, at = self.where[name]
-        if block.kind != ARENA or at != 0:
-            return None
-        return block if block.members[0][2] == block.nbytes and self._bytes(name, block) == block.nbytes else None
+        block, at, nbytes = self.where[name]
+        return block if block.kind == ARENA and at == 0 and nbytes == block.nbytes else None
 
-    @staticmethod
-    def _bytes(name: str, block: Block) -> int:
-        return next(nbytes for member, _, nbytes, _ in block.members if member == name)
-
-    def place_parts(self, definition: Op, c: Call, step: int) -> None:
+    def place_parts(self, definition: Op, c: Call) -> None:
         """Step 3 for one node: moves inputs into their place in output 0."""
         parts = definition.placement(c)
         if not parts:
@@ -106,7 +102,7 @@ class Storage:
                 continue
             name, out = c.node.inputs[in_index], c.node.outputs[out_index]
             block = self.whole(name)
-            target, at = self.where[out]
+            target, at, _ = self.where[out]
             if block is None or block is target or block.end > step or target.kind != ARENA:
                 continue
             # Another operand in the same block is safe only where it is the very same elements.
@@ -121,7 +117,7 @@ class Storage:
 
     def blocks(self) -> list[Block]:
         """The distinct blocks, in order of first appearance."""
-        return list({id(block): block for block, _ in self.where.values()}.values())
+        return list({id(block): block for block, _, _ in self.where.values()}.values())
 
 
 def assign(blocks: list[Block], scratch: list[tuple[int, int]]) -> tuple[int, list[int], int]:
