@@ -4,7 +4,7 @@
       for p in blocks of kc
         pack B[kc, nc] into panels of NR columns                in L2, at most B_BYTES a thread
         for rows in blocks of mc
-          (pack A[mc, kc] where reading it in place is slow)
+          (pack A[mc, kc] where its columns are what is contiguous)
           for each panel of B                                   in L1: kc x NR
             micro-kernel: all mc rows, MR at a time             A streams from L2
       activation of C[:, nc] while it is in the cache
@@ -24,6 +24,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     KC = 320                     # a panel of B (KC x 64 bytes) and MR rows of A fit a 32 KB L1
     MC = 96                      # MC x KC x 4 bytes of A and B_BYTES of B fit a 512 KB L2
+    PACKED_MC = 24               # the same where A is packed, which takes scratch
     B_BYTES = 160 * 1024
     FEW_ROWS = 8                 # up to here B is read in place,
     FEW_ROWS_KC = 32             # this many of its rows at a time, as so many streams the prefetcher can follow
@@ -97,7 +98,7 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.kc = even_block(k, KC * 4 // size, 4)
     plan.mc = even_block(plan.step_m, MC, EV_MR)
     plan.nc = even_block(plan.step_n, max(nr, B_BYTES // (plan.kc * size)), nr)
-    plan.slot = ceil_div((plan.nc + plan.mc) * plan.kc * size, 64) * 64
+    plan.slot = ceil_div((plan.nc + min(plan.mc, <int64_t> PACKED_MC)) * plan.kc * size, 64) * 64
 
 
 cdef Method choose(const ev_gemm *g) noexcept nogil:
@@ -150,7 +151,8 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t kc = min(plan.kc, <int64_t> FEW_ROWS_KC) if in_place else plan.kc
     cdef int64_t nc = j_end - j_begin if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
-    cdef bint pack_a = not in_place and (g.csa != 1 or (g.rsa * size % 1024 == 0 and j_end - j_begin >= 128))
+    cdef bint pack_a = not in_place and g.csa != 1
+    cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a else plan.mc
     cdef int64_t i0, j0, p0, nb, kb, j, packed
     cdef const char *b
     cdef bint last
@@ -173,7 +175,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
             t.k = kb
             i0 = i_begin
             while i0 < i_end:
-                t.m = min(plan.mc, i_end - i0)
+                t.m = min(mc, i_end - i0)
                 t.a = <const char *> g.a + (i0 * g.rsa + p0 * g.csa) * size
                 t.rsa, t.csa, t.a_step = g.rsa, g.csa, EV_MR * g.rsa
                 if pack_a:
@@ -190,7 +192,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
                     add_and_finish(&t, g, size, i0, j0 + j, p0 == 0, last, last)
                     job.tile(&t)
                     j += nr
-                i0 += plan.mc
+                i0 += mc
             p0 += kb
         if e != NULL and e.activation not in (EV_ACT_NONE, EV_ACT_RELU, EV_ACT_CLIP):
             K.activate_f32(e, i_end - i_begin, nb, i_begin, <float *> g.c + i_begin * g.ldc + j0, g.ldc)
