@@ -10,7 +10,7 @@ A kernel module defines its drivers and exports them:
 
 and the operator's bind() names it: `Kernel("elementwise.relu_f32", ints=..., reals=...)`.
 """
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "ev.h" nogil:
     int EV_MAX_RANK
@@ -91,6 +91,11 @@ cdef extern from "ukr.h" nogil:
                          void *dst) noexcept nogil
         void (*pack_f64)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,
                          void *dst) noexcept nogil
+        void (*gemm_i16)(const ev_tile *t) noexcept nogil
+        void (*pair_rows_u8)(int64_t m, int64_t k, int64_t rs, int64_t cs, int flip, const uint8_t *zeros,
+                             int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
+        void (*pair_panels_u8)(int64_t n, int64_t k, int64_t sj, int64_t sp, int flip, const uint8_t *zeros,
+                               int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
         void (*gemv_rows_f32)(int64_t n, int64_t k, double alpha, const void *x, int64_t incx, const void *w,
                               int64_t ld, void *y) noexcept nogil
         void (*gemv_dot_f32)(int64_t n, int64_t k, double alpha, const void *x, const void *w, int64_t ld, void *y,

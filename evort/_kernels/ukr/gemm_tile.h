@@ -1,4 +1,4 @@
-/* The matrix product micro-kernel for one float type; gemm_body.h defines the macros.
+/* The matrix product micro-kernel for one element type; gemm_body.h defines the macros.
  *
  * MR x 2*VW accumulators live in registers: 12 of 16 with AVX2, 12 of 16 with SSE2 (which passes NR/(2*VW) times over
  * a panel). Rows are named variables, as GCC keeps arrays of vectors in memory. */
@@ -26,8 +26,8 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
 #define X(i)                                             \
         if (mr > i) {                                    \
             const T x = (i < 3 ? a : a3)[(i % 3) * rsa]; \
-            p##i += b0 * x;                              \
-            if (width != NARROW) q##i += b1 * x;         \
+            MULADD(p##i, b0, x);                         \
+            if (width != NARROW) MULADD(q##i, b1, x);    \
         }
         EV_EACH_ROW(X)
 #undef X
