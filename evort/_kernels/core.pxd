@@ -144,6 +144,13 @@ cdef extern from "ukr.h" nogil:
                                 int8_t *y) noexcept nogil
         void (*pool_max_row_u8)(int64_t rows, const uint8_t *const *row, const ev_window *w, uint8_t *buf,
                                 uint8_t *y) noexcept nogil
+        void (*move_step)(int item, int64_t n, const void *x, int64_t step, void *y) noexcept nogil
+        void (*move_rows)(int64_t n, int64_t bytes, const void *x, int64_t xs, void *y, int64_t ys) noexcept nogil
+        void (*move_fill)(int item, int64_t n, const void *x, void *y) noexcept nogil
+        void (*move_index)(int item, int64_t n, const void *x, const int64_t *index, const void *fill,
+                           void *y) noexcept nogil
+        void (*move_transpose)(int item, int64_t rows, int64_t cols, const void *x, int64_t xs, void *y,
+                               int64_t ys) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

@@ -10,6 +10,7 @@
 #include "reduce_body.h"
 #include "normalize_body.h"
 #include "pool_body.h"
+#include "layout_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),

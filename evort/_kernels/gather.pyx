@@ -1,0 +1,347 @@
+"""Drivers that move elements to or from places given by an index tensor.
+
+Every index is checked before it is used: one outside its axis ends the driver with EV_BAD_INDEX. Gathers split their
+output rows between threads; scatters run in order on one thread, as updates may meet.
+"""
+from libc.stdint cimport (
+    int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
+)
+from libc.string cimport memcpy
+from evort._kernels.core cimport (
+    EV_BAD_ARGUMENT, EV_BAD_INDEX, EV_DOUBLE, EV_FLOAT, EV_INT8, EV_INT16, EV_INT32, EV_INT64, EV_OK,
+    EV_UINT8, EV_UINT16, EV_UINT32, EV_UINT64, ev_call, ev_tensor, ev_ukr, parallel_for, register,
+    ukernels,
+)
+
+cdef const ev_ukr *K = ukernels()
+
+cdef enum:
+    MAX_AXES = 8  # EV_MAX_RANK
+    GRAIN_BYTES = 65536
+    # As REDUCTIONS in evort.ops.gather.
+    R_NONE = 0
+    R_ADD = 1
+    R_MUL = 2
+    R_MIN = 3
+    R_MAX = 4
+
+# A call, and whether a thread met a bad index.
+cdef struct Job:
+    const ev_call *c
+    bint bad
+
+
+cdef inline int64_t index_at(const ev_tensor *t, int64_t i) noexcept nogil:
+    if t.dtype == EV_INT64:
+        return (<const int64_t *> t.data)[i]
+    return (<const int32_t *> t.data)[i]
+
+
+cdef inline int64_t in_axis(int64_t index, int64_t size) noexcept nogil:
+    """The index in [0, size), or -1 where it is outside."""
+    if index < 0:
+        index += size
+    return index if 0 <= index < size else -1
+
+
+cdef inline void move(const char *x, char *y, int64_t n) noexcept nogil:
+    """memcpy, in line for single elements."""
+    if n == 4:
+        memcpy(y, x, 4)
+    elif n == 8:
+        memcpy(y, x, 8)
+    elif n == 1:
+        y[0] = x[0]
+    elif n == 2:
+        memcpy(y, x, 2)
+    else:
+        memcpy(y, x, <size_t> n)
+
+
+cdef int gathered(void (*fn)(void *, int64_t, int64_t, int32_t) noexcept nogil, const ev_call *c, int64_t rows,
+                  int64_t row_bytes) noexcept nogil:
+    cdef Job job
+    job.c = c
+    job.bad = False
+    parallel_for(fn, &job, rows, GRAIN_BYTES // (row_bytes + 8) + 1, c.threads)
+    return EV_BAD_INDEX if job.bad else EV_OK
+
+
+# Gather ----------------------------------------------------------------------------------------------------------
+
+cdef void gather_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef Job *job = <Job *> ctx
+    cdef const ev_call *c = job.c
+    cdef const ev_tensor *indices = c.in_[1]
+    cdef int64_t n = indices.size, size = c.ints[1], inner = c.ints[2], k, index
+    cdef const char *x = <const char *> c.in_[0].data
+    cdef char *y = <char *> c.out[0].data + begin * inner
+    for k in range(begin, end):
+        index = in_axis(index_at(indices, k % n), size)
+        if index < 0:
+            job.bad = True
+            return
+        move(x + (k // n * size + index) * inner, y, inner)
+        y += inner
+
+
+cdef int gather(const ev_call *c) noexcept nogil:
+    """in: X, indices; out: Y. ints: (rows: product of the sizes before the axis, size of the axis, bytes of the slice
+    behind it)."""
+    return gathered(gather_chunk, c, c.ints[0] * c.in_[1].size, c.ints[2])
+
+
+cdef void gather_elements_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef Job *job = <Job *> ctx
+    cdef const ev_call *c = job.c
+    cdef const ev_tensor *indices = c.in_[1]
+    cdef int64_t item = c.ints[0], rank = c.ints[1], axis = c.ints[2], size = c.ints[3]
+    cdef const int64_t *dims = c.ints + 4
+    cdef const int64_t *strides = dims + rank
+    cdef int64_t n = dims[rank - 1], k, j, i, rest, base, index, step
+    cdef const char *x = <const char *> c.in_[0].data
+    cdef char *y = <char *> c.out[0].data + begin * n * item
+    step = 0 if axis == rank - 1 else 1
+    for k in range(begin, end):
+        rest = k
+        base = 0
+        for i in range(rank - 2, -1, -1):
+            if i != axis:
+                base += rest % dims[i] * strides[i]
+            rest //= dims[i]
+        for j in range(n):
+            index = in_axis(index_at(indices, k * n + j), size)
+            if index < 0:
+                job.bad = True
+                return
+            move(x + (base + index * strides[axis] + j * step) * item, y, item)
+            y += item
+
+
+cdef int gather_elements(const ev_call *c) noexcept nogil:
+    """in: X, indices; out: Y. ints: (item bytes, rank, axis, size of X's axis, sizes of indices, strides of X in
+    items)."""
+    cdef int64_t n = c.ints[4 + c.ints[1] - 1]
+    if c.in_[1].size == 0:
+        return EV_OK
+    return gathered(gather_elements_chunk, c, c.in_[1].size // n, n * c.ints[0])
+
+
+cdef inline int64_t tuple_at(const int64_t *index, int64_t k, const int64_t *sizes) noexcept nogil:
+    """The row-major place of an index tuple, or -1 where one is outside."""
+    cdef int64_t i, at = 0, one
+    for i in range(k):
+        one = in_axis(index[i], sizes[i])
+        if one < 0:
+            return -1
+        at = at * sizes[i] + one
+    return at
+
+
+cdef void gather_nd_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef Job *job = <Job *> ctx
+    cdef const ev_call *c = job.c
+    cdef int64_t per_batch = c.ints[1], inner = c.ints[2], k = c.ints[3], i, at, slices = 1
+    cdef const int64_t *sizes = c.ints + 4
+    cdef const int64_t *indices = <const int64_t *> c.in_[1].data
+    cdef const char *x = <const char *> c.in_[0].data
+    cdef char *y = <char *> c.out[0].data
+    for i in range(k):
+        slices *= sizes[i]
+    for i in range(begin, end):
+        at = tuple_at(indices + i * k, k, sizes)
+        if at < 0:
+            job.bad = True
+            return
+        move(x + (i // per_batch * slices + at) * inner, y + i * inner, inner)
+
+
+cdef int gather_nd(const ev_call *c) noexcept nogil:
+    """in: X, indices (int64); out: Y. ints: (batches, index tuples of each, bytes of a slice, k, k sizes)."""
+    return gathered(gather_nd_chunk, c, c.ints[0] * c.ints[1], c.ints[2])
+
+
+# Scatter ---------------------------------------------------------------------------------------------------------
+
+ctypedef fused number:
+    float
+    double
+    int8_t
+    int16_t
+    int32_t
+    int64_t
+    uint8_t
+    uint16_t
+    uint32_t
+    uint64_t
+
+
+cdef inline void combine(int64_t op, int64_t n, const number *x, number *y) noexcept nogil:
+    """y[i] = y[i] op x[i]; min and max give NaN where either is."""
+    cdef int64_t i
+    if op == R_ADD:
+        for i in range(n):
+            y[i] = y[i] + x[i]
+    elif op == R_MUL:
+        for i in range(n):
+            y[i] = y[i] * x[i]
+    elif op == R_MIN:
+        for i in range(n):
+            if x[i] < y[i] or x[i] != x[i]:
+                y[i] = x[i]
+    else:
+        for i in range(n):
+            if x[i] > y[i] or x[i] != x[i]:
+                y[i] = x[i]
+
+
+cdef void reduce_into(int64_t op, int32_t dtype, int64_t n, const char *x, char *y) noexcept nogil:
+    # Sums and products of signed integers wrap around: they are those of the unsigned ones.
+    cdef bint wraps = op == R_ADD or op == R_MUL
+    if dtype == EV_FLOAT:
+        combine(op, n, <const float *> x, <float *> y)
+    elif dtype == EV_DOUBLE:
+        combine(op, n, <const double *> x, <double *> y)
+    elif dtype == EV_UINT8 or (dtype == EV_INT8 and wraps):
+        combine(op, n, <const uint8_t *> x, <uint8_t *> y)
+    elif dtype == EV_UINT16 or (dtype == EV_INT16 and wraps):
+        combine(op, n, <const uint16_t *> x, <uint16_t *> y)
+    elif dtype == EV_UINT32 or (dtype == EV_INT32 and wraps):
+        combine(op, n, <const uint32_t *> x, <uint32_t *> y)
+    elif dtype == EV_UINT64 or (dtype == EV_INT64 and wraps):
+        combine(op, n, <const uint64_t *> x, <uint64_t *> y)
+    elif dtype == EV_INT8:
+        combine(op, n, <const int8_t *> x, <int8_t *> y)
+    elif dtype == EV_INT16:
+        combine(op, n, <const int16_t *> x, <int16_t *> y)
+    elif dtype == EV_INT32:
+        combine(op, n, <const int32_t *> x, <int32_t *> y)
+    elif dtype == EV_INT64:
+        combine(op, n, <const int64_t *> x, <int64_t *> y)
+
+
+cdef inline void put(int64_t op, int32_t dtype, int64_t n, int64_t item, const char *x, char *y) noexcept nogil:
+    if op == R_NONE:
+        move(x, y, n * item)
+    else:
+        reduce_into(op, dtype, n, x, y)
+
+
+cdef void start_from(const ev_call *c, int64_t nbytes) noexcept nogil:
+    """The output begins as input 0, which may be in its place already."""
+    if c.out[0].data != c.in_[0].data and nbytes > 0:
+        memcpy(c.out[0].data, c.in_[0].data, <size_t> nbytes)
+
+
+cdef int scatter_elements(const ev_call *c) noexcept nogil:
+    """in: X, indices, updates; out: Y. ints: (reduction, then as gather_elements)."""
+    cdef int64_t op = c.ints[0], item = c.ints[1], rank = c.ints[2], axis = c.ints[3], size = c.ints[4]
+    cdef const int64_t *dims = c.ints + 5
+    cdef const int64_t *strides = dims + rank
+    cdef const ev_tensor *indices = c.in_[1]
+    cdef const char *x = <const char *> c.in_[2].data
+    cdef char *y = <char *> c.out[0].data
+    cdef int64_t at[MAX_AXES]
+    cdef int64_t n, k, i, index, base = 0
+    start_from(c, c.out[0].size * item)
+    for i in range(rank):
+        at[i] = 0
+    for k in range(indices.size):
+        index = in_axis(index_at(indices, k), size)
+        if index < 0:
+            return EV_BAD_INDEX
+        put(op, c.out[0].dtype, 1, item, x + k * item, y + (base + index * strides[axis]) * item)
+        for i in range(rank - 1, -1, -1):
+            n = 0 if i == axis else strides[i]
+            at[i] += 1
+            base += n
+            if at[i] < dims[i]:
+                break
+            base -= n * dims[i]
+            at[i] = 0
+    return EV_OK
+
+
+cdef int scatter_nd(const ev_call *c) noexcept nogil:
+    """in: X, indices (int64), updates; out: Y. ints: (reduction, item bytes, index tuples, items of a slice, k,
+    k sizes)."""
+    cdef int64_t op = c.ints[0], item = c.ints[1], n = c.ints[2], inner = c.ints[3], k = c.ints[4], i, at
+    cdef const int64_t *indices = <const int64_t *> c.in_[1].data
+    start_from(c, c.out[0].size * item)
+    for i in range(n):
+        at = tuple_at(indices + i * k, k, c.ints + 5)
+        if at < 0:
+            return EV_BAD_INDEX
+        put(op, c.out[0].dtype, inner, item, <const char *> c.in_[2].data + i * inner * item,
+            <char *> c.out[0].data + at * inner * item)
+    return EV_OK
+
+
+cdef int tensor_scatter(const ev_call *c) noexcept nogil:
+    """in: X, update, write indices (int64) or NULL; out: Y. ints: (circular, batches, rows between batch and axis,
+    size of X's axis, of the update's, bytes of the slice behind the axis)."""
+    cdef bint circular = c.ints[0] != 0
+    cdef int64_t rows = c.ints[2], size = c.ints[3], n = c.ints[4], inner = c.ints[5], b, r, i, at
+    cdef const int64_t *starts = NULL
+    cdef const char *x = <const char *> c.in_[1].data
+    cdef char *y = <char *> c.out[0].data
+    if c.n_in > 2 and c.in_[2] != NULL:
+        starts = <const int64_t *> c.in_[2].data
+    start_from(c, c.ints[1] * rows * size * inner)
+    for b in range(c.ints[1]):
+        at = 0 if starts == NULL else starts[b]
+        if circular:
+            at = (at % size + size) % size
+        elif at < 0 or at > size - n:
+            return EV_BAD_INDEX
+        for r in range(b * rows, (b + 1) * rows):
+            for i in range(n):
+                memcpy(y + (r * size + (at + i) % size) * inner, x + (r * n + i) * inner, <size_t> inner)
+    return EV_OK
+
+
+# Others ----------------------------------------------------------------------------------------------------------
+
+cdef int reverse_sequence(const ev_call *c) noexcept nogil:
+    """in: X, lengths (int64); out: Y. ints: (time axis: 0 or 1, sizes of axes 0 and 1, bytes of the slice behind)."""
+    cdef int64_t time = c.ints[0], n = c.ints[1], m = c.ints[2], inner = c.ints[3], i, j, length
+    cdef const int64_t *lengths = <const int64_t *> c.in_[1].data
+    cdef const char *x = <const char *> c.in_[0].data
+    cdef char *y = <char *> c.out[0].data
+    for i in range(c.in_[1].size):
+        if lengths[i] < 0 or lengths[i] > (n if time == 0 else m):
+            return EV_BAD_ARGUMENT
+    for i in range(n):
+        for j in range(m):
+            if time == 0:
+                length = lengths[j]
+                move(x + ((length - 1 - i if i < length else i) * m + j) * inner, y, inner)
+            else:
+                length = lengths[i]
+                move(x + (i * m + (length - 1 - j if j < length else j)) * inner, y, inner)
+            y += inner
+    return EV_OK
+
+
+cdef int one_hot(const ev_call *c) noexcept nogil:
+    """in: indices, values (off, on); out: Y [rows, depth, inner]. ints: (item bytes, rows, depth, inner)."""
+    cdef int64_t item = c.ints[0], depth = c.ints[2], inner = c.ints[3], i, index
+    cdef const char *values = <const char *> c.in_[1].data
+    cdef char *y = <char *> c.out[0].data
+    K.move_fill(<int> item, c.out[0].size, values, y)
+    for i in range(c.in_[0].size):
+        index = in_axis(index_at(c.in_[0], i), depth)
+        if index >= 0:
+            move(values + item, y + ((i // inner * depth + index) * inner + i % inner) * item, item)
+    return EV_OK
+
+
+DRIVERS = {}
+register(DRIVERS, "gather", gather)
+register(DRIVERS, "gather_elements", gather_elements)
+register(DRIVERS, "gather_nd", gather_nd)
+register(DRIVERS, "scatter_elements", scatter_elements)
+register(DRIVERS, "scatter_nd", scatter_nd)
+register(DRIVERS, "tensor_scatter", tensor_scatter)
+register(DRIVERS, "reverse_sequence", reverse_sequence)
+register(DRIVERS, "one_hot", one_hot)

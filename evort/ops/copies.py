@@ -1,0 +1,136 @@
+"""Bound copies: how operators that only move elements describe their work to `evort._kernels.layout`.
+
+Two descriptions cover them. A *strided* copy reads element (i0, i1, ...) of the output at offset + sum(i * stride) of
+the input (Transpose, Slice, Expand, Tile, DepthToSpace). A *take* reads it at one table of indices for each axis
+(Pad in every mode, Resize "nearest", CenterCropPad). Both are simplified here, once, when shapes are known: axes of
+size 1 vanish, axes that are walked as one become one, and short contiguous runs become one wider item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from evort.ops.base import Kernel
+from evort.types import STORAGE, Spec
+
+# How the innermost axis is walked (K_* in layout.pyx).
+RUN, FILL, STEP, TRANSPOSE = 0, 1, 2, 3
+# How the innermost axis of a take is walked: by an index for each element, or by segments.
+BY_INDEX, BY_SEGMENT = 0, 1
+MAX_AXES = 16  # MAX_AXES in layout.pyx
+WIDER = (2, 4, 8, 16)
+
+
+def itemsize(spec: Spec) -> int:
+    """Bytes of one element at run time."""
+    return STORAGE[spec.dtype].itemsize
+
+
+def row_major(dims: Sequence[int]) -> list[int]:
+    """Strides, in elements, of a dense row-major tensor."""
+    strides = [1] * len(dims)
+    for i in range(len(dims) - 2, -1, -1):
+        strides[i] = strides[i + 1] * dims[i + 1]
+    return strides
+
+
+def copy_kernel(spec: Spec) -> Kernel:
+    """All of input 0 as it is; `spec` is that of the output."""
+    return Kernel("layout.copy", ints=(spec.nbytes,), inputs=(0,))
+
+
+def strided_kernel(item: int, dims: Sequence[int], strides: Sequence[int], offset: int = 0) -> Kernel | None:
+    """The driver for a strided copy of input 0 to a dense output of shape `dims`.
+
+    item: bytes of an element. strides, offset: in elements of the input; a stride may be zero or negative.
+    """
+    if prod(dims) == 0:
+        return Kernel("layout.copy", ints=(0,), inputs=(0,))
+    merged: list[tuple[int, int]] = []
+    for d, s in zip(dims, strides, strict=True):
+        if d == 1:
+            continue
+        if merged and merged[-1][1] == s * d:
+            merged[-1] = (merged[-1][0] * d, s)
+        else:
+            merged.append((d, s))
+    if merged and merged[-1][1] == 1:
+        run = merged[-1][0]
+        outer = [s for _, s in merged[:-1]]
+        if run * item in WIDER and offset % run == 0 and all(s % run == 0 for s in outer):
+            merged = [(d, s // run) for d, s in merged[:-1]]
+            item, offset = item * run, offset // run
+    merged = merged or [(1, 1)]
+    if len(merged) > MAX_AXES:
+        return None
+    sizes, steps = [d for d, _ in merged], [s for _, s in merged]
+    places = row_major(sizes)
+    kind = {1: RUN, 0: FILL}.get(steps[-1], STEP)
+    if kind == STEP and 1 in steps:
+        kind, k = TRANSPOSE, steps.index(1)
+        order = [*(i for i in range(len(sizes) - 1) if i != k), k, len(sizes) - 1]
+        sizes, steps, places = ([v[i] for i in order] for v in (sizes, steps, places))
+    return Kernel("layout.strided", ints=(kind, item, offset, len(sizes), *sizes, *steps, *places), inputs=(0,))
+
+
+def take_kernel(
+    item: int, shape: Sequence[int], tables: Sequence[np.ndarray | None], fill: int | None = None, source: int = 0
+) -> Kernel | None:
+    """The driver for out[i0, i1, ...] = x[t0[i0], t1[i1], ...], x of shape `shape`.
+
+    tables: for each axis, the indices, or None where the axis is taken as it is. Index -1 gives the fill value: the
+    element that input `fill` holds, or zero where that is None. source: which of the node's inputs is x.
+    """
+    axes: list[tuple[int, np.ndarray | None]] = []  # (size of the input's axis, table)
+    for d, t in zip(shape, tables, strict=True):
+        if t is not None and len(t) == d and np.array_equal(t, np.arange(d)):
+            t = None
+        if d == 1 and t is None:
+            continue
+        if t is None and axes and axes[-1][1] is None:
+            axes[-1] = (axes[-1][0] * d, None)
+        else:
+            axes.append((d, t))
+    if any((d if t is None else len(t)) == 0 for d, t in axes):
+        return Kernel("layout.copy", ints=(0,), inputs=(source,))
+    # A short last axis that is taken whole: one wider item for each of its runs.
+    if len(axes) > 1 and axes[-1][1] is None and axes[-1][0] * item in WIDER and fill is None:
+        item *= axes.pop()[0]
+    axes = axes or [(1, None)]
+    if len(axes) > MAX_AXES:
+        return None
+    sizes = [d if t is None else len(t) for d, t in axes]
+    kind, last = _segments(np.arange(sizes[-1]) if axes[-1][1] is None else axes[-1][1])
+    places, indices = [], list(last)  # where in `indices` each outer axis has its table; -1 for none
+    for _, t in axes[:-1]:
+        places.append(-1 if t is None else len(indices))
+        indices += [] if t is None else t.tolist()
+    ints = (kind, item, len(axes), len(last), *sizes, *row_major([d for d, _ in axes]), *places, *indices)
+    return Kernel("layout.take", ints=ints, inputs=(source,) if fill is None else (source, fill))
+
+
+def _segments(table: np.ndarray) -> tuple[int, list[int]]:
+    """A table as segments (first index, step, length) where they are few, else as it is.
+
+    The step is 1 (a run), 0 (one element again and again) or -1; a first index of -1 with step 0 is the fill value.
+    """
+    n = len(table)
+    steps = np.diff(table)
+    segments: list[int] = []
+    at = 0
+    while at < n:
+        step = int(steps[at]) if at < n - 1 else 0
+        fits = step in (-1, 0, 1) and table[at] >= 0 and table[min(at + 1, n - 1)] >= 0
+        fits = fits or (step == 0 and table[at] < 0)
+        length = 1
+        if fits and at < n - 1:
+            ends = np.flatnonzero((steps[at:] != step) | ((table[at + 1 :] < 0) & (step != 0)))
+            length = int(ends[0]) + 1 if len(ends) else n - at
+        segments += (int(table[at]), step if length > 1 else 0, length)
+        if len(segments) > max(3, 3 * n // 8):
+            return BY_INDEX, table.tolist()
+        at += length
+    return BY_SEGMENT, segments

@@ -1,0 +1,344 @@
+"""Operators that read or write at indices given as a tensor: the Gather and Scatter families, ReverseSequence.
+
+An index in [-n, 0) counts from the end of its axis of size n; any other outside [0, n) is an error. Scatters apply
+their updates in order. Sources: the ONNX operators of the same names.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from evort.errors import ExecutionError
+from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.ops.copies import copy_kernel, itemsize, row_major
+from evort.ops.layout import INDEX, INT64
+from evort.types import MAX_RANK, DType, Spec
+
+REDUCTIONS = ("none", "add", "mul", "min", "max")  # R_NONE, ... in gather.pyx
+# Element types that the compiled reductions take.
+REDUCED = frozenset(
+    {DType.FLOAT, DType.DOUBLE, DType.INT8, DType.UINT8, DType.INT16, DType.UINT16, DType.INT32, DType.UINT32,
+     DType.INT64, DType.UINT64}
+)  # fmt: skip
+
+
+def inside(c: Call, indices: np.ndarray, sizes: int | np.ndarray) -> np.ndarray:
+    """Indices in [-size, size) brought into [0, size). Raises ExecutionError for one outside."""
+    if ((indices < -sizes) | (indices >= sizes)).any():
+        raise ExecutionError(f"{c.node.label()}: an index is outside its axis of size {sizes}")
+    return np.where(indices < 0, indices + sizes, indices)
+
+
+@op("Gather", since=13)
+class Gather(Op):
+    """data[..., indices, ...] along `axis`: the axis is replaced by those of `indices`."""
+
+    inputs, outputs = ("data", "indices"), ("output",)
+    attrs = {"axis": Attr("int", 0)}
+    dtypes = {"indices": INDEX}
+    raw_bits = True
+
+    def place(self, c: Call) -> int:
+        if c.ins[0].rank == 0:
+            raise c.error("a scalar has no axis to gather from")
+        return c.axis(c["axis"], c.ins[0].rank)
+
+    def infer(self, c: Call) -> list[Spec]:
+        x, axis = c.ins[0], self.place(c)
+        return [Spec(x.dtype, x.shape[:axis] + c.ins[1].shape + x.shape[axis + 1 :])]
+
+    def reference(self, c: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return np.take(x, inside(c, indices, x.shape[c["axis"]]), c["axis"])
+
+    def bind(self, c: Call) -> Kernel:
+        x, axis = c.ins[0], self.place(c)
+        inner = prod(x.shape[axis + 1 :]) * itemsize(x)
+        rows = prod(x.shape[:axis]) if c.outs[0].size else 0
+        return Kernel("gather.gather", ints=(rows, x.shape[axis], inner))
+
+    def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
+        """Known indices that follow each other pick a contiguous part of the first axis."""
+        x, axis, at = c.ins[0], self.place(c), c.ins[1].value
+        if at is None or at.size == 0 or prod(x.shape[:axis]) != 1:
+            return None
+        at, n = at.reshape(-1), x.shape[axis]
+        first = int(at[0])
+        if not -n <= first < n or (at != np.arange(first, first + at.size)).any() or first < 0 <= int(at[-1]):
+            return None
+        if int(at[-1]) >= n:
+            return None
+        return {0: (0, first % n * prod(x.shape[axis + 1 :]) * itemsize(x))}
+
+
+@op("GatherElements", since=13)
+class GatherElements(Op):
+    """output[i][j] = data[indices[i][j]][j] for axis 0, and likewise for the others; `indices` has the output's
+    shape."""
+
+    inputs, outputs = ("data", "indices"), ("output",)
+    attrs = {"axis": Attr("int", 0)}
+    dtypes = {"indices": INDEX}
+    raw_bits = True
+
+    def infer(self, c: Call) -> list[Spec]:
+        along_axis(c, c.ins[1].shape)
+        return [Spec(c.ins[0].dtype, c.ins[1].shape)]
+
+    def reference(self, c: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return x[elements(c, x.shape, indices)]
+
+    def bind(self, c: Call) -> Kernel | None:
+        return elements_kernel(c, "gather.gather_elements", ())
+
+
+def along_axis(c: Call, shape: tuple[int, ...]) -> int:
+    """The axis of GatherElements or ScatterElements, with indices of the given shape, which is validated."""
+    x = c.ins[0]
+    if x.rank == 0 or len(shape) != x.rank:
+        raise c.error(f"indices must be of the data's rank, {x.rank}, and that at least 1")
+    axis = c.axis(c["axis"], x.rank)
+    if any(n > d for i, (n, d) in enumerate(zip(shape, x.shape, strict=True)) if i != axis):
+        raise c.error(f"indices of shape {list(shape)} reach outside the data beside axis {axis}")
+    return axis
+
+
+def elements(c: Call, dims: tuple[int, ...], indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    """For NumPy's indexing: each index in its axis, and the elements' own places in the others."""
+    axis = along_axis(c, indices.shape)
+    grid = list(np.ogrid[tuple(slice(n) for n in indices.shape)])
+    grid[axis] = inside(c, indices, dims[axis])
+    return tuple(grid)
+
+
+def elements_kernel(c: Call, driver: str, first: tuple[int, ...]) -> Kernel | None:
+    """GatherElements' or ScatterElements' driver; `first` are the parameters before the shared ones."""
+    x, shape = c.ins[0], c.ins[1].shape
+    axis = along_axis(c, shape)
+    if x.rank > MAX_RANK:
+        return None
+    strides = row_major(x.shape)
+    return Kernel(driver, ints=(*first, itemsize(x), x.rank, axis, x.shape[axis], *shape, *strides))
+
+
+@op("GatherND", since=13)
+class GatherND(Op):
+    """The slices (or elements) of `data` at the index tuples that are the last axis of `indices`; the first
+    `batch_dims` axes of both go side by side."""
+
+    inputs, outputs = ("data", "indices"), ("output",)
+    attrs = {"batch_dims": Attr("int", 0)}
+    dtypes = {"indices": INT64}
+    raw_bits = True
+
+    def infer(self, c: Call) -> list[Spec]:
+        x, indices = c.ins
+        b = c["batch_dims"]
+        if not 0 <= b < min(x.rank, indices.rank):
+            raise c.error(f"batch_dims {b} is not below both ranks")
+        k = indices.shape[-1]
+        if not 1 <= k <= x.rank - b or x.shape[:b] != indices.shape[:b]:
+            raise c.error("the indices do not fit the data's shape")
+        return [Spec(x.dtype, indices.shape[:-1] + x.shape[b + k :])]
+
+    def reference(self, c: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        b, k = c["batch_dims"], indices.shape[-1]
+        at = np.moveaxis(inside(c, indices, np.array(x.shape[b : b + k])), -1, 0)
+        batch = np.ogrid[tuple(slice(n) for n in indices.shape[:b])] if b else ()
+        batch = tuple(g.reshape(g.shape + (1,) * (indices.ndim - 1 - b)) for g in batch)
+        return x[(*batch, *at)]
+
+    def bind(self, c: Call) -> Kernel:
+        x, indices = c.ins
+        b, k = c["batch_dims"], indices.shape[-1]
+        per_batch = prod(indices.shape[b:-1]) if c.outs[0].size else 0
+        sizes = x.shape[b : b + k]
+        inner = prod(x.shape[b + k :]) * itemsize(x)
+        return Kernel("gather.gather_nd", ints=(prod(x.shape[:b]), per_batch, inner, k, *sizes))
+
+
+class ScatterBase(Op):
+    """What ScatterElements, Scatter and ScatterND share: the output is `data` with `updates` written, or combined by
+    `reduction`, at `indices`."""
+
+    inputs, outputs = ("data", "indices", "updates"), ("output",)
+    inplace = ((0, 0),)
+
+    def reduction(self, c: Call) -> str:
+        """The name of the reduction, validated."""
+        name = c.attrs.get("reduction", "none")
+        if name not in REDUCTIONS:
+            raise c.error(f"reduction {name!r} is none of {', '.join(REDUCTIONS)}")
+        return name
+
+    def check(self, c: Call) -> None:
+        """Raises ShapeError where the operands do not fit."""
+        raise NotImplementedError
+
+    def places(self, c: Call, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Where the updates go, for NumPy's indexing."""
+        raise NotImplementedError
+
+    def infer(self, c: Call) -> list[Spec]:
+        if c.ins[2].dtype != c.ins[0].dtype:
+            raise c.error("data and updates differ in element type")
+        self.reduction(c)
+        self.check(c)
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> np.ndarray:
+        out = x.copy()
+        at = self.places(c, x, indices)
+        name = self.reduction(c)
+        if name == "none":
+            out[at] = updates
+        else:
+            ufunc = {"add": np.add, "mul": np.multiply, "min": np.minimum, "max": np.maximum}[name]
+            with np.errstate(all="ignore"):
+                ufunc.at(out, at, updates)
+        return out
+
+    def mode(self, c: Call) -> int | None:
+        """The reduction's number, or None where no driver has it for this element type."""
+        mode = REDUCTIONS.index(self.reduction(c))
+        return mode if mode == 0 or c.ins[0].dtype in REDUCED else None
+
+
+@op("ScatterElements", since=18)
+class ScatterElements(ScatterBase):
+    """output[indices[i][j]][j] = updates[i][j] for axis 0, and likewise for the others."""
+
+    attrs = {"axis": Attr("int", 0), "reduction": Attr("str", "none")}
+    dtypes = {"indices": INDEX}
+
+    def check(self, c: Call) -> None:
+        along_axis(c, c.ins[1].shape)
+        if c.ins[2].shape != c.ins[1].shape:
+            raise c.error("updates and indices differ in shape")
+
+    def places(self, c: Call, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        return elements(c, x.shape, indices)
+
+    def bind(self, c: Call) -> Kernel | None:
+        mode = self.mode(c)
+        return None if mode is None else elements_kernel(c, "gather.scatter_elements", (mode,))
+
+
+@op("Scatter", since=11)
+class Scatter(ScatterElements):
+    """The old name of ScatterElements, without reductions."""
+
+    attrs = {"axis": Attr("int", 0)}
+
+
+@op("ScatterND", since=18)
+class ScatterND(ScatterBase):
+    """Writes updates[i] to the slice (or element) of `data` at the index tuple indices[i]."""
+
+    attrs = {"reduction": Attr("str", "none")}
+    dtypes = {"indices": INT64}
+
+    def check(self, c: Call) -> None:
+        x, indices, updates = c.ins
+        k = indices.shape[-1] if indices.rank else -1
+        if not 0 <= k <= x.rank or updates.shape != indices.shape[:-1] + x.shape[k:]:
+            raise c.error("indices and updates do not fit the data's shape")
+
+    def places(self, c: Call, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(np.moveaxis(inside(c, indices, np.array(x.shape[: indices.shape[-1]])), -1, 0))
+
+    def bind(self, c: Call) -> Kernel | None:
+        x, indices, _ = c.ins
+        mode, k = self.mode(c), indices.shape[-1]
+        if mode is None or k == 0:
+            return None
+        inner = prod(x.shape[k:])
+        tuples = indices.size // k if inner else 0
+        return Kernel("gather.scatter_nd", ints=(mode, itemsize(x), tuples, inner, k, *x.shape[:k]))
+
+
+@op("TensorScatter", since=24)
+class TensorScatter(Op):
+    """A cache [batch, ..., length, ...] with `update` written from write_indices[batch] on (0 where absent) along
+    `axis`; mode "circular" goes round at the end, "linear" must not reach it."""
+
+    inputs, outputs = ("past_cache", "update", "write_indices?"), ("present_cache",)
+    attrs = {"axis": Attr("int", -2), "mode": Attr("str", "linear")}
+    dtypes = {"write_indices": INT64}
+    inplace = ((0, 0),)
+    raw_bits = True
+
+    def place(self, c: Call) -> int:
+        axis = c.axis(c["axis"], c.ins[0].rank)
+        if axis == 0 or not c.ins[0].rank:
+            raise c.error("axis must not be the batch axis")
+        return axis
+
+    def infer(self, c: Call) -> list[Spec]:
+        x, update = c.ins[:2]
+        axis = self.place(c)
+        if c["mode"] not in ("linear", "circular"):
+            raise c.error(f"mode {c['mode']!r} is neither linear nor circular")
+        if update.dtype != x.dtype or update.rank != x.rank or update.shape[axis] > x.shape[axis]:
+            raise c.error("the update does not fit the cache")
+        if any(a != b for i, (a, b) in enumerate(zip(x.shape, update.shape, strict=True)) if i != axis):
+            raise c.error(f"update and cache differ in shape beside axis {axis}")
+        if c.has(2) and c.ins[2].shape != x.shape[:1]:
+            raise c.error("write_indices must be one number for each batch")
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray, update: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
+        axis, out = self.place(c), x.copy()
+        size, n = x.shape[axis], update.shape[axis]
+        for b in range(x.shape[0]):
+            rows = (0 if at is None else int(at[b])) + np.arange(n)
+            if c["mode"] == "circular" and size:
+                rows %= size
+            elif n and (rows[0] < 0 or rows[-1] >= size):
+                raise ExecutionError(f"{c.node.label()}: the update reaches outside the cache at batch {b}")
+            out[(b, *[slice(None)] * (axis - 1), rows)] = update[b]
+        return out
+
+    def bind(self, c: Call) -> Kernel | None:
+        x, axis, n = c.ins[0], self.place(c), c.ins[1].shape[self.place(c)]
+        if x.size == 0 or n == 0:
+            return copy_kernel(c.outs[0])
+        inner = prod(x.shape[axis + 1 :]) * itemsize(x)
+        circular = int(c["mode"] == "circular")
+        return Kernel(
+            "gather.tensor_scatter",
+            ints=(circular, x.shape[0], prod(x.shape[1:axis]), x.shape[axis], n, inner),
+        )
+
+
+@op("ReverseSequence", since=10)
+class ReverseSequence(Op):
+    """Along `time_axis`, the first sequence_lens[b] elements of each batch b in reverse order, the others as they
+    are."""
+
+    inputs, outputs = ("input", "sequence_lens"), ("Y",)
+    attrs = {"batch_axis": Attr("int", 1), "time_axis": Attr("int", 0)}
+    dtypes = {"sequence_lens": INT64}
+    raw_bits = True
+
+    def infer(self, c: Call) -> list[Spec]:
+        x, axes = c.ins[0], (c["batch_axis"], c["time_axis"])
+        if x.rank < 2 or sorted(axes) != [0, 1]:
+            raise c.error("the batch and time axes must be 0 and 1 of a tensor of rank 2 or higher")
+        if c.ins[1].shape != (x.shape[c["batch_axis"]],):
+            raise c.error("sequence_lens must be one length for each batch")
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        steps, batches = x.shape[c["time_axis"]], x.shape[c["batch_axis"]]
+        if ((lengths < 0) | (lengths > steps)).any():
+            raise ExecutionError(f"{c.node.label()}: a sequence length is outside [0, {steps}]")
+        t, b = np.ogrid[:steps, :batches]
+        at = np.where(t < lengths, lengths - 1 - t, t)
+        return x[at, b] if c["time_axis"] == 0 else x[b.T, at.T]
+
+    def bind(self, c: Call) -> Kernel:
+        x = c.ins[0]
+        inner = prod(x.shape[2:]) * itemsize(x)
+        return Kernel("gather.reverse_sequence", ints=(c["time_axis"], x.shape[0], x.shape[1], inner))
