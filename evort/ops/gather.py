@@ -297,7 +297,7 @@ class TensorScatter(Op):
                 rows %= size
             elif n and (rows[0] < 0 or rows[-1] >= size):
                 raise ExecutionError(f"{c.node.label()}: the update reaches outside the cache at batch {b}")
-            out[(b, *[slice(None)] * (axis - 1), rows)] = update[b]
+            out[b][(*[slice(None)] * (axis - 1), rows)] = update[b]
         return out
 
     def bind(self, c: Call) -> Kernel | None:

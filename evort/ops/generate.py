@@ -121,9 +121,9 @@ class Range(Op):
 
     def count(self, c: Call, *operands: np.ndarray) -> tuple[float, float, int]:
         if c.ins[0].dtype == DType.BFLOAT16 and operands[0].dtype != np.float32:
-            from evort.ops.lowp import to_float32
+            from evort.ops.lowp import widen
 
-            operands = tuple(to_float32(v, DType.BFLOAT16) for v in operands)
+            operands = tuple(widen(v, DType.BFLOAT16) for v in operands)
         start, limit, delta = (v.reshape(()).item() for v in operands)
         if not delta or not all(isfinite(v) for v in (start, limit, delta)):
             raise c.error(f"cannot count from {start} to {limit} by {delta}")

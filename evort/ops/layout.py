@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,19 @@ class View(Op):
 
     def view(self, c: Call) -> dict[int, tuple[int, int]]:
         return ALL_VIEW
+
+
+@op("Identity", since=14)
+class Identity(View):
+    """The input itself, which may be a sequence or an optional."""
+
+    inputs, outputs = ("input",), ("output",)
+
+    def infer(self, c: Call) -> list[Spec]:
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: Any, operand: None = None) -> Any:
+        return x
 
 
 @op("Reshape", since=14)

@@ -19,10 +19,10 @@ def run_reference(definition: Op, c: Call, inputs: list[Any]) -> list[Any]:
     bfloat16, float8 and float4 operands are widened to float32 for operators that do not handle their bits.
     """
     if not definition.raw_bits and any(s is not None and s.dtype in _WIDENED for s in c.ins):
-        from evort.ops.lowp import to_float32
+        from evort.ops.lowp import widen
 
         inputs = [
-            to_float32(x, s.dtype) if s is not None and s.dtype in _WIDENED else x
+            widen(x, s.dtype) if s is not None and s.dtype in _WIDENED else x
             for x, s in zip(inputs, c.ins, strict=True)
         ]
     results = definition.reference(c, *inputs)
@@ -42,7 +42,7 @@ def _stored(definition: Op, dtype: DType, result: Any) -> Any:
     result = np.asarray(result)
     storage = STORAGE[dtype]
     if dtype in _WIDENED and not definition.raw_bits and result.dtype != storage:
-        from evort.ops.lowp import from_float32
+        from evort.ops.lowp import narrow
 
-        return from_float32(result.astype(np.float32, copy=False), dtype)
+        return narrow(result.astype(np.float32, copy=False), dtype)
     return result.astype(storage, copy=False)

@@ -130,31 +130,6 @@ class SequenceMap(_Dynamic):
         return tuple([row[k] for row in rows] for k in range(len(body.outputs)))
 
 
-@op("ReverseSequence", since=10)
-class ReverseSequence(Op):
-    """Reverses the first sequence_lens[b] items along the time axis, for each b of the batch axis."""
-
-    inputs, outputs = ("input", "sequence_lens"), ("Y",)
-    attrs = {"time_axis": Attr("int", 0), "batch_axis": Attr("int", 1)}
-    raw_bits = True
-
-    def infer(self, c: Call) -> list[Spec]:
-        time, batch = c["time_axis"], c["batch_axis"]
-        shape = c.ins[0].shape
-        if {time, batch} != {0, 1} or len(shape) < 2 or c.ins[1].shape != (shape[batch],):
-            raise c.error("needs time_axis and batch_axis of 0 and 1, and a length for each item of the batch")
-        return [c.like(0)]
-
-    def reference(self, c: Call, x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        y = x.copy()
-        for b, n in enumerate(lengths.tolist()):
-            if not 0 <= n <= x.shape[c["time_axis"]]:
-                raise c.error(f"sequence length {n} is outside the time axis")
-            at = (slice(0, n), b) if c["time_axis"] == 0 else (b, slice(0, n))
-            y[at] = x[at][::-1]
-        return y
-
-
 @op("Optional", since=15)
 class Optional(_Dynamic):
     inputs, outputs = ("input?",), ("output",)
