@@ -196,20 +196,10 @@ cdef inline void combine(int64_t op, int64_t n, const number *x, number *y) noex
 
 
 cdef void reduce_into(int64_t op, int32_t dtype, int64_t n, const char *x, char *y) noexcept nogil:
-    # Sums and products of signed integers wrap around: they are those of the unsigned ones.
-    cdef bint wraps = op == R_ADD or op == R_MUL
     if dtype == EV_FLOAT:
         combine(op, n, <const float *> x, <float *> y)
     elif dtype == EV_DOUBLE:
         combine(op, n, <const double *> x, <double *> y)
-    elif dtype == EV_UINT8 or (dtype == EV_INT8 and wraps):
-        combine(op, n, <const uint8_t *> x, <uint8_t *> y)
-    elif dtype == EV_UINT16 or (dtype == EV_INT16 and wraps):
-        combine(op, n, <const uint16_t *> x, <uint16_t *> y)
-    elif dtype == EV_UINT32 or (dtype == EV_INT32 and wraps):
-        combine(op, n, <const uint32_t *> x, <uint32_t *> y)
-    elif dtype == EV_UINT64 or (dtype == EV_INT64 and wraps):
-        combine(op, n, <const uint64_t *> x, <uint64_t *> y)
     elif dtype == EV_INT8:
         combine(op, n, <const int8_t *> x, <int8_t *> y)
     elif dtype == EV_INT16:
@@ -218,6 +208,14 @@ cdef void reduce_into(int64_t op, int32_t dtype, int64_t n, const char *x, char 
         combine(op, n, <const int32_t *> x, <int32_t *> y)
     elif dtype == EV_INT64:
         combine(op, n, <const int64_t *> x, <int64_t *> y)
+    elif dtype == EV_UINT8:
+        combine(op, n, <const uint8_t *> x, <uint8_t *> y)
+    elif dtype == EV_UINT16:
+        combine(op, n, <const uint16_t *> x, <uint16_t *> y)
+    elif dtype == EV_UINT32:
+        combine(op, n, <const uint32_t *> x, <uint32_t *> y)
+    elif dtype == EV_UINT64:
+        combine(op, n, <const uint64_t *> x, <uint64_t *> y)
 
 
 cdef inline void put(int64_t op, int32_t dtype, int64_t n, int64_t item, const char *x, char *y) noexcept nogil:
