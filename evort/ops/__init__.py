@@ -18,8 +18,8 @@ __all__ = [
     "layout",
     "lookup",
     "op",
-    "reduce",
     "pad",
+    "reduce",
     "registered",
     "sequence",
 ]
