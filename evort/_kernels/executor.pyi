@@ -1,0 +1,44 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+CONST: int
+INPUT: int
+OUTPUT: int
+ARENA: int
+DRIVERS: dict[str, object]
+
+class StepFailed(Exception):
+    step: int
+    status: int
+
+class Program:
+    @property
+    def arena(self) -> np.ndarray: ...
+    def __init__(
+        self,
+        tensors: list[tuple[int, int, int, int, np.dtype, tuple[int, ...]]],
+        steps: list[
+            tuple[
+                object | None,
+                Callable[[list[Any]], Sequence[Any]] | None,
+                list[int],
+                list[int],
+                Sequence[int],
+                Sequence[float],
+                int,
+                int,
+            ]
+        ],
+        constants: list[np.ndarray],
+        arena_bytes: int,
+        threads: int,
+    ) -> None: ...
+    def view(self, i: int, inputs: list[np.ndarray], outputs: list[np.ndarray]) -> np.ndarray: ...
+    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], times: np.ndarray | None = None) -> int: ...
+    def call(
+        self, feeds: dict[str, Any], reads: list[str], writes: list[tuple[str, tuple[int, ...], np.dtype]]
+    ) -> dict[str, np.ndarray]: ...
+
+def best_fit(sizes: np.ndarray, starts: np.ndarray, ends: np.ndarray, offsets: np.ndarray) -> int: ...
