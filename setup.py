@@ -17,7 +17,9 @@ DEBUG = os.environ.get("EVORT_DEBUG_BUILD") == "1"
 
 # No -march: one build serves every machine. Wider instruction sets are per-file target pragmas in ukr/*.c,
 # chosen at run time. -fno-math-errno and -fno-trapping-math change no result; they only allow vectorisation.
-CFLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fvisibility=hidden", "-Wno-unused-function", "-pthread"]
+# -fwrapv makes integer overflow wrap, as ONNX's integer arithmetic does.
+CFLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fvisibility=hidden", "-Wno-unused-function"]
+CFLAGS += ["-pthread"]
 LDFLAGS = ["-pthread"]
 if DEBUG:
     CFLAGS += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
