@@ -1,6 +1,6 @@
 """Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`)."""
 
-from evort.ops import control, elementwise, gather, generate, layout, pad, reduce, sequence
+from evort.ops import control, elementwise, gather, generate, layout, normalize, pad, reduce, sequence
 from evort.ops.base import Attr, Call, DataDependent, Kernel, NeedsValue, Op, find, lookup, op, registered
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "generate",
     "layout",
     "lookup",
+    "normalize",
     "op",
     "pad",
     "reduce",

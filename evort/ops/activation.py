@@ -99,6 +99,13 @@ def activation_params(c: Call) -> tuple[float, float]:
     return found[0], found[1]
 
 
+def check_activation(c: Call) -> None:
+    """For `infer` of operators whose activation can have no slope input. Raises ShapeError."""
+    activation_params(c)
+    if c["activation"] == "PRelu":
+        raise c.error("activation 'PRelu' needs a slope, which this operator has no input for")
+
+
 def activation_ints_reals(c: Call) -> tuple[tuple[int], tuple[float, float]]:
     """What a driver gets: ((number,), (alpha, beta)); number 0 for none. Raises as `activation_params` does."""
     name = c["activation"]

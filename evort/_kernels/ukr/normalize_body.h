@@ -1,21 +1,48 @@
 /* Normalization over contiguous rows: moments in one pass over memory, then an affine map. */
 
+/* Sums of x - about and of its square, over at most 2048 elements. */
+static void ev_deviations(int64_t n, const float *x, float about, double *sum, double *square)
+{
+    ev_v4d s0 = {0}, s1 = {0}, q0 = {0}, q1 = {0};
+    int64_t i = 0;
+    while (n - i >= 16) {
+        const int64_t end = i + (n - i < 256 ? (n - i) & ~(int64_t)15 : 256);
+        ev_v8f a0 = {0}, a1 = {0}, b0 = {0}, b1 = {0};
+        for (; i < end; i += 16) {
+            const ev_v8f d0 = EV_LOAD8(x + i) - about, d1 = EV_LOAD8(x + i + 8) - about;
+            a0 += d0;
+            a1 += d1;
+            b0 += d0 * d0;
+            b1 += d1 * d1;
+        }
+        EV_ADD_WIDE(s0, s1, a0 + a1);
+        EV_ADD_WIDE(q0, q1, b0 + b1);
+    }
+    *sum = ev_sum_lanes(s0 + s1);
+    *square = ev_sum_lanes(q0 + q1);
+    for (; i < n; i++) {
+        const double d = (double)x[i] - (double)about;
+        *sum += d;
+        *square += d * d;
+    }
+}
+
 /* Mean and sum of squared deviations of n more elements, merged into those of *count elements.
  *
- * Blocks that stay in the first cache get two passes (mean, then deviations from it); blocks are merged in double by
- * Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979). So
- * nothing cancels, whatever the ratio of mean to deviation, and memory is read once. */
+ * Blocks that stay in the first cache get two passes: a first mean, then the sums of the deviations from it, which
+ * correct it. Blocks are merged in double by Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+ * computing sample variances" (1979). So the errors are in proportion to the deviation, however large the mean, and
+ * memory is read once. */
 static void EV_FN(moments_f32)(int64_t n, const float *x, double *count, double *mean, double *m2)
 {
     for (int64_t i = 0; i < n; i += 2048) {
-        const int64_t m = n - i < 2048 ? n - i : 2048;
-        const double block_mean = ev_sum_row(m, x + i) / (double)m;
-        const float about = (float)block_mean; /* differences from a float are exact where it matters */
-        const double off = block_mean - (double)about;
-        const double block_m2 = ev_square_row_about(m, x + i, about) - (double)m * off * off;
-        const double delta = block_mean - *mean, all = *count + (double)m;
-        *mean += delta * ((double)m / all);
-        *m2 += block_m2 + delta * delta * (*count * (double)m / all);
+        const double m = (double)(n - i < 2048 ? n - i : 2048);
+        const float about = (float)(ev_sum_row((int64_t)m, x + i) / m);
+        double sum, square;
+        ev_deviations((int64_t)m, x + i, about, &sum, &square);
+        const double delta = (double)about + sum / m - *mean, all = *count + m;
+        *mean += delta * (m / all);
+        *m2 += square - sum * (sum / m) + delta * delta * (*count * m / all);
         *count = all;
     }
 }

@@ -52,12 +52,9 @@ static inline double ev_sum_lanes(ev_v4d d) { return (d[0] + d[1]) + (d[2] + d[3
 
 #define EV_SAME(x) (x)
 #define EV_ABS8(x) ((ev_v8f)((ev_v8i)(x) & 0x7fffffff))
-#define EV_SQUARE_ABOUT(x) (((x) - c) * ((x) - c))
 EV_SUM_ROW(ev_sum_row(int64_t n, const float *x), EV_SAME, EV_SAME)
 EV_SUM_ROW(ev_abs_row(int64_t n, const float *x), EV_ABS8, fabsf)
-EV_SUM_ROW(ev_square_row_about(int64_t n, const float *x, float c), EV_SQUARE_ABOUT, EV_SQUARE_ABOUT)
 #undef EV_ABS8
-#undef EV_SQUARE_ABOUT
 #undef EV_SUM_ROW
 
 /* Squares and products are taken in double: exact squares, and no overflow on the way to a result that has none. */
