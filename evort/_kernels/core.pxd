@@ -80,6 +80,18 @@ cdef extern from "reduce.h" nogil:
         int64_t count_from, count_to
         double weight
 
+cdef extern from "conv.h" nogil:
+    ctypedef struct ev_conv_window:
+        int64_t image[3]
+        int64_t out[3]
+        int64_t kernel[3]
+        int64_t stride[3]
+        int64_t dilation[3]
+        int64_t pad[3]
+    ctypedef struct ev_depthwise:
+        int64_t h, w, oh, ow, kh, kw, sh, sw, dh, dw, pad_h, pad_w
+        float lo, hi
+
 cdef extern from "ukr.h" nogil:
     # Rows of ukr/ukernels.inc.
     ctypedef struct ev_ukr:
@@ -151,6 +163,13 @@ cdef extern from "ukr.h" nogil:
                            void *y) noexcept nogil
         void (*move_transpose)(int item, int64_t rows, int64_t cols, const void *x, int64_t xs, void *y,
                                int64_t ys) noexcept nogil
+        void (*im2col_f32)(const ev_conv_window *g, const float *x, int64_t p0, int64_t kc, int64_t j0, int64_t nc,
+                           float *dst) noexcept nogil
+        void (*depthwise_f32)(const ev_depthwise *d, const float *x, const float *k, float bias, const float *residual,
+                              float *y, int64_t first, int64_t last) noexcept nogil
+        void (*transposed_row_f32)(const ev_conv_window *g, const float *col, int64_t ld, int64_t row0, int64_t od,
+                                   int64_t oh, float bias, const float *residual, float lo, float hi, float *tmp,
+                                   float *y) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

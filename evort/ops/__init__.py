@@ -1,6 +1,19 @@
 """Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`)."""
 
-from evort.ops import control, elementwise, gather, generate, layout, normalize, pad, reduce, sequence
+from evort.ops import (
+    control,
+    conv,
+    deform,
+    elementwise,
+    gather,
+    generate,
+    layout,
+    linear,
+    normalize,
+    pad,
+    reduce,
+    sequence,
+)
 from evort.ops.base import Attr, Call, DataDependent, Kernel, NeedsValue, Op, find, lookup, op, registered
 
 __all__ = [
@@ -11,11 +24,14 @@ __all__ = [
     "NeedsValue",
     "Op",
     "control",
+    "conv",
+    "deform",
     "elementwise",
     "find",
     "gather",
     "generate",
     "layout",
+    "linear",
     "lookup",
     "normalize",
     "op",

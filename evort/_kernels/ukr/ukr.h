@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "ev.h"
+#include "conv.h"
 #include "gemm.h"
 #include "reduce.h"
 

@@ -1,0 +1,353 @@
+/* Convolutions: im2col for the matrix product, and the depthwise convolution. Uses the vectors of gemm_body.h. */
+
+#define V EV_FN(vf32)
+#define VU EV_FN(vf32u)
+#define VW (EV_VECTOR_BYTES / 4)
+
+/* Copies n floats, every s-th of src; n is small. */
+static inline void EV_FN(copy_strided)(int64_t n, int64_t s, const float *src, float *dst)
+{
+    int64_t i = 0;
+    if (s == 1) {
+        for (; i + 4 <= n; i += 4) memcpy(dst + i, src + i, 16);
+        for (; i < n; i++) dst[i] = src[i];
+    } else {
+        for (; i < n; i++) dst[i] = src[i * s];
+    }
+}
+
+/* A run of columns of a panel that lie in one row of the output. */
+typedef struct {
+    int64_t at, n;          /* first column of the panel, number of columns */
+    int64_t d, h, w;        /* the image's element for the first tap */
+} EV_FN(run);
+
+static int EV_FN(find_runs)(const ev_conv_window *g, int64_t j, int64_t n, EV_FN(run) *runs)
+{
+    int count = 0;
+    for (int64_t at = 0; at < n; count++) {
+        const int64_t row = (j + at) / g->out[2], ow = (j + at) % g->out[2], left = g->out[2] - ow;
+        EV_FN(run) *r = runs + count;
+        r->at = at;
+        r->n = n - at < left ? n - at : left;
+        r->d = row / g->out[1] * g->stride[0] - g->pad[0];
+        r->h = row % g->out[1] * g->stride[1] - g->pad[1];
+        r->w = ow * g->stride[2] - g->pad[2];
+        at += r->n;
+    }
+    return count;
+}
+
+/* The part of one row of the im2col matrix that a run covers: elements w, w + s, ... of an image row (NULL: outside). */
+static inline void EV_FN(fill_run)(const float *row, int64_t width, int64_t s, int64_t w, int64_t n, float *dst)
+{
+    if (!row) {
+        memset(dst, 0, (size_t)n * sizeof *dst);
+        return;
+    }
+    int64_t first = w < 0 ? (-w + s - 1) / s : 0, last = width - w <= 0 ? 0 : (width - w + s - 1) / s;
+    last = last < n ? last : n;
+    first = first < last ? first : last;
+    for (int64_t i = 0; i < first; i++) dst[i] = 0;
+    EV_FN(copy_strided)(last - first, s, row + w + first * s, dst + first);
+    for (int64_t i = last; i < n; i++) dst[i] = 0;
+}
+
+/* Rows [p0, p0+kc) x columns [j0, j0+nc) of the im2col matrix of x, in panels of EV_NR_F32 columns as the matrix
+ * product takes them. Row p is a channel and a tap, column j a position of the window. */
+static void EV_FN(im2col_f32)(const ev_conv_window *g, const float *x, int64_t p0, int64_t kc, int64_t j0, int64_t nc,
+                              float *dst)
+{
+    enum { NR = EV_NR_F32 };
+    const int64_t kd = g->kernel[0], kh = g->kernel[1], kw = g->kernel[2];
+    const int64_t depth = g->image[0], height = g->image[1], width = g->image[2], s = g->stride[2];
+    for (int64_t j = 0; j < nc; j += NR) {
+        EV_FN(run) runs[NR];
+        const int64_t n = nc - j < NR ? nc - j : NR;
+        const int count = EV_FN(find_runs)(g, j0 + j, n, runs);
+        int64_t tx = p0 % kw, ty = p0 / kw % kh, tz = p0 / kw / kh % kd, channel = p0 / kw / kh / kd;
+        for (int64_t p = 0; p < kc; channel++, tz = 0)
+            for (; tz < kd && p < kc; tz++, ty = 0)
+                for (; ty < kh && p < kc; ty++, tx = 0) {
+                    const int64_t taps = kw - tx < kc - p ? kw - tx : kc - p;
+                    for (int i = 0; i < count; i++) {
+                        const EV_FN(run) *r = runs + i;
+                        const int64_t d = r->d + tz * g->dilation[0], h = r->h + ty * g->dilation[1];
+                        const int inside = d >= 0 && d < depth && h >= 0 && h < height;
+                        const float *row = inside ? x + ((channel * depth + d) * height + h) * width : NULL;
+                        float *to = dst + p * NR + r->at;
+                        int64_t w = r->w + tx * g->dilation[2];
+                        for (int64_t t = 0; t < taps; t++, to += NR, w += g->dilation[2])
+                            if (row && r->n == NR && s == 1 && w >= 0 && w + NR <= width)
+                                memcpy(to, row + w, NR * sizeof *to);
+                            else
+                                EV_FN(fill_run)(row, width, s, w, r->n, to);
+                    }
+                    if (n < NR)
+                        for (int64_t t = 0; t < taps; t++) memset(dst + (p + t) * NR + n, 0, (NR - n) * sizeof *dst);
+                    p += taps;
+                }
+        dst += kc * NR;
+    }
+}
+
+/* Depthwise convolution -------------------------------------------------------------------------------------------
+ *
+ * A tile of ROWS x (VT * VW) outputs is kept in registers while the input rows under it pass by once. Tiles at the
+ * left and right border read a strip: a small zero-padded copy of the columns under them, so that there is one inner
+ * loop without bounds along the width and no padded copy of the image. The last tile of a row is moved left to end
+ * with the row; where that is not possible (a narrow row, or a residual that the result overwrites) it stores fewer
+ * lanes. */
+
+enum { EV_FN(STRIP) = 3072 }; /* floats of a strip, on the stack */
+
+#if defined(__AVX2__)
+/* Even (odd) elements of two vectors, out of order; EV_FN(in_order) mends that. */
+static inline V EV_FN(evens)(V a, V b) { return _mm256_shuffle_ps(a, b, 0x88); }
+static inline V EV_FN(odds)(V a, V b) { return _mm256_shuffle_ps(a, b, 0xdd); }
+static inline V EV_FN(in_order)(V a)
+{
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8));
+}
+#else
+typedef int32_t EV_FN(vi32) __attribute__((vector_size(EV_VECTOR_BYTES)));
+static inline V EV_FN(evens)(V a, V b) { return __builtin_shuffle(a, b, (EV_FN(vi32)){0, 2, 4, 6}); }
+static inline V EV_FN(odds)(V a, V b) { return __builtin_shuffle(a, b, (EV_FN(vi32)){1, 3, 5, 7}); }
+static inline V EV_FN(in_order)(V a) { return a; }
+#endif
+
+/* What a tile reads: row h of the image, column w, at rows + h*stride + w. */
+typedef struct {
+    const float *rows;
+    int64_t stride;
+} EV_FN(source);
+
+/* Elements w, w + s, ... of a row, with zeros outside it. */
+static inline V EV_FN(gather)(const float *row, int64_t w, int64_t s, int64_t width)
+{
+    V r = {0};
+    for (int i = 0; i < VW; i++)
+        if (w + i * s >= 0 && w + i * s < width) r[i] = row[w + i * s];
+    return r;
+}
+
+/* One tile. ROWS > 1 needs stride 1 and dilation 1 along the height. STEP: the stride along the width where it is 1 or
+ * 2; else 0, and every load checks its bounds. ROWS, VT, STEP, and kh, kw, dw where they are known, are constants, and
+ * the loops over them unroll. */
+static inline __attribute__((always_inline)) void EV_FN(depthwise_tile)(
+    const ev_depthwise *d, EV_FN(source) x, const float *k, float bias, const float *residual, float *y, int64_t oh,
+    int64_t ow, int64_t lanes, const int64_t kh, const int64_t kw, const int64_t dw, const int ROWS, const int VT,
+    const int STEP)
+{
+    V acc[4][4];
+#pragma GCC unroll 4
+    for (int o = 0; o < ROWS; o++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VT; v++) acc[o][v] = bias - (V){0};
+    const int64_t w0 = ow * d->sw - d->pad_w, h0 = oh * d->sh - d->pad_h;
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS - 1 + kh; r++) {
+        const int64_t h = h0 + r * d->dh;
+        if ((uint64_t)h >= (uint64_t)d->h) continue;
+        const float *row = x.rows + h * x.stride;
+#pragma GCC unroll 5
+        for (int64_t t = 0; t < kw; t += STEP == 2 && dw == 1 ? 2 : 1) {
+            V a[4], b[4];
+#pragma GCC unroll 4
+            for (int v = 0; v < VT; v++) {
+                const int64_t w = w0 + t * dw + v * VW * (STEP ? STEP : d->sw);
+                if (STEP == 0) {
+                    a[v] = EV_FN(gather)(row, w, d->sw, d->w);
+                } else {
+                    a[v] = *(const VU *)(row + w);
+                    if (STEP == 2) {
+                        const V high = *(const VU *)(row + w + VW);
+                        b[v] = EV_FN(odds)(a[v], high);
+                        a[v] = EV_FN(evens)(a[v], high);
+                    }
+                }
+            }
+#pragma GCC unroll 4
+            for (int o = 0; o < ROWS; o++) {
+                if (r - o < 0 || r - o >= kh) continue;
+                const float *at = k + (r - o) * kw + t;
+#pragma GCC unroll 4
+                for (int v = 0; v < VT; v++) {
+                    acc[o][v] += a[v] * at[0];
+                    if (STEP == 2 && dw == 1 && t + 1 < kw) acc[o][v] += b[v] * at[1];
+                }
+            }
+        }
+    }
+    const V lo = d->lo - (V){0}, hi = d->hi - (V){0};
+#pragma GCC unroll 4
+    for (int o = 0; o < ROWS; o++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VT; v++) {
+            V r = STEP == 2 ? EV_FN(in_order)(acc[o][v]) : acc[o][v];
+            const int64_t at = (oh + o) * d->ow + ow + v * VW;
+            if (lanes >= (v + 1) * VW) {
+                if (residual) r += *(const VU *)(residual + at);
+                *(VU *)(y + at) = EV_MIN_F32(hi, EV_MAX_F32(lo, r));
+            } else {
+                float part[VW];
+                if (residual)
+                    for (int64_t i = 0; i < lanes - v * VW; i++) r[i] += residual[at + i];
+                *(VU *)part = EV_MIN_F32(hi, EV_MAX_F32(lo, r));
+                for (int64_t i = 0; i < lanes - v * VW; i++) y[at + i] = part[i];
+            }
+        }
+}
+
+/* Columns [w0, w0 + span) of rows [h0, h0 + n) of the image, those outside it zero, as a source. */
+static EV_FN(source) EV_FN(make_strip)(const ev_depthwise *d, const float *x, int64_t h0, int64_t n, int64_t w0,
+                                       int64_t span, float *strip)
+{
+    const int64_t first = w0 < 0 ? -w0 : 0, last = d->w - w0 < span ? d->w - w0 : span;
+    for (int64_t r = 0; r < n; r++) {
+        float *to = strip + r * span;
+        if ((uint64_t)(h0 + r) >= (uint64_t)d->h) continue;
+        const float *from = x + (h0 + r) * d->w + w0;
+        for (int64_t i = 0; i < first && i < span; i++) to[i] = 0;
+        if (first < last) EV_FN(copy_strided)(last - first, 1, from + first, to + first);
+        for (int64_t i = last < first ? first : last; i < span; i++) to[i] = 0;
+    }
+    return (EV_FN(source)){strip - h0 * span - w0, span};
+}
+
+/* Output rows [first, last) of one channel. */
+static inline __attribute__((always_inline)) void EV_FN(depthwise_rows)(
+    const ev_depthwise *d, const float *x, const float *k, float bias, const float *residual, float *y, int64_t first,
+    int64_t last, const int64_t kh, const int64_t kw, const int64_t dw, const int ROWS, const int VT, const int STEP)
+{
+    const EV_FN(source) image = {x, d->w};
+    const int64_t wide = VT * VW, tiles = (d->ow + wide - 1) / wide, reach = (kh - 1) * d->dh + 1;
+    const int64_t span = STEP * wide + (kw - 1) * dw + (STEP == 2); /* elements that a tile loads from a row */
+    const int shift = d->ow >= wide && residual != y;
+    int64_t begin = 0, end = tiles; /* tiles [begin, end) lie inside the image */
+#define OW(i) (shift && (i) == tiles - 1 ? d->ow - wide : (i) * wide)
+#define LANES(i) (d->ow - OW(i) < wide ? d->ow - OW(i) : wide)
+#define TILES(source, i)                                                                                                 for (oh = first; oh + ROWS <= last; oh += ROWS)                                                                          EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, ROWS, VT, STEP);         for (; ROWS > 1 && oh < last; oh++)                                                                                      EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, 1, VT, STEP)
+    if (STEP) {
+        float strip[EV_FN(STRIP)];
+        int64_t oh;
+        while (begin < tiles && OW(begin) * d->sw - d->pad_w < 0) begin++;
+        while (end > begin && OW(end - 1) * d->sw - d->pad_w + span > d->w) end--;
+        for (int64_t i = 0; i < tiles; i++) {
+            if (i == begin) i = end;
+            if (i == tiles) break;
+            const EV_FN(source) padded = EV_FN(make_strip)(d, x, first * d->sh - d->pad_h,
+                (last - 1 - first) * d->sh + reach, OW(i) * d->sw - d->pad_w, span, strip);
+            TILES(padded, i);
+        }
+    }
+    int64_t oh = first;
+    for (; oh + ROWS <= last; oh += ROWS)
+        for (int64_t i = begin; i < end; i++)
+            EV_FN(depthwise_tile)(d, image, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, ROWS, VT, STEP);
+    for (; ROWS > 1 && oh < last; oh++)
+        for (int64_t i = begin; i < end; i++)
+            EV_FN(depthwise_tile)(d, image, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, 1, VT, STEP);
+#undef OW
+#undef LANES
+#undef TILES
+}
+
+#define EV_DEPTHWISE_ARGS                                                                                              \
+    const ev_depthwise *d, const float *x, const float *k, float bias, const float *residual, float *y, int64_t first, \
+        int64_t last
+#define EV_DEPTHWISE(name, kh, kw, dw, rows, vt, step)                                                          \
+    static __attribute__((noinline)) void EV_FN(name)(EV_DEPTHWISE_ARGS)                                        \
+    {                                                                                                           \
+        EV_FN(depthwise_rows)(d, x, k, bias, residual, y, first, last, kh, kw, dw, rows, vt, step);             \
+    }
+EV_DEPTHWISE(depthwise_3x3, 3, 3, 1, 4, 1, 1)
+EV_DEPTHWISE(depthwise_3x3_step2, 3, 3, 1, 1, 2, 2)
+EV_DEPTHWISE(depthwise_5x5, 5, 5, 1, 2, 2, 1)
+EV_DEPTHWISE(depthwise_5x5_narrow, 5, 5, 1, 4, 1, 1)
+EV_DEPTHWISE(depthwise_5x5_step2, 5, 5, 1, 1, 2, 2)
+EV_DEPTHWISE(depthwise_3, d->kh, 3, 1, 1, 2, 1)
+EV_DEPTHWISE(depthwise_5, d->kh, 5, 1, 1, 2, 1)
+EV_DEPTHWISE(depthwise_step1, d->kh, d->kw, d->dw, 1, 2, 1)
+EV_DEPTHWISE(depthwise_any, d->kh, d->kw, d->dw, 1, 1, 0)
+
+/* Output rows [first, last) of one channel: y = clamp(x * k + bias + residual). */
+static void EV_FN(depthwise_f32)(EV_DEPTHWISE_ARGS)
+{
+    const int dense = d->dw == 1 || d->kw == 1, wide = d->ow >= 2 * VW;
+    void (*fn)(EV_DEPTHWISE_ARGS) = EV_FN(depthwise_any);
+    if (d->sw == 1) {
+        const int square = d->sh == 1 && d->dh == 1 && dense && d->kh == d->kw;
+        if (square && d->kw == 3) fn = EV_FN(depthwise_3x3);
+        else if (square && d->kw == 5) fn = wide ? EV_FN(depthwise_5x5) : EV_FN(depthwise_5x5_narrow);
+        else if (dense && d->kw == 3) fn = EV_FN(depthwise_3);
+        else if (dense && d->kw == 5) fn = EV_FN(depthwise_5);
+        else fn = EV_FN(depthwise_step1);
+    } else if (d->sw == 2 && dense && d->kh == 3 && d->kw == 3) fn = EV_FN(depthwise_3x3_step2);
+    else if (d->sw == 2 && dense && d->kh == 5 && d->kw == 5) fn = EV_FN(depthwise_5x5_step2);
+    /* Bands of rows whose strips fit; where not even one row does, loads check their bounds. */
+    const int64_t span = 4 * VW + (d->kw - 1) * d->dw + 1, reach = (d->kh - 1) * d->dh + 1;
+    const int64_t fit = (EV_FN(STRIP) / span - reach) / d->sh + 1;
+    int64_t band = last - first;
+    if (span > EV_FN(STRIP) || EV_FN(STRIP) / span < reach) fn = EV_FN(depthwise_any);
+    else if (fit < band) band = fit < 4 ? fit : fit - fit % 4;
+    for (int64_t oh = first; oh < last; oh += band)
+        fn(d, x, k, bias, residual, y, oh, oh + band < last ? oh + band : last);
+}
+#undef EV_DEPTHWISE
+#undef EV_DEPTHWISE_ARGS
+
+/* Transposed convolution -------------------------------------------------------------------------------------------
+ *
+ * One row (od, oh) of one output channel from the products col[tap][position]: row-major with leading dimension ld,
+ * positions from input row `row0` on (rows counted over depth and height). Here `image` is the output and `out` the
+ * input of the window. Outputs that are stride[2] apart meet the same taps, at neighbouring positions: they are added
+ * up in tmp (image[2] + stride[2] elements) and interleaved at last.
+ * residual: the row to add, or NULL; may be y. */
+static void EV_FN(transposed_row_f32)(const ev_conv_window *g, const float *col, int64_t ld, int64_t row0, int64_t od,
+                                      int64_t oh, float bias, const float *residual, float lo, float hi, float *tmp,
+                                      float *y)
+{
+    const int64_t s = g->stride[2], width = g->image[2], in = g->out[2];
+    float *acc = tmp;
+    for (int64_t phase = 0; phase < s && phase < width; phase++) {
+        const int64_t n = (width - phase + s - 1) / s;
+        for (int64_t i = 0; i < n; i++) acc[i] = bias;
+        if (residual)
+            for (int64_t i = 0; i < n; i++) acc[i] += residual[phase + i * s];
+        for (int64_t tz = 0; tz < g->kernel[0]; tz++) {
+            const int64_t d = od + g->pad[0] - tz * g->dilation[0], z = d / g->stride[0];
+            if (d < 0 || d % g->stride[0] || z >= g->out[0]) continue;
+            for (int64_t ty = 0; ty < g->kernel[1]; ty++) {
+                const int64_t h = oh + g->pad[1] - ty * g->dilation[1], r = h / g->stride[1];
+                if (h < 0 || h % g->stride[1] || r >= g->out[1]) continue;
+                for (int64_t tx = 0; tx < g->kernel[2]; tx++) {
+                    const int64_t w = phase + g->pad[2] - tx * g->dilation[2];
+                    if (w % s) continue;
+                    const int64_t tap = (tz * g->kernel[1] + ty) * g->kernel[2] + tx, shift = w / s;
+                    const int64_t from = shift < 0 ? -shift : 0, to = in - shift < n ? in - shift : n;
+                    const float *src = col + tap * ld + (z * g->out[1] + r - row0) * in + shift;
+                    for (int64_t i = from; i < to; i++) acc[i] += src[i];
+                }
+            }
+        }
+        for (int64_t i = 0; i < n; i++) acc[i] = EV_FN(clip)(acc[i], lo, hi);
+        acc += n;
+    }
+    if (s == 1) {
+        memcpy(y, tmp, (size_t)width * sizeof *y);
+    } else if (s == 2) {
+        const float *odd = tmp + (width + 1) / 2;
+        for (int64_t i = 0; i < width / 2; i++) {
+            y[2 * i] = tmp[i];
+            y[2 * i + 1] = odd[i];
+        }
+        if (width % 2) y[width - 1] = tmp[width / 2];
+    } else {
+        for (int64_t phase = 0; phase < s && phase < width; phase++)
+            for (int64_t i = phase; i < width; i += s) y[i] = *tmp++;
+    }
+}
+#undef V
+#undef VU
+#undef VW

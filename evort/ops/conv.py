@@ -1,0 +1,445 @@
+"""Convolutions: Conv, ConvTranspose, ConvInteger, QLinearConv, DeformConv, Col2Im.
+
+All of them relate positions of an image to positions of a smaller or larger one by
+
+    image = stride * position + dilation * tap - pad
+
+with a tap for each element of the kernel. The references go through the taps; each adds one matrix product over a
+strided slice, so that no padded copy and no im2col matrix is built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
+from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.types import FLOATS, DType, Spec
+
+_LIMIT = 1 << 31  # of strides, dilations and pads, so that 64-bit index arithmetic cannot overflow
+_MOST = (1 << 30) - 1  # of a spatial axis in the drivers, where lanes are counted in 32 bits
+_BYTES = frozenset({DType.INT8, DType.UINT8})
+_AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+
+
+class Window:
+    """How a kernel moves over the spatial axes: one entry for each axis.
+
+    kernel, strides, dilations: sizes. pads: at the beginning of each axis. image: the larger side that the kernel
+    reads (Conv) or adds to (ConvTranspose, Col2Im). out: the number of positions that the kernel takes.
+    """
+
+    __slots__ = ("dilations", "image", "kernel", "out", "pads", "strides")
+
+    def __init__(self, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int],
+                 image: Sequence[int], out: Sequence[int]):  # fmt: skip
+        self.kernel = tuple(kernel)
+        self.strides = tuple(strides)
+        self.dilations = tuple(dilations)
+        self.pads = tuple(pads)
+        self.image = tuple(image)
+        self.out = tuple(out)
+
+    def taps(self) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
+        """For each tap that meets the image: its index, the positions at which it does, and the image's elements."""
+        for tap in np.ndindex(*self.kernel):
+            positions, elements = [], []
+            for t, s, d, p, size, out in zip(
+                tap, self.strides, self.dilations, self.pads, self.image, self.out, strict=True
+            ):
+                offset = t * d - p
+                first = max(0, -(offset // s))
+                last = min(out, (size - 1 - offset) // s + 1)
+                if first >= last:
+                    break
+                positions.append(slice(first, last))
+                elements.append(slice(first * s + offset, (last - 1) * s + offset + 1, s))
+            else:
+                yield tap, tuple(positions), tuple(elements)
+
+    def ints(self) -> tuple[int, ...]:
+        """The parameters of the compiled drivers, as for three axes: image, out, kernel, strides, dilations, pads."""
+        rows = (self.image, self.out, self.kernel, self.strides, self.dilations, self.pads)
+        fill = 3 - len(self.kernel)
+        return tuple(v for row, one in zip(rows, (1, 1, 1, 1, 1, 0), strict=True) for v in (one,) * fill + row)
+
+
+def same_dtype(c: Call, *indices: int) -> None:
+    """Raises ShapeError where the inputs that are there, of those given, have different element types."""
+    found = {c.ins[i].dtype for i in indices if c.has(i)}
+    if len(found) > 1:
+        raise c.error("operands must have one element type")
+
+
+def _list(c: Call, name: str, rank: int, default: int, low: int) -> tuple[int, ...]:
+    """An attribute with `rank` integers of at least `low`."""
+    values = c[name]
+    if values is None:
+        return (default,) * rank
+    if len(values) != rank:
+        raise c.error(f"{name} has {len(values)} items; {rank} are needed")
+    for v in values:
+        if not low <= v < _LIMIT:
+            raise c.error(f"{name} {list(values)} must be at least {low} and less than 2**31")
+    return tuple(values)
+
+
+def _auto_pad(c: Call) -> str:
+    if c["auto_pad"] not in _AUTO_PADS:
+        raise c.error(f"auto_pad {c['auto_pad']!r} must be one of {', '.join(_AUTO_PADS)}")
+    return c["auto_pad"]
+
+
+def _split_pads(totals: Sequence[int], more_first: bool) -> tuple[int, ...]:
+    """The share of each total that goes before: half of it, and the odd one too where more_first."""
+    return tuple((t + more_first) // 2 for t in totals)
+
+
+def check_kernel(c: Call, kernel: tuple[int, ...]) -> None:
+    if c["kernel_shape"] is not None and tuple(c["kernel_shape"]) != kernel:
+        raise c.error(f"kernel_shape {list(c['kernel_shape'])} is not that of the weights, {list(kernel)}")
+
+
+def conv_window(c: Call, image: tuple[int, ...], kernel: tuple[int, ...], auto_pad: str = "NOTSET") -> Window:
+    """The window of a convolution with attributes strides, dilations and pads.
+
+    Raises ShapeError for attributes out of range and for an image smaller than the kernel.
+    """
+    rank = len(image)
+    if 0 in kernel:
+        raise c.error("the kernel has no elements")
+    strides = _list(c, "strides", rank, 1, 1)
+    dilations = _list(c, "dilations", rank, 1, 1)
+    pads = _list(c, "pads", 2 * rank, 0, 0)
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        out = [-(-size // s) for size, s in zip(image, strides, strict=True)]
+        totals = [max(0, (o - 1) * s + e - i) for o, s, e, i in zip(out, strides, extent, image, strict=True)]
+        before = _split_pads(totals, auto_pad == "SAME_LOWER")
+    else:
+        before, after = (pads[:rank], pads[rank:]) if auto_pad == "NOTSET" else ((0,) * rank, (0,) * rank)
+        room = [i + a + b - e for i, a, b, e in zip(image, before, after, extent, strict=True)]
+        if min(room) < 0:
+            raise c.error(f"the kernel spans {extent}, more than the padded image")
+        out = [r // s + 1 for r, s in zip(room, strides, strict=True)]
+    return Window(kernel, strides, dilations, before, image, out)
+
+
+def _conv_shapes(c: Call, x: Spec, w: Spec) -> tuple[Window, Spec]:
+    """Window and output specification of a convolution of x [N, C, D...] with w [M, C/group, k...]."""
+    if x.rank < 3 or w.rank != x.rank:
+        raise c.error("X must be [N, C, D1, ...] and W [M, C/group, k1, ...] with at least one spatial axis")
+    group = c["group"]
+    if group < 1 or w.shape[1] * group != x.shape[1] or w.shape[0] % group:
+        raise c.error(f"{x.shape[1]} channels in and {w.shape[0]} out do not fit {group} groups of the weights")
+    check_kernel(c, w.shape[2:])
+    window = conv_window(c, x.shape[2:], w.shape[2:], _auto_pad(c))
+    return window, Spec(x.dtype, (x.shape[0], w.shape[0], *window.out))
+
+
+def _expect(c: Call, index: int, shape: tuple[int, ...], what: str) -> None:
+    if c.has(index) and c.ins[index].shape != shape:
+        raise c.error(f"{what} must have shape {list(shape)}")
+
+
+def convolve(x: np.ndarray, w: np.ndarray, window: Window, group: int) -> np.ndarray:
+    """y[n, m, o...] = sum over c and taps of w[m, c, tap] * x[n, c, image(o, tap)], in the dtype of x and w."""
+    n, channels, m = x.shape[0], x.shape[1], w.shape[0]
+    x = x.reshape(n, group, channels // group, *window.image)
+    w = w.reshape(group, m // group, channels // group, *window.kernel)
+    y = np.zeros((n, group, m // group, *window.out), x.dtype)
+    for tap, positions, elements in window.taps() if w.size and x.size else ():
+        part = x[(..., *elements)]
+        product = w[(..., *tap)] @ part.reshape(*part.shape[:3], math.prod(part.shape[3:]))
+        y[(..., *positions)] += product.reshape(n, group, m // group, *part.shape[3:])
+    return y.reshape(n, m, *window.out)
+
+
+def _per_channel(v: np.ndarray, rank: int) -> np.ndarray:
+    """[M] as [M, 1, ...], to go with [N, M, D...] of that rank."""
+    return v.reshape(-1, *(1,) * (rank - 2))
+
+
+def _finish(c: Call, y: np.ndarray, dtype: np.dtype, b: np.ndarray | None, z: np.ndarray | None,
+            slope: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+    """Bias, residual and activation."""
+    if b is not None:
+        y = y + _per_channel(b, y.ndim)
+    if z is not None:
+        y = y + z
+    if slope is not None:
+        slope = _per_channel(slope, y.ndim)
+    return apply_reference(c, y, slope).astype(dtype, copy=False)
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    """float16 as float32, in which products of it are added up."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
+def _conv_attrs() -> dict[str, Attr]:
+    return {
+        "auto_pad": Attr("str", "NOTSET"),
+        "dilations": Attr("ints"),
+        "group": Attr("int", 1),
+        "kernel_shape": Attr("ints"),
+        "pads": Attr("ints"),
+        "strides": Attr("ints"),
+    }
+
+
+@op("Conv", since=22)
+class Conv(Op):
+    """Y = activation(X * W + B + Z), over any number of spatial axes. X [N, C, D...], W [M, C/group, k...], B [M],
+    Z and Y [N, M, D'...]. Z, slope [M] (of PRelu) and the activation are extensions of evort."""
+
+    inputs, outputs = ("X", "W", "B?", "Z?", "slope?"), ("Y",)
+    dtypes = dict.fromkeys(("X", "W", "B", "Z", "slope"), FLOATS)
+    attrs = {**_conv_attrs(), **activation_attrs()}
+    inplace = ((0, 3),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        same_dtype(c, 0, 1, 2, 3, 4)
+        _, out = _conv_shapes(c, c.ins[0], c.ins[1])
+        channels = (out.shape[1],)
+        _expect(c, 2, channels, "B")
+        _expect(c, 3, out.shape, "Z")
+        _expect(c, 4, channels, "slope")
+        activation_params(c)
+        if (c["activation"] == "PRelu") != c.has(4):
+            raise c.error("activation PRelu and the input slope come together")
+        return [out]
+
+    def reference(self, c: Call, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None,
+                  z: np.ndarray | None = None, slope: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
+        return _finish(c, convolve(_wide(x), _wide(w), window, c["group"]), x.dtype, b, z, slope)
+
+    def bind(self, c: Call) -> Kernel | None:
+        x, w = c.ins[0], c.ins[1]
+        if x.dtype != DType.FLOAT or x.rank > 5:
+            return None
+        from evort._kernels.conv import products_scratch
+
+        window, out = _conv_shapes(c, x, w)
+        if max(window.image) > _MOST:
+            return None
+        number, reals = activation_ints_reals(c)
+        group = c["group"]
+        ints = (*number, group, *window.ints())
+        channels, taps = w.shape[1], math.prod(window.kernel)
+        flat = x.rank < 5 or window.image[0] == window.kernel[0] == window.out[0] == 1
+        if channels == 1 and group > 1 and flat:
+            return Kernel("conv.depthwise_f32", ints, reals)
+        plain = taps == 1 and set(window.strides) == {1} and window.out == window.image
+        sizes = (w.shape[0] // group, math.prod(window.out), channels * taps)
+        scratch = products_scratch(out.shape[0] * group, *sizes, c.threads)
+        return Kernel("conv.pointwise_f32" if plain else "conv.im2col_f32", ints, reals, scratch)
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * math.prod(c.ins[1].shape[1:])
+
+
+def transposed_window(c: Call, image: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
+    """The window of a ConvTranspose: `out` is its input, `image` its output. Raises ShapeError for attributes out of
+    range and for an output without elements."""
+    rank = len(image)
+    if 0 in kernel:
+        raise c.error("the kernel has no elements")
+    strides = _list(c, "strides", rank, 1, 1)
+    dilations = _list(c, "dilations", rank, 1, 1)
+    extra = _list(c, "output_padding", rank, 0, 0)
+    pads = _list(c, "pads", 2 * rank, 0, 0)
+    auto = _auto_pad(c)
+    for e, s, d in zip(extra, strides, dilations, strict=True):
+        if e >= max(s, d):
+            raise c.error(f"output_padding {list(extra)} must be less than stride or dilation")
+    full = [
+        (i - 1) * s + (k - 1) * d + 1 + e
+        for i, s, k, d, e in zip(image, strides, kernel, dilations, extra, strict=True)
+    ]
+    wanted = _list(c, "output_shape", rank, 0, 1) if c["output_shape"] is not None else None
+    if wanted is None and auto in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = tuple(i * s for i, s in zip(image, strides, strict=True))
+    if wanted is not None:
+        totals = [max(0, f - o) for f, o in zip(full, wanted, strict=True)]
+        before, out = _split_pads(totals, auto != "SAME_UPPER"), wanted
+    else:
+        if auto == "VALID":
+            pads = (0,) * (2 * rank)
+        before = pads[:rank]
+        out = tuple(f - a - b for f, a, b in zip(full, before, pads[rank:], strict=True))
+    if min(out) < 1:
+        raise c.error(f"the output would have spatial shape {list(out)}")
+    return Window(kernel, strides, dilations, before, out, image)
+
+
+def _transposed_shapes(c: Call) -> tuple[Window, Spec]:
+    x, w = c.ins[0], c.ins[1]
+    if x.rank < 3 or w.rank != x.rank:
+        raise c.error("X must be [N, C, D1, ...] and W [C, M/group, k1, ...] with at least one spatial axis")
+    group = c["group"]
+    if group < 1 or w.shape[0] != x.shape[1] or x.shape[1] % group:
+        raise c.error(f"{x.shape[1]} channels in do not fit {group} groups of the weights")
+    check_kernel(c, w.shape[2:])
+    window = transposed_window(c, x.shape[2:], w.shape[2:])
+    return window, Spec(x.dtype, (x.shape[0], w.shape[1] * group, *window.image))
+
+
+@op("ConvTranspose", since=22)
+class ConvTranspose(Op):
+    """The transpose of a convolution: each element of X adds a kernel to Y. X [N, C, D...], W [C, M/group, k...],
+    B [M], Z and Y [N, M, D'...]. Z and the activation are extensions of evort."""
+
+    inputs, outputs = ("X", "W", "B?", "Z?"), ("Y",)
+    dtypes = dict.fromkeys(("X", "W", "B", "Z"), FLOATS)
+    attrs = {
+        **_conv_attrs(),
+        "output_padding": Attr("ints"),
+        "output_shape": Attr("ints"),
+        **activation_attrs(),
+    }
+    inplace = ((0, 3),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        same_dtype(c, 0, 1, 2, 3)
+        _, out = _transposed_shapes(c)
+        _expect(c, 2, (out.shape[1],), "B")
+        _expect(c, 3, out.shape, "Z")
+        activation_params(c)
+        if c["activation"] == "PRelu":
+            raise c.error("activation PRelu is for Conv only")
+        return [out]
+
+    def reference(self, c: Call, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None,
+                  z: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        window = transposed_window(c, x.shape[2:], w.shape[2:])
+        n, channels, group = x.shape[0], x.shape[1], c["group"]
+        m = w.shape[1]
+        wide, w = _wide(x), _wide(w)
+        parts = wide.reshape(n, group, channels // group, *window.out)
+        w = np.swapaxes(w.reshape(group, channels // group, m, *window.kernel), 1, 2)
+        y = np.zeros((n, group, m, *window.image), wide.dtype)
+        for tap, positions, elements in window.taps() if w.size and x.size else ():
+            part = parts[(..., *positions)]
+            product = w[(..., *tap)] @ part.reshape(*part.shape[:3], math.prod(part.shape[3:]))
+            y[(..., *elements)] += product.reshape(n, group, m, *part.shape[3:])
+        return _finish(c, y.reshape(n, group * m, *window.image), x.dtype, b, z)
+
+    def bind(self, c: Call) -> Kernel | None:
+        x = c.ins[0]
+        if x.dtype != DType.FLOAT or x.rank > 5:
+            return None
+        from evort._kernels.conv import transpose_scratch
+
+        window, out = _transposed_shapes(c)
+        if max(window.image) > _MOST:
+            return None
+        number, reals = activation_ints_reals(c)
+        ints = (*number, c["group"], *window.ints())
+        scratch = transpose_scratch(x.shape[1], out.shape[1], ints, c.threads)
+        return Kernel("conv.transpose_f32", ints, reals, scratch)
+
+    def macs(self, c: Call) -> int:
+        return c.ins[0].size * math.prod(c.ins[1].shape[1:])
+
+
+def _check_zero_point(c: Call, index: int, like: int, channels: int = 0) -> None:
+    """A zero point is a scalar or [1], or [channels] where that is allowed, of the type of input `like`."""
+    if not c.has(index):
+        return
+    spec = c.ins[index]
+    if spec.shape not in ((), (1,)) and not (channels and spec.shape == (channels,)):
+        raise c.error(f"zero point (input {index}) must be a scalar{' or one for each channel' if channels else ''}")
+    if spec.dtype != c.ins[like].dtype:
+        raise c.error(f"zero point (input {index}) must have the element type of input {like}")
+
+
+def _centred(x: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
+    """x - zero_point as float64, in which sums of products of bytes are exact."""
+    x = x.astype(np.float64)
+    if zero_point is None:
+        return x
+    return x - zero_point.reshape((-1, *(1,) * (x.ndim - 1)) if zero_point.size > 1 else ())
+
+
+def _to_int32(x: np.ndarray) -> np.ndarray:
+    """Whole numbers as int32, wrapping around."""
+    return x.astype(np.int64).astype(np.int32)
+
+
+@op("ConvInteger", since=10)
+class ConvInteger(Op):
+    """Y = (x - x_zero_point) * (w - w_zero_point) in int32; w_zero_point a scalar or one for each output channel."""
+
+    inputs, outputs = ("x", "w", "x_zero_point?", "w_zero_point?"), ("y",)
+    dtypes = dict.fromkeys(("x", "w", "x_zero_point", "w_zero_point"), _BYTES)
+    attrs = _conv_attrs()
+
+    def infer(self, c: Call) -> list[Spec]:
+        _, out = _conv_shapes(c, c.ins[0], c.ins[1])
+        _check_zero_point(c, 2, 0)
+        _check_zero_point(c, 3, 1, out.shape[1])
+        return [Spec(DType.INT32, out.shape)]
+
+    def reference(self, c: Call, x: np.ndarray, w: np.ndarray, x_zero: np.ndarray | None = None,
+                  w_zero: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
+        return _to_int32(convolve(_centred(x, x_zero), _centred(w, w_zero), window, c["group"]))
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * math.prod(c.ins[1].shape[1:])
+
+
+@op("QLinearConv", since=10)
+class QLinearConv(Op):
+    """y = saturate(round((x * w + B) * x_scale * w_scale / y_scale) + y_zero_point), with zero points taken off x and
+    w, B in int32 (scale x_scale * w_scale), ties to even; w_scale and w_zero_point for each output channel or one."""
+
+    inputs = ("x", "x_scale", "x_zero_point", "w", "w_scale", "w_zero_point", "y_scale", "y_zero_point", "B?")
+    outputs = ("y",)
+    dtypes = {
+        **dict.fromkeys(("x", "x_zero_point", "w", "w_zero_point", "y_zero_point"), _BYTES),
+        **{name: frozenset({DType.FLOAT}) for name in ("x_scale", "w_scale", "y_scale")},
+        "B": frozenset({DType.INT32}),
+    }
+    attrs = _conv_attrs()
+
+    def infer(self, c: Call) -> list[Spec]:
+        _, out = _conv_shapes(c, c.ins[0], c.ins[3])
+        channels = out.shape[1]
+        _check_zero_point(c, 2, 0)
+        _check_zero_point(c, 5, 3, channels)
+        _check_zero_point(c, 7, 7)
+        for index, many in ((1, 0), (4, channels), (6, 0)):
+            if c.ins[index].shape not in ((), (1,)) and not (many and c.ins[index].shape == (many,)):
+                raise c.error(f"scale (input {index}) must be a scalar{' or one for each channel' if many else ''}")
+        _expect(c, 8, (channels,), "B")
+        return [Spec(c.ins[7].dtype, out.shape)]
+
+    def reference(self, c: Call, x: np.ndarray, x_scale: np.ndarray, x_zero: np.ndarray, w: np.ndarray,
+                  w_scale: np.ndarray, w_zero: np.ndarray, y_scale: np.ndarray, y_zero: np.ndarray,
+                  b: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
+        y = convolve(_centred(x, x_zero), _centred(w, w_zero), window, c["group"])
+        if b is not None:
+            y = y + _per_channel(b, y.ndim)
+        scale = x_scale.reshape(()) * w_scale / y_scale.reshape(())
+        if scale.size > 1:
+            scale = _per_channel(scale, y.ndim)
+        return requantize(y, scale.reshape(scale.shape if scale.size > 1 else ()), y_zero)
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * math.prod(c.ins[3].shape[1:])
+
+
+def requantize(total: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
+    """saturate(round(total * scale) + zero_point) in the zero point's type; the product in float32, ties to even."""
+    limits = np.iinfo(zero_point.dtype)
+    with np.errstate(all="ignore"):
+        y = np.rint(_to_int32(total).astype(np.float32) * scale.astype(np.float32))
+        y = y + zero_point.reshape(zero_point.shape if zero_point.size > 1 else ()).astype(np.float32)
+        return np.clip(np.nan_to_num(y), limits.min, limits.max).astype(zero_point.dtype)

@@ -1,0 +1,456 @@
+"""Matrix products: Gemm, MatMul, Einsum, MatMulInteger, QLinearMatMul."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
+from evort.ops.conv import requantize, same_dtype
+from evort.types import FLOATS, INTS, DType, Spec
+
+_BYTES = frozenset({DType.INT8, DType.UINT8})
+_PRODUCT = FLOATS | {DType.INT32, DType.INT64, DType.UINT32, DType.UINT64}
+
+
+class Layout:
+    """Operands of a batch of products C = A B where they lie: element strides, as the driver `linear.matmul_f32`
+    takes them. batch: (count, stride of A, of B, of C) for each batch axis, outermost first. C's columns are dense.
+    swapped: A is the node's second input and B its first."""
+
+    __slots__ = ("batch", "csa", "csb", "k", "ldc", "m", "n", "rsa", "rsb", "swapped")
+
+    def __init__(self, m: int, n: int, k: int, a: tuple[int, int], b: tuple[int, int], ldc: int,
+                 batch: Sequence[tuple[int, int, int, int]], swapped: bool = False):  # fmt: skip
+        self.m, self.n, self.k = m, n, k
+        self.rsa, self.csa = a
+        self.rsb, self.csb = b
+        self.ldc = ldc
+        self.batch = batch
+        self.swapped = swapped
+
+    def bind(self, c: Call, activation: tuple[int, ...], reals: Sequence[float]) -> Kernel:
+        from evort._kernels.linear import matmul_scratch
+
+        sizes = (self.m, self.n, self.k, self.rsa, self.csa, self.rsb, self.csb, self.ldc)
+        ints = (*activation, *sizes, *(v for axis in self.batch for v in axis))
+        count = self.batch[-1][0] if self.batch else 1
+        scratch = matmul_scratch(count, self.m, self.n, self.k, c.threads)
+        return Kernel("linear.matmul_f32", ints, reals, scratch, inputs=(1, 0) if self.swapped else None)
+
+
+def _no_prelu(c: Call) -> None:
+    activation_params(c)
+    if c["activation"] == "PRelu":
+        raise c.error("activation PRelu is for Conv only")
+
+
+def _float_only(c: Call, dtype: DType) -> None:
+    if c["activation"] and dtype not in FLOATS:
+        raise c.error("an activation needs a float element type")
+
+
+@op("Gemm", since=13)
+class Gemm(Op):
+    """Y = activation(alpha * A' B' + beta * C + Z) with A' [M, K], B' [K, N], each transposed where transA, transB say;
+    C broadcast to [M, N]. Z [M, N] and the activation are extensions of evort."""
+
+    inputs, outputs = ("A", "B", "C?", "Z?"), ("Y",)
+    dtypes = dict.fromkeys(("A", "B", "C", "Z"), _PRODUCT)
+    attrs = {
+        "alpha": Attr("float", 1.0),
+        "beta": Attr("float", 1.0),
+        "transA": Attr("int", 0),
+        "transB": Attr("int", 0),
+        **activation_attrs(),
+    }
+    inplace = ((0, 3), (0, 2))
+
+    def infer(self, c: Call) -> list[Spec]:
+        same_dtype(c, 0, 1, 2, 3)
+        _no_prelu(c)
+        a, b = c.ins[0], c.ins[1]
+        _float_only(c, a.dtype)
+        if a.rank != 2 or b.rank != 2:
+            raise c.error("A and B must be matrices")
+        m, k = a.shape[::-1] if c["transA"] else a.shape
+        kb, n = b.shape[::-1] if c["transB"] else b.shape
+        if k != kb:
+            raise c.error(f"A has {k} columns and B {kb} rows")
+        if c.has(2):
+            shape = (1, 1, *c.ins[2].shape)[-2:]
+            if c.ins[2].rank > 2 or shape[0] not in (1, m) or shape[1] not in (1, n):
+                raise c.error(f"C does not broadcast to [{m}, {n}]")
+        if c.has(3) and c.ins[3].shape != (m, n):
+            raise c.error(f"Z must have shape [{m}, {n}]")
+        return [Spec(a.dtype, (m, n))]
+
+    def reference(self, c: Call, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None,
+                  z: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        dtype = a.dtype
+        if dtype == np.float16:
+            a, b = a.astype(np.float32), b.astype(np.float32)
+        y = (a.T if c["transA"] else a) @ (b.T if c["transB"] else b)
+        y = _scaled(y, c["alpha"])
+        if bias is not None and c["beta"] != 0:
+            y = y + _scaled(bias.astype(y.dtype), c["beta"])
+        if z is not None:
+            y = y + z
+        return apply_reference(c, y).astype(dtype, copy=False)
+
+    def bind(self, c: Call) -> Kernel | None:
+        a = c.ins[0]
+        if a.dtype != DType.FLOAT:
+            return None
+        from evort._kernels.linear import matmul_scratch
+
+        m, n = c.outs[0].shape
+        k = a.shape[0] if c["transA"] else a.shape[1]
+        number, reals = activation_ints_reals(c)
+        row, column = 0, 0  # strides of C along M and N
+        if c.has(2):
+            rows, columns = (1, 1, *c.ins[2].shape)[-2:]
+            row, column = columns if rows != 1 else 0, 1 if columns != 1 else 0
+        strides = (*((1, m) if c["transA"] else (k, 1)), *((1, k) if c["transB"] else (n, 1)), row, column)
+        return Kernel(
+            "linear.gemm_f32",
+            (*number, m, n, k, *strides),
+            (*reals, c["alpha"], c["beta"]),
+            matmul_scratch(1, m, n, k, c.threads),
+        )
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * c.ins[0].shape[0 if c["transA"] else 1]
+
+
+def _scaled(x: np.ndarray, factor: float) -> np.ndarray:
+    """factor * x in x's dtype; for integers the product is cut towards zero."""
+    return x if factor == 1 else (x * factor).astype(x.dtype)
+
+
+def _matmul_shape(c: Call, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of numpy.matmul. Raises ShapeError."""
+    if not a or not b:
+        raise c.error("operands must have at least one axis")
+    wide_a = a if len(a) > 1 else (1, *a)
+    wide_b = b if len(b) > 1 else (*b, 1)
+    if wide_a[-1] != wide_b[-2]:
+        raise c.error(f"{wide_a[-1]} columns do not meet {wide_b[-2]} rows")
+    batch = _broadcast(wide_a[:-2], wide_b[:-2])
+    if batch is None:
+        raise c.error("batch axes do not broadcast")
+    return (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
+    rank = max(len(a), len(b))
+    out = []
+    for x, y in zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True):
+        if x != y and 1 not in (x, y):
+            return None
+        out.append(y if x == 1 else x)
+    return tuple(out)
+
+
+def _merge(batch: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Joins neighbouring batch axes that every operand steps through evenly."""
+    merged: list[tuple[int, int, int, int]] = []
+    for axis in batch:
+        if axis[0] == 1:
+            continue
+        if merged and all(outer == inner * axis[0] for outer, inner in zip(merged[-1][1:], axis[1:], strict=True)):
+            merged[-1] = (merged[-1][0] * axis[0], *axis[1:])
+        else:
+            merged.append(axis)
+    return merged
+
+
+def matmul_layout(a: tuple[int, ...], b: tuple[int, ...]) -> Layout:
+    """The layout of numpy.matmul for dense operands of these shapes, with as few and as large products as can be."""
+    a = a if len(a) > 1 else (1, *a)
+    b = b if len(b) > 1 else (*b, 1)
+    (m, k), n = a[-2:], b[-1]
+    outer = _broadcast(a[:-2], b[:-2])
+    rank = len(outer)
+    batch = []
+    step_a, step_b, step_c = m * k, k * n, m * n
+    for i in range(1, rank + 1):
+        size_a = a[-2 - i] if i <= len(a) - 2 else 1
+        size_b = b[-2 - i] if i <= len(b) - 2 else 1
+        batch.append((outer[rank - i], step_a if size_a != 1 else 0, step_b if size_b != 1 else 0, step_c))
+        step_a, step_b, step_c = step_a * size_a, step_b * size_b, step_c * outer[rank - i]
+    batch = _merge(batch[::-1])
+    if batch and batch[-1][1:] == (m * k, 0, m * n):  # one B for all: the batch is only more rows
+        m *= batch.pop()[0]
+    return Layout(m, n, k, (k, 1), (n, 1), n, batch)
+
+
+@op("MatMul", since=13)
+class MatMul(Op):
+    """Y = activation(numpy.matmul(A, B) + bias + Z). bias [N], Z (of Y's shape) and the activation are extensions of
+    evort."""
+
+    inputs, outputs = ("A", "B", "bias?", "Z?"), ("Y",)
+    dtypes = dict.fromkeys(("A", "B", "bias", "Z"), _PRODUCT)
+    attrs = activation_attrs()
+    inplace = ((0, 3),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        same_dtype(c, 0, 1, 2, 3)
+        _no_prelu(c)
+        a, b = c.ins[0], c.ins[1]
+        _float_only(c, a.dtype)
+        shape = _matmul_shape(c, a.shape, b.shape)
+        columns = b.shape[-1] if b.rank > 1 else 1
+        if c.has(2) and c.ins[2].shape != (columns,):
+            raise c.error(f"bias must have shape [{columns}]")
+        if c.has(3) and c.ins[3].shape != shape:
+            raise c.error(f"Z must have shape {list(shape)}")
+        return [Spec(a.dtype, shape)]
+
+    def reference(self, c: Call, a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None,
+                  z: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        dtype = a.dtype
+        if dtype == np.float16:
+            a, b = a.astype(np.float32), b.astype(np.float32)
+        y = np.asarray(np.matmul(a, b))
+        if bias is not None:
+            y = y + (bias if b.ndim > 1 else bias.reshape(()))
+        if z is not None:
+            y = y + z
+        return apply_reference(c, y).astype(dtype, copy=False)
+
+    def bind(self, c: Call) -> Kernel | None:
+        if c.ins[0].dtype != DType.FLOAT:
+            return None
+        number, reals = activation_ints_reals(c)
+        return matmul_layout(c.ins[0].shape, c.ins[1].shape).bind(c, number, reals)
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * c.ins[0].shape[-1]
+
+
+def _zero_along(x: np.ndarray, zero_point: np.ndarray | None, rows: bool) -> np.ndarray:
+    """x - zero_point as float64 (exact sums of products); a vector is one for each row of x, or for each column."""
+    x = x.astype(np.float64)
+    if zero_point is None:
+        return x
+    return x - _along(zero_point, x.ndim, rows)
+
+
+def _along(v: np.ndarray, rank: int, rows: bool) -> np.ndarray:
+    """A scale or zero point, shaped to broadcast with its operand: a vector is one for each row, or each column."""
+    if v.size == 1:
+        return v.reshape(())
+    return v.reshape(-1, 1) if rows and v.ndim == 1 and rank > 1 else v
+
+
+def _check_along(c: Call, index: int, of: int, rows: bool) -> None:
+    """A scale or zero point is one number, one for each row (column), or of the operand's shape with 1 across."""
+    if not c.has(index):
+        return
+    spec, shape = c.ins[index], c.ins[of].shape
+    axis = -2 if rows else -1
+    length = shape[axis] if len(shape) > 1 else 0
+    across = (*shape[:-1], 1) if rows else (*shape[:-2], 1, shape[-1])
+    if spec.shape not in ((), (1,), (length,)) and (len(shape) < 2 or spec.shape != across):
+        which = "row" if rows else "column"
+        raise c.error(f"input {index} must be a scalar or have one element for each {which} of input {of}")
+
+
+@op("MatMulInteger", since=10)
+class MatMulInteger(Op):
+    """Y = numpy.matmul(A - a_zero_point, B - b_zero_point) in int32; zero points are scalars, or one for each row of A
+    and each column of B."""
+
+    inputs, outputs = ("A", "B", "a_zero_point?", "b_zero_point?"), ("Y",)
+    dtypes = dict.fromkeys(("A", "B", "a_zero_point", "b_zero_point"), _BYTES)
+
+    def infer(self, c: Call) -> list[Spec]:
+        shape = _matmul_shape(c, c.ins[0].shape, c.ins[1].shape)
+        same_dtype(c, 0, 2)
+        same_dtype(c, 1, 3)
+        _check_along(c, 2, 0, True)
+        _check_along(c, 3, 1, False)
+        return [Spec(DType.INT32, shape)]
+
+    def reference(self, c: Call, a: np.ndarray, b: np.ndarray, a_zero: np.ndarray | None = None,
+                  b_zero: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        y = np.matmul(_zero_along(a, a_zero, True), _zero_along(b, b_zero, False))
+        return np.asarray(y).astype(np.int64).astype(np.int32)
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * c.ins[0].shape[-1]
+
+
+@op("QLinearMatMul", since=21)
+class QLinearMatMul(Op):
+    """y = saturate(round(matmul(a, b) * a_scale * b_scale / y_scale) + y_zero_point), with zero points taken off a and
+    b, ties to even; scales and zero points of a for each row, of b for each column, or one."""
+
+    inputs = ("a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point", "y_scale", "y_zero_point")
+    outputs = ("y",)
+    dtypes = {
+        **dict.fromkeys(("a", "a_zero_point", "b", "b_zero_point", "y_zero_point"), _BYTES),
+        **{name: frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16}) for name in ("a_scale", "b_scale", "y_scale")},
+    }
+
+    def infer(self, c: Call) -> list[Spec]:
+        shape = _matmul_shape(c, c.ins[0].shape, c.ins[3].shape)
+        same_dtype(c, 0, 2)
+        same_dtype(c, 3, 5)
+        same_dtype(c, 1, 4, 6)
+        for index in (1, 2):
+            _check_along(c, index, 0, True)
+        for index in (4, 5):
+            _check_along(c, index, 3, False)
+        for index in (6, 7):
+            if c.ins[index].shape not in ((), (1,)):
+                raise c.error(f"input {index} must be a scalar")
+        return [Spec(c.ins[7].dtype, shape)]
+
+    def reference(self, c: Call, a: np.ndarray, a_scale: np.ndarray, a_zero: np.ndarray, b: np.ndarray,
+                  b_scale: np.ndarray, b_zero: np.ndarray, y_scale: np.ndarray,
+                  y_zero: np.ndarray) -> np.ndarray:  # fmt: skip
+        total = np.asarray(np.matmul(_zero_along(a, a_zero, True), _zero_along(b, b_zero, False)))
+        a_scale, b_scale, y_scale = (s.astype(np.float32) for s in (a_scale, b_scale, y_scale))
+        scale = _along(a_scale, a.ndim, True) * _along(b_scale, b.ndim, False) / y_scale.reshape(())
+        return requantize(total, scale, y_zero)
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * c.ins[0].shape[-1]
+
+
+def _terms(c: Call) -> tuple[list[str], str]:
+    """The subscripts of each operand of an Einsum and of its output, one letter an axis; an ellipsis is spelled out in
+    digits, aligned at its end. Raises ShapeError."""
+    left, arrow, right = c["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(c.ins):
+        raise c.error(f"the equation names {len(terms)} operands, but there are {len(c.ins)}")
+    widest = 0
+    found = []
+    for term, spec in zip(terms, c.ins, strict=True):
+        named = term.replace("...", "", 1)
+        if not (named.isascii() and (named.isalpha() or not named)):
+            raise c.error(f"the equation's term {term!r} is not made of letters and one ellipsis")
+        extra = spec.rank - len(named)
+        if extra < 0 or (extra and "..." not in term):
+            raise c.error(f"the equation's term {term!r} does not fit an operand of rank {spec.rank}")
+        widest = max(widest, extra)
+        found.append((term, extra))
+    if widest > 10:
+        raise c.error("an ellipsis stands for more than 10 axes")
+    digits = "0123456789"[:widest]
+    full = [term.replace("...", digits[widest - extra :]) for term, extra in found]
+    if arrow:
+        named = right.replace("...", "", 1)
+        if not (named.isascii() and (named.isalpha() or not named)) or len(set(named)) != len(named):
+            raise c.error(f"the equation's output {right!r} is not made of distinct letters and one ellipsis")
+        out = right.replace("...", digits)
+        if not set(out) <= set("".join(full)):
+            raise c.error(f"the equation's output {right!r} has letters that no operand has")
+    else:
+        every = "".join(full)
+        out = digits + "".join(sorted(x for x in set(every) if x.isalpha() and every.count(x) == 1))
+    return full, out
+
+
+def _einsum_sizes(c: Call, terms: list[str]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for term, spec in zip(terms, c.ins, strict=True):
+        for letter, size in zip(term, spec.shape, strict=True):
+            known = sizes.setdefault(letter, size)
+            if known != size and letter.isdigit() and 1 in (known, size):
+                sizes[letter] = max(known, size) if 0 not in (known, size) else 0
+            elif known != size:
+                raise c.error(f"subscript {letter!r} stands for both {known} and {size}")
+    return sizes
+
+
+def einsum_layout(terms: list[str], out: str, shapes: list[tuple[int, ...]], sizes: dict[str, int]) -> Layout | None:
+    """A batch of products that computes an Einsum of two operands where they lie; None where there is none, such as
+    with a diagonal, with a sum over an axis of one operand, or with axes that do not join to one."""
+    if len(terms) != 2 or any(len(set(t)) != len(t) for t in terms):
+        return None
+    strides: list[dict[str, int]] = []
+    for term, shape in zip([*terms, out], [*shapes, tuple(sizes[x] for x in out)], strict=True):
+        length, found = 1, {}
+        for letter, size in zip(reversed(term), reversed(shape), strict=True):
+            found[letter] = length if size == sizes[letter] else 0
+            length *= size
+        strides.append(found)
+    a, b, y = strides
+    if any(x not in y and x not in b for x in terms[0]) or any(x not in y and x not in a for x in terms[1]):
+        return None
+    swapped = bool(out) and out[-1] in a and out[-1] not in b  # the result's columns are A's: it is B A
+    if swapped:
+        a, b = b, a
+    real = [x for x in out if sizes[x] != 1]
+    batch = [x for x in real if x in a and x in b]
+    rows = [x for x in real if x in a and x not in b]
+    columns = [x for x in real if x in b and x not in a]
+    inner = [x for x in terms[0] if x in b and x not in y and sizes[x] != 1]
+
+    def joined(letters: list[str], *operands: dict[str, int]) -> int:
+        """How many of these axes, from the last on, make one axis in every operand."""
+        count = min(1, len(letters))
+        while count < len(letters):
+            slow, fast = letters[-count - 1], letters[-count]
+            if any(o[slow] != o[fast] * sizes[fast] for o in operands):
+                break
+            count += 1
+        return count
+
+    # Axes of rows or columns that do not join the last ones are batch axes, over which the other operand stays.
+    batch += (apart := rows[: len(rows) - joined(rows, a, y)])
+    rows = rows[len(apart) :]
+    batch += (apart := columns[: len(columns) - joined(columns, b, y)])
+    columns = columns[len(apart) :]
+    if len(inner) != joined(inner, a, b) or (columns and y[columns[-1]] != 1):
+        return None
+    m, n, k = (math.prod(sizes[x] for x in group) for group in (rows, columns, inner))
+
+    def step(letters: list[str], operand: dict[str, int]) -> int:
+        return operand[letters[-1]] if letters else 1
+
+    axes = [(sizes[x], a.get(x, 0), b.get(x, 0), y[x]) for x in batch]
+    left, right = (step(rows, a), step(inner, a)), (step(inner, b), step(columns, b))
+    return Layout(m, n, k, left, right, step(rows, y), _merge(axes), swapped)
+
+
+@op("Einsum", since=28)
+class Einsum(Op):
+    """Sums of products in Einstein's notation, as numpy.einsum. Two operands become a batch of matrix products where
+    their axes allow it without moving data."""
+
+    inputs, outputs = ("*Inputs",), ("Output",)
+    dtypes = {"Inputs": FLOATS | INTS}
+    attrs = {"equation": Attr("str", REQUIRED)}
+
+    def infer(self, c: Call) -> list[Spec]:
+        if not c.ins:
+            raise c.error("no operands")
+        same_dtype(c, *range(len(c.ins)))
+        terms, out = _terms(c)
+        sizes = _einsum_sizes(c, terms)
+        return [Spec(c.ins[0].dtype, tuple(sizes[x] for x in out))]
+
+    def reference(self, c: Call, *inputs: np.ndarray) -> np.ndarray:
+        dtype = inputs[0].dtype
+        wide = [x.astype(np.float32) if dtype == np.float16 else x for x in inputs]
+        return np.asarray(np.einsum(c["equation"], *wide, optimize=len(wide) > 1)).astype(dtype, copy=False)
+
+    def bind(self, c: Call) -> Kernel | None:
+        if c.ins[0].dtype != DType.FLOAT:
+            return None
+        terms, out = _terms(c)
+        layout = einsum_layout(terms, out, [s.shape for s in c.ins], _einsum_sizes(c, terms))
+        return None if layout is None else layout.bind(c, (0,), (0.0, 0.0))
+
+    def macs(self, c: Call) -> int:
+        terms, _ = _terms(c)
+        return math.prod(_einsum_sizes(c, terms).values()) * (len(terms) - 1)

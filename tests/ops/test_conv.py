@@ -1,0 +1,266 @@
+"""Convolutions: ONNX's cases, and the compiled drivers against float64 over odd windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evort._kernels import core
+from evort.errors import EvortError
+from evort.session import Session
+from tests.ops.onnx_cases import cases, check
+from tests.support import drivers_of, node_model, run_node
+
+EPS = 2.0**-24  # half a unit in the last place of 1, float32
+OPERATORS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv", "Col2Im")
+
+
+@pytest.fixture(params=core.available_isas())
+def isa(request: pytest.FixtureRequest) -> Any:
+    core.select_isa(request.param)
+    yield request.param
+    core.select_isa()
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("case", cases(*OPERATORS), ids=lambda case: case[0].name)
+def test_onnx_case(case: Any, device: str) -> None:
+    check(case, device)
+
+
+def bounds(op: str, x: np.ndarray, w: np.ndarray, b: np.ndarray, z: np.ndarray | None,
+           attrs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The result in float64, without activation, and how far float32 may be from it.
+
+    A sum of n products, bias and residual has at most n + 2 roundings on each term (Higham, Accuracy and Stability of
+    Numerical Algorithms, 3.1), whatever their order: |error| <= (n + 2) eps / (1 - (n + 2) eps) times the sum of
+    absolute values. n is at most the weights' size over the output channels.
+    """
+    wide = [v.astype(np.float64) for v in (x, w, b)]
+    extra = [] if z is None else [z.astype(np.float64)]
+    exact = run_node(op, [*wide, *extra], attrs, device="reference")[0]
+    size = run_node(op, [np.abs(v) for v in (*wide, *extra)], attrs, device="reference")[0]
+    terms = w[0].size + w.shape[0] + 2 if op == "ConvTranspose" else w[0].size + 2
+    return exact, size * terms * EPS * 1.01
+
+
+@st.composite
+def windows(draw: st.DrawFn, transposed: bool = False) -> tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]:
+    """Attributes, shape of X and shape of W of a small convolution."""
+    rank = draw(st.sampled_from([1, 2, 2, 2, 3]))
+    group, channels, maps = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    square = draw(st.booleans())
+    kernel = [draw(st.sampled_from([1, 2, 3, 5]))] * rank if square else draw(st.tuples(*[st.integers(1, 6)] * rank))
+    strides = draw(st.tuples(*[st.sampled_from([1, 1, 2, 3])] * rank))
+    dilations = draw(st.tuples(*[st.sampled_from([1, 1, 1, 2])] * rank))
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = draw(st.tuples(*[st.integers(0, 3)] * (2 * rank)))
+    largest = 40 if rank < 3 else 9
+    if transposed:
+        image = draw(st.tuples(*[st.integers(1, largest // 2)] * rank))
+        extra = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(strides, dilations, strict=True)]
+        full = [(i - 1) * s + e + o for i, s, e, o in zip(image, strides, extent, extra, strict=True)]
+        pads = [min(p, (f - 1) // 2) for p, f in zip(pads, full * 2, strict=True)]
+        attrs = {"output_padding": extra}
+        shape = (group * channels, maps, *kernel)
+    else:
+        least = [max(1, e - a - b) for e, a, b in zip(extent, pads[:rank], pads[rank:], strict=True)]
+        image = [draw(st.integers(low, max(low, largest))) for low in least]
+        attrs = {}
+        shape = (group * maps, channels, *kernel)
+    attrs |= {"group": group, "strides": list(strides), "dilations": list(dilations), "pads": list(pads)}
+    return attrs, (draw(st.integers(1, 3)), group * channels, *image), shape
+
+
+def operands(x: tuple[int, ...], w: tuple[int, ...], maps: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in (x, w, (maps,))]
+
+
+def check_driver(op: str, values: list[np.ndarray], attrs: dict[str, Any], threads: int, residual: bool) -> None:
+    x, w, b = values
+    shape = run_node(op, values, attrs, device="reference")[0].shape
+    z = np.random.default_rng(1).standard_normal(shape).astype(np.float32) if residual else None
+    inputs = [*values, z] if residual else values
+    exact, bound = bounds(op, x, w, b, z, attrs)
+    got = run_node(op, inputs, {**attrs, "activation": "Clip", "activation_alpha": -1.0, "activation_beta": 2.0},
+                   threads=threads)[0]  # fmt: skip
+    np.testing.assert_array_less(np.abs(got - np.clip(exact, -1, 2)), bound + 1e-30)  # clipping adds no error
+    got = run_node(op, inputs, {**attrs, "activation": "HardSwish"}, threads=threads)[0]
+    exact = exact * np.clip(exact / 6 + 0.5, 0, 1)
+    # The slope of x * clip(x/6 + 1/2, 0, 1) is at most 3/2; four more roundings.
+    np.testing.assert_array_less(np.abs(got - exact), 1.5 * bound + 4 * EPS * np.abs(exact) + 1e-30)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(windows(), st.integers(1, 2), st.booleans())
+def test_conv_matches_float64(window: Any, threads: int, residual: bool) -> None:
+    attrs, x, w = window
+    for name in core.available_isas():
+        core.select_isa(name)
+        check_driver("Conv", operands(x, w, w[0], 0), attrs, threads, residual)
+    core.select_isa()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(windows(transposed=True), st.integers(1, 2), st.booleans())
+def test_transposed_conv_matches_float64(window: Any, threads: int, residual: bool) -> None:
+    attrs, x, w = window
+    for name in core.available_isas():
+        core.select_isa(name)
+        check_driver("ConvTranspose", operands(x, w, w[1] * attrs["group"], 0), attrs, threads, residual)
+    core.select_isa()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (15, 15), (12, 40), (1, 33), (33, 1), (30, 31), (9, 130)])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (1, 3), (3, 1), (2, 4)])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1), (1, 2), (3, 3)])
+def test_depthwise(isa: str, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int]) -> None:
+    pads = [k // 2 for k in kernel]
+    attrs = {"group": 4, "strides": list(strides), "pads": pads * 2}
+    check_driver("Conv", operands((2, 4, *size), (8, 1, *kernel), 8, 3), attrs, 2, True)
+
+
+def test_depthwise_with_a_kernel_beyond_its_strips(isa: str) -> None:
+    attrs = {"group": 2, "dilations": [40, 40], "pads": [100, 100, 100, 100]}
+    check_driver("Conv", operands((1, 2, 30, 20), (2, 1, 5, 5), 2, 3), attrs, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "x", "w", "driver"),
+    [
+        ({}, (1, 4, 5, 5), (6, 4, 1, 1), "conv.pointwise_f32"),
+        ({"pads": [1, 1, 1, 1]}, (1, 4, 5, 5), (6, 4, 3, 3), "conv.im2col_f32"),
+        ({"strides": [2, 2]}, (1, 4, 5, 5), (6, 4, 1, 1), "conv.im2col_f32"),
+        ({"group": 4}, (1, 4, 5, 5), (8, 1, 3, 3), "conv.depthwise_f32"),
+        ({"group": 4}, (1, 4, 5), (8, 1, 3), "conv.depthwise_f32"),
+        ({"group": 4}, (1, 4, 5, 5, 5), (8, 1, 3, 3, 3), "conv.im2col_f32"),
+        ({"pads": [1, 0, 0, 1, 0, 0]}, (1, 4, 1, 5, 5), (8, 4, 1, 1, 1), "conv.im2col_f32"),
+    ],
+)
+def test_driver(attrs: dict[str, Any], x: tuple[int, ...], w: tuple[int, ...], driver: str) -> None:
+    values = operands(x, w, w[0], 0)
+    session = Session(node_model("Conv", values, attrs))
+    session.run({f"in{i}": v for i, v in enumerate(values)})
+    assert drivers_of(session) == [driver]
+    check_driver("Conv", values, attrs, 1, False)
+
+
+def test_prelu_has_a_slope_for_each_channel(isa: str) -> None:
+    rng = np.random.default_rng(0)
+    x, w, b = operands((2, 6, 9, 9), (6, 1, 3, 3), 6, 0)
+    slope = rng.standard_normal(6).astype(np.float32)
+    for weights, group in ((w, 6), (np.repeat(w, 6, axis=1), 1), (np.repeat(w, 3, axis=1), 2)):
+        attrs = {"group": group, "pads": [1, 1, 1, 1]}
+        exact, bound = bounds("Conv", x, weights, b, None, attrs)
+        got = run_node("Conv", [x, weights, b, None, slope], {**attrs, "activation": "PRelu"})[0]
+        steep = np.maximum(1, np.abs(slope)).reshape(-1, 1, 1).astype(np.float64)
+        want = np.where(exact < 0, exact * slope.reshape(-1, 1, 1).astype(np.float64), exact)
+        # One more rounding; where the sign itself is in doubt, both branches are within steep * bound of zero.
+        np.testing.assert_array_less(np.abs(got - want), 2 * steep * bound + EPS * np.abs(want))
+
+
+def test_same_result_with_any_number_of_threads(isa: str) -> None:
+    values = operands((1, 16, 40, 41), (24, 16, 3, 3), 24, 5)
+    attrs = {"pads": [1, 1, 1, 1]}
+    one = run_node("Conv", values, attrs, threads=1)[0]
+    assert np.array_equal(one, run_node("Conv", values, attrs, threads=2)[0])
+    assert np.array_equal(one, run_node("Conv", values, attrs, threads=3)[0])
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize(
+    "shapes", [((0, 3, 5, 5), (3, 3, 3, 3)), ((1, 0, 5, 5), (0, 0, 3, 3)), ((2, 4, 5, 5), (4, 0, 3, 3))]
+)
+def test_nothing_to_do(op: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, w = (np.ones(shape, np.float32) for shape in shapes)
+    if op == "Conv" and w.shape[1] != x.shape[1]:
+        w = np.ones((0, 4, 3, 3), np.float32)
+    got = run_node(op, [x, w], {})[0]
+    want = run_node(op, [x, w], {}, device="reference")[0]
+    assert got.shape == want.shape
+    assert got.size == 0
+
+
+def test_no_input_channels_leave_the_bias() -> None:
+    x, w, b = np.ones((1, 0, 4, 4), np.float32), np.ones((2, 0, 3, 3), np.float32), np.array([1, 2], np.float32)
+    got = run_node("Conv", [x, w, b], {})[0]
+    assert np.array_equal(got, np.broadcast_to(b.reshape(1, 2, 1, 1), (1, 2, 2, 2)))
+
+
+def test_nan_and_infinity_go_through(isa: str) -> None:
+    x, w, b = operands((1, 2, 8, 20), (2, 1, 3, 3), 2, 0)
+    x[0, 0, 4, 4], x[0, 1, 4, 4] = np.nan, np.inf
+    got = run_node("Conv", [x, np.abs(w), b], {"group": 2, "activation": "Relu"})[0]
+    assert np.isnan(got[0, 0, 2:5, 2:5]).all()
+    assert np.isposinf(got[0, 1, 2:5, 2:5]).all()
+    assert np.isfinite(got).sum() == got.size - 18
+
+
+BAD = [
+    ("Conv", (1, 3, 5, 5), (2, 4, 3, 3), {}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3), {}),
+    ("Conv", (3, 5), (2, 3), {}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"group": 0}),
+    ("Conv", (1, 4, 5, 5), (3, 2, 3, 3), {"group": 2}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"strides": [0, 1]}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"strides": [1]}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"dilations": [1, -1]}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"dilations": [1 << 40, 1]}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"pads": [0, 0, -1, 0]}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"pads": [1, 1]}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"kernel_shape": [3, 4]}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"auto_pad": "SAME"}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 6, 3), {}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 0, 3), {}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"activation": "Bogus"}),
+    ("Conv", (1, 3, 5, 5), (2, 3, 3, 3), {"activation": "PRelu"}),
+    ("ConvTranspose", (1, 3, 5, 5), (4, 2, 3, 3), {}),
+    ("ConvTranspose", (1, 3, 5, 5), (3, 2, 3, 3), {"group": 2}),
+    ("ConvTranspose", (1, 3, 5, 5), (3, 2, 3, 3), {"output_padding": [1, 0]}),
+    ("ConvTranspose", (1, 3, 1, 1), (3, 2, 3, 3), {"pads": [2, 2, 2, 2]}),
+    ("ConvTranspose", (1, 3, 5, 5), (3, 2, 3, 3), {"output_shape": [0, 5]}),
+    ("ConvTranspose", (1, 3, 5, 5), (3, 2, 3, 3), {"activation": "PRelu"}),
+]
+
+
+@pytest.mark.parametrize(("op", "x", "w", "attrs"), BAD)
+def test_refuses(op: str, x: tuple[int, ...], w: tuple[int, ...], attrs: dict[str, Any]) -> None:
+    with pytest.raises(EvortError, match="node"):
+        run_node(op, [np.zeros(x, np.float32), np.zeros(w, np.float32)], attrs)
+
+
+def test_refuses_operands_that_do_not_fit() -> None:
+    x, w, b = operands((1, 3, 5, 5), (2, 3, 3, 3), 2, 0)
+    for inputs in ([x, w, b[:1]], [x, w.astype(np.float64), b], [x, w, b, x], [x, w, b, None, b]):
+        with pytest.raises(EvortError, match="node"):
+            run_node("Conv", inputs, {})
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(windows(), st.sampled_from([np.uint8, np.int8]), st.sampled_from([np.uint8, np.int8]), st.booleans())
+def test_integer_convolutions_are_exact(window: Any, x_type: Any, w_type: Any, many: bool) -> None:
+    attrs, x_shape, w_shape = window
+    rng = np.random.default_rng(0)
+    x = rng.integers(np.iinfo(x_type).min, np.iinfo(x_type).max + 1, x_shape).astype(x_type)
+    w = rng.integers(np.iinfo(w_type).min, np.iinfo(w_type).max + 1, w_shape).astype(w_type)
+    x_zero = np.array(rng.integers(0, 128), x_type)
+    w_zero = rng.integers(0, 128, w_shape[0] if many else ()).astype(w_type)
+    per_map = w_zero.reshape(-1, *(1,) * (w.ndim - 1)) if many else w_zero
+    exact = run_node("Conv", [x.astype(float) - float(x_zero), w.astype(float) - per_map], attrs, device="reference")[0]
+    got = run_node("ConvInteger", [x, w, x_zero, w_zero], attrs)[0]
+    assert got.dtype == np.int32
+    assert np.array_equal(got, exact)
+
+    scales = [np.float32(0.02), rng.uniform(0.001, 0.02, w_zero.shape).astype(np.float32), np.float32(0.3)]
+    bias = rng.integers(-9999, 9999, w_shape[0]).astype(np.int32)
+    got = run_node("QLinearConv", [x, scales[0], x_zero, w, scales[1], w_zero, scales[2], x_zero, bias], attrs)[0]
+    scale = (scales[0].astype(float) * scales[1] / scales[2]).reshape(-1, *(1,) * (x.ndim - 2))
+    real = (exact + bias.reshape(-1, *(1,) * (x.ndim - 2))) * scale + x_zero
+    limits = np.iinfo(x_type)
+    # One of rounding; the scale's own rounding moves a tie by far less than 1/100.
+    assert np.abs(got - np.clip(real, limits.min, limits.max)).max() <= 0.51
