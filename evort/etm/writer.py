@@ -165,9 +165,7 @@ class _Metadata:
         )
         producer = self._name(model.producer)
         strings = self._offsets([builder.CreateString(text) for text in self.strings])
-        root = self._table(
-            "Model", Strings=strings, Graph=graph, Producer=producer, Opsets=opsets, Metadata=metadata
-        )
+        root = self._table("Model", Strings=strings, Graph=graph, Producer=producer, Opsets=opsets, Metadata=metadata)
         builder.Finish(root, IDENTIFIER)
         return bytes(builder.Output())
 
