@@ -25,7 +25,7 @@ from evort.types import BITS, STORAGE, DType, dtype_of
 
 HEADER = struct.Struct("<4s4B2I5QQ")  # magic, version, oldest reader, flags, reserved, places, file size, hash
 PAGE = 4096
-PAGE_WORTH = 1 << 16  # from so many bytes of weights on, they start on a page of their own
+PAGE_WORTH = 1 << 20  # from so many bytes of weights on, they start on a page: the padding is below 0.4 % then
 
 _SCHEMES = {"per_tensor": fb.Scheme.PerTensor, "per_axis": fb.Scheme.PerAxis, "grouped": fb.Scheme.Grouped}
 _SPARSE_KINDS = {"n:m": fb.SparseKind.NM, "block": fb.SparseKind.Block}
@@ -93,7 +93,7 @@ def _encode(array: np.ndarray, dtype: DType) -> bytes | memoryview:
     """An array's bytes in the file; a view of it where they are the same."""
     if dtype == DType.STRING:
         texts = [_text(item).encode() for item in array.reshape(-1).tolist()]
-        ends = np.zeros(len(texts) + 1, "<u8")
+        ends = np.zeros(len(texts) + 1, np.uint64)
         np.cumsum([len(t) for t in texts], out=ends[1:])
         return ends.tobytes() + b"".join(texts)
     bits = BITS[dtype]
@@ -105,8 +105,7 @@ def _encode(array: np.ndarray, dtype: DType) -> bytes | memoryview:
         for i in range(per):
             packed |= items[i::per] << (bits * i)
         return packed.tobytes()
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _text(item: object) -> str:
@@ -228,7 +227,8 @@ class _Metadata:
         if array.dtype.kind in "US":
             array = array.astype(object)
         elif array.dtype != STORAGE[dtype]:
-            array = array.view(STORAGE[dtype])  # ml_dtypes' own kinds of number: their bits
+            # One of ml_dtypes' kinds of number: integers as such, floats as their bits.
+            array = array.astype(STORAGE[dtype]) if "INT" in dtype.name else array.view(STORAGE[dtype])
         shape = self._dims(array.shape) if array.ndim else None
         return self._table("Array", Dtype=int(dtype), Shape=shape, Data=self._blob(array, dtype, where))
 
