@@ -11,6 +11,7 @@ from evort.ops import (
     linear,
     normalize,
     pad,
+    pool,
     reduce,
     sequence,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "normalize",
     "op",
     "pad",
+    "pool",
     "reduce",
     "registered",
     "sequence",

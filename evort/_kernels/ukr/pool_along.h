@@ -19,23 +19,20 @@ static inline __attribute__((always_inline)) void EV_CAT(NAME, inside)(const ev_
 
 static void NAME(const ev_window *w, const T *restrict b, T *restrict y, T empty)
 {
-    const int64_t reach = (w->kernel - 1) * w->dilation;
-    int64_t from = (w->pad + w->stride - 1) / w->stride;
-    int64_t to = w->width + w->pad - reach > 0 ? (w->width + w->pad - reach - 1) / w->stride + 1 : 0;
+    const int64_t kernel = w->kernel, stride = w->stride, dilation = w->dilation, reach = (kernel - 1) * dilation;
+    int64_t from = (w->pad + stride - 1) / stride;
+    int64_t to = w->width + w->pad > reach ? (w->width + w->pad - reach - 1) / stride + 1 : 0;
     from = from < w->out ? from : w->out;
     to = to < w->out ? to : w->out;
     to = to > from ? to : from;
     for (int64_t o = 0; o < w->out; o++) {
         if (o == from) o = to; /* what lies inside is done below */
         if (o >= w->out) break;
+        int64_t i, k = ev_window_part(w, o, 0, w->width, &i);
         T v = empty;
-        for (int64_t k = 0; k < w->kernel; k++) {
-            const int64_t i = o * w->stride - w->pad + k * w->dilation;
-            if (i >= 0 && i < w->width) v = F(v, b[i]);
-        }
+        for (; k > 0; k--, i += dilation) v = F(v, b[i]);
         y[o] = v;
     }
-    const int64_t kernel = w->kernel, stride = w->stride;
     if (stride == 1 && kernel == 3) EV_CAT(NAME, inside)(w, from, to, 3, 1, b, y);
     else if (stride == 2 && kernel == 2) EV_CAT(NAME, inside)(w, from, to, 2, 2, b, y);
     else if (stride == 2 && kernel == 3) EV_CAT(NAME, inside)(w, from, to, 3, 2, b, y);
@@ -43,7 +40,7 @@ static void NAME(const ev_window *w, const T *restrict b, T *restrict y, T empty
     else if (stride == 1) {
         EV_CAT(NAME, inside)(w, from, to, 1, 1, b, y);
         for (int64_t k = 1; k < kernel; k++) {
-            const T *e = b - w->pad + k * w->dilation;
+            const T *e = b - w->pad + k * dilation;
             for (int64_t o = from; o < to; o++) y[o] = F(y[o], e[o]);
         }
     } else EV_CAT(NAME, inside)(w, from, to, kernel, stride, b, y);

@@ -1,6 +1,16 @@
 /* Pooling, one output row at a time: first down the rows of the window into a buffer (contiguous), then along it.
  * So a window of kh x kw costs kh + kw operations an element, not kh * kw. */
 
+/* How many positions of window o lie in [from, to), and the first of them. */
+static inline int64_t ev_window_part(const ev_window *w, int64_t o, int64_t from, int64_t to, int64_t *first)
+{
+    const int64_t start = o * w->stride - w->pad;
+    const int64_t skip = start < from ? (from - start + w->dilation - 1) / w->dilation : 0;
+    const int64_t end = to > start ? (to - start + w->dilation - 1) / w->dilation : 0;
+    *first = start + skip * w->dilation;
+    return (end < w->kernel ? end : w->kernel) - skip;
+}
+
 #define EV_LARGER(a, b) ((a) > (b) ? (a) : (b)) /* b where either is NaN: only for numbers */
 #define EV_LARGER_OR_NAN(a, b) (((a) > (b)) | ((a) != (a)) ? (a) : (b))
 #define EV_PLUS(a, b) ((a) + (b))
@@ -73,12 +83,8 @@ static void ev_average_row(const ev_window *w, float *y)
     for (int64_t o = 0; o < w->out; o++) {
         if (o == from) o = to;
         if (o >= w->out) break;
-        int64_t count = 0;
-        for (int64_t k = 0; k < w->kernel; k++) {
-            const int64_t i = o * w->stride - w->pad + k * w->dilation;
-            count += i >= w->count_from && i < w->count_to;
-        }
-        y[o] = count ? y[o] / (float)(w->weight * (double)count) : 0.0f;
+        int64_t first, count = ev_window_part(w, o, w->count_from, w->count_to, &first);
+        y[o] = count > 0 ? y[o] / (float)(w->weight * (double)count) : 0.0f;
     }
 }
 

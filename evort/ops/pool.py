@@ -1,0 +1,391 @@
+"""Pooling over windows, over the whole image, over regions; and its partial inverse.
+
+MaxPool, AveragePool and LpPool may carry an activation (evort.ops.activation).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from evort.errors import ExecutionError
+from evort.ops.activation import activation_attrs, activation_ints_reals, apply_reference, check_activation
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
+from evort.ops.reduce import ABS, EXTREME, POST_DIVIDE, POST_NONE, POST_SQRT, SQUARE, SUM, WIDE, reduce_kernel, wide
+from evort.types import FLOATS, STORAGE, DType, Spec
+
+_LIMIT = 1 << 31  # for each attribute: what follows fits 64 bits
+_DRIVER_MAX, _DRIVER_SUM, _DRIVER_SQUARE, _DRIVER_ABS, _DRIVER_INT8, _DRIVER_UINT8 = 0, 1, 2, 3, 8, 9
+_WINDOW = {
+    "kernel_shape": Attr("ints", REQUIRED),
+    "strides": Attr("ints"),
+    "pads": Attr("ints"),
+    "dilations": Attr("ints"),
+    "auto_pad": Attr("str", "NOTSET"),
+    "ceil_mode": Attr("int", 0),
+}
+
+
+class Window:
+    """The windows along one axis: window o covers o*stride - pad + k*dilation, k in [0, kernel), of `size`
+    elements. pad, pad_end: padding before and after; out: how many windows there are."""
+
+    __slots__ = ("dilation", "kernel", "out", "pad", "pad_end", "size", "stride")
+
+    def __init__(self, size: int, kernel: int, stride: int, dilation: int, pad: int, pad_end: int, out: int):
+        self.size, self.kernel, self.stride, self.dilation = size, kernel, stride, dilation
+        self.pad, self.pad_end, self.out = pad, pad_end, out
+
+    @property
+    def needed(self) -> int:
+        """Elements after the padding before, up to the end of the last window."""
+        return (self.out - 1) * self.stride + (self.kernel - 1) * self.dilation + 1 - self.pad
+
+
+def _listed(c: Call, name: str, count: int, default: int, least: int) -> list[int]:
+    """An attribute of one number for each axis, checked."""
+    given = c[name] if c.attrs.get(name) else [default] * count
+    if len(given) != count:
+        raise c.error(f"{name} has {len(given)} numbers, expected {count}")
+    if any(not least <= v < _LIMIT for v in given):
+        raise c.error(f"{name} {given} must be at least {least} (and below 2^31)")
+    return list(given)
+
+
+def _spatial(c: Call) -> tuple[int, ...]:
+    x = c.ins[0]
+    if x.rank < 3:
+        raise c.error("the input must have a batch, a channel and at least one spatial axis")
+    return x.shape[2:]
+
+
+def windows(c: Call) -> list[Window]:
+    """The windows of a pool, one for each spatial axis. Raises ShapeError for attributes that the operator forbids."""
+    spatial = _spatial(c)
+    n = len(spatial)
+    kernel = _listed(c, "kernel_shape", n, 0, 1)
+    strides, dilations = _listed(c, "strides", n, 1, 1), _listed(c, "dilations", n, 1, 1)
+    pads = _listed(c, "pads", 2 * n, 0, 0)
+    auto = c["auto_pad"]
+    if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise c.error(f"auto_pad {auto!r} is none of NOTSET, VALID, SAME_UPPER, SAME_LOWER")
+    found = []
+    for i, (size, k, s, d) in enumerate(zip(spatial, kernel, strides, dilations, strict=True)):
+        extent = (k - 1) * d + 1
+        before, after = pads[i], pads[n + i]
+        if auto.startswith("SAME"):
+            out = -(-size // s)
+            total = max(0, (out - 1) * s + extent - size)
+            before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+            after = total - before
+        else:
+            if auto == "VALID":
+                before = after = 0
+            room = size + before + after - extent
+            if room < 0:
+                raise c.error(f"a window of {extent} does not fit spatial axis {i} with its padding")
+            out = room // s + 1
+            if c["ceil_mode"] and auto == "NOTSET" and room % s and out * s < size + before:
+                out += 1  # a last window that begins before the padding at the end
+        if size == 0 or out < 1:
+            raise c.error(f"spatial axis {i} has no window")
+        found.append(Window(size, k, s, d, before, after, out))
+    return found
+
+
+def _patches(x: np.ndarray, axes: list[Window], fill: Any) -> np.ndarray:
+    """[N, C, out..., kernel...]: the windows of x, `fill` where they leave it."""
+    pads = [(w.pad, max(0, w.needed - w.size)) for w in axes]
+    x = np.pad(x, [(0, 0), (0, 0), *pads], constant_values=fill)
+    at = tuple(range(2, x.ndim))
+    views = np.lib.stride_tricks.sliding_window_view(x, [(w.kernel - 1) * w.dilation + 1 for w in axes], at)
+    steps = [slice(0, (w.out - 1) * w.stride + 1, w.stride) for w in axes]
+    return views[(slice(None), slice(None), *steps, *(slice(None, None, w.dilation) for w in axes))]
+
+
+def _least(dtype: np.dtype) -> Any:
+    return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
+
+
+class _Pool(Op):
+    """Shared by MaxPool, AveragePool and LpPool."""
+
+    inputs: tuple[str, ...] = ("X",)
+    outputs: tuple[str, ...] = ("Y",)
+    dtypes = {"X": FLOATS}
+
+    def infer(self, c: Call) -> list[Spec | None]:
+        check_activation(c)
+        x = c.ins[0]
+        return [Spec(x.dtype, (*x.shape[:2], *(w.out for w in windows(c))))]
+
+    def kernel(self, c: Call, op: int, size: int, include_pad: bool = False) -> Kernel | None:
+        """The driver, for one to three spatial axes."""
+        axes = windows(c)
+        if c.outs[0].size == 0 or len(axes) > 3:
+            return None
+        axes = [Window(1, 1, 1, 1, 0, 0, 1)] * (3 - len(axes)) + axes
+        ints = []
+        for w in axes:
+            counts = (-w.pad, w.size + w.pad_end) if include_pad else (0, w.size)
+            ints += [w.size, w.out, w.kernel, w.stride, w.dilation, w.pad, *counts]
+        act, params = activation_ints_reals(c)
+        depth, height, width = axes
+        pointers = _aligned(8 * min(depth.kernel, depth.size) * min(height.kernel, height.size))
+        scratch = pointers + _aligned(size * width.size)
+        return Kernel("pooling.pool", (op, size, pointers, scratch, *ints, *act), params, scratch * c.threads)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // 64) * 64
+
+
+@op("MaxPool", since=22)
+class MaxPool(_Pool):
+    """Y = largest element of each window, NaN where there is one; Indices = its position in X, flattened.
+
+    `storage_order` 1 flattens the spatial axes in column-major order. -infinity (the least integer) and index -1 where
+    a window lies wholly in the padding.
+    """
+
+    outputs = ("Y", "Indices?")
+    attrs = {**_WINDOW, "storage_order": Attr("int", 0), **activation_attrs()}
+    dtypes = {"X": FLOATS | {DType.INT8, DType.UINT8}}
+
+    def infer(self, c: Call) -> list[Spec | None]:
+        y = super().infer(c)[0]
+        if c["storage_order"] not in (0, 1):
+            raise c.error(f"storage_order must be 0 or 1, not {c['storage_order']}")
+        if c["activation"] and y.dtype not in FLOATS:
+            raise c.error("only pools of floats can have an activation")
+        return [y, Spec(DType.INT64, y.shape)] if c.wants(1) else [y]
+
+    def reference(self, c: Call, x: np.ndarray) -> Any:
+        axes, n = windows(c), x.ndim - 2
+        values = _patches(x, axes, _least(x.dtype))
+        over = tuple(range(-n, 0))
+        y = np.max(values, axis=over)
+        result = apply_reference(c, y)
+        if not c.wants(1):
+            return result
+        order = "F" if c["storage_order"] else "C"
+        place = np.arange(prod(x.shape[2:]), dtype=np.int64).reshape(x.shape[2:], order=order)
+        place = place + prod(x.shape[2:]) * np.arange(prod(x.shape[:2])).reshape(*x.shape[:2], *(1,) * n)
+        place = _patches(place, axes, -1)
+        largest = np.expand_dims(y, over)
+        first = (place >= 0) & ((values == largest) | (values != values))
+        flat = first.reshape(*y.shape, -1)
+        index = np.take_along_axis(place.reshape(flat.shape), np.argmax(flat, -1, keepdims=True), -1)[..., 0]
+        return result, np.where(flat.any(-1), index, -1)
+
+    def bind(self, c: Call) -> Kernel | None:
+        known = {DType.FLOAT: _DRIVER_MAX, DType.INT8: _DRIVER_INT8, DType.UINT8: _DRIVER_UINT8}
+        dtype = c.ins[0].dtype
+        if dtype not in known:
+            return None
+        kernel = self.kernel(c, known[dtype], STORAGE[dtype].itemsize)
+        if kernel is None or not c.wants(1):
+            return kernel
+        if c["activation"]:
+            return None
+        ints = (kernel.ints[0], c["storage_order"], *kernel.ints[4:28])
+        return Kernel("pooling.max_with_indices", ints)
+
+
+@op("AveragePool", since=22)
+class AveragePool(_Pool):
+    """Y = mean of each window, over the elements of X alone, or with `count_include_pad` over the padding too.
+
+    0 where a window lies wholly in the padding.
+    """
+
+    attrs = {**_WINDOW, "count_include_pad": Attr("int", 0), **activation_attrs()}
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        axes, n = windows(c), x.ndim - 2
+        with np.errstate(all="ignore"):
+            sums = np.sum(_patches(wide(x), axes, 0), axis=tuple(range(-n, 0)))
+            for i, w in enumerate(axes):
+                at = np.arange(w.out)[:, None] * w.stride - w.pad + np.arange(w.kernel) * w.dilation
+                low, high = (-w.pad, w.size + w.pad_end) if c["count_include_pad"] else (0, w.size)
+                count = np.sum((at >= low) & (at < high), 1)
+                sums = sums / np.maximum(count, 1).reshape(-1, *(1,) * (n - 1 - i))
+            return apply_reference(c, sums.astype(x.dtype))
+
+    def bind(self, c: Call) -> Kernel | None:
+        if c.ins[0].dtype != DType.FLOAT:
+            return None
+        return self.kernel(c, _DRIVER_SUM, 4, bool(c["count_include_pad"]))
+
+
+@op("LpPool", since=22)
+class LpPool(_Pool):
+    """Y = (sum of |X|^p over each window)^(1/p)."""
+
+    attrs = {**_WINDOW, "p": Attr("int", 2), **activation_attrs()}
+
+    def infer(self, c: Call) -> list[Spec | None]:
+        if c["p"] < 1:
+            raise c.error(f"p must be at least 1, not {c['p']}")
+        return super().infer(c)
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        axes, p = windows(c), c["p"]
+        with np.errstate(all="ignore"):
+            powers = np.abs(wide(x)) ** p
+            y = np.sum(_patches(powers, axes, 0), axis=tuple(range(2 - x.ndim, 0))) ** (1 / p)
+            return apply_reference(c, y.astype(x.dtype))
+
+    def bind(self, c: Call) -> Kernel | None:
+        op = {1: _DRIVER_ABS, 2: _DRIVER_SQUARE}.get(c["p"])
+        return self.kernel(c, op, 4) if op is not None and c.ins[0].dtype == DType.FLOAT else None
+
+
+class _Global(Op):
+    """Pools over all spatial axes, kept as 1."""
+
+    inputs, outputs = ("X",), ("Y",)
+    dtypes = {"X": FLOATS}
+    form = (WIDE, SUM, POST_DIVIDE)
+
+    def infer(self, c: Call) -> list[Spec]:
+        spatial = _spatial(c)
+        if 0 in spatial:
+            raise c.error("an image without pixels cannot be pooled")
+        return [Spec(c.ins[0].dtype, (*c.ins[0].shape[:2], *(1,) * len(spatial)))]
+
+    def bind(self, c: Call) -> Kernel | None:
+        x = c.ins[0]
+        return reduce_kernel(c, tuple(range(2, x.rank)), *self.form) if x.dtype == DType.FLOAT else None
+
+
+@op("GlobalAveragePool", since=22)
+class GlobalAveragePool(_Global):
+    """Y = mean of each channel of each instance."""
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        return np.mean(wide(x), axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
+@op("GlobalMaxPool", since=22)
+class GlobalMaxPool(_Global):
+    """Y = largest element of each channel of each instance, NaN where there is one."""
+
+    form = (EXTREME, 0, POST_NONE)
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        return np.max(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
+@op("GlobalLpPool", since=22)
+class GlobalLpPool(_Global):
+    """Y = (sum of |X|^p)^(1/p) over each channel of each instance."""
+
+    attrs = {"p": Attr("int", 2)}
+
+    def infer(self, c: Call) -> list[Spec]:
+        if c["p"] < 1:
+            raise c.error(f"p must be at least 1, not {c['p']}")
+        return super().infer(c)
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return np.sum(np.abs(wide(x)) ** c["p"], axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / c["p"])
+
+    def bind(self, c: Call) -> Kernel | None:
+        x, form = c.ins[0], {1: (WIDE, ABS, POST_NONE), 2: (WIDE, SQUARE, POST_SQRT)}.get(c["p"])
+        if form is None or x.dtype != DType.FLOAT:
+            return None
+        return reduce_kernel(c, tuple(range(2, x.rank)), *form)
+
+
+@op("MaxUnpool", since=22)
+class MaxUnpool(Op):
+    """Zeros with X at the positions I of a MaxPool: I counts in the shape that undoes the pool, which `output_shape`
+    may extend at the end of each axis."""
+
+    inputs, outputs = ("X", "I", "output_shape?"), ("output",)
+    attrs = {"kernel_shape": Attr("ints", REQUIRED), "strides": Attr("ints"), "pads": Attr("ints")}
+    dtypes = {"X": FLOATS, "I": frozenset({DType.INT64}), "output_shape": frozenset({DType.INT64})}
+
+    def undone(self, c: Call) -> tuple[int, ...]:
+        """The shape in which I counts."""
+        spatial = _spatial(c)
+        n = len(spatial)
+        kernel, strides = _listed(c, "kernel_shape", n, 0, 1), _listed(c, "strides", n, 1, 1)
+        pads = _listed(c, "pads", 2 * n, 0, 0)
+        found = tuple(
+            (d - 1) * s - pads[i] - pads[n + i] + k
+            for i, (d, s, k) in enumerate(zip(spatial, strides, kernel, strict=True))
+        )
+        if any(d < 1 for d in found):
+            raise c.error(f"the unpooled image would have shape {found}")
+        return (*c.ins[0].shape[:2], *found)
+
+    def infer(self, c: Call) -> list[Spec]:
+        shape = self.undone(c)
+        if c.ins[1].shape != c.ins[0].shape:
+            raise c.error("X and I must have the same shape")
+        if c.has(2):
+            given = c.ints(2)
+            if len(given) != len(shape) or given[:2] != shape[:2] or any(map(int.__lt__, given, shape)):
+                raise c.error(f"output_shape {given} does not extend {shape}")
+            shape = given
+        return [Spec(c.ins[0].dtype, shape)]
+
+    def reference(self, c: Call, x: np.ndarray, index: np.ndarray, output_shape: np.ndarray | None = None):
+        inner = self.undone(c)
+        if index.size and (index.min() < 0 or index.max() >= prod(inner)):
+            raise ExecutionError(f"{c.node.label()}: an index is outside the unpooled image of {prod(inner)} elements")
+        flat = np.zeros(prod(inner), x.dtype)
+        flat[index.reshape(-1)] = x.reshape(-1)
+        y = flat.reshape(inner)
+        if output_shape is not None:
+            y = np.pad(y, [(0, int(d) - n) for d, n in zip(output_shape, inner, strict=True)])
+        return y
+
+
+@op("MaxRoiPool", since=22)
+class MaxRoiPool(Op):
+    """Y[r] = largest elements of region r in a grid of `pooled_shape` bins.
+
+    A region (image, x1, y1, x2, y2) is scaled by `spatial_scale` and rounded, both ends included; bins share their
+    border pixels; 0 for a bin outside the image. Girshick, "Fast R-CNN", arXiv:1504.08083.
+    """
+
+    inputs, outputs = ("X", "rois"), ("Y",)
+    attrs = {"pooled_shape": Attr("ints", REQUIRED), "spatial_scale": Attr("float", 1.0)}
+    dtypes = {"X": FLOATS, "rois": FLOATS}
+
+    def infer(self, c: Call) -> list[Spec]:
+        x, rois = c.ins
+        if x.rank != 4 or rois.rank != 2 or rois.shape[1] != 5:
+            raise c.error("X must have shape (N, C, H, W), rois (R, 5)")
+        return [Spec(x.dtype, (rois.shape[0], x.shape[1], *_listed(c, "pooled_shape", 2, 0, 1)))]
+
+    def reference(self, c: Call, x: np.ndarray, rois: np.ndarray) -> np.ndarray:
+        y = np.zeros((len(rois), x.shape[1], *c["pooled_shape"]), x.dtype)
+        corners = np.trunc(wide(rois)[:, 1:] * c["spatial_scale"] + np.copysign(0.5, rois[:, 1:]))
+        images = rois[:, 0]
+        # Beyond 2^31 the corners of a region are no longer exact in every float type.
+        if not np.all(np.abs(corners) < _LIMIT) or not np.all((images >= 0) & (images < len(x))):
+            raise ExecutionError(f"{c.node.label()}: a region has no finite corners, or is of no image in the batch")
+        for image, (x1, y1, x2, y2), out in zip(images.astype(int), corners.astype(int).tolist(), y, strict=True):
+            tops = _bins(y1, y2, c["pooled_shape"][0], x.shape[2])
+            sides = _bins(x1, x2, c["pooled_shape"][1], x.shape[3])
+            for i, (top, bottom) in enumerate(tops):
+                for j, (left, right) in enumerate(sides):
+                    if bottom > top and right > left:
+                        out[:, i, j] = x[image, :, top:bottom, left:right].max((1, 2))
+        return y
+
+
+def _bins(first: int, last: int, count: int, size: int) -> list[tuple[int, int]]:
+    """[begin, end) of each of `count` bins over pixels first..last, within `size`."""
+    length = max(last - first + 1, 1)
+    return [
+        (min(max(first + i * length // count, 0), size), min(max(first - (-(i + 1) * length // count), 0), size))
+        for i in range(count)
+    ]
