@@ -1,0 +1,194 @@
+"""Converts ONNX models to `.etm` files.
+
+    python tools/convert.py model.onnx -o model.etm          (also: evort convert)
+    evort_tools.convert("model.onnx", "model.etm")
+    data = evort_tools.convert(model_proto)                   (the file's bytes)
+
+An ONNX model of any opset from 7 on becomes a graph of newest operators (`evort_tools.importer`), which the passes
+make smaller (`evort_tools.passes`). What evort cannot run is reported here, all of it at once, never when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evort._version import __version__
+from evort.errors import ConversionError
+from evort.graph import Dim, Model, Tensor
+from evort_tools.importer import import_model, read
+from evort_tools.importer.check import problems_of
+from evort_tools.passes import graphs_of, node_count, passes, run_passes
+from evort_tools.passes.fitting import fitted
+from evort_tools.passes.shapes import Shapes
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass
+class Options:
+    """How to convert.
+
+    input_shapes: shapes to use instead of the declared ones, by input name; a string in one names a symbolic
+        dimension, so {"image": (1, 3, "H", "W")} lets a model that was exported for one size take others, where its
+        graph does.
+    optimize: whether to run passes at all.
+    disable: names of passes to leave out (`evort convert --list-passes` shows them).
+    fold_limit: the most bytes that one folded constant may add to the file, unless it replaces about as many.
+    metadata: text to add to the model's metadata.
+    """
+
+    input_shapes: Mapping[str, Sequence[Dim]] = field(default_factory=dict)
+    optimize: bool = True
+    disable: Sequence[str] = ()
+    fold_limit: int = 1 << 20
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def convert_model(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    options: Options | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Model:
+    """Reads an ONNX model and returns the graph that goes into the file. report: gets lines on what was done.
+
+    Raises ConversionError with everything that keeps the model from running; OSError for files.
+    """
+    options = options or Options()
+    source = read(model)
+    result, shapes = import_model(source, options.input_shapes)
+    shapes = fitted(result.graph, shapes)
+    before = node_count(result.graph)
+    if options.optimize:
+        log = run_passes(result, shapes, options.disable, options.fold_limit)
+    else:
+        log = run_passes(result, shapes, [name for name in passes() if name != "dead_code"])
+    if report is not None:
+        for name, changes in log:
+            report(f"{name}: {changes}")
+        report(f"{before} nodes became {node_count(result.graph)}")
+    problems = problems_of(result, shapes.symbols)
+    if problems:
+        raise ConversionError(problems)
+    _annotate(result, shapes)
+    result.metadata.update(_provenance(source.sha256, options))
+    return result
+
+
+def convert(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    output: str | os.PathLike[str] | None = None,
+    **options: object,
+) -> bytes | None:
+    """Converts an ONNX model: a path, its bytes or a ModelProto. options: the fields of `Options`.
+
+    Writes the `.etm` to `output`, or returns its bytes where that is None. The same input and options give the same
+    bytes. Raises ConversionError with everything that keeps the model from running.
+    """
+    known = [f.name for f in fields(Options)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"unknown option {', '.join(unknown)}; options: {', '.join(known)}")
+    from evort import etm
+
+    return etm.write(convert_model(model, Options(**options)), output)
+
+
+def _annotate(model: Model, shapes: Shapes) -> None:
+    """Notes inferred types on the outputs of all graphs, and drops constants that nothing reads."""
+    for graph in graphs_of(model.graph):
+        for name in graph.outputs:
+            tensor = graph.tensors.get(name)
+            dtype, dims = shapes.dtype(name), shapes.shape(name)
+            if tensor is not None and tensor.data is not None:
+                continue
+            if tensor is None and dtype is not None:
+                graph.add(Tensor(name, dtype, dims))
+            elif tensor is not None and dtype is not None:
+                tensor.dtype = dtype
+                if dims is not None and tensor.shape is not None and len(dims) == len(tensor.shape):
+                    # What inference could not tell, the exporter may have named.
+                    tensor.shape = tuple(d if d != "" else e for d, e in zip(dims, tensor.shape, strict=True))
+                elif dims is not None:
+                    tensor.shape = dims
+
+
+def _provenance(sha256: str, options: Options) -> dict[str, str]:
+    plain = asdict(Options())
+    given = {k: v for k, v in asdict(options).items() if v != plain[k] and k != "metadata"}
+    found = {"evort.version": __version__, "evort.source_sha256": sha256, **options.metadata}
+    if given:
+        found["evort.options"] = json.dumps(given, sort_keys=True, default=list)
+    return found
+
+
+# Command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="the ONNX model")
+    parser.add_argument("-o", "--output", help="the .etm file to write (default: the model's name with .etm)")
+    parser.add_argument(
+        "--shape", action="append", default=[], metavar="INPUT=1,3,H,W",
+        help="use this shape for an input; letters name sizes that may vary (repeatable)",
+    )  # fmt: skip
+    parser.add_argument("--disable", action="append", default=[], metavar="PASS", help="leave a pass out (repeatable)")
+    parser.add_argument("--no-optimize", action="store_true", help="run no passes")
+    parser.add_argument(
+        "--fold-limit", type=int, default=Options.fold_limit, metavar="BYTES",
+        help="the most that one folded constant may add to the file (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--list-passes", action="store_true", help="list the passes in order, and stop")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what each pass changed")
+
+
+def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
+    """("x", (1, 3, "H", "W")) from "x=1,3,H,W". Raises ValueError."""
+    name, found, dims = text.rpartition("=")
+    if not found or not name:
+        raise ValueError(f"{text!r} is not of the form INPUT=1,3,H,W")
+    shape: list[Dim] = []
+    for part in filter(None, map(str.strip, dims.split(","))):
+        if part.isdecimal():
+            shape.append(int(part))
+        elif part.isidentifier():
+            shape.append(part)
+        else:
+            raise ValueError(f"{part!r} in {text!r} is neither a number nor a name")
+    return name, tuple(shape)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.list_passes:
+        for name, (_, what) in passes().items():
+            print(f"{name:18} {what}")
+        return 0
+    if not args.model:
+        print("evort convert: name a model (or --list-passes)", file=sys.stderr)
+        return 2
+    from evort import etm
+
+    output = Path(args.output) if args.output else Path(args.model).with_suffix(".etm")
+    options = Options(
+        input_shapes=dict(parse_shape(text) for text in args.shape),
+        optimize=not args.no_optimize,
+        disable=args.disable,
+        fold_limit=args.fold_limit,
+    )
+    model = convert_model(args.model, options, print if args.verbose else None)
+    etm.write(model, output)
+    print(f"{output}: {node_count(model.graph)} nodes, {output.stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    from evort_tools.cli import run_command
+
+    sys.exit(run_command("convert"))

@@ -1,0 +1,48 @@
+"""Finds sizes that a model takes, where it takes only some of those that it calls symbolic."""
+
+from __future__ import annotations
+
+from evort.graph import Graph
+from evort_tools.passes.facts import SAMPLES
+from evort_tools.passes.shapes import Shapes
+
+# Sizes that models are made for: multiples of 8, usual image sides, 1.
+_USUAL = (1, 48, 32, 64, 224, 96, 80, 128, 16, 24, 40, 112, 160, 192, 256, 320, 384, 416, 448, 480, 512, 640, 768, 1024,
+          8, 28, 56, 72, 100, 120, 144, 299, 300, 336, 576, 608, 800, 1280)  # fmt: skip
+# What is added to a size that works, sample by sample, to see which others do.
+_NEIGHBOURS = (0, 0, 1, 0, 2, 8, -1, 0)
+_FEW = (0, 1)  # samples that tell whether a size works at all
+
+
+def fitted(graph: Graph, shapes: Shapes) -> Shapes:
+    """Inference for a model, with sizes for which all its shape rules hold.
+
+    Where the usual samples all fail, one symbol after the other is set to a size that models are made for. Around one
+    that works, others are tried, so that what only holds for that very size is not taken for the rule. Gives the facts
+    of the first samples back where no size works: then shapes are unknown from the node on that refuses them.
+    """
+    if not shapes.refused():
+        return shapes
+    for size in _USUAL:
+        for symbol in reversed(shapes.symbols):
+            trial = Shapes({**shapes.symbols, symbol: [size] * SAMPLES})
+            trial.live = _FEW
+            if not _holds(graph, trial):
+                continue
+            around = Shapes({**shapes.symbols, symbol: [max(1, size + n) for n in _NEIGHBOURS]})
+            around.graph(graph)
+            if not around.refused():
+                return around
+    return shapes
+
+
+def _holds(graph: Graph, shapes: Shapes) -> bool:
+    """Whether all rules hold; the walk ends at the first that does not."""
+    plain = Graph(graph.name)
+    plain.inputs, plain.tensors = graph.inputs, graph.tensors
+    shapes.graph(plain)
+    for node in graph.nodes:
+        shapes.infer(node)
+        if shapes.refused():
+            return False
+    return True
