@@ -17,7 +17,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from evort._version import __version__
 from evort.errors import ConversionError
@@ -186,6 +187,16 @@ def run(args: argparse.Namespace) -> int:
     etm.write(model, output)
     print(f"{output}: {node_count(model.graph)} nodes, {output.stat().st_size:,} bytes")
     return 0
+
+
+class _Callable(ModuleType):
+    """Importing this module binds it to the name of the function, `evort_tools.convert`, so calling it converts too."""
+
+    def __call__(self, *args: Any, **options: Any) -> bytes | None:
+        return convert(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 if __name__ == "__main__":
