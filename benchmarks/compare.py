@@ -35,8 +35,9 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-FIGURES = ("import_ms", "load_ms", "first_ms", "p50_ms", "peak_mib")
-RATIOS = ("load_ms", "first_ms", "p50_ms", "peak_mib")
+FIGURES = ("import_ms", "load_ms", "first_ms", "p50_ms", "cpu_ms", "peak_mib")
+STEPS_CPU = ("import_cpu_ms", "load_cpu_ms", "first_cpu_ms")  # the processor time of these steps, in the JSON file only
+RATIOS = ("load_ms", "first_ms", "p50_ms", "cpu_ms", "peak_mib")
 BARS = {"p50_ms": 1.5, "peak_mib": 0.5, "load_ms": 0.2}  # what evort / onnxruntime may be at most
 LENET_SIZED = {"lenet", "mnist_8", "syn_lenet"}  # held to a latency ratio of 1
 VARIANTS = {"onnxruntime": ("onnxruntime", "onnxruntime-nospin")}  # of several threads; the faster one counts
@@ -55,7 +56,7 @@ class Row:
     variant: str = ""
     error: str = ""
     difference: float | None = None
-    rounds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in FIGURES})
+    rounds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in FIGURES + STEPS_CPU})
 
     def median(self, figure: str) -> float | None:
         values = self.rounds[figure]
@@ -139,7 +140,7 @@ def run_case(case: cases.Case, shape: str, threads: int, plan: Plan, folder: Pat
     for engine, row in rows.items():
         if not row.error:
             row.variant = min(variants[engine], key=lambda v: statistics.median(s["p50_ms"] for s in samples[v]))
-            row.rounds = {figure: [sample[figure] for sample in samples[row.variant]] for figure in FIGURES}
+            row.rounds = {figure: [sample[figure] for sample in samples[row.variant]] for figure in row.rounds}
     yield from rows.values()
 
 
@@ -165,8 +166,8 @@ def show(rows: list[Row], console: Console) -> None:
     table = Table(title="medians; ratios are evort / engine, red where evort misses its bar", show_lines=False)
     for name in ("model", "thr", "engine"):
         table.add_column(name, no_wrap=True)
-    for name in ("import ms", "load ms", "first ms", "p50 ms", "peak MiB", "file KiB",
-                 "load /", "first /", "p50 /", "peak /", "differs"):
+    for name in ("import ms", "load ms", "first ms", "p50 ms", "cpu ms", "peak MiB", "file KiB",
+                 "load /", "first /", "p50 /", "cpu /", "peak /", "differs"):
         table.add_column(name, justify="right", no_wrap=True)
     quotients, missed, previous = ratios(rows), [], None
     for i, row in enumerate(rows):
@@ -187,7 +188,8 @@ def show(rows: list[Row], console: Console) -> None:
             if red:
                 missed.append((ratio, figure, key))
         differs = "" if row.difference is None else f"{row.difference:.0e}"
-        table.add_row(*label, row.variant or row.engine, *cells, f"{row.file_kib:.0f}", *(marks or [""] * 4), differs)
+        marks = marks or [""] * len(RATIOS)
+        table.add_row(*label, row.variant or row.engine, *cells, f"{row.file_kib:.0f}", *marks, differs)
     console.print(table)
     for engine in dict.fromkeys(rows[i].engine for i in quotients):
         for figure in RATIOS:
@@ -283,7 +285,7 @@ def main() -> None:
     todo = [(case, shape, threads) for case in choose(args.models, args.synthetic)
             for shape in list(case.shapes)[: 1 if args.first_shape else None] for threads in plan.threads]
     rows: list[Row] = []
-    console = Console() if sys.stdout.isatty() else Console(width=180)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
         total = progress.add_task("", total=len(todo) * len(engines) * plan.rounds)
         for case, shape, threads in todo:
@@ -297,7 +299,7 @@ def main() -> None:
     for note in dict.fromkeys(f"{c.name}: for the other engines {c.peer_note}" for c, _, _ in todo if c.peer_note):
         console.print(note)
     if args.json:
-        medians = [asdict(r) | {f: r.median(f) for f in FIGURES} for r in rows]
+        medians = [asdict(r) | {f: r.median(f) for f in r.rounds} for r in rows]
         args.json.write_text(json.dumps({"environment": environment(), "rows": medians}, indent=1) + "\n")
     if args.plot:
         plot(rows, args.plot)
