@@ -93,10 +93,28 @@ cdef extern from "conv.h" nogil:
         float lo, hi
 
 cdef extern from "ukr.h" nogil:
+    int64_t ev_item_size(int32_t dtype)
+    ctypedef void (*ev_binary)(int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
+                               void *y) noexcept nogil
     # Rows of ukr/ukernels.inc.
     ctypedef struct ev_ukr:
         const char *isa
         void (*unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b) noexcept nogil
+        ev_binary binary_f32
+        ev_binary binary_f64
+        ev_binary binary_s8
+        ev_binary binary_u8
+        ev_binary binary_s32
+        ev_binary binary_s64
+        void (*select)(int64_t width, int64_t n, const uint8_t *c, int64_t sc, const void *a, int64_t sa,
+                       const void *b, int64_t sb, void *y) noexcept nogil
+        void (*cast)(int from_, int to, int64_t n, const void *x, void *y) noexcept nogil
+        void (*quantize_f32)(int64_t n, const float *x, const float *scale, const float *zero, int64_t stride,
+                             float lo, float hi, int32_t *y) noexcept nogil
+        void (*dequantize_f32)(int64_t n, const float *x, const float *scale, const float *zero, int64_t stride,
+                               float *y) noexcept nogil
+        void (*range_f32)(int64_t n, const float *x, float *range) noexcept nogil
+        void (*classify_f32)(int kinds, int64_t n, const float *x, uint8_t *y) noexcept nogil
         void (*gemm_f32)(const ev_tile *t) noexcept nogil
         void (*gemm_f64)(const ev_tile *t) noexcept nogil
         void (*pack_f32)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,

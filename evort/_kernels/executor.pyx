@@ -108,7 +108,7 @@ cdef class Program:
             raise MemoryError("no memory for a plan's tables")
 
         whole = np.empty(arena_bytes + ALIGN, np.uint8)
-        skip = -(<int64_t> address(whole)) % ALIGN
+        skip = -(<int64_t> address(whole)) & (ALIGN - 1)
         self.arena = whole[skip:skip + arena_bytes]
         base = <char *> address(self.arena)
 
@@ -189,6 +189,8 @@ cdef class Program:
             source = outputs[index]
         else:
             source = self.arena
+        if dtype == object:  # strings have no memory of their own: they are an input or a constant
+            return source.reshape(shape)
         count = 1
         for d in shape:
             count *= d

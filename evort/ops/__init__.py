@@ -1,6 +1,8 @@
 """Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`)."""
 
 from evort.ops import (
+    binary,
+    cast,
     control,
     conv,
     deform,
@@ -12,6 +14,8 @@ from evort.ops import (
     normalize,
     pad,
     pool,
+    quantize,
+    random,
     reduce,
     sequence,
 )
@@ -24,6 +28,8 @@ __all__ = [
     "Kernel",
     "NeedsValue",
     "Op",
+    "binary",
+    "cast",
     "control",
     "conv",
     "deform",
@@ -38,6 +44,8 @@ __all__ = [
     "op",
     "pad",
     "pool",
+    "quantize",
+    "random",
     "reduce",
     "registered",
     "sequence",

@@ -1,26 +1,298 @@
-"""Elementwise operators: unary, binary, activations, comparisons, casts, quantize and dequantize."""
+"""Unary operators: elementary functions, activations, clipping, tests for NaN and infinity."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from evort.ops.base import Call, Kernel, Op, op
-from evort.types import FLOATS, SIGNED_INTS, DType, Spec
+from evort.ops.activation import ACTIVATIONS, erf
+from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.types import ANY, FLOAT8, FLOATS, INTS, NUMERIC, SIGNED_INTS, DType, Spec
+
+_F = DType.FLOAT
+_HALVES = frozenset({DType.FLOAT16, DType.BFLOAT16})
+_SIGNED = FLOATS | SIGNED_INTS
+
+# Numbers of functions in the kernels, beside those of ACTIVATIONS: EV_ABS and on in ukr/elementwise.h.
+_NAMES = (
+    "Abs", "Neg", "Sign", "Floor", "Ceil", "Round", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "Tan", "Asin",
+    "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh", "Erf", "Selu", "Celu", "ThresholdedRelu", "Softsign",
+    "Shrink", "Not",
+)  # fmt: skip
+FUNCTIONS = {name: 32 + i for i, name in enumerate(_NAMES)}
+# Compiled for these types beside float32, float16 and bfloat16.
+_FLOAT64 = frozenset(FUNCTIONS) - {"Selu", "Celu", "ThresholdedRelu", "Softsign", "Shrink", "Not"} | {
+    "Relu", "Sigmoid", "Tanh",
+}  # fmt: skip
+_INTEGER = frozenset({"Abs", "Neg", "Sign", "Relu"})
+_CHEAP = _INTEGER | {"Floor", "Ceil", "Round", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish", "Not", "BitwiseNot"}
 
 
-@op("Relu", since=14)
-class Relu(Op):
-    """Y = max(X, 0)."""
+def unary_kernel(
+    name: str, dtype: DType, a: float = 0.0, b: float = 0.0, inputs: tuple[int, ...] | None = None
+) -> Kernel | None:
+    """The driver of a unary function for an element type, or None where there is none."""
+    compiled = (
+        dtype == _F
+        or dtype in _HALVES
+        or (dtype == DType.DOUBLE and name in _FLOAT64)
+        or (dtype in SIGNED_INTS and name in _INTEGER)
+        or (dtype in INTS and name == "BitwiseNot")
+        or (dtype == DType.BOOL and name == "Not")
+    )
+    if not compiled:
+        return None
+    number = ACTIVATIONS[name].id if name in ACTIVATIONS else FUNCTIONS[name.removeprefix("Bitwise")]
+    # Below that many items a second thread costs more than it saves.
+    grain = 32768 if name in _CHEAP else 4096
+    return Kernel("elementwise.unary", ints=(number, dtype, grain), reals=(a, b), inputs=inputs)
+
+
+class Unary(Op):
+    """Y = f(X), elementwise. `parameters` names the attributes that the kernel takes as a and b."""
 
     inputs, outputs = ("X",), ("Y",)
-    dtypes = {"X": FLOATS | SIGNED_INTS}
+    dtypes = {"X": FLOATS}
     inplace = ((0, 0),)
+    parameters: tuple[str, ...] = ()
 
     def infer(self, c: Call) -> list[Spec]:
         return [c.like(0)]
 
+    def function(self, x: np.ndarray, *parameters: float) -> np.ndarray:
+        """What it means, in NumPy; called with floating-point errors ignored."""
+        raise NotImplementedError
+
     def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
-        return np.maximum(x, np.zeros((), x.dtype))
+        # float16 is computed in float32, as compiled kernels do.
+        wide = x.astype(np.float32) if x.dtype == np.float16 else x
+        kind = wide.dtype.type if wide.dtype.kind == "f" else float
+        with np.errstate(all="ignore"):
+            return self.function(wide, *(kind(c[p]) for p in self.parameters)).astype(x.dtype, copy=False)
 
     def bind(self, c: Call) -> Kernel | None:
-        return Kernel("elementwise.unary_f32", ints=(0,)) if c.ins[0].dtype == DType.FLOAT else None
+        a, b = (*(c[p] for p in self.parameters), 0.0, 0.0)[:2]
+        return unary_kernel(self.name, c.ins[0].dtype, a, b)
+
+
+def _selu(x: np.ndarray, alpha: float, gamma: float) -> np.ndarray:
+    return np.where(x > 0, gamma * x, gamma * alpha * np.expm1(np.minimum(x, 0)))
+
+
+def _celu(x: np.ndarray, alpha: float) -> np.ndarray:
+    return np.maximum(x, 0) + np.minimum(0, alpha * np.expm1(x / alpha))
+
+
+def _shrink(x: np.ndarray, bias: float, lambd: float) -> np.ndarray:
+    return np.where(x < -lambd, x + bias, np.where(x > lambd, x - bias, 0))
+
+
+def _unary(
+    name: str,
+    since: int,
+    function: Callable[..., np.ndarray],
+    dtypes: frozenset[DType] = FLOATS,
+    operands: tuple[str, str] = ("X", "Y"),
+    **attrs: float,
+) -> None:
+    """Registers a unary operator; attrs: its float attributes, with their defaults, in the kernel's order."""
+    members: dict[str, Any] = {
+        "__doc__": f"Y = {name}(X), elementwise.",
+        "__module__": __name__,
+        "inputs": operands[:1],
+        "outputs": operands[1:],
+        "dtypes": {operands[0]: dtypes},
+        "attrs": {key: Attr("float", value) for key, value in attrs.items()},
+        "parameters": tuple(attrs),
+        "function": staticmethod(function),
+    }
+    op(name, since)(type(name, (Unary,), members))
+
+
+def _activation(name: str, since: int, operands: tuple[str, str] = ("X", "Y"), **attrs: float) -> None:
+    """Registers an operator that is also an activation of others: one meaning for both."""
+    meaning = ACTIVATIONS[name].reference
+    _unary(name, since, lambda x, a=0.0, b=0.0: meaning(x, a, b), FLOATS, operands, **attrs)
+
+
+_IO = ("input", "output")
+_unary("Abs", 13, np.abs, NUMERIC)
+_unary("Neg", 13, np.negative, _SIGNED)
+_unary("Sign", 13, np.sign, NUMERIC, _IO)
+_unary("Floor", 13, np.floor)
+_unary("Ceil", 13, np.ceil)
+_unary("Round", 22, np.rint)
+_unary("Sqrt", 13, np.sqrt)
+_unary("Reciprocal", 13, lambda x: 1 / x)
+_unary("Exp", 13, np.exp, operands=_IO)
+_unary("Log", 13, np.log, operands=_IO)
+_unary("Sin", 22, np.sin, operands=_IO)
+_unary("Cos", 22, np.cos, operands=_IO)
+_unary("Tan", 22, np.tan, operands=_IO)
+_unary("Asin", 22, np.arcsin, operands=_IO)
+_unary("Acos", 22, np.arccos, operands=_IO)
+_unary("Atan", 22, np.arctan, operands=_IO)
+_unary("Sinh", 22, np.sinh, operands=_IO)
+_unary("Cosh", 22, np.cosh, operands=_IO)
+_unary("Asinh", 22, np.arcsinh, operands=_IO)
+_unary("Acosh", 22, np.arccosh, operands=_IO)
+_unary("Atanh", 22, np.arctanh, operands=_IO)
+_unary("Erf", 13, erf, operands=_IO)
+_unary("Selu", 22, _selu, alpha=1.6732631921768188, gamma=1.0507010221481323)
+_unary("Celu", 28, _celu, alpha=1.0)
+_unary("ThresholdedRelu", 22, lambda x, alpha: np.where(x > alpha, x, 0), alpha=1.0)
+_unary("Softsign", 22, lambda x: x / (1 + np.abs(x)), operands=_IO)
+_unary("Shrink", 9, _shrink, NUMERIC - {DType.BFLOAT16}, _IO, bias=0.0, lambd=0.5)
+_unary("BitwiseNot", 18, np.invert, INTS)
+_unary("Not", 1, np.logical_not, frozenset({DType.BOOL}))
+_activation("LeakyRelu", 16, alpha=0.009999999776482582)
+_activation("Elu", 22, alpha=1.0)
+_activation("HardSigmoid", 22, alpha=0.20000000298023224, beta=0.5)
+_activation("HardSwish", 22)
+_activation("Sigmoid", 13)
+_activation("Tanh", 13, _IO)
+_activation("Softplus", 22)
+_activation("Mish", 22)
+_activation("Swish", 24, alpha=1.0)
+
+
+@op("Relu", since=14)
+class Relu(Unary):
+    """Y = max(X, 0)."""
+
+    dtypes = {"X": _SIGNED}
+
+    def function(self, x: np.ndarray) -> np.ndarray:
+        return np.maximum(x, x.dtype.type(0))
+
+
+@op("Gelu", since=20)
+class Gelu(Unary):
+    """Y = X/2 (1 + erf(X / sqrt 2)), or its approximation by tanh (Hendrycks and Gimpel, 2016)."""
+
+    attrs = {"approximate": Attr("str", "none")}
+
+    def infer(self, c: Call) -> list[Spec]:
+        if c["approximate"] not in ("none", "tanh"):
+            raise c.error(f"approximate must be 'none' or 'tanh', not {c['approximate']!r}")
+        return [c.like(0)]
+
+    def _activation(self, c: Call) -> str:
+        return "GeluTanh" if c["approximate"] == "tanh" else "Gelu"
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        wide = x.astype(np.float32) if x.dtype == np.float16 else x
+        with np.errstate(all="ignore"):
+            return ACTIVATIONS[self._activation(c)].reference(wide, 0, 0).astype(x.dtype, copy=False)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return unary_kernel(self._activation(c), c.ins[0].dtype)
+
+
+@op("Clip", since=13)
+class Clip(Op):
+    """Y = min(max(X, min), max); NaN in any operand gives NaN. min and max are scalars."""
+
+    inputs, outputs = ("input", "min?", "max?"), ("output",)
+    dtypes = {"input": NUMERIC, "min": NUMERIC, "max": NUMERIC}
+    inplace = ((0, 0),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        for i in (1, 2):
+            if c.has(i):
+                bound = c.ins[i]
+                if bound.size != 1 or bound.dtype != c.ins[0].dtype:
+                    raise c.error("min and max must be scalars of the input's element type")
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray, low: Any = None, high: Any = None) -> np.ndarray:
+        if low is not None:
+            x = np.maximum(x, low.reshape(()))
+        return x if high is None else np.minimum(x, high.reshape(()))
+
+    def bind(self, c: Call) -> Kernel | None:
+        from evort.ops.binary import nary_kernel
+
+        dtype = c.ins[0].dtype
+        bounds = [i for i in (1, 2) if c.has(i)]
+        if not bounds:
+            return None  # a view
+        if dtype == _F and all(c.ins[i].value is not None for i in bounds):
+            low, high = (c.ins[i].value.item() if i in bounds else sign * math.inf for i, sign in ((1, -1), (2, 1)))
+            if low == low and high == high:
+                return unary_kernel("Clip", dtype, low, high, inputs=(0,))
+        return nary_kernel(c, ["Max" if i == 1 else "Min" for i in bounds], inputs=(0, *bounds))
+
+    def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
+        return None if c.has(1) or c.has(2) else {0: (0, 0)}
+
+
+class _Test(Op):
+    """A bool for each element."""
+
+    inputs, outputs = ("X",), ("Y",)
+    dtypes = {"X": FLOATS | FLOAT8}
+    inplace = ((0, 0),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        return [c.like(0, DType.BOOL)]
+
+    def kinds(self, c: Call) -> int:
+        """What is looked for: the sum of 1 for NaN, 2 for +infinity and 4 for -infinity."""
+        raise NotImplementedError
+
+    def bind(self, c: Call) -> Kernel | None:
+        dtype = c.ins[0].dtype
+        if dtype != _F and dtype not in _HALVES:
+            return None
+        return Kernel("elementwise.classify", ints=(self.kinds(c), dtype))
+
+
+@op("IsNaN", since=20)
+class IsNaN(_Test):
+    """Whether an element is NaN."""
+
+    def kinds(self, c: Call) -> int:
+        return 1
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        return np.isnan(x)
+
+
+@op("IsInf", since=20)
+class IsInf(_Test):
+    """Whether an element is infinite, of either sign or of one."""
+
+    attrs = {"detect_negative": Attr("int", 1), "detect_positive": Attr("int", 1)}
+
+    def kinds(self, c: Call) -> int:
+        return 2 * bool(c["detect_positive"]) + 4 * bool(c["detect_negative"])
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        found = np.zeros(x.shape, bool)
+        if c["detect_positive"]:
+            found |= np.isposinf(x)
+        if c["detect_negative"]:
+            found |= np.isneginf(x)
+        return found
+
+
+@op("Identity", since=25)
+class Identity(Op):
+    """Y = X; any tensor, sequence or optional."""
+
+    inputs, outputs = ("input",), ("output",)
+    dtypes = {"input": ANY}
+    raw_bits = True
+
+    def infer(self, c: Call) -> list[Spec]:
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: Any) -> tuple[Any]:
+        return (x,)
+
+    def view(self, c: Call) -> dict[int, tuple[int, int]]:
+        return {0: (0, 0)}

@@ -9,7 +9,8 @@ import numpy as np
 from evort.ops.base import Call, Op
 from evort.types import FLOAT8, STORAGE, DType
 
-_WIDENED = FLOAT8 | {DType.BFLOAT16, DType.FLOAT4E2M1}
+# Held as bits that stand for a float32.
+WIDENED = FLOAT8 | {DType.BFLOAT16, DType.FLOAT4E2M1}
 OBJECTS = frozenset({DType.STRING, DType.SEQUENCE, DType.OPTIONAL})
 
 
@@ -18,11 +19,11 @@ def run_reference(definition: Op, c: Call, inputs: list[Any]) -> list[Any]:
 
     bfloat16, float8 and float4 operands are widened to float32 for operators that do not handle their bits.
     """
-    if not definition.raw_bits and any(s is not None and s.dtype in _WIDENED for s in c.ins):
+    if not definition.raw_bits and any(s is not None and s.dtype in WIDENED for s in c.ins):
         from evort.ops.lowp import widen
 
         inputs = [
-            widen(x, s.dtype) if s is not None and s.dtype in _WIDENED else x
+            widen(x, s.dtype) if s is not None and s.dtype in WIDENED else x
             for x, s in zip(inputs, c.ins, strict=True)
         ]
     results = definition.reference(c, *inputs)
@@ -41,7 +42,7 @@ def _stored(definition: Op, dtype: DType, result: Any) -> Any:
         return result
     result = np.asarray(result)
     storage = STORAGE[dtype]
-    if dtype in _WIDENED and not definition.raw_bits and result.dtype != storage:
+    if dtype in WIDENED and not definition.raw_bits and result.dtype != storage:
         from evort.ops.lowp import narrow
 
         return narrow(result.astype(np.float32, copy=False), dtype)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evort.ops.base import Call, Kernel, Op
+from evort.ops.run import OBJECTS
 from evort.plan.storage import ARENA, CONST, INPUT, OUTPUT, Storage, assign
 from evort.plan.trace import Bound, Stage, Trace, trace
 from evort.types import STORAGE, Spec
@@ -173,7 +174,8 @@ class _Builder:
         copies = []
         for name in dict.fromkeys(self.stage.outputs):
             here = name in produced or (plan.next is None and name in storage.where)
-            if not here or name in plan.known:
+            # Strings are references, which no step may copy; the runner hands them out.
+            if not here or name in plan.known or specs[name].dtype in OBJECTS:
                 continue
             index = len(plan.writes)
             plan.writes.append(name)

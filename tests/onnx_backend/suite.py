@@ -26,7 +26,7 @@ from onnx.backend.test.loader import load_model_tests
 
 import evort
 import evort_tools
-from evort.ops.lowp import to_float32
+from evort.ops.lowp import widen
 from evort.types import DType, dtype_of
 
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted")
@@ -115,7 +115,7 @@ def compare(expected: Any, got: Any, dtype: DType, case: Any) -> None:
         elif got.dtype != expected.dtype:
             assert got.dtype.itemsize == expected.dtype.itemsize, f"{got.dtype} instead of {expected.dtype}"
             np.testing.assert_allclose(
-                to_float32(got, kind), expected.astype(np.float32), rtol=max(case.rtol, 2e-2), atol=case.atol
+                widen(got, kind), expected.astype(np.float32), rtol=max(case.rtol, 2e-2), atol=case.atol
             )
         elif expected.dtype.kind in "fc":
             np.testing.assert_allclose(got, expected, rtol=case.rtol, atol=case.atol)

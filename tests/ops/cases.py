@@ -13,7 +13,7 @@ from onnx.backend.test.case.test_case import TestCase
 from evort._kernels import core
 from evort.ops.lowp import widen
 from evort.session import Session
-from evort.types import FROM_NUMPY, STORAGE, DType, dtype_of
+from evort.types import FROM_NUMPY, STORAGE, SUBBYTE, DType, dtype_of
 from tests.support import drivers_of, node_model, run_node
 
 
@@ -43,8 +43,16 @@ def _attribute(a: onnx.AttributeProto) -> Any:
     return [v.decode() if isinstance(v, bytes) else v for v in value] if isinstance(value, list) else value
 
 
+def _array(x: Any) -> np.ndarray:
+    return onnx.numpy_helper.to_array(x) if isinstance(x, onnx.TensorProto) else np.asarray(x)
+
+
 def _stored(x: np.ndarray) -> np.ndarray:
-    return x if x.dtype in FROM_NUMPY or x.dtype.kind in "US" else x.view(STORAGE[dtype_of(x)])
+    """In the storage dtype: 4- and 2-bit integers widened, other types that NumPy lacks as their bits."""
+    if x.dtype in FROM_NUMPY or x.dtype.kind in "US":
+        return x
+    dtype = dtype_of(x)
+    return x.astype(STORAGE[dtype]) if dtype in SUBBYTE - {DType.FLOAT4E2M1} else x.view(STORAGE[dtype])
 
 
 def check_case(case: TestCase, device: str) -> None:
@@ -52,7 +60,7 @@ def check_case(case: TestCase, device: str) -> None:
     node = case.model.graph.node[0]
     assert all(node.output), "absent outputs before present ones are not covered here"
     for inputs, expected in case.data_sets:
-        feeds = iter(np.asarray(x) for x in inputs)
+        feeds = iter(map(_array, inputs))
         given = [next(feeds) if name else None for name in node.input]
         dtypes = {i: dtype_of(x) for i, x in enumerate(given) if x is not None}
         got = run_node(
@@ -65,10 +73,12 @@ def check_case(case: TestCase, device: str) -> None:
             dtypes=dtypes,
         )
         for y, want in zip(got, expected, strict=True):
-            want = np.asarray(want)
+            want = _array(want)
             assert y.dtype == STORAGE[dtype_of(want)] and y.shape == want.shape
             if dtype_of(want) == DType.BFLOAT16:
                 y, want = widen(y, DType.BFLOAT16), want.astype(np.float32)
+            elif want.dtype not in FROM_NUMPY:
+                want = _stored(want)
             if want.dtype.kind in "OUS":
                 assert y.tolist() == want.tolist()
             else:

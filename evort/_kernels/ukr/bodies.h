@@ -2,9 +2,14 @@
  * EV_ISA is defined and the target pragma is set. */
 #include <math.h>
 #include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #include "math_body.h"
 #include "elementwise_body.h"
+#include "binary_body.h"
+#include "cast_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
 #include "reduce_body.h"

@@ -13,6 +13,7 @@
 
 #include "ev.h"
 #include "conv.h"
+#include "elementwise.h"
 #include "gemm.h"
 #include "reduce.h"
 

@@ -1,0 +1,441 @@
+"""Operators on two or more tensors with broadcasting: arithmetic, comparison, logic, bits, selection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from evort.errors import ExecutionError
+from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
+from evort.ops.broadcast import MAX_OPERANDS, broadcast, loops
+from evort.types import ANY, BITS, FLOATS, INTS, NUMERIC, STORAGE, DType, Spec
+
+_BOOL = frozenset({DType.BOOL})
+_TENSORS = ANY - {DType.SEQUENCE, DType.OPTIONAL}
+
+# Numbers of operations in the kernels: EV_ADD and on in ukr/elementwise.h.
+_NAMES = (
+    "Add", "Sub", "Mul", "Div", "Min", "Max", "Mod", "Fmod", "Pow", "PRelu", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
+    "ShiftLeft", "ShiftRight", "Equal", "Less", "LessOrEqual",
+)  # fmt: skip
+OPERATIONS = {name: i for i, name in enumerate(_NAMES)}
+_COMPARISONS = frozenset({"Equal", "Less", "LessOrEqual"})
+_FLOAT_OPERATIONS = frozenset(_NAMES[:10]) | _COMPARISONS
+_INT_OPERATIONS = frozenset(_NAMES) - {"Pow", "PRelu"}
+# The same for signed and unsigned integers of one size.
+_SIGNLESS = frozenset({"Add", "Sub", "Mul", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "ShiftLeft", "Equal"})
+_COSTLY = frozenset({"Mod", "Fmod", "Pow"})
+
+
+def _compiled(name: str, dtype: DType) -> bool:
+    if dtype in FLOATS:
+        return name in _FLOAT_OPERATIONS
+    if dtype in (DType.INT8, DType.UINT8, DType.INT32, DType.INT64):
+        return name in _INT_OPERATIONS
+    if dtype in (DType.UINT32, DType.UINT64):
+        return name in _SIGNLESS
+    return dtype == DType.BOOL and name in ("BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal")
+
+
+def nary_kernel(
+    c: Call,
+    operations: Sequence[str],
+    inputs: Sequence[int] | None = None,
+    activation: tuple[int, tuple[float, float]] = (0, (0.0, 0.0)),
+    divisor: float = 1.0,
+) -> Kernel | None:
+    """The driver of activation((X0 op0 X1 op1 X2 ...) / divisor) with broadcasting, or None where there is none.
+
+    operations: names in OPERATIONS; inputs: which inputs of the node X0, X1, ... are, all where None.
+    """
+    specs = c.ins if inputs is None else [c.ins[i] for i in inputs]
+    dtype = specs[0].dtype
+    number, (alpha, beta) = activation
+    if len(specs) > MAX_OPERANDS or not all(_compiled(name, dtype) for name in operations):
+        return None
+    if number and dtype == DType.DOUBLE:
+        return None
+    grain = 2048 if number or any(name in _COSTLY for name in operations) else 16384
+    steps = [OPERATIONS[name] for name in operations]
+    walk = loops(c.outs[0].shape, [s.shape for s in specs])
+    return Kernel(
+        "elementwise.nary",
+        ints=(dtype, number, grain, len(steps), *steps, *walk),
+        reals=(alpha, beta, divisor),
+        inputs=inputs,
+    )
+
+
+def same_dtype(c: Call) -> DType:
+    """The one element type of all inputs. Raises ShapeError where they differ."""
+    dtype = c.ins[0].dtype
+    if any(s.dtype != dtype for s in c.ins):
+        raise c.error("the inputs must have one element type")
+    return dtype
+
+
+class Binary(Op):
+    """C = A op B with broadcasting."""
+
+    inputs, outputs = ("A", "B"), ("C",)
+    dtypes = {"A": NUMERIC, "B": NUMERIC}
+    inplace = ((0, 0), (0, 1))
+    operation: str
+    function: Callable[..., np.ndarray]
+
+    def infer(self, c: Call) -> list[Spec]:
+        return [Spec(same_dtype(c), broadcast(c, c.ins[0].shape, c.ins[1].shape))]
+
+    def reference(self, c: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return self.function(a, b)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return nary_kernel(c, (self.operation,))
+
+
+def refuse_zero(c: Call, a: np.ndarray, b: np.ndarray) -> None:
+    """Raises ExecutionError where a / b divides an integer by zero."""
+    if b.dtype.kind in "iu" and a.size and not np.all(b):
+        raise ExecutionError(f"{c.node.label()}: integer division by zero")
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Integer quotients are truncated toward zero; the smallest number divided by -1 wraps to itself."""
+    if a.dtype.kind == "f":
+        return np.divide(a, b)
+    if a.dtype.kind == "u":
+        return a // b
+    # abs of the smallest number wraps to itself, and is right again as an unsigned number.
+    kind = f"u{a.dtype.itemsize}"
+    quotient = np.abs(a).astype(kind) // np.abs(b).astype(kind)
+    return np.where((a < 0) != (b < 0), np.negative(quotient), quotient).astype(a.dtype)
+
+
+class _Arithmetic(Binary):
+    """C = activation(A op B). `activation` is an extension of evort, for floats: see evort.ops.activation."""
+
+    attrs = activation_attrs()
+
+    def infer(self, c: Call) -> list[Spec]:
+        name = c["activation"]
+        activation_params(c)
+        if name and (c.ins[0].dtype not in FLOATS or name == "PRelu"):
+            raise c.error(f"activation {name!r} is for other operators or element types")
+        return super().infer(c)
+
+    def reference(self, c: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return apply_reference(c, super().reference(c, a, b))
+
+    def bind(self, c: Call) -> Kernel | None:
+        (number,), reals = activation_ints_reals(c)
+        return nary_kernel(c, (self.operation,), activation=(number, reals))
+
+
+@op("Add", since=14)
+class Add(_Arithmetic):
+    """C = A + B; integers wrap."""
+
+    operation, function = "Add", staticmethod(np.add)
+
+
+@op("Sub", since=14)
+class Sub(_Arithmetic):
+    """C = A - B; integers wrap."""
+
+    operation, function = "Sub", staticmethod(np.subtract)
+
+
+@op("Mul", since=14)
+class Mul(_Arithmetic):
+    """C = A B; integers wrap."""
+
+    operation, function = "Mul", staticmethod(np.multiply)
+
+
+@op("Div", since=14)
+class Div(_Arithmetic):
+    """C = A / B; of integers truncated toward zero. Integer division by zero is an ExecutionError."""
+
+    operation, function = "Div", staticmethod(_divide)
+
+    def reference(self, c: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        refuse_zero(c, a, b)
+        return super().reference(c, a, b)
+
+
+@op("Mod", since=28)
+class Mod(Binary):
+    """C = A - floor(A / B) B with the sign of B, or with fmod=1 A - trunc(A / B) B with the sign of A.
+
+    Of integers by zero it is an ExecutionError.
+    """
+
+    attrs = {"fmod": Attr("int", 0)}
+
+    def infer(self, c: Call) -> list[Spec]:
+        if c["fmod"] not in (0, 1):
+            raise c.error(f"fmod must be 0 or 1, not {c['fmod']}")
+        return super().infer(c)
+
+    def reference(self, c: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        refuse_zero(c, a, b)
+        with np.errstate(all="ignore"):
+            return np.fmod(a, b) if c["fmod"] else np.mod(a, b)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return nary_kernel(c, ("Fmod" if c["fmod"] else "Mod",))
+
+
+@op("Pow", since=15)
+class Pow(Binary):
+    """Z = X^Y in X's element type. Of integers: 0 to a negative power is an ExecutionError; other integers to
+    negative powers, and powers that are no integers, are truncated."""
+
+    inputs, outputs = ("X", "Y"), ("Z",)
+    dtypes = {"X": FLOATS | {DType.INT32, DType.INT64}, "Y": NUMERIC}
+    inplace = ((0, 0),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        return [Spec(c.ins[0].dtype, broadcast(c, c.ins[0].shape, c.ins[1].shape))]
+
+    def reference(self, c: Call, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            if x.dtype.kind == "f":
+                # In the wider of both types; float32 for an integer exponent that a float32 holds.
+                kind = np.float64 if np.float64 in (x.dtype, y.dtype) or y.dtype.itemsize > 4 else np.float32
+                return np.power(x.astype(kind), y.astype(kind)).astype(x.dtype)
+            if y.dtype.kind == "f":
+                return _to_int(np.power(x.astype(np.float64), y), x.dtype)
+            x, y = np.broadcast_arrays(x, y)
+            negative = y < 0
+            if np.any(negative & (x == 0)):
+                raise ExecutionError(f"{c.node.label()}: 0 to a negative power")
+            # 1 and -1 are their own inverses; all others to a negative power are below 1.
+            unit = np.abs(x) == 1
+            power = np.power(x, np.where(negative, y & 1, y).astype(np.int64))
+            return np.where(negative & ~unit, 0, power).astype(x.dtype)
+
+    def bind(self, c: Call) -> Kernel | None:
+        x, y = c.ins
+        return nary_kernel(c, ("Pow",)) if x.dtype == y.dtype else None
+
+
+def _to_int(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    from evort.ops.lowp import truncate
+
+    return truncate(x, dtype.itemsize * 8)
+
+
+@op("PRelu", since=16)
+class PRelu(Op):
+    """Y = slope X for X < 0, else X; the slope is broadcast to X's shape."""
+
+    inputs, outputs = ("X", "slope"), ("Y",)
+    dtypes = {
+        "X": FLOATS | {DType.INT32, DType.INT64, DType.UINT32, DType.UINT64},
+        "slope": FLOATS | {DType.INT32, DType.INT64, DType.UINT32, DType.UINT64},
+    }
+    inplace = ((0, 0),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        same_dtype(c)
+        x, slope = c.ins
+        if broadcast(c, x.shape, slope.shape) != x.shape:
+            raise c.error("slope does not broadcast to X's shape")
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return np.where(x < 0, x * slope, x)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return nary_kernel(c, ("PRelu",))
+
+
+class _Variadic(Op):
+    """Y = X0 op X1 op ... with broadcasting."""
+
+    inputs = ("*data_0",)
+    operation: str
+    function: Callable[..., np.ndarray]
+    inplace = ((0, 0), (0, 1))  # later ones are read after the first result is written
+
+    def infer(self, c: Call) -> list[Spec]:
+        return [Spec(same_dtype(c), broadcast(c, *(s.shape for s in c.ins)))]
+
+    def reference(self, c: Call, *data: np.ndarray) -> np.ndarray:
+        found = data[0]
+        with np.errstate(all="ignore"):
+            for x in data[1:]:
+                found = self.function(found, x)
+        return found
+
+    def bind(self, c: Call) -> Kernel | None:
+        return nary_kernel(c, (self.operation,) * (len(c.ins) - 1)) if len(c.ins) > 1 else None
+
+    def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
+        return {0: (0, 0)} if len(c.ins) == 1 else None
+
+
+@op("Min", since=13)
+class Min(_Variadic):
+    """Elementwise minimum; NaN in any operand gives NaN."""
+
+    outputs, dtypes = ("min",), {"data_0": NUMERIC}
+    operation, function = "Min", staticmethod(np.minimum)
+
+
+@op("Max", since=13)
+class Max(_Variadic):
+    """Elementwise maximum; NaN in any operand gives NaN."""
+
+    outputs, dtypes = ("max",), {"data_0": NUMERIC}
+    operation, function = "Max", staticmethod(np.maximum)
+
+
+@op("Sum", since=13)
+class Sum(_Variadic):
+    """Elementwise sum."""
+
+    outputs, dtypes = ("sum",), {"data_0": FLOATS}
+    operation, function = "Add", staticmethod(np.add)
+
+
+@op("Mean", since=13)
+class Mean(_Variadic):
+    """Elementwise mean."""
+
+    outputs, dtypes = ("mean",), {"data_0": FLOATS}
+    operation, function = "Add", staticmethod(np.add)
+
+    def reference(self, c: Call, *data: np.ndarray) -> np.ndarray:
+        total = super().reference(c, *data)
+        return total / total.dtype.type(len(data))
+
+    def bind(self, c: Call) -> Kernel | None:
+        n = len(c.ins)
+        return nary_kernel(c, ("Add",) * (n - 1), divisor=float(n)) if n > 1 else None
+
+
+class _Comparison(Binary):
+    """C = A op B, a bool."""
+
+    swapped = False  # whether the kernel gets B first
+
+    def infer(self, c: Call) -> list[Spec]:
+        same_dtype(c)
+        return [Spec(DType.BOOL, broadcast(c, c.ins[0].shape, c.ins[1].shape))]
+
+    def bind(self, c: Call) -> Kernel | None:
+        return nary_kernel(c, (self.operation,), inputs=(1, 0) if self.swapped else None)
+
+
+@op("Equal", since=19)
+class Equal(_Comparison):
+    """C = A == B."""
+
+    dtypes = {"A": NUMERIC | {DType.BOOL, DType.STRING}, "B": NUMERIC | {DType.BOOL, DType.STRING}}
+    operation, function = "Equal", staticmethod(np.equal)
+
+
+@op("Less", since=13)
+class Less(_Comparison):
+    """C = A < B."""
+
+    operation, function = "Less", staticmethod(np.less)
+
+
+@op("LessOrEqual", since=16)
+class LessOrEqual(_Comparison):
+    """C = A <= B."""
+
+    operation, function = "LessOrEqual", staticmethod(np.less_equal)
+
+
+@op("Greater", since=13)
+class Greater(_Comparison):
+    """C = A > B."""
+
+    operation, function, swapped = "Less", staticmethod(np.greater), True
+
+
+@op("GreaterOrEqual", since=16)
+class GreaterOrEqual(_Comparison):
+    """C = A >= B."""
+
+    operation, function, swapped = "LessOrEqual", staticmethod(np.greater_equal), True
+
+
+def _bits(name: str, since: int, operation: str, function: Callable[..., np.ndarray], dtypes: frozenset[DType]) -> None:
+    """Registers an operator on bits, or on truth values, which are the bits 0 and 1."""
+    members: dict[str, Any] = {
+        "__doc__": f"C = {name}(A, B), elementwise.",
+        "__module__": __name__,
+        "dtypes": {"A": dtypes, "B": dtypes},
+        "operation": operation,
+        "function": staticmethod(function),
+    }
+    op(name, since)(type(name, (Binary,), members))
+
+
+_bits("And", 7, "BitwiseAnd", np.logical_and, _BOOL)
+_bits("Or", 7, "BitwiseOr", np.logical_or, _BOOL)
+_bits("Xor", 7, "BitwiseXor", np.logical_xor, _BOOL)
+_bits("BitwiseAnd", 18, "BitwiseAnd", np.bitwise_and, INTS)
+_bits("BitwiseOr", 18, "BitwiseOr", np.bitwise_or, INTS)
+_bits("BitwiseXor", 18, "BitwiseXor", np.bitwise_xor, INTS)
+
+
+@op("BitShift", since=28)
+class BitShift(Binary):
+    """Z = X shifted by Y bits; to the right, the sign is extended. A shift by fewer than 0 or by all bits leaves that
+    extension alone: -1 for a right shift of a negative number, else 0."""
+
+    inputs, outputs = ("X", "Y"), ("Z",)
+    dtypes = {"X": INTS, "Y": INTS}
+    attrs = {"direction": Attr("str", REQUIRED)}
+
+    def infer(self, c: Call) -> list[Spec]:
+        if c["direction"] not in ("LEFT", "RIGHT"):
+            raise c.error(f"direction must be 'LEFT' or 'RIGHT', not {c['direction']!r}")
+        return super().infer(c)
+
+    def reference(self, c: Call, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        bits = x.dtype.itemsize * 8
+        outside = (y < 0) | (y >= bits)
+        if c["direction"] == "RIGHT":
+            return np.right_shift(x, np.where(outside, bits - 1, y).astype(x.dtype)) * ~(outside & (x > 0))
+        return np.where(outside, 0, np.left_shift(x, np.where(outside, 0, y).astype(x.dtype))).astype(x.dtype)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return nary_kernel(c, ("ShiftLeft" if c["direction"] == "LEFT" else "ShiftRight",))
+
+
+@op("Where", since=16)
+class Where(Op):
+    """output = X where condition, else Y; all three are broadcast."""
+
+    inputs, outputs = ("condition", "X", "Y"), ("output",)
+    dtypes = {"condition": _BOOL, "X": _TENSORS, "Y": _TENSORS}
+    inplace = ((0, 1), (0, 2))
+    raw_bits = True
+
+    def infer(self, c: Call) -> list[Spec]:
+        condition, x, y = c.ins
+        if x.dtype != y.dtype:
+            raise c.error("X and Y must have one element type")
+        return [Spec(x.dtype, broadcast(c, condition.shape, x.shape, y.shape))]
+
+    def reference(self, c: Call, condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.where(condition, x, y)
+
+    def bind(self, c: Call) -> Kernel | None:
+        dtype = c.outs[0].dtype
+        if dtype not in BITS or STORAGE[dtype].itemsize > 8:
+            return None
+        walk = loops(c.outs[0].shape, [s.shape for s in c.ins])
+        return Kernel("elementwise.where", ints=(STORAGE[dtype].itemsize, *walk))
