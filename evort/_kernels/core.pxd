@@ -134,6 +134,20 @@ cdef extern from "ukr.h" nogil:
                               int64_t ld, void *y) noexcept nogil
         void (*gemv_dot_f64)(int64_t n, int64_t k, double alpha, const void *x, const void *w, int64_t ld, void *y,
                              int64_t incy) noexcept nogil
+        void (*axpy_f32)(int64_t n, double alpha, const void *x, int64_t incx, void *y, int64_t incy) noexcept nogil
+        void (*axpy_f64)(int64_t n, double alpha, const void *x, int64_t incx, void *y, int64_t incy) noexcept nogil
+        void (*scal_f32)(int64_t n, double alpha, void *x, int64_t incx) noexcept nogil
+        void (*scal_f64)(int64_t n, double alpha, void *x, int64_t incx) noexcept nogil
+        void (*dot_f32)(int64_t n, const void *x, int64_t incx, const void *y, int64_t incy,
+                        double *result) noexcept nogil
+        void (*dot_f64)(int64_t n, const void *x, int64_t incx, const void *y, int64_t incy,
+                        double *result) noexcept nogil
+        void (*asum_f32)(int64_t n, const void *x, int64_t incx, double *result) noexcept nogil
+        void (*asum_f64)(int64_t n, const void *x, int64_t incx, double *result) noexcept nogil
+        void (*nrm2_f32)(int64_t n, const void *x, int64_t incx, double *result) noexcept nogil
+        void (*nrm2_f64)(int64_t n, const void *x, int64_t incx, double *result) noexcept nogil
+        void (*iamax_f32)(int64_t n, const void *x, int64_t incx, int64_t *index) noexcept nogil
+        void (*iamax_f64)(int64_t n, const void *x, int64_t incx, int64_t *index) noexcept nogil
         void (*activate_f32)(const ev_epilogue *e, int64_t m, int64_t n, int64_t i0, float *c,
                              int64_t ldc) noexcept nogil
         void (*reduce_rows_f32)(int op, int64_t rows, int64_t step, int64_t n, const float *x, const float *shift,

@@ -45,7 +45,7 @@ cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int6
 cdef void gemm_batch_f64(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
                          int64_t stride_c) noexcept nogil
 
-# C := (A - a_zero)(B - b_zero) + bias, with 8-bit operands, signed or not, and int32 sums, which are exact (and wrap
+# C := beta*C + alpha*(A - a_zero)(B - b_zero) + bias, with 8-bit operands, signed or not, and int32 sums, which are exact (and wrap
 # around modulo 2^32, as ONNX has it, where a sum does not fit).
 ctypedef struct ev_igemm:
     int64_t m, n, k
@@ -64,7 +64,7 @@ ctypedef struct ev_igemm:
     const int32_t *bias          # m elements (EV_BIAS_ROW) or n (EV_BIAS_COLUMN), or NULL
     int32_t bias_axis
     bint a_signed, b_signed      # int8 or uint8
-    bint accumulate              # C += instead of C :=
+    int32_t alpha, beta          # beta == 0: C is not read
     int32_t threads
     void *scratch                # igemm_scratch() bytes, 64-byte aligned
 

@@ -112,10 +112,10 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
 cdef Method choose(const ev_gemm *g) noexcept nogil:
     if g.pack != NULL:
         return BLOCKED
-    if g.m == 1 and g.csb == 1:
-        return ROW_TIMES_ROWS
     if g.m == 1 and g.rsb == 1 and g.csa == 1:
         return ROW_TIMES_COLUMNS
+    if g.m == 1 and g.csb == 1:
+        return ROW_TIMES_ROWS
     if g.n == 1 and g.csa == 1 and g.rsb == 1:
         return ROWS_TIMES_COLUMN
     if g.n == 1 and g.rsa == 1 and g.ldc == 1:
@@ -374,7 +374,7 @@ cdef void igemm_shares(void *ctx, int64_t begin, int64_t end, int32_t worker) no
     cdef int64_t item, i_begin, i_end, j_begin, j_end, i0, j0, p0, nb, kb, j
     cdef bint last
     cdef ev_tile t
-    t.alpha = t.beta = 1
+    t.alpha = g.alpha
     t.lo, t.hi = -2147483648.0, 2147483647.0
     t.ldc = t.ldadd = g.ldc
     t.csa = 1
@@ -406,7 +406,8 @@ cdef void igemm_shares(void *ctx, int64_t begin, int64_t end, int32_t worker) no
                         t.n = min(<int64_t> EV_NR_S8, nb - j)
                         t.b = b_pairs + j * t.k * 2
                         t.c = g.c + i0 * g.ldc + j0 + j
-                        t.add = t.c if p0 > 0 or g.accumulate else NULL
+                        t.beta = g.beta if p0 == 0 else 1
+                        t.add = NULL if t.beta == 0 else t.c
                         t.row_bias = g.bias + i0 if last and g.bias_axis == EV_BIAS_ROW else NULL
                         t.col_bias = g.bias + j0 + j if last and g.bias_axis == EV_BIAS_COLUMN else NULL
                         K.gemm_i16(&t)
@@ -465,6 +466,7 @@ cdef int64_t igemm_scratch(int64_t m, int64_t n, int64_t k, int32_t threads) noe
 cdef void igemm_init(ev_igemm *g, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, bint a_signed,
                      const void *b, int64_t ldb, bint b_signed, int32_t *c, int64_t ldc) noexcept nogil:
     memset(g, 0, sizeof(ev_igemm))
+    g.alpha = 1
     g.m, g.n, g.k = m, n, k
     g.a, g.rsa, g.csa, g.a_signed = a, lda, 1, a_signed
     g.b, g.rsb, g.csb, g.b_signed = b, ldb, 1, b_signed

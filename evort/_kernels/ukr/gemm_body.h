@@ -2,7 +2,7 @@
  *   T             the element type           EV_TYPED(foo)  foo_f32__avx2 and the like
  *   V, VU         vector of VW elements, and the same for unaligned access
  *   VMAX, VMIN    (bound, x): x clamped, NaN where x is NaN
- *   MULADD        (acc, b, x): acc += b*x
+ *   MULADD        (acc, b, x): acc += b*x    ABS            fabs
  * See gemm.h for the contract.
  *
  * The integer product takes pairs of int16 (rows p and p+1 of B side by side) as its int32 elements, and one
@@ -63,9 +63,11 @@ EV_VECTOR(int32_t, vi32)
 #define VMAX EV_MAX_F32
 #define VMIN EV_MIN_F32
 #define MULADD EV_MULADD_FLOAT
+#define ABS fabsf
 #include "gemm_tile.h"
 #include "gemm_vector.h"
 #include "gemm_pack.h"
+#include "blas1.h"
 #undef T
 #undef TYPE
 #undef V
@@ -74,6 +76,7 @@ EV_VECTOR(int32_t, vi32)
 #undef VMAX
 #undef VMIN
 #undef MULADD
+#undef ABS
 
 #define T double
 #define TYPE f64
@@ -83,9 +86,11 @@ EV_VECTOR(int32_t, vi32)
 #define VMAX EV_MAX_F64
 #define VMIN EV_MIN_F64
 #define MULADD EV_MULADD_FLOAT
+#define ABS fabs
 #include "gemm_tile.h"
 #include "gemm_vector.h"
 #include "gemm_pack.h"
+#include "blas1.h"
 #undef T
 #undef TYPE
 #undef V
@@ -94,6 +99,7 @@ EV_VECTOR(int32_t, vi32)
 #undef VMAX
 #undef VMIN
 #undef MULADD
+#undef ABS
 
 typedef int32_t EV_FN(pair) __attribute__((may_alias)); /* two int16 */
 #define T EV_FN(pair)

@@ -11,6 +11,27 @@
 enum { NARROW, PARTIAL, WHOLE }; /* up to VW, fewer than 2*VW, all */
 #endif
 
+/* Finishes a tile at the right edge: the same operations in the same order as for whole tiles, so that an element
+ * does not depend on where tiles begin. */
+static __attribute__((noinline, noclone)) void EV_TYPED(gemm_edge)(const ev_tile *t, T (*acc)[2 * VW], int64_t i0,
+                                                                   int64_t j0, int mr)
+{
+    const T alpha = (T)t->alpha, beta = (T)t->beta, lo = (T)t->lo, hi = (T)t->hi;
+    const int64_t n = t->n - j0 < 2 * VW ? t->n - j0 : 2 * VW;
+    for (int i = 0; i < mr; i++) {
+        const T *add = t->add ? (const T *)t->add + (i0 + i) * t->ldadd + j0 : NULL;
+        T *c = (T *)t->c + (i0 + i) * t->ldc + j0;
+        for (int64_t j = 0; j < n; j++) {
+            T r = t->col_bias ? ((const T *)t->col_bias)[j0 + j] : 0;
+            if (t->row_bias) r += ((const T *)t->row_bias)[i0 + i];
+            if (add) r += add[j] * beta;
+            r += acc[i][j] * alpha;
+            r = r < lo ? lo : r;
+            c[j] = r > hi ? hi : r;
+        }
+    }
+}
+
 /* mr and width are constants at each call, so every `if` below is resolved by the compiler. */
 static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
     const ev_tile *t, const T *a, const T *b, int64_t i0, int64_t j0, const int mr, const int width)
@@ -36,52 +57,43 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
         b += ldb;
     }
 
-    const T alpha = (T)t->alpha, beta = (T)t->beta, lo = (T)t->lo, hi = (T)t->hi;
-    const T *row_bias = t->row_bias ? (const T *)t->row_bias + i0 : NULL;
-    T *c = (T *)t->c + i0 * t->ldc + j0;
-    const T *add = t->add ? (const T *)t->add + i0 * t->ldadd + j0 : NULL;
-    const T *col_bias = t->col_bias ? (const T *)t->col_bias + j0 : NULL;
-    if (width == WHOLE) {
-        const V vlo = lo - (V){0}, vhi = hi - (V){0};
-        V s0 = {0}, s1 = {0};
-        if (col_bias) {
-            s0 = *(const VU *)col_bias;
-            s1 = *(const VU *)(col_bias + VW);
-        }
-#define X(i)                                                 \
-        if (mr > i) {                                        \
-            V r0 = s0, r1 = s1;                              \
-            if (row_bias) {                                  \
-                r0 += row_bias[i];                           \
-                r1 += row_bias[i];                           \
-            }                                                \
-            if (add) {                                       \
-                r0 += *(const VU *)(add + i * t->ldadd) * beta; \
-                r1 += *(const VU *)(add + i * t->ldadd + VW) * beta; \
-            }                                                \
-            r0 += p##i * alpha;                              \
-            r1 += q##i * alpha;                              \
-            *(VU *)(c + i * t->ldc) = VMIN(vhi, VMAX(vlo, r0)); \
-            *(VU *)(c + i * t->ldc + VW) = VMIN(vhi, VMAX(vlo, r1)); \
-        }
-        EV_EACH_ROW(X)
-#undef X
-    } else {
+    if (width != WHOLE) {
         T acc[EV_MR][2 * VW];
 #define X(i) *(VU *)acc[i] = p##i, *(VU *)(acc[i] + VW) = q##i;
         EV_EACH_ROW(X)
 #undef X
-        const int64_t n = t->n - j0 < 2 * VW ? t->n - j0 : 2 * VW;
-        for (int i = 0; i < mr; i++)
-            for (int64_t j = 0; j < n; j++) {
-                T r = col_bias ? col_bias[j] : 0;
-                if (row_bias) r += row_bias[i];
-                if (add) r += add[i * t->ldadd + j] * beta;
-                r += acc[i][j] * alpha;
-                r = r < lo ? lo : r;
-                c[i * t->ldc + j] = r > hi ? hi : r;
-            }
+        EV_TYPED(gemm_edge)(t, acc, i0, j0, mr);
+        return;
     }
+    const T alpha = (T)t->alpha, beta = (T)t->beta;
+    const V lo = (T)t->lo - (V){0}, hi = (T)t->hi - (V){0};
+    const T *row_bias = t->row_bias ? (const T *)t->row_bias + i0 : NULL;
+    const T *col_bias = t->col_bias ? (const T *)t->col_bias + j0 : NULL;
+    const T *add = t->add ? (const T *)t->add + i0 * t->ldadd + j0 : NULL;
+    T *c = (T *)t->c + i0 * t->ldc + j0;
+    V s0 = {0}, s1 = {0};
+    if (col_bias) {
+        s0 = *(const VU *)col_bias;
+        s1 = *(const VU *)(col_bias + VW);
+    }
+#define X(i)                                                      \
+    if (mr > i) {                                                 \
+        V r0 = s0, r1 = s1;                                       \
+        if (row_bias) {                                           \
+            r0 += row_bias[i];                                    \
+            r1 += row_bias[i];                                    \
+        }                                                         \
+        if (add) {                                                \
+            r0 += *(const VU *)(add + i * t->ldadd) * beta;       \
+            r1 += *(const VU *)(add + i * t->ldadd + VW) * beta;  \
+        }                                                         \
+        r0 += p##i * alpha;                                       \
+        r1 += q##i * alpha;                                       \
+        *(VU *)(c + i * t->ldc) = VMIN(hi, VMAX(lo, r0));         \
+        *(VU *)(c + i * t->ldc + VW) = VMIN(hi, VMAX(lo, r1));    \
+    }
+    EV_EACH_ROW(X)
+#undef X
 }
 
 static void EV_TYPED(gemm)(const ev_tile *t)

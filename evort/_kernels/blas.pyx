@@ -1,0 +1,186 @@
+"""BLAS on any strides, for the two interfaces of evort.blas: see blas.pxd."""
+from evort._kernels.core cimport ev_ukr, ukernels
+from evort._kernels.gemm cimport (ev_gemm, ev_igemm, gemm_batch_f32, gemm_batch_f64, gemm_batch_scratch, gemm_init,
+                                  igemm as run_igemm, igemm_init, igemm_scratch)
+from libc.stdlib cimport free
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void **memory, size_t alignment, size_t size)
+
+cdef const ev_ukr *K = ukernels()
+
+cdef enum:
+    CHUNK = 512                  # elements of a strided vector that gemv gathers at a time, on the stack
+
+
+cdef void axpy(int64_t n, real alpha, const real *x, int64_t incx, real *y, int64_t incy) noexcept nogil:
+    if alpha == 0:
+        return
+    if real is float:
+        K.axpy_f32(n, alpha, x, incx, y, incy)
+    else:
+        K.axpy_f64(n, alpha, x, incx, y, incy)
+
+
+cdef void scal(int64_t n, real alpha, real *x, int64_t incx) noexcept nogil:
+    if real is float:
+        K.scal_f32(n, alpha, x, incx)
+    else:
+        K.scal_f64(n, alpha, x, incx)
+
+
+cdef real dot(int64_t n, const real *x, int64_t incx, const real *y, int64_t incy) noexcept nogil:
+    cdef double result = 0
+    if real is float:
+        K.dot_f32(n, x, incx, y, incy, &result)
+    else:
+        K.dot_f64(n, x, incx, y, incy, &result)
+    return <real> result
+
+
+cdef real nrm2(int64_t n, const real *x, int64_t incx) noexcept nogil:
+    cdef double result = 0
+    if real is float:
+        K.nrm2_f32(n, x, incx, &result)
+    else:
+        K.nrm2_f64(n, x, incx, &result)
+    return <real> result
+
+
+cdef real asum(int64_t n, const real *x, int64_t incx) noexcept nogil:
+    cdef double result = 0
+    if real is float:
+        K.asum_f32(n, x, incx, &result)
+    else:
+        K.asum_f64(n, x, incx, &result)
+    return <real> result
+
+
+cdef int64_t iamax(int64_t n, const real *x, int64_t incx) noexcept nogil:
+    cdef int64_t index = 0
+    if n <= 0:
+        return 0
+    if real is float:
+        K.iamax_f32(n, x, incx, &index)
+    else:
+        K.iamax_f64(n, x, incx, &index)
+    return index
+
+
+cdef void copy(int64_t n, const real *x, int64_t incx, real *y, int64_t incy) noexcept nogil:
+    cdef int64_t i
+    for i in range(n):
+        y[i * incy] = x[i * incx]
+
+
+cdef void swap(int64_t n, real *x, int64_t incx, real *y, int64_t incy) noexcept nogil:
+    cdef int64_t i
+    cdef real t
+    for i in range(n):
+        t = x[i * incx]
+        x[i * incx] = y[i * incy]
+        y[i * incy] = t
+
+
+cdef void ger(int64_t m, int64_t n, real alpha, const real *x, int64_t incx, const real *y, int64_t incy, real *a,
+              int64_t rsa, int64_t csa) noexcept nogil:
+    cdef int64_t i
+    for i in range(m if alpha != 0 else 0):
+        axpy(n, alpha * x[i * incx], y, incy, a + i * rsa, csa)
+
+
+cdef void product(ev_gemm *g, real *unused, int64_t count, int64_t stride_a, int64_t stride_b,
+                  int64_t stride_c) noexcept nogil:
+    if real is float:
+        gemm_batch_f32(g, count, stride_a, stride_b, stride_c)
+    else:
+        gemm_batch_f64(g, count, stride_a, stride_b, stride_c)
+
+
+cdef int gemm(int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_t rsa, int64_t csa, const real *b,
+              int64_t rsb, int64_t csb, real beta, real *c, int64_t ldc, int64_t count, int64_t stride_a,
+              int64_t stride_b, int64_t stride_c, int32_t threads) noexcept nogil:
+    cdef ev_gemm g
+    cdef void *scratch = NULL
+    gemm_init(&g, m, n, k if alpha != 0 else 0, a, rsa, b, rsb, c, ldc)   # alpha == 0: A and B are not read
+    g.csa, g.csb, g.alpha, g.beta = csa, csb, alpha, beta
+    g.threads = threads if threads > 1 else 1
+    if posix_memalign(&scratch, 64, gemm_batch_scratch(sizeof(real), count, m, n, k, g.threads) + 64) != 0:
+        return -1
+    g.scratch = scratch
+    product(&g, c, count, stride_a, stride_b, stride_c)
+    free(scratch)
+    return 0
+
+
+cdef void gemv_dot(int64_t n, int64_t k, real alpha, const real *x, const real *w, int64_t ld, real *y,
+                   int64_t incy) noexcept nogil:
+    if real is float:
+        K.gemv_dot_f32(n, k, alpha, x, w, ld, y, incy)
+    else:
+        K.gemv_dot_f64(n, k, alpha, x, w, ld, y, incy)
+
+
+cdef void gemv_rows(int64_t n, int64_t k, real alpha, const real *x, int64_t incx, const real *w, int64_t ld,
+                    real *y) noexcept nogil:
+    if real is float:
+        K.gemv_rows_f32(n, k, alpha, x, incx, w, ld, y)
+    else:
+        K.gemv_rows_f64(n, k, alpha, x, incx, w, ld, y)
+
+
+cdef void gemv(int64_t m, int64_t n, real alpha, const real *a, int64_t rsa, int64_t csa, const real *x, int64_t incx,
+               real beta, real *y, int64_t incy, int32_t threads) noexcept nogil:
+    """See blas.pxd. Products that the driver can do without scratch go to it; the others gather their vector."""
+    cdef ev_gemm g
+    cdef real[CHUNK] part
+    cdef int64_t i, p, some
+    if alpha == 0:               # A and x are not read
+        n = 0
+    if n <= 1:
+        csa = 1
+    elif m <= 1 and csa != 1:
+        rsa = 1
+    if (csa == 1 and incx == 1) or (csa != 1 and rsa == 1 and incy == 1):
+        gemm_init(&g, m, 1, n, a, rsa, x, incx, y, incy)     # methods that need no scratch
+        g.csa, g.alpha, g.beta = csa, alpha, beta
+        g.threads = threads if threads > 1 else 1
+        product(&g, y, 1, 0, 0, 0)
+        return
+    scal(m, beta, y, incy)
+    if csa == 1:
+        p = 0
+        while p < n:
+            some = min(<int64_t> CHUNK, n - p)
+            for i in range(some):
+                part[i] = x[(p + i) * incx]
+            gemv_dot(m, some, alpha, &part[0], a + p, rsa, y, incy)
+            p += some
+    else:
+        p = 0
+        while p < m:
+            some = min(<int64_t> CHUNK, m - p)
+            for i in range(some):
+                part[i] = 0
+            gemv_rows(some, n, alpha, x, incx, a + p, csa, &part[0])
+            for i in range(some):
+                y[(p + i) * incy] += part[i]
+            p += some
+
+
+cdef int igemm(int64_t m, int64_t n, int64_t k, int32_t alpha, const void *a, int64_t rsa, int64_t csa, bint a_signed,
+               const void *a_zero, int64_t a_zero_step, const void *b, int64_t rsb, int64_t csb, bint b_signed,
+               const void *b_zero, int64_t b_zero_step, int32_t beta, int32_t *c, int64_t ldc,
+               int32_t threads) noexcept nogil:
+    cdef ev_igemm g
+    cdef void *scratch = NULL
+    igemm_init(&g, m, n, k if alpha != 0 else 0, a, rsa, a_signed, b, rsb, b_signed, c, ldc)
+    g.csa, g.csb, g.alpha, g.beta = csa, csb, alpha, beta
+    g.a_zero, g.a_zero_step, g.b_zero, g.b_zero_step = a_zero, a_zero_step, b_zero, b_zero_step
+    g.threads = threads if threads > 1 else 1
+    if posix_memalign(&scratch, 64, igemm_scratch(m, n, k, g.threads) + 64) != 0:
+        return -1
+    g.scratch = scratch
+    run_igemm(&g)
+    free(scratch)
+    return 0

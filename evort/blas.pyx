@@ -1,0 +1,561 @@
+"""BLAS on NumPy arrays, and (blas.pxd) for Cython.
+
+    level 1   axpy copy swap scal dot nrm2 asum iamax      y := alpha*x + y, ...
+    level 2   gemv ger                                     y := alpha*op(A)*x + beta*y;  A := alpha*x*y^T + A
+    level 3   gemm gemm_batch gemm_int8                    C := alpha*op(A)*op(B) + beta*C
+
+The Python functions take float32 or float64 arrays of any strides (gemm_int8: int8 or uint8), check them, work in place on
+their outputs and release the GIL while they compute. They raise TypeError for a wrong type or dtype and ValueError for
+shapes that do not fit, read-only or overlapping outputs.
+"""
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+from evort._kernels cimport blas as core
+from evort._kernels.blas cimport real
+from libc.stdint cimport int8_t, int32_t, int64_t
+
+import numpy as np
+
+from evort._kernels.core import default_threads
+
+__all__ = ["asum", "axpy", "copy", "dot", "gemm", "gemm_batch", "gemm_int8", "gemv", "ger", "iamax", "nrm2", "scal",
+           "swap"]
+
+
+# --- the interface for Cython --------------------------------------------------------------------------------------
+
+cdef inline const real *first(const real *x, int64_t n, int64_t inc) noexcept nogil:
+    """The first element of a CBLAS vector, which has the highest address where the increment is negative."""
+    return x - (n - 1) * inc if inc < 0 else x
+
+
+cdef void saxpy(int64_t n, float alpha, const float *x, int64_t incx, float *y, int64_t incy) noexcept nogil:
+    core.axpy[float](n, alpha, first(x, n, incx), incx, <float *> first(<const float *> y, n, incy), incy)
+
+
+cdef void daxpy(int64_t n, double alpha, const double *x, int64_t incx, double *y, int64_t incy) noexcept nogil:
+    core.axpy[double](n, alpha, first(x, n, incx), incx, <double *> first(<const double *> y, n, incy), incy)
+
+
+cdef float sdot(int64_t n, const float *x, int64_t incx, const float *y, int64_t incy) noexcept nogil:
+    return core.dot[float](n, first(x, n, incx), incx, first(y, n, incy), incy)
+
+
+cdef double ddot(int64_t n, const double *x, int64_t incx, const double *y, int64_t incy) noexcept nogil:
+    return core.dot[double](n, first(x, n, incx), incx, first(y, n, incy), incy)
+
+
+cdef void scopy(int64_t n, const float *x, int64_t incx, float *y, int64_t incy) noexcept nogil:
+    core.copy[float](n, first(x, n, incx), incx, <float *> first(<const float *> y, n, incy), incy)
+
+
+cdef void dcopy(int64_t n, const double *x, int64_t incx, double *y, int64_t incy) noexcept nogil:
+    core.copy[double](n, first(x, n, incx), incx, <double *> first(<const double *> y, n, incy), incy)
+
+
+cdef void sswap(int64_t n, float *x, int64_t incx, float *y, int64_t incy) noexcept nogil:
+    core.swap[float](n, <float *> first(<const float *> x, n, incx), incx, <float *> first(<const float *> y, n, incy),
+                 incy)
+
+
+cdef void dswap(int64_t n, double *x, int64_t incx, double *y, int64_t incy) noexcept nogil:
+    core.swap[double](n, <double *> first(<const double *> x, n, incx), incx,
+                  <double *> first(<const double *> y, n, incy), incy)
+
+
+cdef void sscal(int64_t n, float alpha, float *x, int64_t incx) noexcept nogil:
+    if incx > 0:
+        core.scal[float](n, alpha, x, incx)
+
+
+cdef void dscal(int64_t n, double alpha, double *x, int64_t incx) noexcept nogil:
+    if incx > 0:
+        core.scal[double](n, alpha, x, incx)
+
+
+cdef float snrm2(int64_t n, const float *x, int64_t incx) noexcept nogil:
+    return core.nrm2[float](n if incx > 0 else 0, x, incx)
+
+
+cdef double dnrm2(int64_t n, const double *x, int64_t incx) noexcept nogil:
+    return core.nrm2[double](n if incx > 0 else 0, x, incx)
+
+
+cdef float sasum(int64_t n, const float *x, int64_t incx) noexcept nogil:
+    return core.asum[float](n if incx > 0 else 0, x, incx)
+
+
+cdef double dasum(int64_t n, const double *x, int64_t incx) noexcept nogil:
+    return core.asum[double](n if incx > 0 else 0, x, incx)
+
+
+cdef int64_t isamax(int64_t n, const float *x, int64_t incx) noexcept nogil:
+    return core.iamax[float](n if incx > 0 else 0, x, incx)
+
+
+cdef int64_t idamax(int64_t n, const double *x, int64_t incx) noexcept nogil:
+    return core.iamax[double](n if incx > 0 else 0, x, incx)
+
+
+cdef void sgemv(bint trans, int64_t m, int64_t n, float alpha, const float *a, int64_t lda, const float *x,
+                int64_t incx, float beta, float *y, int64_t incy, int32_t threads) noexcept nogil:
+    cdef int64_t rows = n if trans else m, columns = m if trans else n
+    core.gemv[float](rows, columns, alpha, a, 1 if trans else lda, lda if trans else 1, first(x, columns, incx), incx,
+                 beta, <float *> first(<const float *> y, rows, incy), incy, threads)
+
+
+cdef void dgemv(bint trans, int64_t m, int64_t n, double alpha, const double *a, int64_t lda, const double *x,
+                int64_t incx, double beta, double *y, int64_t incy, int32_t threads) noexcept nogil:
+    cdef int64_t rows = n if trans else m, columns = m if trans else n
+    core.gemv[double](rows, columns, alpha, a, 1 if trans else lda, lda if trans else 1, first(x, columns, incx), incx,
+                  beta, <double *> first(<const double *> y, rows, incy), incy, threads)
+
+
+cdef void sger(int64_t m, int64_t n, float alpha, const float *x, int64_t incx, const float *y, int64_t incy,
+               float *a, int64_t lda) noexcept nogil:
+    core.ger[float](m, n, alpha, first(x, m, incx), incx, first(y, n, incy), incy, a, lda, 1)
+
+
+cdef void dger(int64_t m, int64_t n, double alpha, const double *x, int64_t incx, const double *y, int64_t incy,
+               double *a, int64_t lda) noexcept nogil:
+    core.ger[double](m, n, alpha, first(x, m, incx), incx, first(y, n, incy), incy, a, lda, 1)
+
+
+cdef int sgemm(bint trans_a, bint trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+               const float *b, int64_t ldb, float beta, float *c, int64_t ldc, int32_t threads) noexcept nogil:
+    return sgemm_batch(trans_a, trans_b, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c, ldc, 0, 1, threads)
+
+
+cdef int dgemm(bint trans_a, bint trans_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
+               int64_t lda, const double *b, int64_t ldb, double beta, double *c, int64_t ldc,
+               int32_t threads) noexcept nogil:
+    return dgemm_batch(trans_a, trans_b, m, n, k, alpha, a, lda, 0, b, ldb, 0, beta, c, ldc, 0, 1, threads)
+
+
+cdef int sgemm_batch(bint trans_a, bint trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
+                     int64_t lda, int64_t stride_a, const float *b, int64_t ldb, int64_t stride_b, float beta,
+                     float *c, int64_t ldc, int64_t stride_c, int64_t count, int32_t threads) noexcept nogil:
+    return core.gemm[float](m, n, k, alpha, a, 1 if trans_a else lda, lda if trans_a else 1, b, 1 if trans_b else ldb,
+                        ldb if trans_b else 1, beta, c, ldc, count, stride_a, stride_b, stride_c, threads)
+
+
+cdef int dgemm_batch(bint trans_a, bint trans_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
+                     int64_t lda, int64_t stride_a, const double *b, int64_t ldb, int64_t stride_b, double beta,
+                     double *c, int64_t ldc, int64_t stride_c, int64_t count, int32_t threads) noexcept nogil:
+    return core.gemm[double](m, n, k, alpha, a, 1 if trans_a else lda, lda if trans_a else 1, b, 1 if trans_b else ldb,
+                         ldb if trans_b else 1, beta, c, ldc, count, stride_a, stride_b, stride_c, threads)
+
+
+cdef int igemm(bint trans_a, bint trans_b, int64_t m, int64_t n, int64_t k, int32_t alpha, const int8_t *a,
+               int64_t lda, const int8_t *b, int64_t ldb, int32_t beta, int32_t *c, int64_t ldc,
+               int32_t threads) noexcept nogil:
+    return core.igemm(m, n, k, alpha, a, 1 if trans_a else lda, lda if trans_a else 1, True, NULL, 0, b,
+                  1 if trans_b else ldb, ldb if trans_b else 1, True, NULL, 0, beta, c, ldc, threads)
+
+
+# --- the interface for Python --------------------------------------------------------------------------------------
+
+cdef dict KINDS = {np.dtype(np.float32): "f", np.dtype(np.float64): "d", np.dtype(np.int8): "b",
+                   np.dtype(np.uint8): "B", np.dtype(np.int32): "i"}
+cdef dict NAMES = {"f": "float32", "d": "float64", "b": "int8", "B": "uint8", "i": "int32"}
+
+
+cdef class Operand:
+    """A checked array argument: its memory, shape and strides (in elements), shorter shapes filled up with 1."""
+    cdef Py_buffer view
+    cdef bint held
+    cdef object array
+    cdef str name, kind
+    cdef char *data
+    cdef int64_t[3] n, s
+    cdef int64_t low, high       # the bytes that it spans, relative to data
+
+    def __cinit__(self, array, str name, int least, int most, str kinds, bint output=False):
+        cdef int axis, ndim
+        cdef int64_t span
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} must be a NumPy array, not {type(array).__name__}")
+        self.kind = KINDS.get(array.dtype, "")
+        if not self.kind or self.kind not in kinds:
+            allowed = " or ".join([NAMES[kind] for kind in kinds])
+            raise TypeError(f"{name} must be of dtype {allowed}, not {array.dtype}")
+        ndim = array.ndim
+        if not least <= ndim <= most:
+            wanted = f"{least}" if least == most else f"{least} or {most}"
+            raise ValueError(f"{name} must have {wanted} dimensions, but its shape is {array.shape}")
+        if not array.flags.aligned:
+            raise ValueError(f"{name} is not aligned in memory: pass a copy")
+        if output and not array.flags.writeable:
+            raise ValueError(f"{name} is an output, but read-only")
+        PyObject_GetBuffer(array, &self.view, PyBUF_STRIDES | PyBUF_FORMAT)
+        self.held = True
+        self.array, self.name = array, name
+        self.data = <char *> self.view.buf
+        self.low, self.high = 0, self.view.itemsize
+        for axis in range(3):
+            self.n[axis], self.s[axis] = 1, 0
+        for axis in range(ndim):
+            self.n[axis] = self.view.shape[axis]
+            self.s[axis] = self.view.strides[axis] // self.view.itemsize
+            span = (self.n[axis] - 1) * self.view.strides[axis]
+            if self.n[axis] == 0:
+                self.high = self.low
+            elif span < 0:
+                self.low += span
+            elif self.high > self.low:
+                self.high += span
+        if output and self.high > self.low and not self.is_distinct():
+            raise ValueError(f"{name} is an output, but its elements share memory: strides {array.strides}")
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+    cdef bint is_distinct(self):
+        """Whether no two elements share memory: each axis steps over all that the axes of smaller stride span."""
+        cdef int64_t span = 1
+        cdef int axis, least, done = 0, round
+        for round in range(3):
+            least = -1
+            for axis in range(3):
+                if not done & (1 << axis) and (least < 0 or abs(self.s[axis]) < abs(self.s[least])):
+                    least = axis
+            done |= 1 << least
+            if self.n[least] > 1:
+                if abs(self.s[least]) < span:
+                    return False
+                span += (self.n[least] - 1) * abs(self.s[least])
+        return True
+
+    cdef bint same_as(self, Operand other):
+        """Whether both are the same elements in the same order."""
+        cdef int axis
+        for axis in range(3):
+            if self.n[axis] != other.n[axis] or (self.n[axis] > 1 and self.s[axis] != other.s[axis]):
+                return False
+        return self.data == other.data
+
+    cdef object must_differ_from(self, Operand other, bint same_allowed):
+        """Raises where this output shares memory with another operand (unless element for element)."""
+        if self.data + self.low >= other.data + other.high or other.data + other.low >= self.data + self.high:
+            return
+        if same_allowed and self.same_as(other):
+            return
+        if np.shares_memory(self.array, other.array):
+            raise ValueError(f"{self.name} is an output, but shares memory with {other.name}: pass a copy")
+
+    cdef object must_have_dtype_of(self, Operand other):
+        if self.kind != other.kind:
+            raise TypeError(f"{self.name} is {NAMES[self.kind]}, but {other.name} is {NAMES[other.kind]}")
+
+    cdef object must_have_shape(self, tuple shape):
+        if self.array.shape != shape:
+            raise ValueError(f"{self.name} has shape {self.array.shape}, but the other operands ask for {shape}")
+
+
+cdef Operand vector(array, str name, bint output=False):
+    return Operand(array, name, 1, 1, "fd", output)
+
+
+cdef tuple pair(x, y, bint output):
+    """Two vectors of one dtype and length; y may be an output."""
+    cdef Operand ox = vector(x, "x"), oy = vector(y, "y", output)
+    oy.must_have_dtype_of(ox)
+    oy.must_have_shape(ox.array.shape)
+    if output:
+        oy.must_differ_from(ox, True)
+    return ox, oy
+
+
+cdef int32_t thread_count(threads) except -1:
+    if threads is None:
+        return default_threads()
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    return min(threads, 1024)
+
+
+cdef object new_output(c, shape, Operand like, double beta):
+    """The array to write: c, or a new one where c is None."""
+    if c is not None:
+        return c
+    if beta != 0:
+        raise ValueError("beta is not 0, so the output's old value is needed: pass it")
+    return np.empty(shape, like.array.dtype)
+
+
+def axpy(alpha, x, y):
+    """y := alpha*x + y. Returns y."""
+    cdef Operand ox, oy
+    ox, oy = pair(x, y, True)
+    cdef double scale = alpha
+    with nogil:
+        if ox.view.itemsize == 4:
+            core.axpy[float](ox.n[0], <float> scale, <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0])
+        else:
+            core.axpy[double](ox.n[0], scale, <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0])
+    return y
+
+
+def copy(x, y):
+    """y := x. Returns y."""
+    cdef Operand ox, oy
+    ox, oy = pair(x, y, True)
+    with nogil:
+        if ox.view.itemsize == 4:
+            core.copy[float](ox.n[0], <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0])
+        else:
+            core.copy[double](ox.n[0], <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0])
+    return y
+
+
+def swap(x, y):
+    """Exchanges the elements of x and y."""
+    cdef Operand ox, oy
+    ox, oy = pair(x, y, True)
+    vector(x, "x", True)
+    with nogil:
+        if ox.view.itemsize == 4:
+            core.swap[float](ox.n[0], <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0])
+        else:
+            core.swap[double](ox.n[0], <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0])
+
+
+def scal(alpha, x):
+    """x := alpha*x; zeros, whatever x holds, for alpha == 0. Returns x."""
+    cdef Operand o = vector(x, "x", True)
+    cdef double scale = alpha
+    with nogil:
+        if o.view.itemsize == 4:
+            core.scal[float](o.n[0], <float> scale, <float *> o.data, o.s[0])
+        else:
+            core.scal[double](o.n[0], scale, <double *> o.data, o.s[0])
+    return x
+
+
+def dot(x, y) -> float:
+    """The inner product of x and y."""
+    cdef Operand ox, oy
+    cdef double result
+    ox, oy = pair(x, y, False)
+    with nogil:
+        if ox.view.itemsize == 4:
+            result = core.dot[float](ox.n[0], <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0])
+        else:
+            result = core.dot[double](ox.n[0], <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0])
+    return result
+
+
+def nrm2(x) -> float:
+    """The Euclidean norm of x. Squares neither overflow nor vanish on the way."""
+    cdef Operand o = vector(x, "x")
+    cdef double result
+    with nogil:
+        if o.view.itemsize == 4:
+            result = core.nrm2[float](o.n[0], <float *> o.data, o.s[0])
+        else:
+            result = core.nrm2[double](o.n[0], <double *> o.data, o.s[0])
+    return result
+
+
+def asum(x) -> float:
+    """The sum of the absolute values of x."""
+    cdef Operand o = vector(x, "x")
+    cdef double result
+    with nogil:
+        if o.view.itemsize == 4:
+            result = core.asum[float](o.n[0], <float *> o.data, o.s[0])
+        else:
+            result = core.asum[double](o.n[0], <double *> o.data, o.s[0])
+    return result
+
+
+def iamax(x) -> int:
+    """The index of the first element of the largest absolute value (of the first NaN, if there is one).
+
+    Raises ValueError for an empty x.
+    """
+    cdef Operand o = vector(x, "x")
+    if o.n[0] == 0:
+        raise ValueError("x is empty, so it has no largest element")
+    if o.view.itemsize == 4:
+        return core.iamax[float](o.n[0], <float *> o.data, o.s[0])
+    return core.iamax[double](o.n[0], <double *> o.data, o.s[0])
+
+
+def gemv(a, x, y=None, alpha=1.0, beta=0.0, trans=False, threads=None):
+    """y := alpha*op(a) x + beta*y, where op(a) is a or, with trans, its transpose. Returns y.
+
+    a[m, n]; x[n] and y[m], or x[m] and y[n] with trans; y is made where it is None. threads: None for the default.
+    """
+    cdef Operand oa = Operand(a.T if trans and isinstance(a, np.ndarray) else a, "a", 2, 2, "fd")
+    if oa.s[0] != 1 and oa.s[1] != 1 and oa.n[0] > 1 and oa.n[1] > 1:
+        oa = Operand(np.ascontiguousarray(oa.array), "a", 2, 2, "fd")     # neither rows nor columns are contiguous
+    cdef Operand ox = vector(x, "x")
+    cdef double s = alpha, t = beta
+    cdef int32_t count = thread_count(threads)
+    y = new_output(y, (oa.n[0],), oa, t)
+    cdef Operand oy = vector(y, "y", True)
+    ox.must_have_dtype_of(oa)
+    oy.must_have_dtype_of(oa)
+    ox.must_have_shape((oa.n[1],))
+    oy.must_have_shape((oa.n[0],))
+    oy.must_differ_from(oa, False)
+    oy.must_differ_from(ox, False)
+    with nogil:
+        if oa.view.itemsize == 4:
+            core.gemv[float](oa.n[0], oa.n[1], <float> s, <float *> oa.data, oa.s[0], oa.s[1], <float *> ox.data, ox.s[0],
+                         <float> t, <float *> oy.data, oy.s[0], count)
+        else:
+            core.gemv[double](oa.n[0], oa.n[1], s, <double *> oa.data, oa.s[0], oa.s[1], <double *> ox.data, ox.s[0], t,
+                          <double *> oy.data, oy.s[0], count)
+    return y
+
+
+def ger(x, y, a=None, alpha=1.0):
+    """a := alpha * x y^T + a. Returns a[m, n], which starts as zeros where it is None; x[m], y[n]."""
+    cdef Operand ox = vector(x, "x"), oy = vector(y, "y")
+    cdef double s = alpha
+    oy.must_have_dtype_of(ox)
+    if a is None:
+        a = np.zeros((ox.n[0], oy.n[0]), ox.array.dtype)
+    cdef Operand oa = Operand(a, "a", 2, 2, "fd", True)
+    oa.must_have_dtype_of(ox)
+    oa.must_have_shape((ox.n[0], oy.n[0]))
+    oa.must_differ_from(ox, False)
+    oa.must_differ_from(oy, False)
+    with nogil:
+        if oa.view.itemsize == 4:
+            core.ger[float](oa.n[0], oa.n[1], <float> s, <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0],
+                        <float *> oa.data, oa.s[0], oa.s[1])
+        else:
+            core.ger[double](oa.n[0], oa.n[1], s, <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0],
+                         <double *> oa.data, oa.s[0], oa.s[1])
+    return a
+
+
+cdef object product(a, b, c, int dims, double alpha, double beta, trans_a, trans_b, threads):
+    """gemm and gemm_batch: checks the operands, and computes C^T = B^T A^T where C is laid out by columns."""
+    cdef Operand oa = Operand(a, "a", 2, dims, "fd"), ob = Operand(b, "b", 2, dims, "fd"), oc
+    cdef int32_t thread_limit = thread_count(threads)
+    cdef int64_t[3] an, bn, as_, bs                        # batch, row, column
+    cdef int64_t count
+    cdef int status
+    ob.must_have_dtype_of(oa)
+    as_matrices(oa, trans_a, an, as_)
+    as_matrices(ob, trans_b, bn, bs)
+    if an[2] != bn[1]:
+        raise ValueError(f"a{'^T' if trans_a else ''} has {an[2]} columns, but b{'^T' if trans_b else ''} {bn[1]} rows")
+    if an[0] != bn[0] and an[0] != 1 and bn[0] != 1:
+        raise ValueError(f"a is a batch of {an[0]}, but b of {bn[0]}")
+    count = bn[0] if an[0] == 1 else an[0]
+    as_[0] = as_[0] if an[0] > 1 else 0
+    bs[0] = bs[0] if bn[0] > 1 else 0
+    cdef tuple shape = (an[1], bn[2])
+    if dims == 3:
+        shape = (count, *shape)
+    c = new_output(c, shape, oa, beta)
+    oc = Operand(c, "c", dims, dims, "fd", True)
+    oc.must_have_dtype_of(oa)
+    oc.must_have_shape(shape)
+    oc.must_differ_from(oa, False)
+    oc.must_differ_from(ob, False)
+    cdef int64_t row = oc.s[dims - 2], column = oc.s[dims - 1], step = oc.s[0] if dims == 3 else 0
+    cdef bint by_rows = column == 1 or bn[2] <= 1
+    if not by_rows and row != 1 and an[1] > 1:
+        raise ValueError(f"c must have contiguous rows or contiguous columns, not strides {c.strides}")
+    with nogil:
+        if by_rows:
+            status = multiply(oa, ob, oc, an[1], bn[2], an[2], alpha, as_, bs, beta, row, count, step, thread_limit)
+        else:
+            as_[1], as_[2], bs[1], bs[2] = as_[2], as_[1], bs[2], bs[1]
+            status = multiply(ob, oa, oc, bn[2], an[1], an[2], alpha, bs, as_, beta, column, count, step, thread_limit)
+    if status != 0:
+        raise MemoryError("no memory for the packing buffer of a matrix product")
+    return c
+
+
+cdef void as_matrices(Operand o, bint trans, int64_t *n, int64_t *s):
+    """Batch, row and column counts and strides of an operand of 2 or 3 dimensions, transposed where asked."""
+    cdef int row = o.array.ndim - 2, column = o.array.ndim - 1
+    if trans:
+        row, column = column, row
+    n[0], s[0] = 1, 0
+    if o.array.ndim == 3:
+        n[0], s[0] = o.n[0], o.s[0]
+    n[1], s[1], n[2], s[2] = o.n[row], o.s[row], o.n[column], o.s[column]
+
+
+cdef int multiply(Operand a, Operand b, Operand c, int64_t m, int64_t n, int64_t k, double alpha, const int64_t *a_s,
+                  const int64_t *b_s, double beta, int64_t ldc, int64_t count, int64_t stride_c,
+                  int32_t threads) noexcept nogil:
+    if a.view.itemsize == 4:
+        return core.gemm[float](m, n, k, <float> alpha, <float *> a.data, a_s[1], a_s[2], <float *> b.data, b_s[1],
+                                b_s[2], <float> beta, <float *> c.data, ldc, count, a_s[0], b_s[0], stride_c, threads)
+    return core.gemm[double](m, n, k, alpha, <double *> a.data, a_s[1], a_s[2], <double *> b.data, b_s[1], b_s[2], beta,
+                             <double *> c.data, ldc, count, a_s[0], b_s[0], stride_c, threads)
+
+
+def gemm(a, b, c=None, alpha=1.0, beta=0.0, trans_a=False, trans_b=False, threads=None):
+    """c := alpha*op(a) op(b) + beta*c, where op() transposes if trans_a, trans_b say so. Returns c.
+
+    op(a)[m, k], op(b)[k, n], c[m, n] with contiguous rows or columns; c is made where it is None.
+    threads: how many to use at most, None for EVORT_NUM_THREADS or all processors.
+    """
+    return product(a, b, c, 2, alpha, beta, trans_a, trans_b, threads)
+
+
+def gemm_batch(a, b, c=None, alpha=1.0, beta=0.0, trans_a=False, trans_b=False, threads=None):
+    """gemm for each matrix of a batch: op(a)[batch, m, k], op(b)[batch, k, n], c[batch, m, n]. Returns c.
+
+    An a or b of two dimensions, or with a batch of 1, serves the whole batch.
+    """
+    return product(a, b, c, 3, alpha, beta, trans_a, trans_b, threads)
+
+
+cdef Operand zero_points(zero, str name, Operand like, int64_t n):
+    """One zero point, or one for each of n rows or columns, in the operand's own dtype."""
+    info = np.iinfo(like.array.dtype)
+    values = np.atleast_1d(np.asarray(zero))
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be a whole number, or an array of such, not {values.dtype}")
+    if values.ndim != 1 or (len(values) != 1 and len(values) != n):
+        raise ValueError(f"{name} must be one value or {n}, but its shape is {values.shape}")
+    if values.min() < info.min or values.max() > info.max:
+        raise ValueError(f"{name} must lie within [{info.min}, {info.max}], the range of {like.name}")
+    return Operand(values.astype(like.array.dtype), name, 1, 1, like.kind)
+
+
+def gemm_int8(a, b, c=None, alpha=1, beta=0, trans_a=False, trans_b=False, a_zero=0, b_zero=0, threads=None):
+    """c := alpha*(op(a) - a_zero) (op(b) - b_zero) + beta*c for int8 or uint8 a and b, int32 c. Returns c.
+
+    op(a)[m, k], op(b)[k, n], c[m, n] with contiguous rows. a_zero: a number, or an array of one for each row of op(a);
+    b_zero: the same for the columns of op(b). Sums are exact; one that does not fit int32 wraps around. alpha and beta
+    are whole numbers.
+    """
+    cdef Operand oa = Operand(a, "a", 2, 2, "bB"), ob = Operand(b, "b", 2, 2, "bB"), oc, za, zb
+    cdef int64_t[3] an, bn, as_, bs
+    cdef int32_t scale = alpha, old = beta, thread_limit = thread_count(threads)
+    cdef bint a_signed = oa.kind == "b", b_signed = ob.kind == "b"
+    cdef int status
+    as_matrices(oa, trans_a, an, as_)
+    as_matrices(ob, trans_b, bn, bs)
+    if an[2] != bn[1]:
+        raise ValueError(f"a{'^T' if trans_a else ''} has {an[2]} columns, but b{'^T' if trans_b else ''} {bn[1]} rows")
+    za, zb = zero_points(a_zero, "a_zero", oa, an[1]), zero_points(b_zero, "b_zero", ob, bn[2])
+    if c is None:
+        if beta != 0:
+            raise ValueError("beta is not 0, so the output's old value is needed: pass it")
+        c = np.empty((an[1], bn[2]), np.int32)
+    oc = Operand(c, "c", 2, 2, "i", True)
+    oc.must_have_shape((an[1], bn[2]))
+    oc.must_differ_from(oa, False)
+    oc.must_differ_from(ob, False)
+    if bn[2] > 1 and oc.s[1] != 1:
+        raise ValueError(f"c must have contiguous rows, not strides {c.strides}")
+    with nogil:
+        status = core.igemm(an[1], bn[2], an[2], scale, oa.data, as_[1], as_[2], a_signed, za.data,
+                            1 if za.n[0] > 1 else 0, ob.data, bs[1], bs[2], b_signed, zb.data,
+                            1 if zb.n[0] > 1 else 0, old, <int32_t *> oc.data, oc.s[0], thread_limit)
+    if status != 0:
+        raise MemoryError("no memory for the packing buffer of a matrix product")
+    return c
