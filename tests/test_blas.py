@@ -53,7 +53,7 @@ def check_product(got, alpha, a, b, beta, c):
 
 steps = st.sampled_from([1, 1, -1, 2, -3])
 orders = st.sampled_from("CF")
-lengths = st.one_of(st.integers(0, 40), st.just(1100))
+lengths = st.one_of(st.integers(0, 40), st.just(530))  # past the 512 elements that gemv gathers at a time
 scalars = st.sampled_from([0.0, 1.0, -1.0, 0.7])
 sizes = st.one_of(st.integers(0, 20), st.sampled_from([31, 33, 64, 97, 130]))
 depths = st.one_of(st.integers(0, 20), st.sampled_from([63, 321, 700]))
