@@ -70,9 +70,10 @@ class Runner:
 
     def plan(self, stage: Stage, specs: dict[str, Spec]) -> Planned:
         """The plan of a stage for given input specifications, made where it is not there yet."""
-        key = tuple((specs[n].dtype, specs[n].shape) for n in stage.reads)
+        # From a list: a tuple made from a generator ends up in another free list than it came from, and those grow.
+        key = tuple([(specs[n].dtype, specs[n].shape) for n in stage.reads])
         if stage.known:
-            key += tuple(specs[n].value.tobytes() for n in stage.reads if n in stage.known)
+            key += tuple([specs[n].value.tobytes() for n in stage.reads if n in stage.known])
         found = stage.plans.get(key)
         if found is None:
             with self._lock:
