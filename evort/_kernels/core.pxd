@@ -202,6 +202,12 @@ cdef extern from "ukr.h" nogil:
         void (*transposed_row_f32)(const ev_conv_window *g, const float *col, int64_t ld, int64_t row0, int64_t od,
                                    int64_t oh, float bias, const float *residual, float lo, float hi, float *tmp,
                                    float *y) noexcept nogil
+        void (*rnn_cell_f32)(int64_t n, const float *gate, float clip, float *h) noexcept nogil
+        void (*lstm_cell_f32)(int64_t n, const float *gates, const float *p, float clip, int input_forget, float *cell,
+                              float *h) noexcept nogil
+        void (*gru_cell_f32)(int64_t n, const float *x, const float *r, float clip, float *h) noexcept nogil
+        void (*gru_reset_f32)(int64_t n, const float *gates, float clip, const float *h, float *kept) noexcept nogil
+        void (*gru_update_f32)(int64_t n, const float *gates, float clip, float *h) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

@@ -16,6 +16,7 @@ from evort.ops import (
     pool,
     quantize,
     random,
+    recurrent,
     reduce,
     sequence,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "pool",
     "quantize",
     "random",
+    "recurrent",
     "reduce",
     "registered",
     "sequence",

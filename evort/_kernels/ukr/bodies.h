@@ -17,6 +17,7 @@
 #include "pool_body.h"
 #include "layout_body.h"
 #include "conv_body.h"
+#include "recurrent_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
