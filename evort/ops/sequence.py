@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evort.ops.base import Attr, Call, DataDependent, Op, op
+from evort.ops.base import REQUIRED, Attr, Call, DataDependent, Op, op
 from evort.types import Spec
 
 
@@ -106,7 +106,7 @@ class SplitToSequence(_Dynamic):
 @op("ConcatFromSequence", since=11)
 class ConcatFromSequence(_Dynamic):
     inputs, outputs = ("input_sequence",), ("concat_result",)
-    attrs = {"axis": Attr("int", 0), "new_axis": Attr("int", 0)}
+    attrs = {"axis": Attr("int", REQUIRED), "new_axis": Attr("int", 0)}
 
     def reference(self, c: Call, items: list[np.ndarray]) -> np.ndarray:
         if not items:
@@ -119,7 +119,7 @@ class ConcatFromSequence(_Dynamic):
 @op("SequenceMap", since=17)
 class SequenceMap(_Dynamic):
     inputs, outputs = ("input_sequence", "*additional_inputs"), ("*out_sequence",)
-    attrs = {"body": Attr("graph")}
+    attrs = {"body": Attr("graph", REQUIRED)}
 
     def reference(self, c: Call, items: list[Any], *others: Any) -> tuple[list[Any], ...]:
         body = c["body"]

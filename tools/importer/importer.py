@@ -380,6 +380,10 @@ class Importer:
             body.ParseFromString(data)
         else:
             return None
+        # The body refers to the operator's attributes, whose defaults are in the schema.
+        own = {a.name for a in body.attribute_proto}
+        defaults = (a.default_value for name, a in schema.attributes.items() if name not in own)
+        body.attribute_proto.extend(value for value in defaults if value.name)
         if not body.opset_import:
             body.opset_import.append(onnx.helper.make_opsetid("", max(versions)))
         return body

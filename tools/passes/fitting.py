@@ -18,7 +18,8 @@ def fitted(graph: Graph, shapes: Shapes) -> Shapes:
     """Inference for a model, with sizes for which all its shape rules hold.
 
     Where the usual samples all fail, one symbol after the other is set to a size that models are made for. Around one
-    that works, others are tried, so that what only holds for that very size is not taken for the rule. Gives the facts
+    that works, others are tried, so that what only holds for that very size is not taken for the rule; where none of
+    them works, nothing is concluded from the symbol, since a quite different one may. Gives the facts
     of the first samples back where no size works: then shapes are unknown from the node on that refuses them.
     """
     if not shapes.refused():
@@ -29,8 +30,13 @@ def fitted(graph: Graph, shapes: Shapes) -> Shapes:
             trial.live = _FEW
             if not _holds(graph, trial):
                 continue
-            around = Shapes({**shapes.symbols, symbol: [max(1, size + n) for n in _NEIGHBOURS]})
+            sizes = {**shapes.symbols, symbol: [max(1, size + n) for n in _NEIGHBOURS]}
+            around = Shapes(sizes)
             around.graph(graph)
+            if len({sizes[symbol][k] for k in around.live}) < 2:
+                # It may not be the only one that works.
+                around = Shapes(sizes, [symbol])
+                around.graph(graph)
             if not around.refused():
                 return around
     return shapes

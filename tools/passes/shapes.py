@@ -15,7 +15,7 @@ differ elsewhere: it is marked `opaque`, as is all that is computed from it, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,10 +70,12 @@ class Shapes:
     sizes is not, even if all samples met it: the model may take other sizes.
     """
 
-    def __init__(self, symbols: dict[str, list[int]] | None = None) -> None:
-        """symbols: sizes to sample them with, where the usual ones do not do (see `fitted`)."""
+    def __init__(self, symbols: Mapping[str, list[int]] | None = None, doubtful: Iterable[str] = ()) -> None:
+        """symbols: sizes to sample them with, where the usual ones do not do; doubtful: symbols of whose sizes only
+        one is known to work, so that nothing may be concluded from it (see `fitted`)."""
         self.facts: dict[str, Fact] = {}
         self.symbols: dict[str, list[int]] = dict(symbols or {})
+        self.doubtful = frozenset(doubtful)
         self.problems: dict[int, tuple[EvortError, bool]] = {}
         self.live = ALL
 
@@ -175,7 +177,9 @@ class Shapes:
         given = [self._symbol(d) if isinstance(d, str) else [d] for d in tensor.shape]
         samples = SAMPLES if any(len(g) > 1 for g in given) else 1
         shapes = [tuple(g[k % len(g)] for g in given) for k in range(samples)]
-        self.facts[tensor.name] = Fact(tensor.dtype, shapes)
+        fact = Fact(tensor.dtype, shapes)
+        fact.opaque_shape = any(d in self.doubtful for d in tensor.shape)
+        self.facts[tensor.name] = fact
 
     def _symbol(self, symbol: str) -> list[int]:
         if symbol not in self.symbols:
