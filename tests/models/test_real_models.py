@@ -55,12 +55,25 @@ def inputs_of(name: str, shape: str) -> dict[str, np.ndarray]:
     return feeds
 
 
-def assert_close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], slack: float = 0.0) -> None:
+    """Equal within TOLERANCE of the output's range, or within `slack` where that is more."""
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         assert got[name].shape == value.shape and got[name].dtype == value.dtype
         spread = float(value.max() - value.min()) or 1.0
-        assert np.abs(got[name] - value).max() <= TOLERANCE * spread, name
+        assert np.abs(got[name] - value).max() <= max(TOLERANCE * spread, slack), name
+
+
+def rounding_of(name: str, peer: bytes, feeds: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """How much rounding moves the output of a network that amplifies it: twice the difference between onnxruntime
+    with and without its own optimisations. Only halftone_v1 does (a softmax of large logits at near ties: against
+    float64, onnxruntime's error is 2.9e-4 to 3.4e-4 and evort's 3.1e-4)."""
+    if name != "halftone_v1":
+        return 0.0
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = ort.InferenceSession(peer, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return 2 * max(float(np.abs(a - b).max()) for a, b in zip(plain, expected.values(), strict=True))
 
 
 @pytest.mark.parametrize(("name", "shape"), [(c.name, shape) for c in CASES.values() for shape in c.shapes])
@@ -72,10 +85,11 @@ def test_equals_onnxruntime(name, shape, threads):
     feeds = inputs_of(name, shape)
     session = ort.InferenceSession(peer, providers=["CPUExecutionProvider"])
     expected = dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
+    slack = rounding_of(name, peer, feeds, expected)
     mine = evort.load(own, threads=threads)
-    assert_close(mine.run(feeds), expected)
+    assert_close(mine.run(feeds), expected, slack)
     # Once more, on the arena that the first run left dirty.
-    assert_close(mine.run(feeds), expected)
+    assert_close(mine.run(feeds), expected, slack)
 
 
 @needs_shared
