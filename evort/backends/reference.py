@@ -62,7 +62,10 @@ def run_dynamic(definition: Op, c: Call, inputs: list[Any]) -> tuple[list[Any], 
     results = run_reference(definition, c, inputs)
     if c.outs:
         return results, [None if s is None else s.dtype for s in c.outs]
-    # Held as bits (bfloat16 and the like): what such an operator passes on is of its first operand's type.
+    # Held as bits (bfloat16 and the like): what such an operator passes on is of its first operand's type. Positions
+    # and counts beside it are what they are.
     first = next((s for s in c.ins if s is not None), None)
-    bits = first is not None and first.value is not None and dtype_of(first.value) != first.dtype
-    return results, [first.dtype if bits else None] * len(results)
+    if first is None or first.value is None or dtype_of(first.value) == first.dtype:
+        return results, [None] * len(results)
+    bits = first.value.dtype
+    return results, [first.dtype if getattr(r, "dtype", None) == bits else None for r in results]

@@ -11,6 +11,7 @@ from evort.ops import (
     generate,
     layout,
     linear,
+    loss,
     normalize,
     pad,
     pool,
@@ -18,7 +19,9 @@ from evort.ops import (
     random,
     recurrent,
     reduce,
+    search,
     sequence,
+    signal,
 )
 from evort.ops.base import Attr, Call, DataDependent, Kernel, NeedsValue, Op, find, lookup, op, registered
 
@@ -41,6 +44,7 @@ __all__ = [
     "layout",
     "linear",
     "lookup",
+    "loss",
     "normalize",
     "op",
     "pad",
@@ -50,5 +54,7 @@ __all__ = [
     "recurrent",
     "reduce",
     "registered",
+    "search",
     "sequence",
+    "signal",
 ]

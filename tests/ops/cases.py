@@ -20,7 +20,8 @@ from tests.support import drivers_of, node_model, run_node
 def node_cases(modules: str, ops: str) -> list[TestCase]:
     """The cases of one node each, for operators `ops`, that `onnx.backend.test.case.node.<module>` define.
 
-    Only those modules are imported: generating all cases takes most of a minute.
+    Only those modules are imported: generating all cases takes most of a minute. Cases of older forms that differ,
+    which only the importer knows, are left out.
     """
     import onnx.backend.test.case.node as node
 
@@ -31,6 +32,7 @@ def node_cases(modules: str, ops: str) -> list[TestCase]:
     names = set(ops.split())
     found = {c.name: c for c in node._NodeTestCases if len(c.model.graph.node) == 1}
     found = [c for c in found.values() if c.model.graph.node[0].op_type in names]
+    found = [c for c in found if not c.name.endswith("opset19")]
     missing = names - {c.model.graph.node[0].op_type for c in found}
     assert not missing, f"no cases of {missing}"
     return found

@@ -1,0 +1,77 @@
+"""Classification losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from evort.errors import ExecutionError
+from evort.ops.base import Attr, Call, Op, op
+from evort.ops.reduce import wide
+from evort.types import FLOATS, DType, Spec
+
+_LABELS = frozenset({DType.INT32, DType.INT64})
+
+
+class _Loss(Op):
+    attrs = {"ignore_index": Attr("int"), "reduction": Attr("str", "mean")}
+
+    def infer(self, c: Call) -> list[Spec | None]:
+        x, labels = c.ins[:2]
+        if x.rank < 2 or labels.shape != (x.shape[0], *x.shape[2:]):
+            raise c.error("the labels must have the shape of the scores without their axis 1")
+        if c.has(2) and c.ins[2].shape != (x.shape[1],):
+            raise c.error(f"the weights must have shape ({x.shape[1]},): one for each class")
+        if c["reduction"] not in ("none", "sum", "mean"):
+            raise c.error(f"reduction {c['reduction']!r} is none of none, sum, mean")
+        return [Spec(x.dtype, labels.shape if c["reduction"] == "none" else ())]
+
+    def loss(self, c: Call, logs: np.ndarray, labels: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        """-logs at the labels, weighted and reduced. Raises ExecutionError for a label that is no class."""
+        kept = np.ones(labels.shape, bool) if c["ignore_index"] is None else labels != c["ignore_index"]
+        classes = np.where(kept, labels, 0)
+        if np.any(kept & ((labels < 0) | (labels >= logs.shape[1]))):
+            raise ExecutionError(f"{c.node.label()}: a label is not one of {logs.shape[1]} classes")
+        if logs.shape[1] == 0:
+            losses = weight = np.zeros(labels.shape)
+        else:
+            weight = np.where(kept, 1.0 if weights is None else wide(weights)[classes], 0.0)
+            taken = np.take_along_axis(logs, np.expand_dims(classes, 1), 1)[:, 0]
+            losses = np.where(kept, -taken * weight, 0.0)
+        if c["reduction"] == "none":
+            return losses
+        total = np.sum(losses)
+        return total if c["reduction"] == "sum" else total / np.sum(weight)
+
+
+@op("NegativeLogLikelihoodLoss", since=22)
+class NegativeLogLikelihoodLoss(_Loss):
+    """-input at the target class, times the class's weight; 0 for `ignore_index`. Reduced to the sum, or to the mean
+    (sum of losses / sum of weights)."""
+
+    inputs, outputs = ("input", "target", "weight?"), ("loss",)
+    dtypes = {"input": FLOATS, "target": _LABELS, "weight": FLOATS}
+
+    def reference(self, c: Call, x, target, weight=None) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return self.loss(c, wide(x), target, weight)
+
+
+@op("SoftmaxCrossEntropyLoss", since=13)
+class SoftmaxCrossEntropyLoss(_Loss):
+    """-log softmax(scores) at the label's class, times the class's weight; 0 for `ignore_index`. Reduced to the sum,
+    or to the mean (sum of losses / sum of weights). log_prob is the logarithm of the softmax."""
+
+    inputs, outputs = ("scores", "labels", "weights?"), ("output", "log_prob?")
+    dtypes = {"scores": FLOATS, "labels": _LABELS, "weights": FLOATS}
+
+    def infer(self, c: Call) -> list[Spec | None]:
+        return [*super().infer(c), c.like(0)] if c.wants(1) else super().infer(c)
+
+    def reference(self, c: Call, x, labels, weights=None) -> Any:
+        with np.errstate(all="ignore"):
+            shifted = wide(x)
+            shifted = shifted - np.max(shifted, axis=1, keepdims=True, initial=-np.inf)
+            logs = shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
+            return self.loss(c, logs, labels, weights), logs
