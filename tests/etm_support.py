@@ -318,3 +318,48 @@ def parts(file: bytes) -> tuple[bytes, bytes]:
     """Metadata and weights of a file."""
     *_, at, length, weights_at, weights_length, _, _ = Oracle.HEADER.unpack_from(file)
     return file[at : at + length], file[weights_at : weights_at + weights_length]
+
+
+def check_model(model: Model) -> None:
+    """What a Model that was read promises, whatever the file: fails by AssertionError. Touches every array's bytes."""
+    _check_graph(model.graph, frozenset())
+
+
+def _check_graph(graph: Graph, outer: frozenset[str]) -> None:
+    constants = [t for t in graph.tensors.values() if t.data is not None]
+    for t in constants:
+        _check_array(t.data)
+        assert t.data.dtype == STORAGE[t.dtype]
+        assert t.sparsity is not None or t.data.shape == t.shape
+        if t.quant is not None:
+            assert np.isfinite(t.quant.scale).all() and (t.quant.scale > 0).all()
+    for t in graph.tensors.values():
+        assert t.shape is None or all(isinstance(d, str) or d >= 0 for d in t.shape)
+        for array in (t.quant and t.quant.scale, t.quant and t.quant.zero_point, t.sparsity and t.sparsity.indices):
+            if array is not None:
+                _check_array(array)
+    defined = set(outer)
+    for name in [t.name for t in constants] + graph.inputs:
+        assert name and name not in defined and name in graph.tensors
+        defined.add(name)
+    for n in graph.nodes:
+        assert n.op and all(name in defined for name in n.inputs if name)
+        for value in n.attrs.values():
+            if isinstance(value, Graph):
+                _check_graph(value, frozenset(defined))
+            elif isinstance(value, np.ndarray):
+                _check_array(value)
+        for name in filter(None, n.outputs):
+            assert name not in defined
+            defined.add(name)
+    assert all(name in defined for name in graph.outputs)
+
+
+def _check_array(array: np.ndarray) -> None:
+    assert not array.flags.writeable and array.flags.c_contiguous and array.flags.aligned
+    if array.dtype == object:
+        assert all(isinstance(item, str) for item in array.reshape(-1))
+    else:
+        array.tobytes()
+    if array.dtype == bool:
+        assert (array.view(np.uint8) <= 1).all()

@@ -122,6 +122,10 @@ def _plain(value: object) -> object:
         return [repr(v) for v in value]
     if isinstance(value, str) or value is None:
         return value
+    if isinstance(value, Graph):
+        return f"graph {value.name!r}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
     return repr(value)
 
 
