@@ -68,6 +68,11 @@ cdef extern from "gemm.h" nogil:
         int32_t bias_axis, activation
         float a, b
 
+cdef extern from "interpolate.h" nogil:
+    ctypedef struct ev_axis:
+        int32_t size, stride, taps, padding
+        float low, high
+
 cdef extern from "reduce.h" nogil:
     enum:
         EV_REDUCE_SUM, EV_REDUCE_ABS, EV_REDUCE_SQUARE, EV_REDUCE_EXP, EV_REDUCE_PROD
@@ -191,6 +196,7 @@ cdef extern from "ukr.h" nogil:
         void (*move_step)(int item, int64_t n, const void *x, int64_t step, void *y) noexcept nogil
         void (*move_rows)(int64_t n, int64_t bytes, const void *x, int64_t xs, void *y, int64_t ys) noexcept nogil
         void (*move_fill)(int item, int64_t n, const void *x, void *y) noexcept nogil
+        void (*move_repeat)(int item, int64_t n, int64_t times, const void *x, void *y) noexcept nogil
         void (*move_index)(int item, int64_t n, const void *x, const int64_t *index, const void *fill,
                            void *y) noexcept nogil
         void (*move_transpose)(int item, int64_t rows, int64_t cols, const void *x, int64_t xs, void *y,
@@ -208,6 +214,19 @@ cdef extern from "ukr.h" nogil:
         void (*gru_cell_f32)(int64_t n, const float *x, const float *r, float clip, float *h) noexcept nogil
         void (*gru_reset_f32)(int64_t n, const float *gates, float clip, const float *h, float *kept) noexcept nogil
         void (*gru_update_f32)(int64_t n, const float *gates, float clip, float *h) noexcept nogil
+        void (*interp_place_f32)(int64_t n, const float *g, int64_t stride, int64_t size, int align,
+                                 float *x) noexcept nogil
+        void (*interp_taps_f32)(const ev_axis *a, int64_t n, float *x, int32_t *at, float *w) noexcept nogil
+        void (*interp_corners_f32)(int axes, int taps, int64_t n, const int32_t *at, const float *w, int32_t zero,
+                                   int32_t *offset, float *weight) noexcept nogil
+        void (*interp_blend_f32)(int64_t n, int corners, const float *x, const int32_t *offset, const float *weight,
+                                 float *y) noexcept nogil
+        void (*interp_pack_f32)(int64_t n, int channels, const float *x, int64_t stride, float *y) noexcept nogil
+        void (*interp_unpack_f32)(int64_t n, int channels, const float *x, float *y, int64_t stride) noexcept nogil
+        void (*interp_rows_f32)(int64_t n, int64_t taps, const float *ring, int64_t slot, const float *w,
+                                float *y) noexcept nogil
+        void (*interp_line_f32)(int64_t n, int64_t taps, int64_t inner, const float *x, const int64_t *first,
+                                const float *w, float *y) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

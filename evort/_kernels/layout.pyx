@@ -20,7 +20,10 @@ cdef enum:
     K_FILL = 1
     K_STEP = 2
     K_TRANSPOSE = 3
-    BY_SEGMENT = 1
+    BY_INDEX = 0
+    BY_INDEX_OR_FILL = 1
+    BY_SEGMENT = 2
+    BY_REPEAT = 3
     # Work that is worth a thread.
     GRAIN_BYTES = 65536
     TRANSPOSE_ROWS = 64
@@ -123,15 +126,18 @@ cdef int strided(const ev_call *c) noexcept nogil:
 
 # Takes: an index table for each axis -----------------------------------------------------------------------------
 
-cdef const char *ZEROS = b"\0" * 16
+cdef char ZEROS[16]  # as all C globals, zero
 
 
 cdef void take_row(const ev_call *c, int64_t kind, int64_t item, const char *x, const char *fill, char *y) noexcept nogil:
     cdef int64_t n = c.ints[2], n_last = c.ints[3]
     cdef const int64_t *last = c.ints + 4 + 3 * n - 1
     cdef int64_t i
+    if kind == BY_REPEAT:
+        K.move_repeat(<int> item, c.ints[4 + n - 1] // last[0], last[0], x, y)
+        return
     if kind != BY_SEGMENT:
-        K.move_index(<int> item, c.ints[4 + n - 1], x, last, fill, y)
+        K.move_index(<int> item, c.ints[4 + n - 1], x, last, NULL if kind == BY_INDEX else fill, y)
         return
     for i in range(0, n_last, 3):
         if last[i] < 0:

@@ -18,8 +18,9 @@ from evort.types import STORAGE, Spec
 
 # How the innermost axis is walked (K_* in layout.pyx).
 RUN, FILL, STEP, TRANSPOSE = 0, 1, 2, 3
-# How the innermost axis of a take is walked: by an index for each element, or by segments.
-BY_INDEX, BY_SEGMENT = 0, 1
+# How the innermost axis of a take is walked: by an index for each element (with or without fills among them), by
+# segments, or by repeating each element.
+BY_INDEX, BY_INDEX_OR_FILL, BY_SEGMENT, BY_REPEAT = 0, 1, 2, 3
 MAX_AXES = 16  # MAX_AXES in layout.pyx
 WIDER = (2, 4, 8, 16)
 
@@ -103,34 +104,42 @@ def take_kernel(
     if len(axes) > MAX_AXES:
         return None
     sizes = [d if t is None else len(t) for d, t in axes]
-    kind, last = _segments(np.arange(sizes[-1]) if axes[-1][1] is None else axes[-1][1])
-    places, indices = [], list(last)  # where in `indices` each outer axis has its table; -1 for none
+    kind, last = _last_axis(np.arange(sizes[-1]) if axes[-1][1] is None else axes[-1][1], axes[-1][0])
+    places, indices, at = [], [last], len(last)  # where behind the sizes each outer axis has its table; -1 for none
     for _, t in axes[:-1]:
-        places.append(-1 if t is None else len(indices))
-        indices += [] if t is None else t.tolist()
-    ints = (kind, item, len(axes), len(last), *sizes, *row_major([d for d, _ in axes]), *places, *indices)
+        places.append(-1 if t is None else at)
+        if t is not None:
+            indices.append(t)
+            at += len(t)
+    head = [kind, item, len(axes), len(last), *sizes, *row_major([d for d, _ in axes]), *places]
+    ints = np.concatenate([np.array(head, np.int64), *indices])
     return Kernel("layout.take", ints=ints, inputs=(source,) if fill is None else (source, fill))
 
 
-def _segments(table: np.ndarray) -> tuple[int, list[int]]:
-    """A table as segments (first index, step, length) where they are few, else as it is.
+def _last_axis(table: np.ndarray, size: int) -> tuple[int, np.ndarray]:
+    """How the last axis is walked, for a table into `size` elements, and the numbers that say so.
 
-    The step is 1 (a run), 0 (one element again and again) or -1; a first index of -1 with step 0 is the fill value.
+    Segments are (first index, step, length); the step is 1 (a run), 0 (one element again and again) or -1; a first
+    index of -1 is the fill value.
     """
     n = len(table)
+    if n > size > 0 and n % size == 0 and np.array_equal(table, np.arange(n) // (n // size)):
+        return BY_REPEAT, np.array([n // size])
     steps = np.diff(table)
+    # A segment ends where the step changes, and where fills begin or end.
+    filled = table < 0
+    steps[filled[:-1] & filled[1:]] = 0
+    steps[filled[:-1] ^ filled[1:]] = n + size
     segments: list[int] = []
     at = 0
     while at < n:
         step = int(steps[at]) if at < n - 1 else 0
-        fits = step in (-1, 0, 1) and table[at] >= 0 and table[min(at + 1, n - 1)] >= 0
-        fits = fits or (step == 0 and table[at] < 0)
         length = 1
-        if fits and at < n - 1:
-            ends = np.flatnonzero((steps[at:] != step) | ((table[at + 1 :] < 0) & (step != 0)))
+        if step in (-1, 0, 1) and at < n - 1:
+            ends = np.flatnonzero(steps[at:] != step)
             length = int(ends[0]) + 1 if len(ends) else n - at
         segments += (int(table[at]), step if length > 1 else 0, length)
         if len(segments) > max(3, 3 * n // 8):
-            return BY_INDEX, table.tolist()
+            return BY_INDEX_OR_FILL if filled.any() else BY_INDEX, table
         at += length
-    return BY_SEGMENT, segments
+    return BY_SEGMENT, np.array(segments)

@@ -18,6 +18,7 @@
 #include "layout_body.h"
 #include "conv_body.h"
 #include "recurrent_body.h"
+#include "interpolate_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),

@@ -1,4 +1,7 @@
 /* Moving items of 1, 2, 4, 8 or 16 bytes. Items may lie at any address. */
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 typedef uint16_t EV_FN(item2) __attribute__((aligned(1), may_alias));
 typedef uint32_t EV_FN(item4) __attribute__((aligned(1), may_alias));
@@ -42,21 +45,48 @@ static void EV_FN(move_fill)(int item, int64_t n, const void *x, void *y)
 #undef BODY
 }
 
-/* y[i] = index[i] < 0 ? fill[0] : x[index[i]] */
+/* y[i * times + j] = x[i] for j < times */
+static void EV_FN(move_repeat)(int item, int64_t n, int64_t times, const void *x, void *y)
+{
+    int64_t i = 0;
+#ifdef __SSE2__
+    if (item == 4 && times == 2)
+        for (; i + 4 <= n; i += 4) {
+            const __m128i v = _mm_loadu_si128((const __m128i *)((const uint32_t *)x + i));
+            _mm_storeu_si128((__m128i *)((uint32_t *)y + 2 * i), _mm_unpacklo_epi32(v, v));
+            _mm_storeu_si128((__m128i *)((uint32_t *)y + 2 * i + 4), _mm_unpackhi_epi32(v, v));
+        }
+    if (item == 4 && times % 4 == 0)
+        for (; i < n; i++) {
+            const __m128i v = _mm_set1_epi32((int)((const EV_FN(item4) *)x)[i]);
+            for (int64_t j = 0; j < times; j += 4)
+                _mm_storeu_si128((__m128i *)((uint32_t *)y + i * times + j), v);
+        }
+#endif
+#define BODY(T) \
+    for (; i < n; i++) \
+        for (int64_t j = 0; j < times; j++) ((T *)y)[i * times + j] = ((const T *)x)[i]
+    EV_BY_ITEM(item, BODY)
+#undef BODY
+}
+
+/* y[i] = x[index[i]]; where fill is given, a negative index gives fill[0]. */
 static void EV_FN(move_index)(int item, int64_t n, const void *x, const int64_t *index, const void *fill, void *y)
 {
-#define BODY(T) \
-    for (int64_t i = 0; i < n; i++) { \
-        const T *from = index[i] < 0 ? (const T *)fill : (const T *)x + index[i]; \
-        ((T *)y)[i] = *from; \
+    if (!fill) {
+#define BODY(T) for (int64_t i = 0; i < n; i++) ((T *)y)[i] = ((const T *)x)[index[i]]
+        EV_BY_ITEM(item, BODY)
+#undef BODY
+        return;
     }
+#define BODY(T) \
+    for (int64_t i = 0; i < n; i++) ((T *)y)[i] = index[i] < 0 ? *(const T *)fill : ((const T *)x)[index[i]]
     EV_BY_ITEM(item, BODY)
 #undef BODY
 }
 
 /* 8 x 8 items of 4 bytes: y[i * ys + j] = x[i + j * xs]. */
 #ifdef __AVX2__
-#include <immintrin.h>
 static inline void EV_FN(transpose_8x8)(const void *x0, int64_t xs, void *y0, int64_t ys)
 {
     const float *x = x0;

@@ -15,6 +15,7 @@
 #include "conv.h"
 #include "elementwise.h"
 #include "gemm.h"
+#include "interpolate.h"
 #include "reduce.h"
 
 typedef struct ev_ukr {
