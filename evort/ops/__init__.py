@@ -1,6 +1,7 @@
 """Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`)."""
 
 from evort.ops import (
+    attention,
     binary,
     cast,
     control,
@@ -34,6 +35,7 @@ __all__ = [
     "Kernel",
     "NeedsValue",
     "Op",
+    "attention",
     "binary",
     "cast",
     "control",

@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
+from evort.ops.lowp import widen
 from evort.types import STORAGE, DType, dtype_of
 from tests.support import run_node
 
@@ -81,6 +82,8 @@ def check(case: tuple[Any, onnx.ModelProto, onnx.NodeProto], device: str) -> Non
                 assert got.shape == want.shape
                 if want.dtype.kind == "f" and dtype_of(want) in (DType.FLOAT, DType.DOUBLE, DType.FLOAT16):
                     np.testing.assert_allclose(got, want, rtol=test.rtol, atol=test.atol)
+                elif dtype_of(want) == DType.BFLOAT16:  # two units in the last place
+                    np.testing.assert_allclose(widen(got, DType.BFLOAT16), want.astype(np.float32), rtol=2.0**-6)
                 elif want.dtype.kind in "OSU":
                     assert got.astype(str).tolist() == want.astype(str).tolist()
                 else:
