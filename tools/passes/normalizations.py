@@ -195,12 +195,25 @@ def _replace(ed: Edit, node: Node, x: str, axes: tuple[int, ...], epsilon: float
     if dims is None or not ed.shapes.same_shape(x, node.outputs[0]):
         return False
     rank = len(dims)
-    if axes == tuple(range(axes[0], rank)):
+    spatial = rank >= 3 and axes == tuple(range(2, rank))
+    if axes == tuple(range(axes[0], rank)) and not (spatial and _scaled_by_channel(ed, node, rank)):
         return _emit(ed, node, "LayerNormalization", x, dims[axes[0] :], False,
                      {"axis": axes[0] - rank, "epsilon": epsilon})  # fmt: skip
-    if rank >= 3 and axes == tuple(range(2, rank)):
+    if spatial:
         return _emit(ed, node, "InstanceNormalization", x, dims[1:2], True, {"epsilon": epsilon})
     return False
+
+
+def _scaled_by_channel(ed: Edit, node: Node, rank: int) -> bool:
+    """Whether what follows has a constant for each index of axis 1, as an InstanceNormalization has."""
+    user = ed.only_user(node.outputs[0])
+    if user is None or user.op not in ("Mul", "Add") or user.domain:
+        return False
+    value = ed.real(user.inputs[1 if user.inputs[0] == node.outputs[0] else 0])
+    if value is None or value.size == 1 or value.ndim > rank:
+        return False
+    full = (1,) * (rank - value.ndim) + value.shape
+    return all(d == 1 for i, d in enumerate(full) if i != 1)
 
 
 def _replace_rms(ed: Edit, node: Node, x: str, axes: tuple[int, ...], epsilon: float) -> bool:
