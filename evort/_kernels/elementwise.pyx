@@ -22,7 +22,7 @@ cdef extern from "elementwise.h" nogil:
 cdef enum:
     OPERANDS = 8     # most that are walked at once; MAX_OPERANDS of evort/ops/broadcast.py
     RANK = 8
-    BLOCK = 256      # items that pass through a buffer on the stack at a time
+    BLOCK = 512      # items that pass through a buffer on the stack at a time
     SHORT_ROW = 16   # rows below this are gathered into blocks
 
 cdef const ev_ukr *K = ukernels()

@@ -42,13 +42,13 @@
     EV_CASE(EV_LESS_OR_EQUAL, less_equal, suffix)
 
 /* Python's modulo: the remainder takes the sign of b, and a zero as well. */
-static inline float EV_FN(mod_f32)(float a, float b)
+EV_INLINE float EV_FN(mod_f32)(float a, float b)
 {
     const float r = fmodf(a, b);
     return r == 0.0f ? copysignf(0.0f, b) : (r < 0.0f) != (b < 0.0f) ? r + b : r;
 }
 
-static inline double EV_FN(mod_f64)(double a, double b)
+EV_INLINE double EV_FN(mod_f64)(double a, double b)
 {
     const double r = fmod(a, b);
     return r == 0.0 ? copysign(0.0, b) : (r < 0.0) != (b < 0.0) ? r + b : r;
@@ -123,13 +123,13 @@ static void EV_FN(binary_f64)(int op, int64_t n, const void *a, int64_t sa, cons
     EV_STRIDED(div_##s, T, T, b == (T)-1 && (T)-1 < 0 ? (T)(0 - (U)a) : (T)(a / b))                          \
     EV_STRIDED(min_##s, T, T, a < b ? a : b)                                                                 \
     EV_STRIDED(max_##s, T, T, a > b ? a : b)                                                                 \
-    static inline T EV_FN(fmod_##s)(T a, T b) { return b == (T)-1 && (T)-1 < 0 ? (T)0 : (T)(a % b); }        \
-    static inline T EV_FN(mod_##s)(T a, T b)                                                                 \
+    EV_INLINE T EV_FN(fmod_##s)(T a, T b) { return b == (T)-1 && (T)-1 < 0 ? (T)0 : (T)(a % b); }        \
+    EV_INLINE T EV_FN(mod_##s)(T a, T b)                                                                 \
     {                                                                                                        \
         const T r = EV_FN(fmod_##s)(a, b);                                                                   \
         return r != 0 && (r < 0) != (b < 0) ? (T)(r + b) : r;                                                \
     }                                                                                                        \
-    static inline T EV_FN(right_##s)(T a, T b)                                                               \
+    EV_INLINE T EV_FN(right_##s)(T a, T b)                                                               \
     {                                                                                                        \
         const int most = (int)sizeof(T) * 8 - 1, outside = b < 0 || b > (T)most;                             \
         return outside && (T)-1 > 0 ? (T)0 : (T)(a >> (outside ? most : (int)b));                            \
@@ -141,7 +141,7 @@ static void EV_FN(binary_f64)(int op, int64_t n, const void *a, int64_t sa, cons
     EV_STRIDED(xor_##s, T, T, a ^ b)                                                                          \
     EV_STRIDED(left_##s, T, T, b < 0 || b >= (T)(sizeof(T) * 8) ? 0 : (U)a << (int)b)                         \
     EV_STRIDED(right_##s, T, T, EV_FN(right_##s)(a, b))                                                       \
-    EV_COMPARISONS(EV_STRIDED, T, s)                                                                                     \
+    EV_COMPARISONS(KIND, T, s)                                                                                           \
     static void EV_FN(binary_##s)(int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,   \
                                   void *y)                                                                   \
     {                                                                                                        \

@@ -6,7 +6,7 @@
 
 #define EV_CAST_BLOCK 256
 
-static inline float EV_FN(half_to_float)(uint16_t h)
+EV_INLINE float EV_FN(half_to_float)(uint16_t h)
 {
     /* Normal numbers by a shift and a new exponent; the multiplication does that for denormals too. */
     const uint32_t magnitude = (uint32_t)(h & 0x7fffu) << 13, sign = (uint32_t)(h & 0x8000u) << 16;
@@ -15,7 +15,7 @@ static inline float EV_FN(half_to_float)(uint16_t h)
     return EV_FN(unbits)((magnitude >= 0x0f800000u ? special : EV_FN(bits)(scaled)) | sign);
 }
 
-static inline uint16_t EV_FN(float_to_half)(float f)
+EV_INLINE uint16_t EV_FN(float_to_half)(float f)
 {
     const uint32_t u = EV_FN(bits)(f), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
     const uint32_t odd = (magnitude >> 13) & 1u;
@@ -29,9 +29,9 @@ static inline uint16_t EV_FN(float_to_half)(float f)
 }
 
 /* Widened and narrowed by half of the float's bits, rounded to nearest even. */
-static inline float EV_FN(brain_to_float)(uint16_t h) { return EV_FN(unbits)((uint32_t)h << 16); }
+EV_INLINE float EV_FN(brain_to_float)(uint16_t h) { return EV_FN(unbits)((uint32_t)h << 16); }
 
-static inline uint16_t EV_FN(float_to_brain)(float f)
+EV_INLINE uint16_t EV_FN(float_to_brain)(float f)
 {
     const uint32_t u = EV_FN(bits)(f);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -40,7 +40,7 @@ static inline uint16_t EV_FN(float_to_brain)(float f)
 }
 
 /* Rounded to odd, so that rounding again to a float16 gives what rounding once does. */
-static inline float EV_FN(narrow_odd)(double x)
+EV_INLINE float EV_FN(narrow_odd)(double x)
 {
     const float f = (float)x;
     uint32_t u = EV_FN(bits)(f);
@@ -51,19 +51,27 @@ static inline float EV_FN(narrow_odd)(double x)
     return EV_FN(unbits)(u);
 }
 
-static inline int32_t EV_FN(to_int32)(double x)
+EV_INLINE int32_t EV_FN(to_int32)(double x)
 {
     return x > -2147483649.0 && x < 2147483648.0 ? (int32_t)x : INT32_MIN;
 }
 
-static inline int32_t EV_FN(float_to_int32)(float x)
+EV_INLINE int32_t EV_FN(float_to_int32)(float x)
 {
     return x >= -0x1p31f && x < 0x1p31f ? (int32_t)x : INT32_MIN;
 }
 
-static inline int64_t EV_FN(to_int64)(double x) { return x >= -0x1p63 && x < 0x1p63 ? (int64_t)x : INT64_MIN; }
+/* x86's instruction gives the smallest integer by itself. */
+EV_INLINE int64_t EV_FN(to_int64)(double x)
+{
+#ifdef __x86_64__
+    return _mm_cvttsd_si64(_mm_set_sd(x));
+#else
+    return x >= -0x1p63 && x < 0x1p63 ? (int64_t)x : INT64_MIN;
+#endif
+}
 
-static inline uint64_t EV_FN(to_uint64)(double x)
+EV_INLINE uint64_t EV_FN(to_uint64)(double x)
 {
     return x >= 0x1p63 && x < 0x1p64 ? (uint64_t)x : (uint64_t)EV_FN(to_int64)(x);
 }
@@ -174,7 +182,7 @@ static void EV_FN(cast)(int from, int to, int64_t n, const void *x, void *y)
 }
 
 /* Clamped, then rounded to nearest even by adding 1.5 * 2^23, which leaves the integer in the low bits. */
-static inline int32_t EV_FN(quantized)(float x, float least, float most)
+EV_INLINE int32_t EV_FN(quantized)(float x, float least, float most)
 {
     x = x > least ? x : least;
     x = x < most ? x : most;
@@ -208,23 +216,21 @@ static void EV_FN(dequantize_f32)(int64_t n, const float *x, const float *scale,
     }
 }
 
-/* The smallest and largest of n numbers and of what `range` holds already. NaN is passed over. */
+/* The smallest and largest of n numbers and of what `range` holds already. NaN is passed over. In as many lanes as
+ * make a loop that the compiler vectorises. */
 static void EV_FN(range_f32)(int64_t n, const float *x, float *range)
 {
-    float lo[16], hi[16];
-    int64_t i = 0;
-    for (int64_t j = 0; j < 16; j++) lo[j] = range[0], hi[j] = range[1];
-    for (; i + 16 <= n; i += 16) {
-        for (int64_t j = 0; j < 16; j++) {
-            lo[j] = x[i + j] < lo[j] ? x[i + j] : lo[j];
-            hi[j] = x[i + j] > hi[j] ? x[i + j] : hi[j];
+    enum { LANES = 64 };
+    float lo[LANES], hi[LANES];
+    for (int64_t j = 0; j < LANES; j++) lo[j] = range[0], hi[j] = range[1];
+    for (int64_t i = 0; i < n; i += LANES, x += LANES) {
+        const int64_t m = n - i < LANES ? n - i : LANES;
+        for (int64_t j = 0; j < m; j++) {
+            lo[j] = x[j] < lo[j] ? x[j] : lo[j];
+            hi[j] = x[j] > hi[j] ? x[j] : hi[j];
         }
     }
-    for (int64_t j = 0; i < n; i++, j++) {
-        lo[j] = x[i] < lo[j] ? x[i] : lo[j];
-        hi[j] = x[i] > hi[j] ? x[i] : hi[j];
-    }
-    for (int64_t j = 0; j < 16; j++) {
+    for (int64_t j = 0; j < LANES; j++) {
         range[0] = lo[j] < range[0] ? lo[j] : range[0];
         range[1] = hi[j] > range[1] ? hi[j] : range[1];
     }

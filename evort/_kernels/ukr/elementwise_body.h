@@ -14,29 +14,35 @@
     }
 
 /* NaN stays NaN. */
-static inline float EV_FN(clip)(float x, float lo, float hi)
+EV_INLINE float EV_FN(clip)(float x, float lo, float hi)
 {
     x = x < lo ? lo : x;
     return x > hi ? hi : x;
 }
 
+#if defined(__SSE4_1__) || defined(__aarch64__) /* one instruction each */
+EV_INLINE float EV_FN(round_f32)(float x) { return rintf(x); }
+EV_INLINE float EV_FN(floor_f32)(float x) { return floorf(x); }
+EV_INLINE float EV_FN(ceil_f32)(float x) { return ceilf(x); }
+#else
 /* Adding and taking away 2^23 rounds to an integer, ties to even; larger numbers are integers already. */
-static inline float EV_FN(round_f32)(float x)
+EV_INLINE float EV_FN(round_f32)(float x)
 {
     const float magnitude = EV_FN(abs)(x);
     const float rounded = EV_FN(copysign)((magnitude + 0x1p23f) - 0x1p23f, x);
     return magnitude < 0x1p23f ? rounded : x;
 }
 
-static inline float EV_FN(floor_f32)(float x)
+EV_INLINE float EV_FN(floor_f32)(float x)
 {
     const float r = EV_FN(round_f32)(x);
     return EV_FN(copysign)(r > x ? r - 1.0f : r, x);
 }
 
-static inline float EV_FN(ceil_f32)(float x) { return -EV_FN(floor_f32)(-x); }
+EV_INLINE float EV_FN(ceil_f32)(float x) { return -EV_FN(floor_f32)(-x); }
+#endif
 
-static inline float EV_FN(celu_f32)(float x, float a)
+EV_INLINE float EV_FN(celu_f32)(float x, float a)
 {
     const float negative = a * EV_FN(expm1_negative_f32)(x / a < 0.0f ? x / a : 0.0f);
     return x > 0.0f ? x : x <= 0.0f ? negative : x;
@@ -79,12 +85,12 @@ EV_MAP(erf_f32, float, EV_FN(erf_f32)(x))
     {                                                                                                        \
         for (int64_t begin = 0; begin < n; begin += 64) {                                                    \
             const int64_t end = begin + 64 < n ? begin + 64 : n;                                             \
-            float largest = 0.0f;                                                                            \
+            int32_t largest = 0; /* floats without their signs compare as integers do */                     \
             for (int64_t i = begin; i < end; i++) {                                                          \
-                const float magnitude = EV_FN(abs)(x[i]);                                                    \
+                const int32_t magnitude = (int32_t)(EV_FN(bits)(x[i]) & 0x7fffffffu);                        \
                 largest = magnitude > largest ? magnitude : largest;                                         \
             }                                                                                                \
-            if (largest <= EV_SIN_LIMIT) {                                                                   \
+            if (EV_FN(unbits)((uint32_t)largest) <= EV_SIN_LIMIT) {                                          \
                 _Pragma("GCC ivdep") for (int64_t i = begin; i < end; i++) y[i] = vector(x[i]);              \
             } else {                                                                                         \
                 for (int64_t i = begin; i < end; i++) y[i] = libm(x[i]);                                     \

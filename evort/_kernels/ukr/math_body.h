@@ -7,16 +7,19 @@
  *
  * Coefficients: our own minimax fits by reweighted least squares, each rounded to float32 before the next is fitted. */
 
+/* Inlined for certain, as a loop with a call in it does not vectorise. */
+#define EV_INLINE static inline __attribute__((always_inline))
+
 #define EV_SIN_LIMIT 1.6e6f /* beyond it the reduction of sin_f32 and cos_f32 loses bits: use libm */
 
-static inline uint32_t EV_FN(bits)(float x)
+EV_INLINE uint32_t EV_FN(bits)(float x)
 {
     uint32_t u;
     memcpy(&u, &x, 4);
     return u;
 }
 
-static inline float EV_FN(unbits)(uint32_t u)
+EV_INLINE float EV_FN(unbits)(uint32_t u)
 {
     float x;
     memcpy(&x, &u, 4);
@@ -24,24 +27,23 @@ static inline float EV_FN(unbits)(uint32_t u)
 }
 
 /* 2^n for n in [-126, 127]. */
-static inline float EV_FN(exp2i)(uint32_t n) { return EV_FN(unbits)((n + 127u) << 23); }
+EV_INLINE float EV_FN(exp2i)(uint32_t n) { return EV_FN(unbits)((n + 127u) << 23); }
 
 /* x = n ln 2 + r with |r| <= ln 2 / 2; returns exp(r) - 1 to within 1e-8 of itself. Adding 1.5 * 2^23 rounds to the
  * nearest integer and leaves it in the low bits. */
-static inline float EV_FN(expm1_reduced)(float x, uint32_t *n)
+EV_INLINE float EV_FN(expm1_reduced)(float x, uint32_t *n)
 {
     const float shifted = x * 0x1.715476p0f + 0x1.8p23f, whole = shifted - 0x1.8p23f;
     *n = EV_FN(bits)(shifted) - 0x4b400000u;
     const float r = (x - whole * 0x1.63p-1f) - whole * -0x1.bd0106p-13f; /* 0x1.63p-1: products with n are exact */
-    float p = 0x1.6b9caap-10f;
-    p = p * r + 0x1.122560p-7f;
-    p = p * r + 0x1.5556f2p-5f;
-    p = p * r + 0x1.5554b4p-3f;
-    p = p * r + 0x1.fffffep-2f;
-    return r * r * p + r;
+    /* In pairs, not by Horner's rule: the loops around are bound by the length of this chain. */
+    const float r2 = r * r;
+    const float high = 0x1.6b9caap-10f * r2 + (0x1.122560p-7f * r + 0x1.5556f2p-5f);
+    const float p = high * r2 + (0x1.5554b4p-3f * r + 0x1.fffffep-2f);
+    return r2 * p + r;
 }
 
-static inline float EV_FN(exp_f32)(float x)
+EV_INLINE float EV_FN(exp_f32)(float x)
 {
     uint32_t n;
     x = x > 89.0f ? 89.0f : x;
@@ -51,7 +53,16 @@ static inline float EV_FN(exp_f32)(float x)
     return (1.0f + q) * EV_FN(exp2i)(half) * EV_FN(exp2i)(n - half);
 }
 
-static inline float EV_FN(log_f32)(float x)
+/* For x <= 0, at fewer operations; results may be denormal. */
+EV_INLINE float EV_FN(exp_negative_f32)(float x)
+{
+    uint32_t n;
+    x = x < -104.0f ? -104.0f : x;
+    const float q = EV_FN(expm1_reduced)(x, &n);
+    return (1.0f + q) * EV_FN(exp2i)(n + 64u) * 0x1p-64f;
+}
+
+EV_INLINE float EV_FN(log_f32)(float x)
 {
     const int tiny = x < 0x1p-126f;
     const float scaled = tiny ? x * 0x1p23f : x;
@@ -75,15 +86,15 @@ static inline float EV_FN(log_f32)(float x)
     return x < INFINITY ? y : x; /* infinity and NaN */
 }
 
-static inline float EV_FN(copysign)(float x, float sign)
+EV_INLINE float EV_FN(copysign)(float x, float sign)
 {
     return EV_FN(unbits)((EV_FN(bits)(x) & 0x7fffffffu) | (EV_FN(bits)(sign) & 0x80000000u));
 }
 
-static inline float EV_FN(abs)(float x) { return EV_FN(unbits)(EV_FN(bits)(x) & 0x7fffffffu); }
+EV_INLINE float EV_FN(abs)(float x) { return EV_FN(unbits)(EV_FN(bits)(x) & 0x7fffffffu); }
 
 /* With u = exp(2|x|) - 1: tanh |x| = u / (u + 2), without cancellation for small x. */
-static inline float EV_FN(tanh_f32)(float x)
+EV_INLINE float EV_FN(tanh_f32)(float x)
 {
     uint32_t n;
     float y = EV_FN(abs)(x) * 2.0f;
@@ -94,14 +105,14 @@ static inline float EV_FN(tanh_f32)(float x)
 }
 
 /* With t = exp(-|x|): t / (1 + t) for negative x, 1 / (1 + t) for the rest; nothing overflows. */
-static inline float EV_FN(sigmoid_f32)(float x)
+EV_INLINE float EV_FN(sigmoid_f32)(float x)
 {
-    const float t = EV_FN(exp_f32)(-EV_FN(abs)(x));
+    const float t = EV_FN(exp_negative_f32)(-EV_FN(abs)(x));
     return (x < 0.0f ? t : 1.0f) / (1.0f + t);
 }
 
 /* exp(x) - 1 for x <= 0. */
-static inline float EV_FN(expm1_negative_f32)(float x)
+EV_INLINE float EV_FN(expm1_negative_f32)(float x)
 {
     uint32_t n;
     x = x < -25.0f ? -25.0f : x;
@@ -110,21 +121,21 @@ static inline float EV_FN(expm1_negative_f32)(float x)
 }
 
 /* log(1 + exp(x)) as max(x, 0) + log(1 + t), t = exp(-|x|); the last term mends the rounding of u = 1 + t. */
-static inline float EV_FN(softplus_f32)(float x)
+EV_INLINE float EV_FN(softplus_f32)(float x)
 {
-    const float t = EV_FN(exp_f32)(-EV_FN(abs)(x)), u = 1.0f + t;
+    const float t = EV_FN(exp_negative_f32)(-EV_FN(abs)(x)), u = 1.0f + t;
     return (x < 0.0f ? 0.0f : x) + (EV_FN(log_f32)(u) + (t - (u - 1.0f)) / u);
 }
 
 /* x tanh(softplus(x)): with e = exp(x), tanh(log(1 + e)) = (e^2 + 2e) / (e^2 + 2e + 2). */
-static inline float EV_FN(mish_f32)(float x)
+EV_INLINE float EV_FN(mish_f32)(float x)
 {
     const float e = EV_FN(exp_f32)(x > 20.0f ? 20.0f : x), n = e * (e + 2.0f);
     return x * (n / (n + 2.0f));
 }
 
 /* An odd polynomial up to 0.95; beyond it 1 - exp(-t + t*q(t)). */
-static inline float EV_FN(erf_f32)(float x)
+EV_INLINE float EV_FN(erf_f32)(float x)
 {
     float t = EV_FN(abs)(x);
     const float s = t * t;
@@ -143,12 +154,14 @@ static inline float EV_FN(erf_f32)(float x)
     q = q * t - 0x1.af4134p-4f;
     q = q * t - 0x1.457a64p-1f;
     q = q * t - 0x1.073578p-3f;
-    const float large = 1.0f - EV_FN(exp_f32)(q * t - t);
+    uint32_t n; /* the exponent is above -17, so that 2^n is a float */
+    const float e = EV_FN(expm1_reduced)(q * t - t, &n), scale = EV_FN(exp2i)(n);
+    const float large = (1.0f - scale) - e * scale;
     return EV_FN(copysign)(is_small ? small : large, x);
 }
 
 /* sin(x + quarters * pi/2). The reduction is in double: exact products up to 2^20 quarters. */
-static inline float EV_FN(sin_quarter)(float x, uint32_t quarters)
+EV_INLINE float EV_FN(sin_quarter)(float x, uint32_t quarters)
 {
     const double shifted = (double)x * 0x1.45f306dc9c883p-1 + 0x1.8p52, whole = shifted - 0x1.8p52;
     const float r = (float)(((double)x - whole * 0x1.921fb544p0) - whole * 0x1.0b4611a626331p-34);
@@ -168,5 +181,5 @@ static inline float EV_FN(sin_quarter)(float x, uint32_t quarters)
     return EV_FN(unbits)(EV_FN(bits)(y) ^ ((quadrant & 2u) << 30));
 }
 
-static inline float EV_FN(sin_f32)(float x) { return EV_FN(sin_quarter)(x, 0); }
-static inline float EV_FN(cos_f32)(float x) { return EV_FN(sin_quarter)(x, 1); }
+EV_INLINE float EV_FN(sin_f32)(float x) { return EV_FN(sin_quarter)(x, 0); }
+EV_INLINE float EV_FN(cos_f32)(float x) { return EV_FN(sin_quarter)(x, 1); }
