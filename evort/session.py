@@ -14,7 +14,7 @@ from evort.errors import InputError, UnsupportedError
 from evort.graph import Graph, Model
 from evort.plan import Plan
 from evort.runner import MAX_PLANS, Planned, Runner
-from evort.types import STORAGE, DType, Spec, dtype_of
+from evort.types import STORAGE, SUBBYTE_INTS, DType, Spec, dtype_of
 
 DEVICES = ("cpu", "reference")
 
@@ -280,6 +280,8 @@ class Session:
             same = dtype_of(array) == value.dtype
         except TypeError:
             same = False
+        if same and value.dtype in SUBBYTE_INTS:  # ml_dtypes leaves the upper bits open
+            return array.astype(storage)
         if same and array.dtype.itemsize == storage.itemsize:
             return np.ascontiguousarray(array).view(storage)
         wanted = f"{value.dtype.name.lower()} ({storage})"

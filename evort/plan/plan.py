@@ -117,7 +117,8 @@ class _Builder:
     def run(self, threads: int) -> None:
         plan, found, storage, specs = self.plan, self.found, self.storage, self.found.specs
         produced = {n for _, c in found.calls for n in c.node.outputs if n}
-        plan.reads = [n for n in self.stage.reads if specs[n].value is None]
+        # Strings, sequences and optionals stay with the runner: only nodes between stages touch them.
+        plan.reads = [n for n in self.stage.reads if specs[n].value is None and specs[n].dtype not in OBJECTS]
         for index, name in enumerate(plan.reads):
             storage.add(name, INPUT, index, specs[name].nbytes, -1)
         calls = self._views()
@@ -174,8 +175,7 @@ class _Builder:
         copies = []
         for name in dict.fromkeys(self.stage.outputs):
             here = name in produced or (plan.next is None and name in storage.where)
-            # Strings are references, which no step may copy; the runner hands them out.
-            if not here or name in plan.known or specs[name].dtype in OBJECTS:
+            if not here or name in plan.known:
                 continue
             index = len(plan.writes)
             plan.writes.append(name)
