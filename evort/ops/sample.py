@@ -174,7 +174,8 @@ class LookupTable3D(Op):
 
     The image's three channels index the table's last, middle and first axis: index = floor(v / binsize), fraction =
     (v mod binsize) / binsize. Values outside the table take its border, NaN its first entry. `dim`, `shift`, W, H and
-    N repeat what the shapes say and may be absent, as may `out`, a tensor that an exporter passed for the result.
+    N repeat what the shapes say and may be absent, as may `out`, a tensor that an exporter passed for the result;
+    exporters are known to give W and H in either order.
     Source: H. Zeng et al., Learning image-adaptive 3D lookup tables (2020).
     """
 
@@ -194,10 +195,11 @@ class LookupTable3D(Op):
         if image.dtype != table.dtype or c.ins[5].size != 1:
             raise c.error("table and image must be of one element type, binsize a scalar")
         n, _, h, w = image.shape
-        for i, (name, expected) in {3: ("dim", table.shape[1]), 6: ("W", w), 7: ("H", h), 8: ("N", n)}.items():
+        repeated = {3: ("dim", table.shape[1:2]), 6: ("W", (h, w)), 7: ("H", (h, w)), 8: ("N", (n,))}
+        for i, (name, expected) in repeated.items():
             given = c.ins[i].value if c.has(i) else None
-            if given is not None and (given.size != 1 or given.reshape(()).item() != expected):
-                raise c.error(f"{name} is {given.tolist()}, but the shapes say {expected}")
+            if given is not None and (given.size != 1 or given.reshape(()).item() not in expected):
+                raise c.error(f"{name} is {given.tolist()}, but the shapes say {' or '.join(map(str, expected))}")
         return [Spec(table.dtype, (n, table.shape[0], h, w))]
 
     def reference(self, c: Call, table: np.ndarray, image: np.ndarray, *others: np.ndarray | None) -> np.ndarray:
