@@ -1,0 +1,323 @@
+"""What other compiled code builds on: evort.blas through cimport, and the gemm core with its epilogue and callbacks."""
+
+import numpy as np
+import pytest
+
+from evort._kernels import core
+from evort.ops.activation import ACTIVATIONS
+
+SOURCE = """
+# cython: language_level=3
+from evort.blas cimport *
+from evort._kernels.core cimport ev_epilogue, EV_BIAS_ROW, EV_BIAS_COLUMN
+from evort._kernels.gemm cimport (ev_gemm, ev_igemm, gemm_f32, gemm_init, gemm_scratch, igemm as run_igemm, igemm_init,
+                                  igemm_scratch)
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uintptr_t
+from libc.string cimport memset
+
+# One call of each function of evort.blas, all without the GIL; ints and reals are its arguments in order.
+def call(str name, str t, tuple arrays, tuple ints, tuple reals=(0, 0)):
+    cdef float *f[3]
+    cdef double *d[3]
+    cdef int8_t *a8
+    cdef int64_t i[12]
+    cdef double r[2]
+    cdef double result = 0
+    cdef uintptr_t address
+    cdef int k
+    cdef bint single = t == "s"
+    cdef str key = name
+    for k in range(len(arrays)):
+        address = arrays[k].ctypes.data
+        f[k], d[k] = <float *> address, <double *> address
+    for k in range(len(ints)):
+        i[k] = ints[k]
+    r[0], r[1] = reals
+    cdef int which = ["axpy", "dot", "copy", "swap", "scal", "nrm2", "asum", "iamax", "gemv", "ger", "gemm",
+                      "gemm_batch", "igemm"].index(key)
+    with nogil:
+        if single:
+            if which == 0: saxpy(i[0], <float> r[0], f[0], i[1], f[1], i[2])
+            elif which == 1: result = sdot(i[0], f[0], i[1], f[1], i[2])
+            elif which == 2: scopy(i[0], f[0], i[1], f[1], i[2])
+            elif which == 3: sswap(i[0], f[0], i[1], f[1], i[2])
+            elif which == 4: sscal(i[0], <float> r[0], f[0], i[1])
+            elif which == 5: result = snrm2(i[0], f[0], i[1])
+            elif which == 6: result = sasum(i[0], f[0], i[1])
+            elif which == 7: result = isamax(i[0], f[0], i[1])
+            elif which == 8: sgemv(i[0], i[1], i[2], <float> r[0], f[0], i[3], f[1], i[4], <float> r[1], f[2], i[5], 2)
+            elif which == 9: sger(i[0], i[1], <float> r[0], f[0], i[2], f[1], i[3], f[2], i[4])
+            elif which == 10: result = sgemm(i[0], i[1], i[2], i[3], i[4], <float> r[0], f[0], i[5], f[1], i[6],
+                                             <float> r[1], f[2], i[7], 2)
+            elif which == 11: result = sgemm_batch(i[0], i[1], i[2], i[3], i[4], <float> r[0], f[0], i[5], i[8], f[1],
+                                                   i[6], i[9], <float> r[1], f[2], i[7], i[10], i[11], 2)
+            else: result = igemm(i[0], i[1], i[2], i[3], i[4], <int32_t> r[0], <int8_t *> f[0], i[5], <int8_t *> f[1],
+                                 i[6], <int32_t> r[1], <int32_t *> f[2], i[7], 2)
+        else:
+            if which == 0: daxpy(i[0], r[0], d[0], i[1], d[1], i[2])
+            elif which == 1: result = ddot(i[0], d[0], i[1], d[1], i[2])
+            elif which == 2: dcopy(i[0], d[0], i[1], d[1], i[2])
+            elif which == 3: dswap(i[0], d[0], i[1], d[1], i[2])
+            elif which == 4: dscal(i[0], r[0], d[0], i[1])
+            elif which == 5: result = dnrm2(i[0], d[0], i[1])
+            elif which == 6: result = dasum(i[0], d[0], i[1])
+            elif which == 7: result = idamax(i[0], d[0], i[1])
+            elif which == 8: dgemv(i[0], i[1], i[2], r[0], d[0], i[3], d[1], i[4], r[1], d[2], i[5], 2)
+            elif which == 9: dger(i[0], i[1], r[0], d[0], i[2], d[1], i[3], d[2], i[4])
+            elif which == 10: result = dgemm(i[0], i[1], i[2], i[3], i[4], r[0], d[0], i[5], d[1], i[6], r[1], d[2],
+                                             i[7], 2)
+            elif which == 11: result = dgemm_batch(i[0], i[1], i[2], i[3], i[4], r[0], d[0], i[5], i[8], d[1], i[6],
+                                                   i[9], r[1], d[2], i[7], i[10], i[11], 2)
+    return result
+
+# B comes from a callback: element (p, j) is b[p + j*stride], as in an unrolled convolution of one dimension.
+ctypedef struct Windows:
+    const void *b
+    int64_t stride
+
+cdef void pack_windows(const void *ctx, int64_t p0, int64_t kc, int64_t j0, int64_t nc, void *dst) noexcept nogil:
+    cdef const Windows *w = <const Windows *> ctx
+    cdef float *out = <float *> dst
+    cdef int64_t j, p, i
+    for j in range(0, nc, 16):
+        for p in range(kc):
+            for i in range(16):
+                out[p * 16 + i] = (<const float *> w.b)[p0 + p + (j0 + j + i) * w.stride] if j + i < nc else 0
+        out += kc * 16
+
+cdef void pack_bytes(const void *ctx, int64_t p0, int64_t kc, int64_t j0, int64_t nc, void *dst) noexcept nogil:
+    cdef const Windows *w = <const Windows *> ctx
+    cdef uint8_t *out = <uint8_t *> dst
+    cdef int64_t j, p, i
+    for j in range(0, nc, 16):
+        for p in range(kc):
+            for i in range(16):
+                out[p * 16 + i] = (<const uint8_t *> w.b)[p0 + p + (j0 + j + i) * w.stride] if j + i < nc else 99
+        out += kc * 16
+
+def windows(float[:, ::1] a, float[::1] b, int64_t stride, float[:, ::1] c, int activation, double alpha, double beta,
+            float[::1] bias, bint by_row, float[:, ::1] residual, float[::1] slope, uint8_t[::1] scratch, int threads,
+            bint packed):
+    cdef ev_gemm g
+    cdef ev_epilogue e
+    cdef Windows w
+    cdef int64_t m = a.shape[0], k = a.shape[1], n = c.shape[1]
+    assert len(scratch) >= gemm_scratch(4, m, n, k, threads)
+    memset(&e, 0, sizeof(e))
+    e.activation, e.a, e.b = activation, alpha, beta
+    e.bias, e.bias_axis = &bias[0], EV_BIAS_ROW if by_row else EV_BIAS_COLUMN
+    e.slope = &slope[0]
+    if residual is not None:
+        e.residual, e.ldr = &residual[0, 0], n
+    gemm_init(&g, m, n, k, &a[0, 0], k, &b[0], 0, &c[0, 0], n)
+    g.rsb, g.csb = 1, stride
+    if packed:
+        w.b, w.stride = &b[0], stride
+        g.pack, g.pack_ctx = pack_windows, &w
+    g.epilogue, g.threads, g.scratch = &e, threads, &scratch[0]
+    with nogil:
+        gemm_f32(&g)
+
+def byte_windows(a, b, int64_t stride, int32_t[:, ::1] c, uint8_t[::1] b_zero, int32_t[::1] bias, bint by_row,
+                 uint8_t[::1] scratch, int threads):
+    cdef ev_igemm g
+    cdef Windows w
+    cdef uintptr_t pa = a.ctypes.data, pb = b.ctypes.data
+    cdef int64_t m = a.shape[0], k = a.shape[1], n = c.shape[1]
+    assert len(scratch) >= igemm_scratch(m, n, k, threads)
+    igemm_init(&g, m, n, k, <void *> pa, k, True, NULL, 0, False, &c[0, 0], n)
+    w.b, w.stride = <void *> pb, stride
+    g.pack, g.pack_ctx = pack_bytes, &w
+    g.b_zero, g.b_zero_step = &b_zero[0], 1 if len(b_zero) > 1 else 0
+    g.bias, g.bias_axis = &bias[0], EV_BIAS_ROW if by_row else EV_BIAS_COLUMN
+    g.threads, g.scratch = threads, &scratch[0]
+    with nogil:
+        run_igemm(&g)
+
+def scratch_bytes(int64_t m, int64_t n, int64_t k, int threads):
+    return gemm_scratch(4, m, n, k, threads), igemm_scratch(m, n, k, threads)
+"""
+
+
+@pytest.fixture(scope="module")
+def client(native):
+    return native("blas_client", SOURCE)
+
+
+@pytest.fixture(params=core.available_isas(), autouse=True)
+def isa(request):
+    core.select_isa(request.param)
+    yield request.param
+    core.select_isa("")
+
+
+def cblas(x: np.ndarray, n: int, inc: int) -> np.ndarray:
+    """The view of buffer x that a CBLAS vector (n, inc) denotes: from the last element back where inc < 0."""
+    view = x[: (n - 1) * abs(inc) + 1 : abs(inc)]
+    return view if inc > 0 else view[::-1]
+
+
+TYPES = {"s": np.float32, "d": np.float64}
+
+
+@pytest.mark.parametrize("t", TYPES)
+@pytest.mark.parametrize(("incx", "incy"), [(1, 1), (2, -1), (-3, 2), (-1, -1)])
+def test_level_1(client, t, incx, incy):
+    rng = np.random.default_rng(1)
+    n = 37
+    x, y = (rng.integers(-9, 10, 200).astype(TYPES[t]) for _ in range(2))  # whole numbers: every sum is exact
+    vx, vy = cblas(x, n, incx).copy(), cblas(y, n, incy).copy()
+    assert client.call("dot", t, (x, y), (n, incx, incy)) == vx @ vy
+
+    def after(name, *args):
+        u, v = x.copy(), y.copy()
+        client.call(name, t, (u, v), (n, incx, incy), *args)
+        return cblas(u, n, incx), cblas(v, n, incy), u, v
+
+    _, got, _, whole = after("axpy", (3, 0))
+    np.testing.assert_array_equal(got, 3 * vx + vy)
+    assert (whole != y).sum() <= n
+    np.testing.assert_array_equal(after("copy")[1], vx)
+    swapped = after("swap")
+    np.testing.assert_array_equal(swapped[0], vy)
+    np.testing.assert_array_equal(swapped[1], vx)
+
+    if incx > 0:
+        assert client.call("asum", t, (x,), (n, incx)) == np.abs(vx).sum()
+        assert client.call("iamax", t, (x,), (n, incx)) == np.abs(vx).argmax()
+        assert client.call("nrm2", t, (x,), (n, incx)) == TYPES[t](np.sqrt(vx.astype(float) @ vx))
+        client.call("scal", t, (x,), (n, incx), (2, 0))
+        np.testing.assert_array_equal(cblas(x, n, incx), 2 * vx)
+    else:
+        before = x.copy()
+        client.call("scal", t, (x,), (n, incx), (2, 0))
+        np.testing.assert_array_equal(x, before)
+        for name in ("asum", "iamax", "nrm2"):
+            assert client.call(name, t, (x,), (n, incx)) == 0
+
+
+@pytest.mark.parametrize("t", TYPES)
+@pytest.mark.parametrize(("incx", "incy"), [(1, 1), (2, -1), (-3, 2), (1, -2)])
+@pytest.mark.parametrize("trans", [False, True])
+def test_level_2(client, t, incx, incy, trans):
+    rng = np.random.default_rng(2)
+    m, n, lda = 13, 21, 25
+    a, x, y = (rng.integers(-9, 10, shape).astype(TYPES[t]) for shape in ((m, lda), 100, 100))
+    rows, columns = (n, m) if trans else (m, n)
+    op = a[:, :n].T if trans else a[:, :n]
+    want = 2 * op @ cblas(x, columns, incx) + 3 * cblas(y, rows, incy)
+    got = y.copy()
+    client.call("gemv", t, (a, x, got), (trans, m, n, lda, incx, incy), (2, 3))
+    np.testing.assert_array_equal(cblas(got, rows, incy), want)
+    if not trans:
+        want = a.copy()
+        want[:, :n] += 2 * np.outer(cblas(x, m, incx), cblas(y, n, incy))
+        client.call("ger", t, (x, y, a), (m, n, incx, incy, lda), (2, 0))
+        np.testing.assert_array_equal(a, want)
+
+
+@pytest.mark.parametrize("t", ["s", "d", "i"])
+@pytest.mark.parametrize("trans_a", [False, True])
+@pytest.mark.parametrize("trans_b", [False, True])
+def test_level_3(client, t, trans_a, trans_b):
+    rng = np.random.default_rng(3)
+    m, n, k, spare, count = 19, 35, 27, 3, 4
+    operand, output = (np.int8, np.int32) if t == "i" else (TYPES[t], TYPES[t])
+    a = rng.integers(-9, 10, (count, k, m + spare) if trans_a else (count, m, k + spare)).astype(operand)
+    b = rng.integers(-9, 10, (count, n, k + spare) if trans_b else (count, k, n + spare)).astype(operand)
+    c = rng.integers(-9, 10, (count, m, n + spare)).astype(output)
+    wide_a, wide_b = a[..., :-spare].astype(output), b[..., :-spare].astype(output)
+    want = c.copy()
+    want[..., :n] = 2 * (wide_a.swapaxes(1, 2) if trans_a else wide_a) @ (wide_b.swapaxes(1, 2) if trans_b else wide_b)
+    want[..., :n] += 3 * c[..., :n]
+    ints = (trans_a, trans_b, m, n, k, a.shape[2], b.shape[2], c.shape[2])
+    got = c.copy()
+    if t == "i":
+        assert client.call("igemm", "s", (a, b, got), ints, (2, 3)) == 0
+        np.testing.assert_array_equal(got[0], want[0])
+        return
+    assert client.call("gemm", t, (a, b, got), ints, (2, 3)) == 0
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1:], c[1:])
+    got = c.copy()
+    strides = (a[0].size, b[0].size, c[0].size, count)
+    assert client.call("gemm_batch", t, (a, b, got), (*ints, *strides), (2, 3)) == 0
+    np.testing.assert_array_equal(got, want)
+
+
+PARAMETERS = {"Clip": (-0.5, 1.5), "LeakyRelu": (0.1, 0.0), "HardSigmoid": (0.25, 0.4), "Elu": (1.5, 0.0),
+              "Swish": (1.25, 0.0), "PRelu": (0.0, 0.0)}  # fmt: skip
+EPS = 2.0**-24
+
+
+@pytest.mark.parametrize("name", ["", *ACTIVATIONS])
+@pytest.mark.parametrize("shape", [(23, 75, 400), (64, 33, 9), (1, 200, 50), (70, 1, 300), (5, 40, 33)])
+def test_epilogue(client, name, shape):
+    """Bias, residual and activation, over a B that lies in memory and over one that a callback supplies.
+
+    The sum before the activation has the error bound of test_blas.py; an activation passes it on with a slope of less
+    than 1.6, and adds its own error of a few units in the last place of its value or, for those of the form x * f(x),
+    of x.
+    """
+    m, n, k = shape
+    rng = np.random.default_rng(m)
+    a = rng.standard_normal((m, k)).astype(np.float32) / np.float32(np.sqrt(k))
+    stride = 3
+    b = rng.standard_normal(k + (n - 1) * stride).astype(np.float32)
+    matrix = np.lib.stride_tricks.sliding_window_view(b, k)[::stride].T
+    alpha, beta = PARAMETERS.get(name, (1.0, 0.0))
+    slope = rng.uniform(-1, 1, m).astype(np.float32)
+    scratch = np.empty(max(64, client.scratch_bytes(m, n, k, 3)[0]) + 64, np.uint8)
+    scratch = scratch[-scratch.ctypes.data % 64 :]
+    for by_row in (True, False):
+        for residual in (None, "apart", "in place"):
+            bias = rng.standard_normal(m if by_row else n).astype(np.float32)
+            c = rng.standard_normal((m, n)).astype(np.float32)
+            added = {None: None, "apart": rng.standard_normal((m, n)).astype(np.float32), "in place": c}[residual]
+            spread = bias[:, None] if by_row else bias
+            terms = [] if added is None else [added.astype(np.float64)]
+            x = a.astype(np.float64) @ matrix + spread + sum(terms)
+            size = np.abs(a).astype(np.float64) @ np.abs(matrix) + np.abs(spread) + sum(np.abs(t) for t in terms)
+            want = x
+            if name:
+                p = slope[:, None].astype(np.float64) if name == "PRelu" else np.float64(np.float32(alpha))
+                want = ACTIVATIONS[name].reference(x, p, np.float64(np.float32(beta)))
+            bound = 1.6 * (k + 4) * EPS / (1 - (k + 4) * EPS) * size + 8 * EPS * (np.abs(want) + np.abs(x))
+            results = []
+            for packed in (False, True):
+                for threads in (1, 3):
+                    out = c.copy()
+                    client.windows(a, b, stride, out, ACTIVATIONS[name].id if name else 0, alpha, beta, bias, by_row,
+                                   out if residual == "in place" else added, slope, scratch, threads,
+                                   packed)  # fmt: skip
+                    assert np.all(np.abs(out - want) <= bound)
+                    results.append(out)
+            np.testing.assert_array_equal(results[0], results[1])
+            np.testing.assert_array_equal(results[2], results[3])
+
+
+@pytest.mark.parametrize("shape", [(23, 75, 401), (64, 33, 9), (1, 200, 50), (13, 100, 700)])
+@pytest.mark.parametrize("zeros", ["one", "each"])
+def test_integer_callback(client, shape, zeros):
+    m, n, k = shape
+    rng = np.random.default_rng(m)
+    a = rng.integers(-128, 128, (m, k)).astype(np.int8)
+    b = rng.integers(0, 256, k + (n - 1) * 2).astype(np.uint8)
+    matrix = np.lib.stride_tricks.sliding_window_view(b, k)[::2].T.astype(np.int64)
+    zero = rng.integers(0, 256, n if zeros == "each" else 1).astype(np.uint8)
+    scratch = np.empty(client.scratch_bytes(m, n, k, 3)[1] + 64, np.uint8)
+    scratch = scratch[-scratch.ctypes.data % 64 :]
+    for by_row in (True, False):
+        bias = rng.integers(-(10**6), 10**6, m if by_row else n).astype(np.int32)
+        want = a.astype(np.int64) @ (matrix - zero) + (bias[:, None] if by_row else bias)
+        for threads in (1, 3):
+            c = np.full((m, n), 12345, np.int32)
+            client.byte_windows(a, b, 2, c, zero, bias, by_row, scratch, threads)
+            np.testing.assert_array_equal(c, want)
+
+
+def test_scratch_is_modest(client):
+    """Scratch counts towards a model's memory: at most 256 KB for each thread, whatever the shape."""
+    for m, n, k in [(1, 1, 1), (64, 12544, 27), (512, 49, 4608), (2048, 2048, 2048), (10, 10**7, 10**4)]:
+        for threads in (1, 2, 8):
+            assert max(client.scratch_bytes(m, n, k, threads)) <= 256 * 1024 * threads
