@@ -28,8 +28,13 @@ cdef enum:
     MC = 96                      # MC x KC x 4 bytes of A and B_BYTES of B fit a 512 KB L2
     PACKED_MC = 24               # the same where A is packed, which takes scratch
     B_BYTES = 160 * 1024
-    FEW_ROWS = 8                 # up to here B is read in place,
-    FEW_ROWS_KC = 32             # this many of its rows at a time, as so many streams the prefetcher can follow
+    FEW_ROWS = 16                # products of up to so many rows read B in place,
+    SHALLOW_ROWS = 64            # or of up to so many where K is at most
+    IN_PLACE_KC = 160            # the rows of B that they take at a time
+    ALIASED_ROWS = 8             # Less where rows of B are ALIAS bytes apart or multiples, as they then
+    ALIASED_KC = 32              # fall into few sets of the cache.
+    ALIAS = 1024
+    IN_PLACE_TILE = 1 << 16      # elements of C that they finish at a time, which stay in L2
     VECTOR_COLUMNS = 4096        # of y at a time, which stay in L1
     MACS_PER_THREAD = 1 << 17    # less work than this (some 5 us) is not worth waking a thread
     VECTOR_MACS_PER_THREAD = 1 << 15
@@ -109,7 +114,7 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.slot = ceil_div((plan.nc + min(plan.mc, <int64_t> PACKED_MC)) * plan.kc * size, 64) * 64
 
 
-cdef Method choose(const ev_gemm *g) noexcept nogil:
+cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
     if g.pack != NULL:
         return BLOCKED
     if g.m == 1 and g.rsb == 1 and g.csa == 1:
@@ -120,7 +125,16 @@ cdef Method choose(const ev_gemm *g) noexcept nogil:
         return ROWS_TIMES_COLUMN
     if g.n == 1 and g.rsa == 1 and g.ldc == 1:
         return COLUMNS_TIMES_COLUMN
-    return IN_PLACE if g.csb == 1 and g.m <= FEW_ROWS else BLOCKED
+    return IN_PLACE if in_place_kc(g, size) > 0 else BLOCKED
+
+
+cdef int64_t in_place_kc(const ev_gemm *g, int64_t size) noexcept nogil:
+    """Rows of B to take at a time, 0 where packing B pays: with many rows of A, or with long columns of B."""
+    cdef bint aliased = g.rsb * size % ALIAS == 0
+    cdef int64_t kc = ALIASED_KC if aliased else IN_PLACE_KC
+    if g.csb != 1 or g.m > (ALIASED_ROWS if aliased else FEW_ROWS) and (g.m > SHALLOW_ROWS or g.k > kc):
+        return 0
+    return even_block(g.k, kc, 4)
 
 
 cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
@@ -156,8 +170,8 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef const ev_epilogue *e = g.epilogue
     cdef bint in_place = job.method == IN_PLACE
     cdef int64_t size = job.size, nr = job.nr
-    cdef int64_t kc = min(plan.kc, <int64_t> FEW_ROWS_KC) if in_place else plan.kc
-    cdef int64_t nc = j_end - j_begin if in_place else plan.nc
+    cdef int64_t kc = in_place_kc(g, size) if in_place else plan.kc
+    cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
     cdef bint pack_a = not in_place and g.csa != 1
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a else plan.mc
@@ -294,7 +308,7 @@ cdef void run(Job *job, int64_t count) noexcept nogil:
     cdef const ev_gemm *g = job.g
     if g.m <= 0 or g.n <= 0 or count <= 0:
         return
-    job.method = choose(g)
+    job.method = choose(g, job.size)
     make_plan(&job.plan, job.size, job.nr, g.m, g.n, g.k, <int32_t> threads_each(count, g.threads))
     cdef int64_t items = count * job.plan.parts_m * job.plan.parts_n
     cdef int64_t grain = max(1, MACS_PER_THREAD // max(1, job.plan.step_m * job.plan.step_n * g.k))
