@@ -103,8 +103,17 @@ def convert(
 
 
 def _annotate(model: Model, shapes: Shapes) -> None:
-    """Notes inferred types on the outputs of all graphs, and drops constants that nothing reads."""
+    """Notes inferred types on the inputs of nested graphs and the outputs of all. Raises ConversionError for inputs
+    of whose type nothing is known."""
+    unknown = []
     for graph in graphs_of(model.graph):
+        for name in graph.inputs:
+            if name not in graph.tensors:
+                dtype = shapes.dtype(name)
+                if dtype is None:
+                    unknown.append(f"nothing tells the element type of {name!r}, an input of the graph {graph.name!r}")
+                else:
+                    graph.add(Tensor(name, dtype, shapes.shape(name)))
         for name in graph.outputs:
             tensor = graph.tensors.get(name)
             dtype, dims = shapes.dtype(name), shapes.shape(name)
@@ -119,6 +128,8 @@ def _annotate(model: Model, shapes: Shapes) -> None:
                     tensor.shape = tuple(d if d != "" else e for d, e in zip(dims, tensor.shape, strict=True))
                 elif dims is not None:
                     tensor.shape = dims
+    if unknown:
+        raise ConversionError(unknown)
 
 
 def _provenance(sha256: str, options: Options) -> dict[str, str]:
