@@ -18,6 +18,12 @@ CASES = {case.name: case for case in measure.cases.real_cases()}
 IMPORT_KIB = 4096  # what `import evort` may add to a process that has NumPy
 
 
+def test_every_model_has_a_budget() -> None:
+    there = {(name, shape) for name, case in CASES.items() for shape in case.shapes}
+    missing = there - {(name, shape) for name, shapes in BUDGETS.items() for shape in shapes}
+    assert not missing, f"run `python tests/memory/measure.py --update` for {sorted(missing)}"
+
+
 @pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, shapes in BUDGETS.items() for shape in shapes])
 def test_model_stays_within_its_budget(name: str, shape: str, tmp_path: Path) -> None:
     if name not in CASES:

@@ -67,7 +67,12 @@ def assert_close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], sl
 def rounding_of(name: str, peer: bytes, feeds: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """How much rounding moves the output of a network that amplifies it: twice the difference between onnxruntime
     with and without its own optimisations. Only halftone_v1 does (a softmax of large logits at near ties: against
-    float64, onnxruntime's error is 2.9e-4 to 3.4e-4 and evort's 3.1e-4)."""
+    float64, onnxruntime's error is 2.9e-4 to 3.4e-4 and evort's 3.1e-4).
+
+    On lut3d_96 it is onnxruntime that rounds: its InstanceNormalization over 345,600 values is off by 7.6e-4 of 45
+    against float64, which moves the output by 1.4e-4. The shipped pictures hold evort to more, see below."""
+    if name == "lut3d_96":
+        return 3e-4
     if name != "halftone_v1":
         return 0.0
     options = ort.SessionOptions()
