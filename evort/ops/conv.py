@@ -61,10 +61,15 @@ class Window:
                 yield tap, tuple(positions), tuple(elements)
 
     def ints(self) -> tuple[int, ...]:
-        """The parameters of the compiled drivers, as for three axes: image, out, kernel, strides, dilations, pads."""
+        """The parameters of the compiled drivers: image, out, kernel, strides, dilations and pads of three axes. Axes
+        of one element and one tap are left out, so that the last one is long where any is. Empty where more than
+        three are left, or one is too long."""
         rows = (self.image, self.out, self.kernel, self.strides, self.dilations, self.pads)
-        fill = 3 - len(self.kernel)
-        return tuple(v for row, one in zip(rows, (1, 1, 1, 1, 1, 0), strict=True) for v in (one,) * fill + row)
+        axes = [axis for axis in zip(*rows, strict=True) if axis[:3] != (1, 1, 1) or axis[5]]
+        if len(axes) > 3 or max(self.image) > _MOST:
+            return ()
+        axes = [(1, 1, 1, 1, 1, 0)] * (3 - len(axes)) + axes
+        return tuple(v for row in zip(*axes, strict=True) for v in row)
 
 
 def same_dtype(c: Call, *indices: int) -> None:
@@ -220,19 +225,16 @@ class Conv(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         x, w = c.ins[0], c.ins[1]
-        if x.dtype != DType.FLOAT or x.rank > 5:
+        window, out = _conv_shapes(c, x, w)
+        place = window.ints()
+        if x.dtype != DType.FLOAT or not place:
             return None
         from evort._kernels.conv import products_scratch
 
-        window, out = _conv_shapes(c, x, w)
-        if max(window.image) > _MOST:
-            return None
         number, reals = activation_ints_reals(c)
-        group = c["group"]
-        ints = (*number, group, *window.ints())
-        channels, taps = w.shape[1], math.prod(window.kernel)
-        flat = x.rank < 5 or window.image[0] == window.kernel[0] == window.out[0] == 1
-        if channels == 1 and group > 1 and flat:
+        group, channels, taps = c["group"], w.shape[1], math.prod(window.kernel)
+        ints = (*number, group, *place)
+        if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1:
             return Kernel("conv.depthwise_f32", ints, reals)
         plain = taps == 1 and set(window.strides) == {1} and window.out == window.image
         sizes = (w.shape[0] // group, math.prod(window.out), channels * taps)
@@ -331,15 +333,14 @@ class ConvTranspose(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         x = c.ins[0]
-        if x.dtype != DType.FLOAT or x.rank > 5:
+        window, out = _transposed_shapes(c)
+        place = window.ints()
+        if x.dtype != DType.FLOAT or not place:
             return None
         from evort._kernels.conv import transpose_scratch
 
-        window, out = _transposed_shapes(c)
-        if max(window.image) > _MOST:
-            return None
         number, reals = activation_ints_reals(c)
-        ints = (*number, c["group"], *window.ints())
+        ints = (*number, c["group"], *place)
         scratch = transpose_scratch(x.shape[1], out.shape[1], ints, c.threads)
         return Kernel("conv.transpose_f32", ints, reals, scratch)
 

@@ -53,41 +53,139 @@ static inline void EV_FN(fill_run)(const float *row, int64_t width, int64_t s, i
     for (int64_t i = last; i < n; i++) dst[i] = 0;
 }
 
+#if defined(__AVX2__)
+/* A panel's row is put together from its runs by masked loads, which take care of borders, row ends and the last
+ * columns at once. The masks of a panel are made once; they depend on the tap's column only. */
+enum { EV_FN(RUNS) = 4, EV_FN(TAPS) = 8 };
+typedef struct {
+    __m256i mask[EV_FN(TAPS)][EV_FN(RUNS)][4]; /* stride 2 needs four vectors of the image for two of the panel */
+    int whole[EV_FN(TAPS)];                    /* every lane is inside: plain loads do */
+} EV_FN(masks);
+
+static inline __attribute__((always_inline)) void EV_FN(make_masks)(
+    const ev_conv_window *g, const EV_FN(run) *runs, int count, const int step, EV_FN(masks) *m)
+{
+    const __m256i iota = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), one = _mm256_set1_epi32(1);
+    for (int t = 0; t < (int)g->kernel[2]; t++) {
+        m->whole[t] = 0;
+        for (int i = 0; i < count; i++) {
+            const EV_FN(run) *r = runs + i;
+            /* Image elements lie at index from the run's first lane on: valid from `low` up to `high`. */
+            const int64_t w = r->w + t * g->dilation[2], right = g->image[2] - w;
+            const int64_t low = w < 0 ? -w : 0, high = right < r->n * step ? right : r->n * step;
+            if (r->n == EV_NR_F32 && low == 0 && right >= EV_NR_F32 * step) m->whole[t] = 1;
+            for (int v = 0; v < 2 * step; v++) {
+                const __m256i at = _mm256_add_epi32(iota, _mm256_set1_epi32((int)(v * 8 - r->at * step)));
+                __m256i ok = _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)low), at),
+                                                 _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(high < 0 ? 0 : high)), at));
+                if (step == 2) /* even places only; r->at * step is even */
+                    ok = _mm256_andnot_si256(_mm256_cmpeq_epi32(_mm256_and_si256(at, one), one), ok);
+                m->mask[t][i][v] = ok;
+            }
+        }
+    }
+}
+
+/* The taps of one kernel row, from column tx on. rows[i]: where lane 0 of run i would lie for tap 0, or NULL. */
+static inline __attribute__((always_inline)) void EV_FN(fill_taps)(
+    const ev_conv_window *g, const EV_FN(masks) *m, const float *const *rows, int count, int64_t tx, int64_t taps,
+    const int step, float *to)
+{
+    for (int64_t t = tx; t < tx + taps; t++, to += EV_NR_F32) {
+        const int64_t shift = t * g->dilation[2];
+        V lo = {0}, hi = {0};
+        if (m->whole[t] && rows[0]) {
+            const float *from = rows[0] + shift;
+            lo = *(const VU *)from;
+            hi = *(const VU *)(from + 8);
+            if (step == 2) {
+                lo = _mm256_shuffle_ps(lo, hi, 0x88);
+                hi = _mm256_shuffle_ps(*(const VU *)(from + 16), *(const VU *)(from + 24), 0x88);
+            }
+        } else {
+            for (int i = 0; i < count; i++) {
+                if (!rows[i]) continue;
+                const float *from = rows[i] + shift;
+                const __m256i *k = m->mask[t][i];
+                V a = _mm256_maskload_ps(from, k[0]), b = _mm256_maskload_ps(from + 8, k[1]);
+                if (step == 2) {
+                    a = _mm256_shuffle_ps(a, b, 0x88);
+                    b = _mm256_shuffle_ps(_mm256_maskload_ps(from + 16, k[2]), _mm256_maskload_ps(from + 24, k[3]), 0x88);
+                }
+                lo = _mm256_or_ps(lo, a);
+                hi = _mm256_or_ps(hi, b);
+            }
+        }
+        if (step == 2) {
+            lo = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(lo), 0xd8));
+            hi = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(hi), 0xd8));
+        }
+        *(VU *)to = lo;
+        *(VU *)(to + 8) = hi;
+    }
+}
+#endif
+
+/* Rows [p0, p0+kc) of one panel of the im2col matrix. step: the stride where masked loads serve it, else 0. */
+static inline __attribute__((always_inline)) void EV_FN(fill_panel)(
+    const ev_conv_window *g, const float *x, int64_t p0, int64_t kc, const EV_FN(run) *runs, int count, int64_t n,
+    const int step, float *dst)
+{
+    enum { NR = EV_NR_F32 };
+    const int64_t kd = g->kernel[0], kh = g->kernel[1], kw = g->kernel[2];
+    const int64_t depth = g->image[0], height = g->image[1], width = g->image[2], s = g->stride[2];
+    int64_t tx = p0 % kw, ty = p0 / kw % kh, tz = p0 / kw / kh % kd, channel = p0 / kw / kh / kd;
+#if defined(__AVX2__)
+    EV_FN(masks) m;
+    if (step) EV_FN(make_masks)(g, runs, count, step, &m);
+#endif
+    for (int64_t p = 0; p < kc; channel++, tz = 0)
+        for (; tz < kd && p < kc; tz++, ty = 0)
+            for (; ty < kh && p < kc; ty++, tx = 0) {
+                const int64_t taps = kw - tx < kc - p ? kw - tx : kc - p;
+                const float *rows[NR];
+                for (int i = 0; i < count; i++) {
+                    const int64_t d = runs[i].d + tz * g->dilation[0], h = runs[i].h + ty * g->dilation[1];
+                    const int inside = d >= 0 && d < depth && h >= 0 && h < height;
+                    rows[i] = inside ? x + ((channel * depth + d) * height + h) * width : NULL;
+                }
+#if defined(__AVX2__)
+                if (step) {
+                    for (int i = 0; i < count; i++)
+                        if (rows[i]) rows[i] += runs[i].w - runs[i].at * step;
+                    EV_FN(fill_taps)(g, &m, rows, count, tx, taps, step, dst + p * NR);
+                    p += taps;
+                    continue;
+                }
+#endif
+                for (int i = 0; i < count; i++) {
+                    float *to = dst + p * NR + runs[i].at;
+                    for (int64_t t = tx; t < tx + taps; t++, to += NR)
+                        EV_FN(fill_run)(rows[i], width, s, runs[i].w + t * g->dilation[2], runs[i].n, to);
+                }
+                for (int64_t t = 0; t < taps; t++, p++)
+                    if (n < NR) memset(dst + p * NR + n, 0, (NR - n) * sizeof *dst);
+            }
+}
+
 /* Rows [p0, p0+kc) x columns [j0, j0+nc) of the im2col matrix of x, in panels of EV_NR_F32 columns as the matrix
  * product takes them. Row p is a channel and a tap, column j a position of the window. */
 static void EV_FN(im2col_f32)(const ev_conv_window *g, const float *x, int64_t p0, int64_t kc, int64_t j0, int64_t nc,
                               float *dst)
 {
     enum { NR = EV_NR_F32 };
-    const int64_t kd = g->kernel[0], kh = g->kernel[1], kw = g->kernel[2];
-    const int64_t depth = g->image[0], height = g->image[1], width = g->image[2], s = g->stride[2];
-    for (int64_t j = 0; j < nc; j += NR) {
+    for (int64_t j = 0; j < nc; j += NR, dst += kc * NR) {
         EV_FN(run) runs[NR];
         const int64_t n = nc - j < NR ? nc - j : NR;
         const int count = EV_FN(find_runs)(g, j0 + j, n, runs);
-        int64_t tx = p0 % kw, ty = p0 / kw % kh, tz = p0 / kw / kh % kd, channel = p0 / kw / kh / kd;
-        for (int64_t p = 0; p < kc; channel++, tz = 0)
-            for (; tz < kd && p < kc; tz++, ty = 0)
-                for (; ty < kh && p < kc; ty++, tx = 0) {
-                    const int64_t taps = kw - tx < kc - p ? kw - tx : kc - p;
-                    for (int i = 0; i < count; i++) {
-                        const EV_FN(run) *r = runs + i;
-                        const int64_t d = r->d + tz * g->dilation[0], h = r->h + ty * g->dilation[1];
-                        const int inside = d >= 0 && d < depth && h >= 0 && h < height;
-                        const float *row = inside ? x + ((channel * depth + d) * height + h) * width : NULL;
-                        float *to = dst + p * NR + r->at;
-                        int64_t w = r->w + tx * g->dilation[2];
-                        for (int64_t t = 0; t < taps; t++, to += NR, w += g->dilation[2])
-                            if (row && r->n == NR && s == 1 && w >= 0 && w + NR <= width)
-                                memcpy(to, row + w, NR * sizeof *to);
-                            else
-                                EV_FN(fill_run)(row, width, s, w, r->n, to);
-                    }
-                    if (n < NR)
-                        for (int64_t t = 0; t < taps; t++) memset(dst + (p + t) * NR + n, 0, (NR - n) * sizeof *dst);
-                    p += taps;
-                }
-        dst += kc * NR;
+#if defined(__AVX2__)
+        if (count <= EV_FN(RUNS) && g->kernel[2] <= EV_FN(TAPS) && g->stride[2] <= 2) {
+            if (g->stride[2] == 1) EV_FN(fill_panel)(g, x, p0, kc, runs, count, n, 1, dst);
+            else EV_FN(fill_panel)(g, x, p0, kc, runs, count, n, 2, dst);
+            continue;
+        }
+#endif
+        EV_FN(fill_panel)(g, x, p0, kc, runs, count, n, 0, dst);
     }
 }
 
