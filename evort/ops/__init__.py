@@ -1,32 +1,48 @@
-"""Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`)."""
+"""Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`).
 
-from evort.ops import (
-    attention,
-    binary,
-    cast,
-    control,
-    conv,
-    deform,
-    elementwise,
-    gather,
-    generate,
-    interpolate,
-    layout,
-    linear,
-    loss,
-    normalize,
-    pad,
-    pool,
-    quantize,
-    random,
-    recurrent,
-    reduce,
-    sample,
-    search,
-    sequence,
-    signal,
+The families that nearly every model uses come with the package; the others are imported, in this order, when a model
+has an operator that is not among those read so far: `import evort` is to take milliseconds.
+"""
+
+from evort.ops import binary, conv, elementwise, layout, linear, pool, reduce
+from evort.ops.base import (
+    Attr,
+    Call,
+    DataDependent,
+    Kernel,
+    NeedsValue,
+    Op,
+    find,
+    import_later,
+    lookup,
+    op,
+    registered,
 )
-from evort.ops.base import Attr, Call, DataDependent, Kernel, NeedsValue, Op, find, lookup, op, registered
+
+import_later(
+    *(
+        f"{__name__}.{family}"
+        for family in (
+            "gather",
+            "normalize",
+            "pad",
+            "cast",
+            "interpolate",
+            "recurrent",
+            "control",
+            "generate",
+            "quantize",
+            "search",
+            "sample",
+            "random",
+            "attention",
+            "sequence",
+            "deform",
+            "signal",
+            "loss",
+        )
+    )
+)
 
 __all__ = [
     "Attr",
@@ -35,32 +51,15 @@ __all__ = [
     "Kernel",
     "NeedsValue",
     "Op",
-    "attention",
     "binary",
-    "cast",
-    "control",
     "conv",
-    "deform",
     "elementwise",
     "find",
-    "gather",
-    "generate",
-    "interpolate",
     "layout",
     "linear",
     "lookup",
-    "loss",
-    "normalize",
     "op",
-    "pad",
     "pool",
-    "quantize",
-    "random",
-    "recurrent",
     "reduce",
     "registered",
-    "sample",
-    "search",
-    "sequence",
-    "signal",
 ]

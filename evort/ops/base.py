@@ -24,6 +24,7 @@ ones. Users register their own in the same way, with a `domain` of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
@@ -226,6 +227,8 @@ def _arity(names: tuple[str, ...]) -> tuple[int, int | None]:
 
 
 _REGISTRY: dict[tuple[str, str], Op] = {}
+_LATER: list[str] = []
+_loading = False
 
 
 def op(name: str, since: int = 1, domain: str = "") -> Callable[[type[Op]], type[Op]]:
@@ -237,15 +240,36 @@ def op(name: str, since: int = 1, domain: str = "") -> Callable[[type[Op]], type
     def decorate(cls: type[Op]) -> type[Op]:
         cls.name, cls.domain, cls.since = name, domain, since
         cls.arity = (*_arity(cls.inputs), *_arity(cls.outputs))
-        _REGISTRY[domain, name] = cls()
+        # A family that is imported late must not undo what an application has overridden before.
+        if not (_loading and (domain, name) in _REGISTRY):
+            _REGISTRY[domain, name] = cls()
         return cls
 
     return decorate
 
 
+def import_later(*modules: str) -> None:
+    """Names modules with definitions that are imported one after another when an operator is not found without."""
+    _LATER.extend(modules)
+
+
+def _import_next() -> None:
+    global _loading
+    _loading = True
+    try:
+        import_module(_LATER.pop(0))
+    finally:
+        _loading = False
+
+
 def find(name: str, domain: str = "") -> Op | None:
     """The definition of an operator, or None. The domains "" and "ai.onnx" are the same."""
-    return _REGISTRY.get(("" if domain == "ai.onnx" else domain, name))
+    key = "" if domain == "ai.onnx" else domain, name
+    found = _REGISTRY.get(key)
+    while found is None and _LATER:
+        _import_next()
+        found = _REGISTRY.get(key)
+    return found
 
 
 def lookup(node: Node) -> Op:
@@ -254,7 +278,7 @@ def lookup(node: Node) -> Op:
     if found is None:
         import difflib
 
-        near = difflib.get_close_matches(node.op, [n for d, n in _REGISTRY if d == node.domain], 3)
+        near = difflib.get_close_matches(node.op, [n for d, n in registered() if d == node.domain], 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UnsupportedError(f"{node.label()}: evort has no such operator{hint} (evort.ops.op registers your own)")
     return found
@@ -262,6 +286,8 @@ def lookup(node: Node) -> Op:
 
 def registered() -> dict[tuple[str, str], Op]:
     """All definitions, by (domain, name)."""
+    while _LATER:
+        _import_next()
     return dict(sorted(_REGISTRY.items()))
 
 
