@@ -24,7 +24,7 @@ from evort._version import __version__
 from evort.errors import ConversionError
 from evort.graph import Dim, Model, Tensor
 from evort_tools.importer import import_model, read
-from evort_tools.importer.check import problems_of
+from evort_tools.importer.check import problems_of, unsound
 from evort_tools.passes import graphs_of, node_count, passes, run_passes
 from evort_tools.passes.fitting import fitted
 from evort_tools.passes.shapes import Shapes
@@ -66,6 +66,9 @@ def convert_model(
     source = read(model)
     result, shapes = import_model(source, options.input_shapes)
     shapes = fitted(result.graph, shapes)
+    problems = unsound(result, shapes.symbols)
+    if problems:
+        raise ConversionError(problems)
     before = node_count(result.graph)
     if options.optimize:
         log = run_passes(result, shapes, options.disable, options.fold_limit)
@@ -133,11 +136,11 @@ def _annotate(model: Model, shapes: Shapes) -> None:
 
 
 def _provenance(sha256: str, options: Options) -> dict[str, str]:
-    plain = asdict(Options())
-    given = {k: v for k, v in asdict(options).items() if v != plain[k] and k != "metadata"}
+    plain, given = (json.loads(json.dumps(asdict(o), default=list)) for o in (Options(), options))
+    given = {k: v for k, v in given.items() if v != plain[k] and k != "metadata"}
     found = {"evort.version": __version__, "evort.source_sha256": sha256, **options.metadata}
     if given:
-        found["evort.options"] = json.dumps(given, sort_keys=True, default=list)
+        found["evort.options"] = json.dumps(given, sort_keys=True)
     return found
 
 
