@@ -60,8 +60,11 @@ class BuildExt(build_ext):
     """Compiles with all cores and says what is missing when a compiler is."""
 
     def finalize_options(self):
+        import numpy
         from Cython.Build import cythonize
 
+        for extension in self.distribution.ext_modules:
+            extension.include_dirs.append(numpy.get_include())  # for those that cimport numpy
         self.distribution.ext_modules = cythonize(
             self.distribution.ext_modules,
             nthreads=0,

@@ -75,7 +75,7 @@ def read(source: Source, *, checksum: bool = False, operators: bool = True) -> F
         return File(header, model, None, 0, copied)
     path = os.fspath(source)
     try:
-        buffer = _map(path)
+        buffer = memoryview(_map(path))
         header, model, copied = parse(buffer, checksum, operators)
     except EtmFormatError as error:
         raise EtmFormatError(f"{path}: {error}") from None

@@ -22,11 +22,11 @@ cdef dict _kinds = {
 cdef dict _infos = {}  # by id of the definition, which the OpInfo keeps alive
 
 
-cdef OpInfo operator_info(node):
-    """For a node's operator. Raises UnsupportedError where there is none."""
-    definition = find(node.op, node.domain)
+cdef OpInfo operator_info(str op, str domain):
+    """None where there is no such operator."""
+    definition = find(op, domain)
     if definition is None:
-        definition = lookup(node)
+        return None
     cdef OpInfo info = _infos.get(id(definition))
     if info is not None:
         return info

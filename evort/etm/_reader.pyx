@@ -1,3 +1,4 @@
+# distutils: define_macros=NPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION
 """Reads `.etm` files: checks everything, then builds the graph over arrays that lie in the file's bytes.
 
     File bytes --header--> metadata (FlatBuffer) --cursor--> Model, whose constants are views of the weight segment
@@ -6,8 +7,11 @@ What docs/etm-format.md demands of a reader is checked here, and nowhere later: 
 on it. Operators' own rules are those of evort.ops.base; here they only have a fast path.
 """
 cimport cython
+cimport numpy as cnp
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.math cimport isfinite
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -25,6 +29,7 @@ from evort.graph import Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops.base import REQUIRED, check_arity, complete_attrs, find, lookup
 from evort.types import BITS, INTS, SIGNED_INTS, STORAGE, DType
 
+cnp.import_array()
 if sys.byteorder != "little":
     raise ImportError("evort reads .etm files in place, which needs a little-endian machine")
 
@@ -165,23 +170,23 @@ cdef class _Reader(_Values):
             fail(m, t.at, "Tensor.dtype", f"there is no element type {dtype}")
         name = self.name(t, TENSOR_AT_NAME, "Tensor.name")
         shape = self.read_shape(t, TENSOR_AT_SHAPE, "Tensor.shape", &count)
-        tensor = Tensor(name, _dtypes[dtype], shape)
+        stored, layout, data, quant, sparsity = shape, "", None, None, None
         if t.vtable_size > TENSOR_AT_LAYOUT:
-            tensor.layout = self.name(t, TENSOR_AT_LAYOUT, "Tensor.layout")
+            layout = self.name(t, TENSOR_AT_LAYOUT, "Tensor.layout")
             if child(m, t, TENSOR_AT_QUANTIZATION, "Tensor.quantization", &item):
-                tensor.quant = self.read_quantization(&item, dtype, shape)
+                quant = self.read_quantization(&item, dtype, shape)
         at = slot(m, t, TENSOR_AT_DATA, 24, "Tensor.data")
         if at:
             self.define(get32(m, t, TENSOR_AT_NAME, "Tensor.name"), depth, t.at, "Tensor.name")
-            if count < 0 or _storage[dtype] is None:
+            if count < 0 or _numpy[dtype] < 0:
                 fail(m, at, "Tensor.data", f"a constant of type {_dtypes[dtype].name} and shape {shape} cannot be")
             if child(m, t, TENSOR_AT_SPARSITY, "Tensor.sparsity", &item):
-                tensor.sparsity, shape = self.read_sparsity(&item, shape)
-                count = product(shape)
-            tensor.data = self.read_value(at, dtype, shape, count, "Tensor.data", &raw)
+                sparsity, stored = self.read_sparsity(&item, shape)
+                count = product(stored)
+            data = self.read_value(at, dtype, stored, count, "Tensor.data", &raw)
         elif child(m, t, TENSOR_AT_SPARSITY, "Tensor.sparsity", &item):
             fail(m, item.at, "Tensor.sparsity", "only constants can be sparse")
-        return tensor
+        return Tensor(name, _dtypes[dtype], shape, data, quant, sparsity, layout)
 
     cdef object read_graph(self, Table *t, int depth):
         cdef Meta *m = &self.meta
@@ -243,7 +248,8 @@ cdef class _Reader(_Values):
         domain = self.name(t, NODE_AT_DOMAIN, "Node.domain")
         cdef list inputs = self.names(t, NODE_AT_INPUTS, "Node.inputs", MAX_OPERANDS, &place)
         cdef list outputs = self.names(t, NODE_AT_OUTPUTS, "Node.outputs", MAX_OPERANDS, &outputs_place)
-        node = Node(op, inputs, outputs, None, domain, self.name(t, NODE_AT_NAME, "Node.name"))
+        name = self.name(t, NODE_AT_NAME, "Node.name")
+        cdef dict attrs = None
         if not op:
             fail(m, t.at, "Node.op", "a node has no operator")
         n = len(inputs)
@@ -252,14 +258,18 @@ cdef class _Reader(_Values):
             if index == 0:
                 absent |= (<uint64_t> 1) << min(i, 63)
             elif not self.depth_of[index]:
-                fail(m, place + 4 * i, "Node.inputs",
-                     f"{node.label()} reads {inputs[i]!r}, which nothing before it computes")
+                label = Node(op, inputs, outputs, None, domain, name).label()
+                fail(m, place + 4 * i, "Node.inputs", f"{label} reads {inputs[i]!r}, which nothing before it computes")
         if self.operators:
             info = self.infos.get((domain, op))
             if info is None:
-                info = self.infos[domain, op] = operator_info(node)
+                info = operator_info(op, domain)
+                if info is None:
+                    lookup(Node(op, inputs, outputs, None, domain, name))  # which raises, and names near ones
+                self.infos[domain, op] = info
         if t.vtable_size > NODE_AT_ATTRIBUTES:
-            node.attrs = self.read_attributes(t, info, &fits, depth)
+            attrs = self.read_attributes(t, info, &fits, depth)
+        node = Node(op, inputs, outputs, attrs, domain, name)
         if info is not None and not (
             fits and accepts(info, n, len(outputs), absent) and (not info.needed or info.needed <= node.attrs.keys())
         ):

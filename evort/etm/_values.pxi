@@ -8,15 +8,18 @@ cdef struct Weights:
     int64_t widen_budget   # bytes of blobs that may still be widened, and be verified: each byte once, so that a file
     int64_t verify_budget  # whose blobs overlap cannot make the reader repeat itself
 
-# By number of the element type: bits of an element in the file (0 for strings), and its dtype at run time.
+# By number of the element type: bits of an element in the file (0 for strings), NumPy's number of its dtype at run time
+# (-1 for types that no constant has), and the DType (None where there is none).
 cdef int[256] _bits
-cdef list _storage = [None] * 256
+cdef int[256] _numpy
 cdef list _dtypes = [None] * 256
 memset(_bits, 0, sizeof(_bits))
+memset(_numpy, -1, sizeof(_numpy))
 for _dtype in DType:
     _dtypes[_dtype] = _dtype
-    _storage[_dtype] = STORAGE.get(_dtype)
     _bits[_dtype] = BITS.get(_dtype, 0)
+    if _dtype in STORAGE:
+        _numpy[_dtype] = STORAGE[_dtype].num
 
 cdef enum:  # the element types that the format itself gives a meaning to
     FLOAT = 1
@@ -30,7 +33,6 @@ cdef enum:  # the element types that the format itself gives a meaning to
     UINT2 = 25
     INT2 = 26
 
-cdef object _ndarray = np.ndarray
 cdef frozenset _signed = SIGNED_INTS | {DType.INT4, DType.INT2}
 cdef frozenset _integers = INTS | {DType.INT4, DType.INT2, DType.UINT4, DType.UINT2}
 cdef tuple _schemes = ("per_tensor", "per_axis", "grouped")
@@ -77,7 +79,7 @@ cdef class _Values:
 
     cdef Meta meta
     cdef Weights weights
-    cdef object buffer          # the whole file; arrays keep it alive
+    cdef object buffer          # a memoryview of the whole file: while an array has it, no map can be closed
     cdef list strings           # of the metadata, by index
     cdef Py_ssize_t n_strings
     cdef bint checksum
@@ -138,25 +140,25 @@ cdef class _Values:
             return None
         if n > MAX_RANK:
             fail(m, at, field, f"rank {n}; the limit is {MAX_RANK}")
-        cdef list dims = [None] * n
+        dims = PyTuple_New(n)
         for i in range(n):
             d = <int64_t> load64(m, at + 8 * i)
-            if d > 0:
+            if d >= 0:
                 if d > MAX_ELEMENTS // total:
                     fail(m, at + 8 * i, field, f"dimension {d} makes a tensor of more than {MAX_ELEMENTS} elements")
-                total *= d
-                dims[i] = d
-            elif d == 0:
-                empty = True
-                dims[i] = 0
+                empty |= d == 0
+                total *= max(d, 1)
+                dim = d
             else:
                 known = False
                 if -1 - d >= self.n_strings:
                     fail(m, at + 8 * i, field, f"there is no string {-1 - d} of {self.n_strings}")
-                dims[i] = self.strings[-1 - d]
+                dim = self.strings[-1 - d]
+            Py_INCREF(dim)  # which the tuple takes
+            PyTuple_SET_ITEM(dims, i, dim)
         if known:
             count[0] = 0 if empty else total
-        return tuple(dims)
+        return dims
 
     @cython.final
     cdef int verify(self, int64_t at, int64_t offset, int64_t length, str field) except -1:
@@ -205,20 +207,28 @@ cdef class _Values:
                 wide = widen(raw[0], count, bits, dtype == INT4 or dtype == INT2)
                 self.widened[key] = wide
             raw[0] = <const uint8_t *> PyBytes_AS_STRING(wide)
-            return self.array(at, shape, _storage[dtype], wide, 0, field)
+            return self.array(at, shape, _numpy[dtype], raw[0], wide, field)
         if dtype == BOOL:
             for i in range(count):
                 any_bit |= raw[0][i]
             if any_bit > 1:
                 fail(m, at, field, "a truth value is neither 0 nor 1")
-        return self.array(at, shape, _storage[dtype], self.buffer, self.weights.origin + offset, field)
+        return self.array(at, shape, _numpy[dtype], raw[0], self.buffer, field)
 
     @cython.final
-    cdef object array(self, int64_t at, tuple shape, object dtype, object buffer, int64_t offset, str field):
+    cdef cnp.ndarray array(self, int64_t at, tuple shape, int numpy_type, const uint8_t *data, object owner, str field):
+        """A read-only array over bytes that belong to `owner`, which it keeps alive."""
+        cdef cnp.npy_intp[MAX_RANK] dims
+        cdef int i, rank = <int> len(shape)
+        for i in range(rank):
+            dims[i] = shape[i]
         try:
-            return _ndarray(shape, dtype, buffer, offset)
+            found = cnp.PyArray_SimpleNewFromData(rank, dims, numpy_type, <void *> data)
         except ValueError as error:  # an old NumPy's limit on the rank
             fail(&self.meta, at, field, f"NumPy cannot hold an array of shape {shape}: {error}")
+        cnp.set_array_base(found, owner)
+        cnp.PyArray_CLEARFLAGS(found, cnp.NPY_ARRAY_WRITEABLE)
+        return found
 
     @cython.final
     cdef int claim_copy(self, int64_t at, int64_t length, int64_t size, str field) except -1:
@@ -274,7 +284,7 @@ cdef class _Values:
         if shape is None:
             shape, count[0] = (), 1
         cdef int64_t at = slot(&self.meta, t, ARRAY_AT_DATA, 24, field)
-        if at == 0 or count[0] < 0 or _storage[dtype[0]] is None:
+        if at == 0 or count[0] < 0 or _numpy[dtype[0]] < 0:
             fail(&self.meta, t.at, field, f"an array of element type {dtype[0]} and shape {shape} cannot be")
         return self.read_value(at, dtype[0], shape, count[0], field, raw)
 

@@ -53,6 +53,15 @@ def test_constants_lie_in_the_map(tmp_path):
                 tensor.data[...] = 0
 
 
+def test_the_map_cannot_be_closed_under_an_array(tmp_path):
+    etm.write(constant(np.arange(4, dtype=np.float32)), tmp_path / "m.etm")
+    array = etm.read(tmp_path / "m.etm").model.graph.tensors["w"].data
+    with pytest.raises(BufferError):
+        array.base.obj.close()
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+        array.flags.writeable = True
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux's account of memory maps")
 def test_processes_share_the_map(tmp_path):
     """The file's pages are not private to the process, and only those that were touched are in memory."""

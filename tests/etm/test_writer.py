@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +54,18 @@ def small() -> Model:
 
 def test_golden_bytes():
     assert etm.write(small()).hex(" ") == GOLDEN
+
+
+def test_the_worked_example_of_the_documentation():
+    """Each line that shows bytes shows those of the file (but the dots)."""
+    data, shown = etm.write(small()), 0
+    text = (Path(__file__).parents[2] / "docs" / "etm-format.md").read_text()
+    for at, line in re.findall(r"^ {1,2}([0-9a-f]{2,3})  ((?:(?:[0-9a-f]{2}|\.{2,3})(?: |$))+)", text, re.M):
+        for i, byte in enumerate(line.split()):
+            if "." not in byte:
+                assert data[int(at, 16) + i] == int(byte, 16), (at, line)
+                shown += 1
+    assert shown > 400
 
 
 @pytest.mark.parametrize("name", SAMPLES)
