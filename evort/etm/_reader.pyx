@@ -212,8 +212,7 @@ cdef class _Reader(_Values):
 
         graph.inputs = self.names(t, GRAPH_AT_INPUTS, "Graph.inputs", MAX_TENSORS, &place)
         for i in range(len(graph.inputs)):
-            # What a nested graph is given says its own type; only the model's inputs must declare theirs.
-            if depth == 0 and graph.inputs[i] not in tensors:
+            if graph.inputs[i] not in tensors:
                 fail(m, place + 4 * i, "Graph.inputs", f"input {graph.inputs[i]!r} is not among the graph's tensors")
             self.define(load32(m, place + 4 * i), depth, place + 4 * i, "Graph.inputs")
 
