@@ -120,7 +120,7 @@ def main() -> None:
                 print(f"{name} {shape}: {', '.join(cells)} ({', '.join(rest)})", flush=True)
                 budgets.setdefault(name, {})[shape] = budget(figures)
     if args.update:
-        write_budgets({name: budgets[name] for name in (*known, *(budgets.keys() - known)) if name in budgets})
+        write_budgets({name: budgets[name] for name in (*known, *sorted(budgets.keys() - known)) if name in budgets})
     if failed:
         sys.exit(1)
 
