@@ -119,7 +119,7 @@ def _nodes(found: list[Difference], a: Node, b: Node, path: str) -> None:
 def _plain(value: object) -> object:
     """An attribute as it can be compared and shown; numbers of different types differ (1 and 1.0)."""
     if isinstance(value, list | tuple):
-        return [repr(v) for v in value]
+        return repr(list(value))
     if isinstance(value, str) or value is None:
         return value
     if isinstance(value, Graph):

@@ -45,7 +45,7 @@ def remove_last(graph: Graph) -> None:
         (convolutional, lambda m: m.graph.nodes[0].attrs.update(f=1),
          [("node test.etm::Any 'layer0'", "attribute f", "1.0", "1")]),
         (convolutional, lambda m: m.graph.nodes[0].attrs.update({"is": [5, 6]}),
-         [("node test.etm::Any 'layer0'", "attribute is", ["5", "5"], ["5", "6"])]),
+         [("node test.etm::Any 'layer0'", "attribute is", "[5, 5]", "[5, 6]")]),
         (convolutional, lambda m: m.graph.nodes[1].inputs.append(""),
          [("node test.etm::Any -> 'r0'", "inputs", ["y0"], ["y0", ""])]),
         (convolutional, lambda m: setattr(m.graph.tensors["image"], "shape", ("n", 1, 28, 28)),

@@ -118,7 +118,7 @@ def test_reading_imports_no_flatbuffers():
     code = "import sys, evort.etm; evort.etm.read(sys.stdin.buffer.read()); sys.exit('flatbuffers' in sys.modules)"
     graph = Graph()
     graph.add(Tensor("w", DType.FLOAT, (), np.zeros((), np.float32)))
-    done = subprocess.run([sys.executable, "-c", code], input=etm.write(Model(graph)))
+    done = subprocess.run([sys.executable, "-P", "-c", code], input=etm.write(Model(graph)))
     assert done.returncode == 0
 
 

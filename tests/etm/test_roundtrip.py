@@ -78,7 +78,7 @@ TABLES = st.dictionaries(TEXTS, TEXTS, max_size=3)
 MODELS = st.builds(Model, graphs(), st.dictionaries(TEXTS, st.integers(0, 2**32 - 1), max_size=2), TABLES, TEXTS)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(MODELS)
 def test_any_model_comes_back(model):
     data = etm.write(model)

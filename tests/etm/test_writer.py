@@ -76,7 +76,9 @@ def test_the_same_model_gives_the_same_bytes(name):
         f"print(hashlib.sha256(etm.write(SAMPLES[{name!r}]())).hexdigest())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
-    other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    other = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=env, capture_output=True, text=True, check=True
+    ).stdout
     assert other.strip() == hashlib.sha256(etm.write(SAMPLES[name]())).hexdigest()
 
 
@@ -165,7 +167,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
         "etm.write(convolutional(), sys.argv[1])"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code, path], env=env)
+    done = subprocess.run([sys.executable, "-P", "-c", code, path], env=env)
     assert done.returncode == 9
     assert path.read_bytes() == old
     etm.write(convolutional(), path)
@@ -221,7 +223,7 @@ print(tracemalloc.get_traced_memory()[1])
         for i in range(16):
             file.write(bytes([i]) * (1 << 22))
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "weights", tmp_path / "m.etm"], capture_output=True, text=True
+        [sys.executable, "-P", "-c", code, tmp_path / "weights", tmp_path / "m.etm"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 2 << 20
