@@ -74,7 +74,8 @@ def test_what_a_pass_removes_is_no_problem():
 
 def test_sizes_that_the_usual_samples_miss_are_no_problem():
     """A size called symbolic that must be 77: it converts, and runs for 77."""
-    model = onnx_model([node("MatMul", ["x", "k"], ["y"])], {"x": (F, ["N", "C"])}, constants={"k": np.ones((77, 2), F)})
+    k = np.ones((77, 2), F)
+    model = onnx_model([node("MatMul", ["x", "k"], ["y"])], {"x": (F, ["N", "C"])}, constants={"k": k})
     session = evort.load(evort_tools.convert(model))
     assert session(np.ones((3, 77), F)).shape == (3, 2)
 

@@ -271,6 +271,14 @@ def test_max_and_min_with_numbers_become_relu_and_clip():
     assert ops_of(check_pass(integers, "identities")) == ["Max"]
 
 
+def test_squares_are_products():
+    feeds = {"x": np.array([-3, 0, -0.0, 1e-30, 1e30, np.inf, -np.inf, np.nan], F)}
+    model = onnx_model([node("Pow", ["x", "k"], ["y"])], {"x": (F, [8])}, constants={"k": np.array(2, F)})
+    assert ops_of(check_pass(model, "identities", feeds=feeds)) == ["Mul"]
+    model = onnx_model([node("Pow", ["x", "k"], ["y"])], {"x": (F, [8])}, constants={"k": np.full((1, 1), 2, F)})
+    assert ops_of(check_pass(model, "identities", feeds=feeds)) == ["Pow"]
+
+
 # Shape arithmetic
 
 

@@ -20,9 +20,7 @@ class Context:
     """What passes share: the model's outermost graph, facts of all tensors, names, and limits on what folding may add
     to the file (bytes)."""
 
-    def __init__(
-        self, top: Graph, shapes: Shapes, names: Names, fold_limit: int = 1 << 20, fill_limit: int = 1 << 16
-    ):
+    def __init__(self, top: Graph, shapes: Shapes, names: Names, fold_limit: int = 1 << 20, fill_limit: int = 1 << 16):
         self.top = top
         self.shapes = shapes
         self.names = names

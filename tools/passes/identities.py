@@ -178,7 +178,16 @@ def _neutral(ed: Edit, node: Node) -> bool:
         plain = ed.is_real(node.inputs[at]) or ed.shapes.dtype(node.inputs[at]) in INTS
         if numeric and plain and (value == neutral).all() and ed.shapes.same_shape(x, node.outputs[0]):
             return ed.bypass(node, x)
-    return False
+    return node.op == "Pow" and _square(ed, node)
+
+
+def _square(ed: Edit, node: Node) -> bool:
+    """x ** 2 is x * x."""
+    x = node.inputs[0]
+    if ed.scalar(node.inputs[1], x) != 2 or not ed.is_real(x) or not ed.shapes.same_shape(x, node.outputs[0]):
+        return False
+    ed.change(node, "Mul", [x, x])
+    return True
 
 
 # Casts

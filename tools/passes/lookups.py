@@ -1,7 +1,7 @@
 """Reads rows of tables where exporters multiply with one-hot matrices, and computes on the table instead of its rows.
 
-    MatMul(Cast(Equal(i, [0, 1, ..., n - 1])), W)  ->  Gather(W with a row of zeros, Clip(i, -1, n))
-    Gelu(Add(Gather(W, i), b))                     ->  Gather(Gelu(Add(W, b)), i)
+MatMul(Cast(Equal(i, [0, 1, ..., n - 1])), W)  ->  Gather(W with a row of zeros, Clip(i, -1, n))
+Gelu(Add(Gather(W, i), b))                     ->  Gather(Gelu(Add(W, b)), i)
 """
 
 from __future__ import annotations

@@ -168,8 +168,10 @@ def _padded(node: Node) -> bool:
     if node.op not in ("Conv", "ConvTranspose"):
         return False
     auto = node.attrs.get("auto_pad", "NOTSET")
-    return node.op == "ConvTranspose" or auto not in ("NOTSET", "VALID") or (
-        auto == "NOTSET" and any(node.attrs.get("pads") or ())
+    return (
+        node.op == "ConvTranspose"
+        or auto not in ("NOTSET", "VALID")
+        or (auto == "NOTSET" and any(node.attrs.get("pads") or ()))
     )
 
 

@@ -1,8 +1,8 @@
 """Replaces shapes that are computed while running by constants, as far as the sizes allow; drops writes of all indices.
 
-    Reshape(x, Concat(Gather(Shape(x), 0), 40, -1))  ->  Reshape(x, [0, 40, -1])
-    Shape(Relu(x))                                    ->  Shape(x), and then all alike are merged
-    ScatterND(data, every index in order, updates)    ->  Reshape(updates, Shape(data))
+Reshape(x, Concat(Gather(Shape(x), 0), 40, -1))  ->  Reshape(x, [0, 40, -1])
+Shape(Relu(x))                                    ->  Shape(x), and then all alike are merged
+ScatterND(data, every index in order, updates)    ->  Reshape(updates, Shape(data))
 """
 
 from __future__ import annotations

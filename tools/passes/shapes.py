@@ -272,9 +272,7 @@ class Shapes:
             or _clamps(node, ins)
         )
         opaque_value = not static and _opaque_value(node, ins, opaque_shape)
-        natural = node.op in ("Shape", "Size") or (
-            node.op in _KEEPS_SIGN and all(f is None or f.natural for f in ins)
-        )
+        natural = node.op in ("Shape", "Size") or (node.op in _KEEPS_SIGN and all(f is None or f.natural for f in ins))
         outs = []
         for i in range(len(node.outputs)):
             specs = {k: c.outs[i] if i < len(c.outs) else None for k, c in calls.items()}
