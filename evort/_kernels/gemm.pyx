@@ -38,6 +38,7 @@ cdef enum:
     VECTOR_COLUMNS = 4096        # of y at a time, which stay in L1
     MACS_PER_THREAD = 1 << 17    # less work than this (some 5 us) is not worth waking a thread
     VECTOR_MACS_PER_THREAD = 1 << 15
+    SHARES_PER_THREAD = 3
     PAIRS_KC = 256               # integer product: rows of B in a block,
     PAIRS_STAGE = 64             # and columns that a pack function supplies at a time
 
@@ -95,6 +96,8 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     cdef int64_t shares = m * n * k // (VECTOR_MACS_PER_THREAD if vector else MACS_PER_THREAD)
     cdef int64_t best = -1, cost, parts_m, step_m, step_n
     shares = max(1, min(<int64_t> threads, shares))
+    if shares == threads > 1:    # more where there is much work: processors may be of different speed, or busy
+        shares *= max(1, min(<int64_t> SHARES_PER_THREAD, m * n * k // (4 * MACS_PER_THREAD * shares)))
     for parts_m in range(1, shares + 1):
         if shares % parts_m != 0:
             continue
