@@ -25,9 +25,9 @@ cdef const ev_ukr *K = ukernels()
 
 cdef enum:
     KC = 320                     # a panel of B (KC x 64 bytes) and MR rows of A fit a 32 KB L1
-    MC = 96                      # MC x KC x 4 bytes of A and B_BYTES of B fit a 512 KB L2
+    MC = 96                      # MC x KC x 4 bytes of A and B_BYTES of B fit a 256 KB L2
     PACKED_MC = 24               # the same where A is packed, which takes scratch
-    B_BYTES = 160 * 1024
+    B_BYTES = 80 * 1024          # larger measures no faster
     FEW_ROWS = 16                # products of up to so many rows read B in place,
     SHALLOW_ROWS = 64            # or of up to so many where K is at most
     IN_PLACE_KC = 160            # the rows of B that they take at a time
