@@ -10,7 +10,7 @@ import numpy as np
 
 from evort.ops.activation import ACTIVATIONS, erf
 from evort.ops.base import Attr, Call, Kernel, Op, op
-from evort.types import ANY, FLOAT8, FLOATS, INTS, NUMERIC, SIGNED_INTS, DType, Spec
+from evort.types import FLOAT8, FLOATS, INTS, NUMERIC, SIGNED_INTS, DType, Spec
 
 _F = DType.FLOAT
 _HALVES = frozenset({DType.FLOAT16, DType.BFLOAT16})
@@ -278,21 +278,3 @@ class IsInf(_Test):
         if c["detect_negative"]:
             found |= np.isneginf(x)
         return found
-
-
-@op("Identity", since=25)
-class Identity(Op):
-    """Y = X; any tensor, sequence or optional."""
-
-    inputs, outputs = ("input",), ("output",)
-    dtypes = {"input": ANY}
-    raw_bits = True
-
-    def infer(self, c: Call) -> list[Spec]:
-        return [c.like(0)]
-
-    def reference(self, c: Call, x: Any) -> tuple[Any]:
-        return (x,)
-
-    def view(self, c: Call) -> dict[int, tuple[int, int]]:
-        return {0: (0, 0)}

@@ -56,7 +56,7 @@ class View(Op):
         return ALL_VIEW
 
 
-@op("Identity", since=14)
+@op("Identity", since=25)
 class Identity(View):
     """The input itself, which may be a sequence or an optional."""
 

@@ -95,13 +95,14 @@ def compiled(
     outputs: int = 1,
     constants: tuple[int, ...] = (),
     threads: tuple[int, ...] = (1, 2),
+    dtypes: dict[int, DType] | None = None,
 ) -> list[list[np.ndarray]]:
     """The outputs of one node by its compiled driver, for each instruction set and number of threads.
 
-    Fails where another driver, or NumPy, runs it.
+    dtypes: element types that NumPy does not tell. Fails where another driver, or NumPy, runs it.
     """
     results = []
-    model = node_model(op, inputs, attrs, outputs, constants=constants)
+    model = node_model(op, inputs, attrs, outputs, constants=constants, dtypes=dtypes)
     feeds = {f"in{i}": x for i, x in enumerate(inputs) if x is not None and i not in constants}
     try:
         for isa in core.available_isas():

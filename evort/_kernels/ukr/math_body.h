@@ -181,5 +181,10 @@ EV_INLINE float EV_FN(sin_quarter)(float x, uint32_t quarters)
     return EV_FN(unbits)(EV_FN(bits)(y) ^ ((quadrant & 2u) << 30));
 }
 
-EV_INLINE float EV_FN(sin_f32)(float x) { return EV_FN(sin_quarter)(x, 0); }
+EV_INLINE float EV_FN(sin_f32)(float x)
+{
+    const float y = EV_FN(sin_quarter)(x, 0);
+    return x == 0.0f ? x : y; /* the sum above loses the sign of -0 */
+}
+
 EV_INLINE float EV_FN(cos_f32)(float x) { return EV_FN(sin_quarter)(x, 1); }
