@@ -207,7 +207,9 @@ class Pow(Binary):
             if x.dtype.kind == "f":
                 # In the wider of both types; float32 for an integer exponent that a float32 holds.
                 kind = np.float64 if np.float64 in (x.dtype, y.dtype) or y.dtype.itemsize > 4 else np.float32
-                return np.power(x.astype(kind), y.astype(kind)).astype(x.dtype)
+                # An exponent for each element: a single 1/2 would be a square root, which differs for -0 and -inf.
+                exponents = np.full(np.broadcast_shapes(x.shape, y.shape), y, kind)
+                return np.power(x.astype(kind), exponents).astype(x.dtype)
             if y.dtype.kind == "f":
                 return _to_int(np.power(x.astype(np.float64), y), x.dtype)
             x, y = np.broadcast_arrays(x, y)

@@ -166,8 +166,8 @@ def test_errors_in_float16_and_bfloat16(op):
         (bits.view(np.float16), DType.FLOAT16, 11, -14, 13),
         (bits, DType.BFLOAT16, 8, -126, 16),
     ):
-        wide = x.astype(np.float64) if dtype == DType.FLOAT16 else widen(x, dtype).astype(np.float64)
         with np.errstate(all="ignore"):
+            wide = x.astype(np.float64) if dtype == DType.FLOAT16 else widen(x, dtype).astype(np.float64)
             exact = FUNCTIONS[op][0](wide)
             want = exact.astype(np.float16) if dtype == DType.FLOAT16 else widen(narrow(exact, dtype), dtype)
             allowed = (0.5 + 4 * 2.0**-spare) * ulp(exact, digits, least)
@@ -186,7 +186,8 @@ FLOAT64 = sorted(
 
 @pytest.mark.parametrize("op", FLOAT64)
 def test_float64_equals_the_reference(op, floats):
-    x = floats[::7].astype(np.float64) * 1.0000000123
+    with np.errstate(invalid="ignore"):
+        x = floats[::7].astype(np.float64) * 1.0000000123
     (want,) = run_node(op, [x], device="reference")
     for (y,) in compiled("elementwise.unary", op, [x]):
         # Both are elementary functions of libm quality, which is 4 units in the last place for the worst of them.
@@ -259,7 +260,7 @@ def test_clip():
 
 
 def test_kinds_of_floats():
-    x = np.float32([0, 1, np.nan, np.inf, -np.inf, -np.nan, 3e38, -1e-45] * 70)
+    x = np.float32([0, 1, np.nan, np.inf, -np.inf, -np.nan, 6e4, -1e-5] * 70)
     every = [(x, None), (x.astype(np.float16), None), (narrow(x, DType.BFLOAT16), {0: DType.BFLOAT16})]
     for v, dtypes in every:
         wide = x if dtypes else v
