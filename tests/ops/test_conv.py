@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from evort._kernels import core
 from evort.errors import EvortError
+from evort.graph import Node
 from evort.session import Session
+from evort.types import DType
 from tests.ops.onnx_cases import cases, check
-from tests.support import drivers_of, node_model, run_node
+from tests.support import drivers_of, make_model, node_model, run_node
 
 EPS = 2.0**-24  # half a unit in the last place of 1, float32
 OPERATORS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv", "Col2Im")
@@ -264,3 +266,32 @@ def test_integer_convolutions_are_exact(window: Any, x_type: Any, w_type: Any, m
     limits = np.iinfo(x_type)
     # One of rounding; the scale's own rounding moves a tie by far less than 1/100.
     assert np.abs(got - np.clip(real, limits.min, limits.max)).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "w", "attrs"),
+    [
+        ("Conv", (2, 3, 7, 19), (8, 3, 3, 3), {"pads": [1, 1, 1, 1]}),
+        ("Conv", (2, 400, 5, 5), (8, 400, 1, 1), {}),  # several blocks of the sum
+        ("Conv", (2, 8, 7, 19), (8, 1, 3, 3), {"pads": [1, 1, 1, 1], "group": 8}),
+        ("Conv", (2, 8, 30, 39), (8, 1, 5, 5), {"pads": [2, 2, 2, 2], "group": 8, "strides": [2, 2]}),
+        ("ConvTranspose", (2, 3, 7, 9), (3, 8, 3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ],
+)
+def test_residual_that_the_result_overwrites(
+    isa: str, op: str, x: tuple[int, ...], w: tuple[int, ...], attrs: dict[str, Any]
+) -> None:
+    values = operands(x, w, 8, 0)
+    shape = run_node(op, values, attrs, device="reference")[0].shape
+    z = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    specs = {"x": (DType.FLOAT, x), "z": (DType.FLOAT, shape)}
+    nodes = [
+        Node("Relu", ["z"], ["dying"]),
+        Node(op, ["x", "w", "b", "dying"], ["sum"], attrs),
+        Node("Transpose", ["sum"], ["y"], {"perm": [3, 2, 1, 0]}),
+    ]
+    session = Session(make_model(nodes, specs, ["y"], {"w": values[1], "b": values[2]}))
+    got = session.run({"x": values[0], "z": z})["y"]
+    want = run_node(op, [*values, np.maximum(z, 0)], attrs)[0]
+    assert np.array_equal(got, want.transpose(3, 2, 1, 0))
+    assert any({"dying", "sum"} <= set(b.names) for b in session.plans()[0].buffers)
