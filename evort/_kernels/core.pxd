@@ -82,6 +82,8 @@ cdef extern from "reduce.h" nogil:
         EV_POOL_MAX, EV_POOL_SUM, EV_POOL_SQUARE, EV_POOL_ABS
     ctypedef struct ev_window:
         int64_t out, width, kernel, stride, dilation, pad
+        int64_t from_ "from"
+        int64_t to
         int64_t count_from, count_to
         double weight
 

@@ -19,44 +19,56 @@ cdef enum:
     AXIS_INTS = 8
 
 
+cdef inline int64_t steps(int64_t distance, int64_t step) noexcept nogil:
+    return distance if step == 1 else (distance + step - 1) // step  # divisions are slow, and rare this way
+
+
 cdef int64_t part(const Axis *a, int64_t o, int64_t begin, int64_t end, int64_t *first) noexcept nogil:
     """How many positions of window o lie in [begin, end), and the first of them."""
     cdef int64_t start = o * a.stride - a.pad
-    cdef int64_t skip = (begin - start + a.dilation - 1) // a.dilation if start < begin else 0
-    cdef int64_t stop = (end - start + a.dilation - 1) // a.dilation if end > start else 0
+    cdef int64_t skip = steps(begin - start, a.dilation) if start < begin else 0
+    cdef int64_t stop = steps(end - start, a.dilation) if end > start else 0
     first[0] = start + skip * a.dilation
     return max(0, min(stop, a.kernel) - skip)
+
+
+cdef ev_window window_of(const Axis *a) noexcept nogil:
+    cdef ev_window w
+    cdef int64_t room = a.size + a.pad - (a.kernel - 1) * a.dilation  # windows that begin below it end in the row
+    w.out, w.width, w.kernel, w.stride, w.dilation, w.pad = a.out, a.size, a.kernel, a.stride, a.dilation, a.pad
+    w.count_from, w.count_to, w.weight = a.count_from, a.count_to, 1.0
+    w.from_ = min(steps(a.pad, a.stride), a.out)
+    w.to = max(w.from_, min(steps(room, a.stride), a.out)) if room > 0 else w.from_
+    return w
 
 
 cdef void pool_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = <const ev_call *> ctx
     cdef int op = <int> c.ints[0]
-    cdef int64_t size = c.ints[1], item, row, plane, i, j, d, h, nd, nh, d0, h0
+    cdef int64_t size = c.ints[1], item, row = 0, i, j, nd = 0, nh, d0, h0, wide = 0
     cdef const Axis *D = <const Axis *> (c.ints + 4)
     cdef const Axis *H = D + 1
-    cdef const Axis *W = D + 2
+    cdef ev_window w = window_of(D + 2)
+    cdef int64_t line = w.width * size
     cdef char *scratch = <char *> c.scratch + worker * c.ints[3]
     cdef const void **rows = <const void **> scratch
     cdef char *buf = scratch + c.ints[2]
-    cdef const char *x
-    cdef char *y
-    cdef ev_window w
+    cdef const char *x = NULL
+    cdef char *y = <char *> c.out[0].data + begin * w.out * size
     cdef ev_epilogue e
     e.activation, e.a, e.b = <int32_t> c.ints[4 + 3 * AXIS_INTS], <float> c.reals[0], <float> c.reals[1]
-    w.out, w.width, w.kernel, w.stride, w.dilation, w.pad = W.out, W.size, W.kernel, W.stride, W.dilation, W.pad
-    w.count_from, w.count_to = W.count_from, W.count_to
     for item in range(begin, end):
-        row, plane = item % H.out, item // H.out
-        nd = part(D, plane % D.out, 0, D.size, &d0)
+        if row == 0 or row == H.out:  # another plane
+            row, i = item % H.out, item // H.out
+            x = <const char *> c.in_[0].data + i // D.out * D.size * H.size * line
+            nd = part(D, i % D.out, 0, D.size, &d0)
+            wide = part(D, i % D.out, D.count_from, D.count_to, &j)
         nh = part(H, row, 0, H.size, &h0)
-        x = <const char *> c.in_[0].data + plane // D.out * D.size * H.size * W.size * size
-        y = <char *> c.out[0].data + item * W.out * size
         for i in range(nd):
             for j in range(nh):
-                d, h = d0 + i * D.dilation, h0 + j * H.dilation
-                rows[i * nh + j] = x + (d * H.size + h) * W.size * size
+                rows[i * nh + j] = x + ((d0 + i * D.dilation) * H.size + h0 + j * H.dilation) * line
         if nd * nh == 0:  # windows that lie in the padding
-            for i in range(W.out):
+            for i in range(w.out):
                 if size == 4:
                     (<float *> y)[i] = -INFINITY if op == EV_POOL_MAX else 0.0
                 else:
@@ -66,12 +78,12 @@ cdef void pool_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
         elif op == UINT8:
             K.pool_max_row_u8(nd * nh, <const uint8_t **> rows, &w, <uint8_t *> buf, <uint8_t *> y)
         else:
-            if op == EV_POOL_SUM:
-                w.weight = <double> (part(D, plane % D.out, D.count_from, D.count_to, &d)
-                                     * part(H, row, H.count_from, H.count_to, &h))
+            w.weight = <double> (wide * part(H, row, H.count_from, H.count_to, &j))
             K.pool_row_f32(op, nd * nh, <const float **> rows, &w, <float *> buf, <float *> y)
         if e.activation:
-            K.activate_f32(&e, 1, W.out, 0, <float *> y, W.out)
+            K.activate_f32(&e, 1, w.out, 0, <float *> y, w.out)
+        y += w.out * size
+        row += 1
 
 
 # Values of `op` beside EV_POOL_*: the maximum of bytes.

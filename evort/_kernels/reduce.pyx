@@ -127,9 +127,6 @@ cdef void reduce_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) no
         if r.op == EV_REDUCE_EXP:
             first_elements(&r, x, count, <char *> shift)
             fold_all(&r, EXTREME, 0, x, count, shift, NULL)
-            for i in range(count):
-                if not isfinite(shift[i]):
-                    shift[i] = 0.0  # exp then gives the infinities and NaN themselves
         for i in range(count):
             acc[i] = 1.0 if r.op == EV_REDUCE_PROD else 0.0
         fold_all(&r, WIDE, r.op, x, count, acc, shift)
@@ -143,7 +140,7 @@ cdef void reduce_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) no
             elif r.post == POST_LOG:
                 value = log(value)
             elif r.post == POST_SHIFTED_LOG:
-                value = log(value) + shift[i]
+                value = log(value) + shift[i] if isfinite(shift[i]) else shift[i]
             yf[i] = <float> value
 
 
@@ -223,7 +220,15 @@ cdef void running(const number *x, number *y, total *acc, int64_t n, int64_t inn
                   bint exclusive, bint reverse) noexcept nogil:
     """Down `count` columns."""
     cdef int64_t i, j, at
-    cdef total before
+    cdef total before, one
+    if count == 1:
+        one = 1 if product else 0
+        for i in range(n):
+            at = (n - 1 - i if reverse else i) * inner
+            before = one
+            one = before * <total> x[at] if product else before + <total> x[at]
+            y[at] = <number> (before if exclusive else one)
+        return
     for j in range(count):
         acc[j] = 1 if product else 0
     for i in range(n):

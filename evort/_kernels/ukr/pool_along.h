@@ -1,5 +1,6 @@
-/* Template: windows along one row. The includer defines T, NAME and F(a, b), which merges two elements. Writes the
- * merged windows of w to y; `empty` is the result of a window that holds no element. */
+/* Template: windows along one row. The includer defines T, NAME and F(a, b), which merges two elements; for floats
+ * also F8(a, b), which merges eight. Writes the merged windows of w to y; `empty` is the result of a window that holds
+ * no element. */
 
 /* Windows [from, to), all inside the row. Inlined with constant kernel and stride, so that it vectorises. */
 static inline __attribute__((always_inline)) void EV_CAT(NAME, inside)(const ev_window *w, int64_t from, int64_t to,
@@ -19,12 +20,7 @@ static inline __attribute__((always_inline)) void EV_CAT(NAME, inside)(const ev_
 
 static void NAME(const ev_window *w, const T *restrict b, T *restrict y, T empty)
 {
-    const int64_t kernel = w->kernel, stride = w->stride, dilation = w->dilation, reach = (kernel - 1) * dilation;
-    int64_t from = (w->pad + stride - 1) / stride;
-    int64_t to = w->width + w->pad > reach ? (w->width + w->pad - reach - 1) / stride + 1 : 0;
-    from = from < w->out ? from : w->out;
-    to = to < w->out ? to : w->out;
-    to = to > from ? to : from;
+    const int64_t kernel = w->kernel, stride = w->stride, dilation = w->dilation, from = w->from, to = w->to;
     for (int64_t o = 0; o < w->out; o++) {
         if (o == from) o = to; /* what lies inside is done below */
         if (o >= w->out) break;
@@ -33,10 +29,20 @@ static void NAME(const ev_window *w, const T *restrict b, T *restrict y, T empty
         for (; k > 0; k--, i += dilation) v = F(v, b[i]);
         y[o] = v;
     }
-    if (stride == 1 && kernel == 3) EV_CAT(NAME, inside)(w, from, to, 3, 1, b, y);
-    else if (stride == 2 && kernel == 2) EV_CAT(NAME, inside)(w, from, to, 2, 2, b, y);
+    if (stride == 2 && kernel == 2) EV_CAT(NAME, inside)(w, from, to, 2, 2, b, y);
     else if (stride == 2 && kernel == 3) EV_CAT(NAME, inside)(w, from, to, 3, 2, b, y);
     else if (stride == 3 && kernel == 3) EV_CAT(NAME, inside)(w, from, to, 3, 3, b, y);
+#ifdef F8
+    else if (stride == 1 && to - from >= 8) {
+        for (int64_t i = from; i < to; i += 8) {
+            const int64_t o = i < to - 8 ? i : to - 8; /* the last eight may overlap those before */
+            const T *e = b + o - w->pad;
+            ev_v8f v = EV_LOAD8(e);
+            for (int64_t k = 1; k < kernel; k++) v = F8(EV_LOAD8(e + k * dilation), v);
+            *(ev_v8f *)(y + o) = v;
+        }
+    }
+#endif
     else if (stride == 1) {
         EV_CAT(NAME, inside)(w, from, to, 1, 1, b, y);
         for (int64_t k = 1; k < kernel; k++) {
@@ -49,3 +55,4 @@ static void NAME(const ev_window *w, const T *restrict b, T *restrict y, T empty
 #undef T
 #undef NAME
 #undef F
+#undef F8

@@ -1,12 +1,17 @@
 /* Pooling, one output row at a time: first down the rows of the window into a buffer (contiguous), then along it.
  * So a window of kh x kw costs kh + kw operations an element, not kh * kw. */
 
+static inline int64_t ev_steps(int64_t distance, int64_t step)
+{
+    return step == 1 ? distance : (distance + step - 1) / step; /* divisions are slow, and rare this way */
+}
+
 /* How many positions of window o lie in [from, to), and the first of them. */
 static inline int64_t ev_window_part(const ev_window *w, int64_t o, int64_t from, int64_t to, int64_t *first)
 {
     const int64_t start = o * w->stride - w->pad;
-    const int64_t skip = start < from ? (from - start + w->dilation - 1) / w->dilation : 0;
-    const int64_t end = to > start ? (to - start + w->dilation - 1) / w->dilation : 0;
+    const int64_t skip = start < from ? ev_steps(from - start, w->dilation) : 0;
+    const int64_t end = to > start ? ev_steps(to - start, w->dilation) : 0;
     *first = start + skip * w->dilation;
     return (end < w->kernel ? end : w->kernel) - skip;
 }
@@ -18,6 +23,7 @@ static inline int64_t ev_window_part(const ev_window *w, int64_t o, int64_t from
 #define T float
 #define NAME ev_along_max
 #define F EV_LARGER
+#define F8 EV_MAX8
 #include "pool_along.h"
 
 #define T float
@@ -28,6 +34,7 @@ static inline int64_t ev_window_part(const ev_window *w, int64_t o, int64_t from
 #define T float
 #define NAME ev_along_sum
 #define F EV_PLUS
+#define F8 EV_PLUS
 #include "pool_along.h"
 
 #define T int8_t
@@ -58,13 +65,33 @@ static inline int64_t ev_window_part(const ev_window *w, int64_t o, int64_t from
         }                                                                                                           \
     } while (0)
 
-static int ev_has_nan(int64_t n, const float *x)
+/* buf = the largest of each column, where all are numbers. Returns whether there is a NaN. */
+static int ev_max_down(int64_t rows, const float *const *row, int64_t n, float *buf)
 {
-    ev_v8i bad = {0};
-    int64_t i = 0;
     int32_t any = 0;
-    for (; n - i >= 8; i += 8) bad |= EV_LOAD8(x + i) != EV_LOAD8(x + i);
-    for (; i < n; i++) any |= x[i] != x[i];
+    if (n < 8) {
+        for (int64_t j = 0; j < n; j++) {
+            float m = row[0][j];
+            for (int64_t r = 0; r < rows; r++) {
+                any |= row[r][j] != row[r][j];
+                m = EV_LARGER(row[r][j], m);
+            }
+            buf[j] = m;
+        }
+        return any;
+    }
+    ev_v8i bad = {0};
+    for (int64_t i = 0; i < n; i += 8) {
+        const int64_t j = i < n - 8 ? i : n - 8; /* the last eight may overlap those before */
+        ev_v8f m = EV_LOAD8(row[0] + j);
+        bad |= m != m;
+        for (int64_t r = 1; r < rows; r++) {
+            const ev_v8f v = EV_LOAD8(row[r] + j);
+            bad |= v != v;
+            m = EV_MAX8(v, m);
+        }
+        *(ev_v8f *)(buf + j) = m;
+    }
     for (int j = 0; j < 8; j++) any |= bad[j];
     return any;
 }
@@ -96,15 +123,10 @@ static void EV_FN(pool_row_f32)(int op, int64_t rows, const float *const *row, c
     const int64_t n = w->width;
     switch (op) {
     case EV_POOL_MAX: {
-        int nan = 0;
-        for (int64_t r = 0; r < rows; r++) nan |= ev_has_nan(n, row[r]);
-        if (nan) {
+        if (ev_max_down(rows, row, n, buf)) {
             EV_DOWN(float, EV_LARGER_OR_NAN, EV_SAME);
             ev_along_max_nan(w, buf, y, -INFINITY);
-        } else if (rows == 1) {
-            ev_along_max(w, row[0], y, -INFINITY);
         } else {
-            EV_DOWN(float, EV_LARGER, EV_SAME);
             ev_along_max(w, buf, y, -INFINITY);
         }
         return;
@@ -135,3 +157,5 @@ EV_MAX_ROW_INT(u8, uint8_t, 0)
 #undef EV_LARGER
 #undef EV_LARGER_OR_NAN
 #undef EV_PLUS
+#undef EV_MAX8
+#undef EV_PICK8

@@ -2,7 +2,8 @@
 #ifndef EV_REDUCE_H
 #define EV_REDUCE_H
 
-/* What reduce_rows_f32 and reduce_cols_f32 add up in double: x, |x|, x*x, exp(x - shift); or multiply: x. */
+/* What reduce_rows_f32 and reduce_cols_f32 add up in double: x, |x|, x*x, exp(x - shift) with
+ * shift the largest x; or multiply: x. */
 enum { EV_REDUCE_SUM = 0, EV_REDUCE_ABS = 1, EV_REDUCE_SQUARE = 2, EV_REDUCE_EXP = 3, EV_REDUCE_PROD = 4 };
 
 /* Most columns that a driver hands to a _cols kernel at a time: their accumulators stay in the first cache. */
@@ -15,6 +16,7 @@ enum { EV_POOL_MAX = 0, EV_POOL_SUM = 1, EV_POOL_SQUARE = 2, EV_POOL_ABS = 3 };
  * [0, kernel), of a row of `width` elements, as far as they exist. */
 typedef struct {
     int64_t out, width, kernel, stride, dilation, pad;
+    int64_t from, to; /* windows in [from, to) lie wholly in the row */
     /* For averages: positions in [count_from, count_to) count, times `weight` (the rows that count). */
     int64_t count_from, count_to;
     double weight;
