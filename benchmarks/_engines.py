@@ -117,8 +117,12 @@ class OpenVino(Engine):
     module = "openvino"
 
     def load(self, file: str, threads: int, feeds: Arrays) -> None:
-        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads,
-                  "NUM_STREAMS": 1}
+        config = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+        }
         self.request = self.api.Core().compile_model(file, "CPU", config).create_infer_request()
 
     def run(self, feeds: Arrays) -> Arrays:
@@ -135,8 +139,12 @@ class Mnn(Engine):
         file = onnx_file.with_suffix(".mnn")
         if not file.exists():
             tool = shutil.which("mnnconvert", path=str(Path(sys.executable).parent)) or "mnnconvert"
-            subprocess.run([tool, "-f", "ONNX", "--modelFile", onnx_file, "--MNNModel", file, "--bizCode", "evort"],
-                           check=True, capture_output=True, timeout=300)
+            subprocess.run(
+                [tool, "-f", "ONNX", "--modelFile", onnx_file, "--MNNModel", file, "--bizCode", "evort"],
+                check=True,
+                capture_output=True,
+                timeout=300,
+            )
         return file
 
     def start(self) -> None:
@@ -178,8 +186,13 @@ class Ncnn(Engine):
             sizes = ",".join(f"[{','.join(map(str, v.shape))}]{kinds[str(v.dtype)]}" for v in feeds.values())
             spec = importlib.util.find_spec("pnnx")
             tool = Path(next(iter(spec.submodule_search_locations))) / "pnnx"  # importing the package would need torch
-            subprocess.run([tool, "model.onnx", f"inputshape={sizes}", "fp16=0"], cwd=folder, check=True,
-                           capture_output=True, timeout=300)
+            subprocess.run(
+                [tool, "model.onnx", f"inputshape={sizes}", "fp16=0"],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+                timeout=300,
+            )
         return file
 
     def load(self, file: str, threads: int, feeds: Arrays) -> None:

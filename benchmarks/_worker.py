@@ -37,8 +37,9 @@ def measure(job: Job) -> dict:
     """Run `job` in its own process and return the figures; RuntimeError with the end of its messages if it fails."""
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, __file__, json.dumps(asdict(job))]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=job.timeout,
-                              env=environment())
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=job.timeout, env=environment()
+        )
         errors.seek(0)
         tail = errors.read().strip()[-600:]
     if done.returncode:
@@ -79,8 +80,12 @@ def latency(run: Callable[[], object], seconds: float) -> dict[str, float | int]
         times.append(clock() - start)
     busy = time.process_time() - busy
     times.sort()
-    return {"p50_ms": times[len(times) // 2] * 1e3, "min_ms": times[0] * 1e3, "cpu_ms": busy / len(times) * 1e3,
-            "runs": len(times)}
+    return {
+        "p50_ms": times[len(times) // 2] * 1e3,
+        "min_ms": times[0] * 1e3,
+        "cpu_ms": busy / len(times) * 1e3,
+        "runs": len(times),
+    }
 
 
 def work(job: Job) -> dict:

@@ -69,6 +69,7 @@ def protobuf(name: str, path: Path) -> Callable[[], Inputs]:
 
 def jpeg(name: str, path: Path) -> Callable[[], Inputs]:
     """An RGB image as float32 [1,3,H,W] in 0..1."""
+
     def load() -> Inputs:
         from PIL import Image
 
@@ -80,6 +81,7 @@ def jpeg(name: str, path: Path) -> Callable[[], Inputs]:
 
 def digits(count: int) -> Callable[[], Inputs]:
     """The first `count` test digits that ship beside LeNet."""
+
     def load() -> Inputs:
         with np.load(ROOT / "models" / "mnist_500.npz") as data:
             return {"image": data["images"][:count, None].astype(np.float32) / 255}
@@ -89,17 +91,22 @@ def digits(count: int) -> Callable[[], Inputs]:
 
 def speech(rate: int) -> Callable[[], Inputs]:
     """One 32 ms frame with its 4 ms of context for silero: a hummed 150 Hz tone with harmonics; the state is zero."""
+
     def load() -> Inputs:
         t = np.arange(rate * 36 // 1000) / rate
         wave = sum(np.sin(2 * np.pi * 150 * k * t) / k for k in range(1, 8)) * 0.1
-        return {"input": wave[None].astype(np.float32), "sr": np.array(rate, np.int64),
-                "state": np.zeros((2, 1, 128), np.float32)}
+        return {
+            "input": wave[None].astype(np.float32),
+            "sr": np.array(rate, np.int64),
+            "state": np.zeros((2, 1, 128), np.float32),
+        }
 
     return load
 
 
 def file_bytes(batch: int) -> Callable[[], Inputs]:
     """Beginning and end of this source file as magika reads them: 1,024 bytes of each."""
+
     def load() -> Inputs:
         raw = Path(__file__).read_bytes().strip()
         row = np.frombuffer(raw[:1024] + raw[-1024:], np.uint8).astype(np.int32)
@@ -128,8 +135,13 @@ def lut_as_grid_sample(model: onnx.ModelProto) -> onnx.ModelProto:
         lut, image, binsize = node.input[0], node.input[1], float(values[node.input[5]].reshape(()))
         size = values[lut].shape[-1]
         names = {k: f"tri{i}_{k}" for k in ("batched", "last", "scaled", "grid", "deep", "wide")}
-        consts = {"zero": np.array([0], np.int64), "one": np.array([1], np.int64), "two": np.array([2], np.int64),
-                  "scale": np.float32(2 / (binsize * (size - 1))), "unit": np.float32(1)}
+        consts = {
+            "zero": np.array([0], np.int64),
+            "one": np.array([1], np.int64),
+            "two": np.array([2], np.int64),
+            "scale": np.float32(2 / (binsize * (size - 1))),
+            "unit": np.float32(1),
+        }
         for key, value in consts.items():
             names[key] = f"tri{i}_{key}"
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), names[key]))
@@ -139,8 +151,12 @@ def lut_as_grid_sample(model: onnx.ModelProto) -> onnx.ModelProto:
             ("Mul", [names["last"], names["scale"]], names["scaled"], {}),
             ("Sub", [names["scaled"], names["unit"]], names["grid"], {}),
             ("Unsqueeze", [names["grid"], names["one"]], names["deep"], {}),
-            ("GridSample", [names["batched"], names["deep"]], names["wide"],
-             {"mode": "linear", "padding_mode": "border", "align_corners": 1}),
+            (
+                "GridSample",
+                [names["batched"], names["deep"]],
+                names["wide"],
+                {"mode": "linear", "padding_mode": "border", "align_corners": 1},
+            ),
             ("Squeeze", [names["wide"], names["two"]], node.output[0], {}),
         ]
         nodes += [helper.make_node(kind, ins, [out], f"{out}_{kind}", **attrs) for kind, ins, out, attrs in steps]
@@ -158,22 +174,45 @@ def real_cases() -> list[Case]:
     ocr = zoo / "ppocr"
     cases = [
         Case("lenet", ROOT / "models" / "lenet.onnx", {"1x1x28x28": digits(1), "32x1x28x28": digits(32)}),
-        Case("mnist_8", zoo / "mnist_8" / "model.onnx",
-             {"1x1x28x28": protobuf("Input3", zoo / "mnist_8" / "test_data_set_0" / "input_0.pb")}),
-        Case("super_resolution_10", zoo / "super_resolution_10" / "model.onnx",
-             {"1x1x224x224": protobuf("input", zoo / "super_resolution_10" / "test_data_set_0" / "input_0.pb")}),
-        Case("halftone_v1", zoo / "halftone_v1" / "model.onnx", {"1x1x256x256": uniform("input", 1, 1, 256, 256)},
-             deterministic=False),
-        Case("lut3d_96", zoo / "lut3d_96" / "model.onnx",
-             {"1x3x480x720": jpeg("input0", zoo / "lut3d_96" / "images" / "input_0.jpg")},
-             peer_note="tri_forward as GridSample 5-D (opset 20)", rewrite=lut_as_grid_sample),
-        Case("ppocr_det", ocr / "ppocr_det.onnx", {"1x3x480x480": uniform("x", 1, 3, 480, 480, low=-1),
-                                                   "1x3x320x640": uniform("x", 1, 3, 320, 640, low=-1)}),
-        Case("ppocr_rec", ocr / "ppocr_rec.onnx", {"1x3x48x320": uniform("x", 1, 3, 48, 320, low=-1),
-                                                   "2x3x48x160": uniform("x", 2, 3, 48, 160, low=-1)}),
+        Case(
+            "mnist_8",
+            zoo / "mnist_8" / "model.onnx",
+            {"1x1x28x28": protobuf("Input3", zoo / "mnist_8" / "test_data_set_0" / "input_0.pb")},
+        ),
+        Case(
+            "super_resolution_10",
+            zoo / "super_resolution_10" / "model.onnx",
+            {"1x1x224x224": protobuf("input", zoo / "super_resolution_10" / "test_data_set_0" / "input_0.pb")},
+        ),
+        Case(
+            "halftone_v1",
+            zoo / "halftone_v1" / "model.onnx",
+            {"1x1x256x256": uniform("input", 1, 1, 256, 256)},
+            deterministic=False,
+        ),
+        Case(
+            "lut3d_96",
+            zoo / "lut3d_96" / "model.onnx",
+            {"1x3x480x720": jpeg("input0", zoo / "lut3d_96" / "images" / "input_0.jpg")},
+            peer_note="tri_forward as GridSample 5-D (opset 20)",
+            rewrite=lut_as_grid_sample,
+        ),
+        Case(
+            "ppocr_det",
+            ocr / "ppocr_det.onnx",
+            {"1x3x480x480": uniform("x", 1, 3, 480, 480, low=-1), "1x3x320x640": uniform("x", 1, 3, 320, 640, low=-1)},
+        ),
+        Case(
+            "ppocr_rec",
+            ocr / "ppocr_rec.onnx",
+            {"1x3x48x320": uniform("x", 1, 3, 48, 320, low=-1), "2x3x48x160": uniform("x", 2, 3, 48, 160, low=-1)},
+        ),
         Case("ppocr_cls", ocr / "ppocr_cls.onnx", {"1x3x48x192": uniform("x", 1, 3, 48, 192, low=-1)}),
-        Case("silero_vad", zoo / "silero_vad" / "silero_vad_op18_ifless.onnx",
-             {"16kHz": speech(16000), "8kHz": speech(8000)}),
+        Case(
+            "silero_vad",
+            zoo / "silero_vad" / "silero_vad_op18_ifless.onnx",
+            {"16kHz": speech(16000), "8kHz": speech(8000)},
+        ),
         Case("magika", zoo / "magika" / "magika.onnx", {"1x2048": file_bytes(1), "8x2048": file_bytes(8)}),
     ]
     return [case for case in cases if isinstance(case.source, Path) and case.source.is_file()]
@@ -181,6 +220,7 @@ def real_cases() -> list[Case]:
 
 def synthetic_cases() -> list[Case]:
     """The networks of `models.py`, named `syn_...` so that they do not collide with the shipped LeNet."""
+
     def shape(net: models.Synthetic) -> dict[str, Callable[[], Inputs]]:
         first = next(iter(net.example(seeded()).values()))
         return {"x".join(map(str, first.shape)): lambda: net.example(seeded())}

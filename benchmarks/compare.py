@@ -106,8 +106,11 @@ def check_results(rows: dict[str, Row], files: dict[str, Path | str], feeds: Pat
     for engine in set(results) - {PEER} if PEER in results else ():
         pairs = zip(results[engine], results[PEER], strict=False)  # by position: some converters rename outputs
         rows[engine].difference = max(
-            float(np.max(np.abs(a.astype(float).reshape(b.shape) - b)) / (np.ptp(b) or 1)) if a.size == b.size
-            else float("inf") for a, b in pairs)
+            float(np.max(np.abs(a.astype(float).reshape(b.shape) - b)) / (np.ptp(b) or 1))
+            if a.size == b.size
+            else float("inf")
+            for a, b in pairs
+        )
 
 
 def run_case(case: cases.Case, shape: str, threads: int, plan: Plan, folder: Path) -> Iterator[Row | None]:
@@ -118,8 +121,11 @@ def run_case(case: cases.Case, shape: str, threads: int, plan: Plan, folder: Pat
         if isinstance(file, str):
             rows[engine].error = file
         else:
-            sizes = [part.stat().st_size for part in file.parent.glob(f"{file.stem}.*")] if engine == "ncnn" else \
-                [file.stat().st_size]
+            sizes = (
+                [part.stat().st_size for part in file.parent.glob(f"{file.stem}.*")]
+                if engine == "ncnn"
+                else [file.stat().st_size]
+            )
             rows[engine].file_kib = sum(sizes) / 1024
     if case.deterministic:
         check_results({e: r for e, r in rows.items() if not r.error}, files, feeds, folder)
@@ -166,8 +172,21 @@ def show(rows: list[Row], console: Console) -> None:
     table = Table(title="medians; ratios are evort / engine, red where evort misses its bar", show_lines=False)
     for name in ("model", "thr", "engine"):
         table.add_column(name, no_wrap=True)
-    for name in ("import ms", "load ms", "first ms", "p50 ms", "cpu ms", "peak MiB", "file KiB",
-                 "load /", "first /", "p50 /", "cpu /", "peak /", "differs"):
+    for name in (
+        "import ms",
+        "load ms",
+        "first ms",
+        "p50 ms",
+        "cpu ms",
+        "peak MiB",
+        "file KiB",
+        "load /",
+        "first /",
+        "p50 /",
+        "cpu /",
+        "peak /",
+        "differs",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     quotients, missed, previous = ratios(rows), [], None
     for i, row in enumerate(rows):
@@ -195,28 +214,43 @@ def show(rows: list[Row], console: Console) -> None:
         for figure in RATIOS:
             values = [q[figure] for i, q in quotients.items() if rows[i].engine == engine and q[figure] > 0]
             if values:
-                console.print(f"evort / {engine}, {figure}: geometric mean {statistics.geometric_mean(values):.3f} of "
-                              f"{len(values)}, {min(values):.3f} to {max(values):.3f}")
+                console.print(
+                    f"evort / {engine}, {figure}: geometric mean {statistics.geometric_mean(values):.3f} of "
+                    f"{len(values)}, {min(values):.3f} to {max(values):.3f}"
+                )
     for row in rows:
         if row.error:
-            console.print(f"[red]failed[/] {row.engine}, {row.case} {row.shape}: "
-                          f"{escape(' '.join(row.error.split())[:300])}", soft_wrap=True)
+            console.print(
+                f"[red]failed[/] {row.engine}, {row.case} {row.shape}: {escape(' '.join(row.error.split())[:300])}",
+                soft_wrap=True,
+            )
     for ratio, figure, (case, shape, threads) in sorted(missed, reverse=True):
         console.print(f"[red]bar missed[/] {figure} {ratio:.2f} x {PEER}: {case} {shape}, {threads} threads")
 
 
 def environment() -> dict[str, object]:
     """The machine and the versions, for the JSON file."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.machine())
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
     versions = {}
     for package in ("evort", "numpy", "onnx", "onnxruntime", "openvino", "MNN", "ncnn"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {"cpu": model, "processors": len(os.sched_getaffinity(0)), "system": platform.platform(),
-            "python": platform.python_version(), "versions": versions}
+    return {
+        "cpu": model,
+        "processors": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 def plot(rows: list[Row], file: Path) -> None:
@@ -261,8 +295,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names of cases; by default every real one")
     parser.add_argument("--synthetic", action="store_true", help="the networks of models.py instead of the real ones")
-    parser.add_argument("--engines", default="", help=f"of {', '.join(list(ENGINES)[1:])}; by default evort, "
-                        "onnxruntime and whichever of the others are installed")
+    parser.add_argument(
+        "--engines",
+        default="",
+        help=f"of {', '.join(list(ENGINES)[1:])}; by default evort, "
+        "onnxruntime and whichever of the others are installed",
+    )
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="length of each latency measurement")
@@ -282,8 +320,12 @@ def main() -> None:
     if max(plan.threads) > len(os.sched_getaffinity(0)):
         sys.exit(f"more threads than processors ({len(os.sched_getaffinity(0))}) would measure the scheduler")
 
-    todo = [(case, shape, threads) for case in choose(args.models, args.synthetic)
-            for shape in list(case.shapes)[: 1 if args.first_shape else None] for threads in plan.threads]
+    todo = [
+        (case, shape, threads)
+        for case in choose(args.models, args.synthetic)
+        for shape in list(case.shapes)[: 1 if args.first_shape else None]
+        for threads in plan.threads
+    ]
     rows: list[Row] = []
     console = Console() if sys.stdout.isatty() else Console(width=200)
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:

@@ -44,16 +44,31 @@ class Builder:
     def normal(self, *shape: int, scale: float) -> str:
         return self.const((self.rng.standard_normal(shape) * scale).astype(np.float32))
 
-    def conv(self, x: str, channels: int, kernel: int, stride: int = 1, groups: int = 1, rank: int = 2,
-             pad: int | None = None, bias: bool = True) -> str:
+    def conv(
+        self,
+        x: str,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        rank: int = 2,
+        pad: int | None = None,
+        bias: bool = True,
+    ) -> str:
         """A convolution of `rank` spatial dimensions, padded so that stride 1 keeps the size."""
         cin = self.shapes[x]
         fan_in = cin // groups * kernel**rank
         inputs = [x, self.normal(channels, cin // groups, *[kernel] * rank, scale=np.sqrt(2 / fan_in))]
         if bias:
             inputs.append(self.normal(channels, scale=0.05))
-        y = self.op("Conv", *inputs, kernel_shape=[kernel] * rank, strides=[stride] * rank, group=groups,
-                    pads=[kernel // 2 if pad is None else pad] * 2 * rank)
+        y = self.op(
+            "Conv",
+            *inputs,
+            kernel_shape=[kernel] * rank,
+            strides=[stride] * rank,
+            group=groups,
+            pads=[kernel // 2 if pad is None else pad] * 2 * rank,
+        )
         self.shapes[y] = channels
         return y
 
@@ -74,15 +89,21 @@ class Builder:
     def ints(self, *values: int) -> str:
         return self.const(np.array(values, np.int64))
 
-    def model(self, name: str, inputs: dict[str, tuple[int, list[int | str]]], outputs: dict[str, list[int | str]],
-              opset: int) -> onnx.ModelProto:
+    def model(
+        self, name: str, inputs: dict[str, tuple[int, list[int | str]]], outputs: dict[str, list[int | str]], opset: int
+    ) -> onnx.ModelProto:
         """Close the graph: `inputs` maps a name to (element type, shape), `outputs` a tensor to its shape."""
         graph = helper.make_graph(
-            self.nodes, name, [helper.make_tensor_value_info(k, t, s) for k, (t, s) in inputs.items()],
-            [helper.make_tensor_value_info(k, TensorProto.FLOAT, s) for k, s in outputs.items()], self.weights)
+            self.nodes,
+            name,
+            [helper.make_tensor_value_info(k, t, s) for k, (t, s) in inputs.items()],
+            [helper.make_tensor_value_info(k, TensorProto.FLOAT, s) for k, s in outputs.items()],
+            self.weights,
+        )
         ir = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
-        model = helper.make_model(graph, producer_name="evort-benchmarks", ir_version=ir,
-                                  opset_imports=[helper.make_opsetid("", opset)])
+        model = helper.make_model(
+            graph, producer_name="evort-benchmarks", ir_version=ir, opset_imports=[helper.make_opsetid("", opset)]
+        )
         onnx.checker.check_model(model, full_check=True)
         return model
 
@@ -111,8 +132,15 @@ def build_mobilenet_v2() -> onnx.ModelProto:
         return b.op("Clip", x, zero, six)
 
     x = relu6(b.conv_bn("image", 32, 3, 2))
-    for expand, channels, repeat, stride in ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
-                                             (6, 160, 3, 2), (6, 320, 1, 1)):
+    for expand, channels, repeat, stride in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for i in range(repeat):
             cin, s = b.shapes[x], stride if i == 0 else 1
             y = x if expand == 1 else relu6(b.conv_bn(x, cin * expand, 1))
@@ -200,8 +228,9 @@ def build_bert_mini() -> onnx.ModelProto:
         y = b.op("Gelu", b.linear(x, hidden, 4 * hidden))
         x = norm(b.op("Add", b.linear(y, 4 * hidden, hidden), x))
     ids = (TensorProto.INT64, ["N", "L"])
-    return b.model("bert_mini", {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids},
-                   {x: ["N", "L", hidden]}, 20)
+    return b.model(
+        "bert_mini", {"input_ids": ids, "attention_mask": ids, "token_type_ids": ids}, {x: ["N", "L", hidden]}, 20
+    )
 
 
 def build_yolo() -> onnx.ModelProto:
@@ -230,8 +259,9 @@ def build_yolo() -> onnx.ModelProto:
         return cbs(concat(y, side), channels)
 
     def up(x: str) -> str:
-        return b.op("Resize", x, "", scales, mode="nearest", coordinate_transformation_mode="asymmetric",
-                    nearest_mode="floor")
+        return b.op(
+            "Resize", x, "", scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+        )
 
     scales = b.const(np.array([1, 1, 2, 2], np.float32))
     x = cbs(cbs("image", 16, 3, 2), 32, 3, 2)
@@ -286,8 +316,15 @@ def build_audio_tcn() -> onnx.ModelProto:
     """A causal temporal network over raw 16 kHz audio: 1-D depthwise-separable, dilated, GELU written out with Erf."""
     b = Builder(8)
     b.shapes["audio"] = 1
-    x = b.op("Conv", "audio", b.normal(64, 1, 32, scale=np.sqrt(2 / 32)), b.normal(64, scale=0.05), kernel_shape=[32],
-             strides=[16], pads=[16, 0])
+    x = b.op(
+        "Conv",
+        "audio",
+        b.normal(64, 1, 32, scale=np.sqrt(2 / 32)),
+        b.normal(64, scale=0.05),
+        kernel_shape=[32],
+        strides=[16],
+        pads=[16, 0],
+    )
     b.shapes[x] = 64
 
     def gelu(y: str) -> str:
@@ -296,8 +333,15 @@ def build_audio_tcn() -> onnx.ModelProto:
 
     for dilation in (1, 2, 4, 8, 1, 2, 4, 8):
         padded = b.op("Pad", x, b.ints(0, 0, 4 * dilation, 0, 0, 0), b.const(np.float32(0)))
-        y = b.op("Conv", padded, b.normal(64, 1, 5, scale=np.sqrt(2 / 5)), b.normal(64, scale=0.05),
-                 kernel_shape=[5], dilations=[dilation], group=64)
+        y = b.op(
+            "Conv",
+            padded,
+            b.normal(64, 1, 5, scale=np.sqrt(2 / 5)),
+            b.normal(64, scale=0.05),
+            kernel_shape=[5],
+            dilations=[dilation],
+            group=64,
+        )
         b.shapes[y] = 64
         x = b.op("Add", x, b.conv(gelu(b.conv(y, 128, 1, rank=1)), 64, 1, rank=1))
     x = b.op("Sigmoid", b.conv(x, 1, 1, rank=1))
@@ -315,8 +359,11 @@ def _uniform(name: str, *shape: int) -> Callable[[np.random.Generator], Inputs]:
 def _tokens(rng: np.random.Generator) -> Inputs:
     """128 positions of which the last 28 are padding."""
     mask = (np.arange(128) < 100).astype(np.int64)[None]
-    return {"input_ids": rng.integers(0, 8192, (1, 128)), "attention_mask": mask,
-            "token_type_ids": (np.arange(128) >= 50).astype(np.int64)[None]}
+    return {
+        "input_ids": rng.integers(0, 8192, (1, 128)),
+        "attention_mask": mask,
+        "token_type_ids": (np.arange(128) >= 50).astype(np.int64)[None],
+    }
 
 
 @dataclass(frozen=True)

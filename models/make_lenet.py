@@ -198,14 +198,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to")
     args = parser.parse_args()
-    load = {k: read_idx(args.data / f"{k}-ubyte.gz") for k in ("train-images-idx3", "train-labels-idx1",
-                                                               "t10k-images-idx3", "t10k-labels-idx1")}
+    load = {
+        k: read_idx(args.data / f"{k}-ubyte.gz")
+        for k in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    }
     params = train(load["train-images-idx3"], load["train-labels-idx1"], args.epochs)
     images, labels = load["t10k-images-idx3"], load["t10k-labels-idx1"]
     full, part = accuracy(params, images, labels), accuracy(params, images[:SAMPLE], labels[:SAMPLE])
     print(f"accuracy: {full:.2%} of {len(images)} test digits, {part:.1%} of the first {SAMPLE}")
-    metadata = {"task": "MNIST digit classification", "accuracy_mnist_test_10000": f"{full:.4f}",
-                "accuracy_mnist_500": f"{part:.4f}", "input_scaling": "pixel / 255", "layout": "NCHW"}
+    metadata = {
+        "task": "MNIST digit classification",
+        "accuracy_mnist_test_10000": f"{full:.4f}",
+        "accuracy_mnist_500": f"{part:.4f}",
+        "input_scaling": "pixel / 255",
+        "layout": "NCHW",
+    }
     onnx.save(to_onnx(params, metadata), args.output / "lenet.onnx")
     np.savez_compressed(args.output / "mnist_500.npz", images=images[:SAMPLE], labels=labels[:SAMPLE])
 

@@ -173,8 +173,7 @@ class Resize(Op):
             with np.errstate(over="ignore"):
                 outs = np.minimum(np.floor(np.float32([shape[a] for a in names]) * scales), MAX_SIZE + 1).tolist()
             return {
-                a: (shape[a], s, int(out), s * shape[a])
-                for a, s, out in zip(names, scales.tolist(), outs, strict=True)
+                a: (shape[a], s, int(out), s * shape[a]) for a, s, out in zip(names, scales.tolist(), outs, strict=True)
             }
         wanted = dict(zip(names, sizes.tolist(), strict=True))
         policy = c["keep_aspect_ratio_policy"]

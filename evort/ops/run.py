@@ -23,8 +23,7 @@ def run_reference(definition: Op, c: Call, inputs: list[Any]) -> list[Any]:
         from evort.ops.lowp import widen
 
         inputs = [
-            widen(x, s.dtype) if s is not None and s.dtype in WIDENED else x
-            for x, s in zip(inputs, c.ins, strict=True)
+            widen(x, s.dtype) if s is not None and s.dtype in WIDENED else x for x, s in zip(inputs, c.ins, strict=True)
         ]
     results = definition.reference(c, *inputs)
     if not isinstance(results, tuple):

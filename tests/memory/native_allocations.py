@@ -27,9 +27,15 @@ _create = ctypes.CFUNCTYPE(ctypes.c_int, _address, _address, _address, _address)
 
 # What is watched: the C prototype and which arguments multiply to the number of bytes.
 WATCHED: dict[str, tuple[type, tuple[int, ...]]] = {
-    "malloc": (_malloc_like, (0,)), "calloc": (_two_sizes, (0, 1)), "realloc": (_realloc, (1,)),
-    "aligned_alloc": (_two_sizes, (1,)), "memalign": (_two_sizes, (1,)), "posix_memalign": (_posix_memalign, (2,)),
-    "mmap": (_mmap, (1,)), "mmap64": (_mmap, (1,)), "pthread_create": (_create, ()),
+    "malloc": (_malloc_like, (0,)),
+    "calloc": (_two_sizes, (0, 1)),
+    "realloc": (_realloc, (1,)),
+    "aligned_alloc": (_two_sizes, (1,)),
+    "memalign": (_two_sizes, (1,)),
+    "posix_memalign": (_posix_memalign, (2,)),
+    "mmap": (_mmap, (1,)),
+    "mmap64": (_mmap, (1,)),
+    "pthread_create": (_create, ()),
 }
 
 PT_DYNAMIC, DT_PLTRELSZ, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ, DT_JMPREL = 2, 2, 5, 6, 7, 8, 23
@@ -38,14 +44,25 @@ PAGE, PROT_READ, PROT_WRITE = os.sysconf("SC_PAGE_SIZE"), 1, 2
 
 
 class _ProgramHeader(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_uint32), ("flags", ctypes.c_uint32), ("offset", ctypes.c_uint64),
-                ("vaddr", ctypes.c_uint64), ("paddr", ctypes.c_uint64), ("filesz", ctypes.c_uint64),
-                ("memsz", ctypes.c_uint64), ("align", ctypes.c_uint64)]
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("offset", ctypes.c_uint64),
+        ("vaddr", ctypes.c_uint64),
+        ("paddr", ctypes.c_uint64),
+        ("filesz", ctypes.c_uint64),
+        ("memsz", ctypes.c_uint64),
+        ("align", ctypes.c_uint64),
+    ]
 
 
 class _Info(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_uint64), ("name", ctypes.c_char_p), ("headers", ctypes.POINTER(_ProgramHeader)),
-                ("count", ctypes.c_uint16)]
+    _fields_ = [
+        ("base", ctypes.c_uint64),
+        ("name", ctypes.c_char_p),
+        ("headers", ctypes.POINTER(_ProgramHeader)),
+        ("count", ctypes.c_uint16),
+    ]
 
 
 class _Relocation(ctypes.Structure):
@@ -53,8 +70,14 @@ class _Relocation(ctypes.Structure):
 
 
 class _Symbol(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_uint32), ("info", ctypes.c_uint8), ("other", ctypes.c_uint8),
-                ("section", ctypes.c_uint16), ("value", ctypes.c_uint64), ("size", ctypes.c_uint64)]
+    _fields_ = [
+        ("name", ctypes.c_uint32),
+        ("info", ctypes.c_uint8),
+        ("other", ctypes.c_uint8),
+        ("section", ctypes.c_uint16),
+        ("value", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+    ]
 
 
 @dataclass
@@ -85,8 +108,11 @@ def _libraries(folder: Path) -> Iterator[tuple[str, int, int]]:
         item = info.contents
         name = (item.name or b"").decode()
         if name and folder in Path(name).resolve().parents:
-            found.extend((name, item.base, item.base + item.headers[i].vaddr)
-                         for i in range(item.count) if item.headers[i].type == PT_DYNAMIC)
+            found.extend(
+                (name, item.base, item.base + item.headers[i].vaddr)
+                for i in range(item.count)
+                if item.headers[i].type == PT_DYNAMIC
+            )
         return 0
 
     ctypes.CDLL(None).dl_iterate_phdr(visit, None)
@@ -101,8 +127,9 @@ def _slots(base: int, dynamic: int) -> Iterator[tuple[str, int]]:
     while words[at]:  # DT_NULL ends the section
         tags[words[at]] = words[at + 1]
         at += 2
-    tables = [(tags[start], tags[size]) for start, size in ((DT_RELA, DT_RELASZ), (DT_JMPREL, DT_PLTRELSZ))
-              if start in tags]
+    tables = [
+        (tags[start], tags[size]) for start, size in ((DT_RELA, DT_RELASZ), (DT_JMPREL, DT_PLTRELSZ)) if start in tags
+    ]
     symbols = ctypes.cast(tags[DT_SYMTAB], ctypes.POINTER(_Symbol))
     for start, size in tables:
         entries = ctypes.cast(start, ctypes.POINTER(_Relocation))

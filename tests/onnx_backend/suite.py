@@ -138,6 +138,29 @@ def operator_of(case: Any) -> str:
     return ops[0] if len(set(ops)) == 1 else f"({case.kind} graphs)"
 
 
+def document(names: list[str], passed: Counter[str], failed: dict[str, int], left_out: Counter[str]) -> str:
+    """docs/onnx_backend.md."""
+    lines = [
+        "# ONNX's backend suite on evort",
+        "",
+        f"{passed.total()} cases pass, {sum(failed.values())} fail, {left_out.total()} are not run (onnx "
+        f"{onnx.__version__}; kinds {', '.join(KINDS)}).",
+        "Each case is converted to `.etm` in memory, loaded and run. Made by",
+        "`python tests/onnx_backend/suite.py --markdown`; `tests/onnx_backend/test_suite.py` runs the same under pytest.",
+        "",
+        "## Not run, and why",
+        "",
+    ]
+    with open(HERE / "excluded.toml", "rb") as file:
+        for group in tomllib.load(file)["group"]:
+            names_text = ", ".join(f"`{name}`" for name in group["cases"][:5])
+            more = f" and {len(group['cases']) - 5} more" if len(group["cases"]) > 5 else ""
+            lines.append(f"- {group['reason']}: {names_text}{more}")
+    lines += ["", "## By operator", "", "| operator | passed | failed | excluded |", "|---|---|---|---|"]
+    lines += [f"| {name} | {passed[name]} | {failed.get(name, 0)} | {left_out[name]} |" for name in names]
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pattern", nargs="?", default="*", help="names of cases to run")
@@ -163,9 +186,7 @@ def main() -> int:
             )
     names = sorted({*passed, *left_out, *failed})
     if args.markdown:
-        print("| operator | passed | failed | excluded |\n|---|---|---|---|")
-        for name in names:
-            print(f"| {name} | {passed[name]} | {len(failed.get(name, ()))} | {left_out[name]} |")
+        print(document(names, passed, {name: len(lines) for name, lines in failed.items()}, left_out))
     else:
         for name in names:
             print(f"{name:32} {passed[name]:4} passed {len(failed.get(name, ())):4} failed {left_out[name]:4} excluded")
