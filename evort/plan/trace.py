@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from evort.errors import EvortError, ShapeError
+from evort.errors import EvortError, ShapeError, UnsupportedError
 from evort.graph import Graph, Node
 from evort.ops.base import (
     Call,
@@ -99,7 +99,14 @@ def names_read(node: Node) -> list[str]:
 
 
 def constant_specs(graph: Graph) -> dict[str, Spec]:
-    """A specification, with value, for each constant of a graph."""
+    """A specification, with value, for each constant of a graph.
+
+    Raises UnsupportedError for a tensor that is stored in a way that no kernel reads.
+    """
+    for t in graph.tensors.values():
+        if t.layout or t.sparsity is not None:
+            how = f"in layout {t.layout!r}" if t.layout else f"sparse ({t.sparsity.kind})"
+            raise UnsupportedError(f"tensor {t.name!r} is stored {how}, which this version of evort cannot run")
     return {name: Spec(t.dtype, t.data.shape, t.data) for name, t in graph.tensors.items() if t.data is not None}
 
 
@@ -194,10 +201,9 @@ def _inline(node: Node, graph: Graph, specs: dict[str, Spec]) -> list[Bound]:
     """The nodes of a graph in place of a node; names defined inside get the node's name as a prefix."""
     prefix = f"{node.name or node.outputs[0]}/"
     names = dict(zip(graph.inputs, node.inputs, strict=False))
-    for name, tensor in graph.tensors.items():
-        if tensor.data is not None:
-            names[name] = prefix + name
-            specs[prefix + name] = Spec(tensor.dtype, tensor.data.shape, tensor.data)
+    for name, spec in constant_specs(graph).items():
+        names[name] = prefix + name
+        specs[prefix + name] = spec
     inlined = [_renamed(inner, names, prefix) for inner in graph.nodes]
     for outer, inner in zip(node.outputs, graph.outputs, strict=True):
         if outer:

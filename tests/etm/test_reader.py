@@ -12,6 +12,7 @@ from etm_support import DOMAIN, SAMPLES, all_types, assemble, convolutional, nod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import evort
 from evort import etm
 from evort.errors import EtmFormatError, EvortError, ShapeError, UnsupportedError
 from evort.etm._reader import LIMITS, xxh64
@@ -394,6 +395,15 @@ U8 = np.uint8
 def test_sparsity_is_checked(model, message):
     with pytest.raises(EtmFormatError, match=message):
         etm.write(model)
+
+
+def test_what_no_kernel_reads_is_not_run():
+    """The format has sparse constants and other layouts; until kernels do, loading such a file is an error."""
+    blocks = sparse("block", (2, 3), [0, 3], (2, 2, 3))
+    other = constant(ONES, DType.INT8, layout="nhwc")
+    for model, message in [(blocks, r"tensor 'w' is stored sparse \(block\)"), (other, "in layout 'nhwc'")]:
+        with pytest.raises(UnsupportedError, match=message):
+            evort.load(etm.write(model))
 
 
 def test_truth_values_are_checked():
