@@ -106,11 +106,6 @@ def _value(a: AttributeProto, owner: Scope | None, nested: Callable[..., Graph],
     raise ValueError(f"kind {_A.AttributeType.Name(kind)} is not supported")
 
 
-def tensor_dtype(proto: NodeProto, name: str) -> DType | None:
-    """The element type of a tensor attribute, which its NumPy array does not tell for bfloat16 and the like."""
-    return next((DType(a.t.data_type) for a in proto.attribute if a.name == name and a.type == _A.TENSOR), None)
-
-
 def constant_of(a: AttributeProto, folder: Path | None) -> tuple[DType, np.ndarray]:
     """The value of a Constant node, from whichever of its attributes is there. Raises ValueError."""
     if a.type == _A.TENSOR:

@@ -166,8 +166,7 @@ def label_encoder_classes(b: Builder) -> None:
     else:
         attrs = {"keys_int64s": places, "values_strings": classes,
                  "default_string": b.node.attrs.get("default_string", "_Unused")}  # fmt: skip
-    b.finish("LabelEncoder", b.node.inputs, attrs)
-    b.graph.nodes[-1].domain = "ai.onnx.ml"
+    b.emit("LabelEncoder", b.node.inputs, attrs, b.node.outputs, "ai.onnx.ml")
 
 
 from evort_tools.importer import canonical_control, canonical_nn  # noqa: E402, F401  (they register their rules)
