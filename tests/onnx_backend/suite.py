@@ -146,7 +146,7 @@ def document(names: list[str], passed: Counter[str], failed: dict[str, int], lef
         f"{passed.total()} cases pass, {sum(failed.values())} fail, {left_out.total()} are not run (onnx "
         f"{onnx.__version__}; kinds {', '.join(KINDS)}).",
         "Each case is converted to `.etm` in memory, loaded and run. Made by",
-        "`python tests/onnx_backend/suite.py --markdown`; `tests/onnx_backend/test_suite.py` runs the same under pytest.",
+        "`python tests/onnx_backend/suite.py --markdown`; `tests/onnx_backend/test_suite.py` runs the same cases.",
         "",
         "## Not run, and why",
         "",
