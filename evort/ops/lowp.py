@@ -149,6 +149,8 @@ def _to_e8m0(values: np.ndarray, saturate: bool, round_mode: str) -> np.ndarray:
 def truncate(values: np.ndarray, bits: int) -> np.ndarray:
     """Floats truncated toward zero to int32 (`bits` = 32) or int64; all that is outside, and NaN, becomes the
     smallest integer."""
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)  # which the limit fits
     limit = 2.0 ** (bits - 1)
     good = (values >= -limit) & (values < limit)
     least = -(1 << (bits - 1))
