@@ -282,6 +282,20 @@ class MatMulInteger(Op):
         y = np.matmul(_zero_along(a, a_zero, True), _zero_along(b, b_zero, False))
         return np.asarray(y).astype(np.int64).astype(np.int32)
 
+    def bind(self, c: Call) -> Kernel | None:
+        from evort._kernels.linear import integer_scratch
+
+        layout = matmul_layout(c.ins[0].shape, c.ins[1].shape)
+        steps = []
+        for index, length in ((2, layout.m), (3, layout.n)):
+            shape = c.ins[index].shape if c.has(index) else ()
+            if shape not in ((), (1,), (length,)):
+                return None
+            steps.append(0 if shape in ((), (1,)) else 1)
+        ints = (layout.m, layout.n, layout.k, *steps, *(v for axis in layout.batch for v in axis))
+        scratch = integer_scratch(layout.m, layout.n, layout.k, c.threads)
+        return Kernel("linear.matmul_integer", ints, scratch=scratch)
+
     def macs(self, c: Call) -> int:
         return c.outs[0].size * c.ins[0].shape[-1]
 

@@ -196,9 +196,12 @@ def test_integer_products_are_exact(m: int, n: int, k: int, batch: tuple[int, ..
     a_zero = whole(a_type, *{"s": (), "n": (m,), "d": (*batch, m, 1)}[a_zero_shape])
     b_zero = whole(b_type, *{"s": (), "n": (n,), "d": (*batch, 1, n)}[b_zero_shape])
     exact = np.matmul(a.astype(int) - (a_zero[:, None] if a_zero_shape == "n" else a_zero), b.astype(int) - b_zero)
-    got = run_node("MatMulInteger", [a, b, a_zero, b_zero], {})[0]
-    assert got.dtype == np.int32
-    assert np.array_equal(got, exact)
+    for name in core.available_isas():
+        core.select_isa(name)
+        got = run_node("MatMulInteger", [a, b, a_zero, b_zero], {}, threads=2)[0]
+        assert got.dtype == np.int32
+        assert np.array_equal(got, exact)
+    core.select_isa()
 
     scales = [rng.uniform(0.001, 0.02, zero.shape).astype(np.float32) for zero in (a_zero, b_zero)]
     y_zero = whole(a_type)
