@@ -370,6 +370,13 @@ cdef void nary_row(const Walk *w, int64_t n, const char **p, const int64_t *s, c
         K.unary_f32(activation, n, <const float *> y, <float *> y, <float> c.reals[0], <float> c.reals[1])
 
 
+cdef void nary_apart_row(const Walk *w, int64_t n, const char **p, const int64_t *s, char *y) noexcept nogil:
+    """For Y over an operand that is read again after the first operation, as X is in Sum(X, Z, X)."""
+    cdef char block[BLOCK * 8]
+    nary_row(w, n, p, s, block)
+    memcpy(y, block, n * w.size[w.operands])
+
+
 cdef void nary_half_row(const Walk *w, int64_t n, const char **p, const int64_t *s, char *y) noexcept nogil:
     """float16 and bfloat16: the same in float32, rounded at the end."""
     cdef const ev_call *c = w.call
@@ -424,10 +431,14 @@ cdef int nary(const ev_call *c) noexcept nogil:
             return EV_DIVIDE_BY_ZERO
     for k in range(steps + 1):
         w.size[k] = size
+    cdef bint apart = False
+    for k in range(2, steps + 1):
+        apart = apart or c.in_[k].data == c.out[0].data
     # One pass over memory: what follows the first operation finds its block in the cache.
     cdef bint single = steps == 1 and not c.ints[NARY_ACTIVATION] and c.reals[2] == 1.0
-    walk(&w, c, loops, nary_half_row if half else nary_row, BLOCK if half else INT64_MAX if single else 1024, steps + 1,
-         1 if op >= EV_EQUAL else size, c.ints[NARY_GRAIN])
+    walk(&w, c, loops, nary_half_row if half else nary_apart_row if apart else nary_row,
+         BLOCK if half or apart else INT64_MAX if single else 1024, steps + 1, 1 if op >= EV_EQUAL else size,
+         c.ints[NARY_GRAIN])
     return EV_OK
 
 

@@ -11,7 +11,7 @@ from evort.ops.activation import ACTIVATIONS
 from evort.ops.broadcast import loops
 from evort.ops.lowp import narrow, widen
 from evort.session import Session
-from evort.types import DType
+from evort.types import STORAGE, DType
 from tests.ops.cases import check_case, compiled, node_cases
 from tests.support import drivers_of, make_model, run_node
 
@@ -371,6 +371,15 @@ def test_results_are_written_over_operands():
     np.testing.assert_allclose(got, np.where(d < x, x, d) - row, rtol=1e-5, atol=1e-4)
     assert set(drivers_of(session)) == {"elementwise.unary", NARY, "elementwise.where"}
     assert session.memory().arena < 3 * 50 * 70 * 4
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT, DType.DOUBLE, DType.FLOAT16])
+def test_an_operand_may_be_written_over_and_read_again(dtype):
+    nodes = [Node("Neg", ["x"], ["a"]), Node("Sum", ["a", "x", "a", "x", "a"], ["y"])]
+    model = make_model(nodes, {"x": (dtype, (3000,))}, ["y"])
+    x = np.arange(3000).astype(STORAGE[dtype]) / 16
+    for threads in (1, 2):
+        np.testing.assert_array_equal(Session(model, threads=threads).run({"x": x})["y"], -x)
 
 
 F2, F3 = np.ones(2, np.float32), np.ones(3, np.float32)
