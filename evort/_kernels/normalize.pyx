@@ -8,7 +8,7 @@ from evort._kernels.core cimport (EV_OK, EV_REDUCE_ABS, EV_REDUCE_SQUARE, ev_cal
 cdef const ev_ukr *K = ukernels()
 
 cdef enum:
-    GRAIN = 16384  # elements that are worth a thread
+    GRAIN = 65536  # elements that are worth a thread
     BLOCK = 2048   # an activation follows while its input is in the first cache
     TILE = 256     # EV_REDUCE_TILE
 

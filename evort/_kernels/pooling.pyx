@@ -8,7 +8,7 @@ from evort._kernels.core cimport (EV_OK, EV_POOL_MAX, EV_POOL_SUM, ev_call, ev_e
 cdef const ev_ukr *K = ukernels()
 
 cdef enum:
-    GRAIN = 16384  # input elements that are worth a thread
+    GRAIN = 65536  # input elements that are worth a thread
 
 
 # One spatial axis: eight numbers of the drivers' ints.

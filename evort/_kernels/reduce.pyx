@@ -18,11 +18,11 @@ from evort._kernels.core cimport (EV_FLOAT, EV_OK, EV_REDUCE_EXP, EV_REDUCE_PROD
 cdef const ev_ukr *K = ukernels()
 
 cdef enum:
-    GRAIN = 32768  # elements that are worth a thread
-    TILE = 256     # EV_REDUCE_TILE
-    WIDE = 0       # accumulates float32 in double: EV_REDUCE_*
-    EXTREME = 1    # op 0 maximum, 1 minimum, of any type
-    WRAP = 2       # op 0 sum, 1 product, of 4- or 8-byte integers
+    GRAIN = 131072  # elements that are worth a thread
+    TILE = 256      # EV_REDUCE_TILE
+    WIDE = 0        # accumulates float32 in double: EV_REDUCE_*
+    EXTREME = 1     # op 0 maximum, 1 minimum, of any type
+    WRAP = 2        # op 0 sum, 1 product, of 4- or 8-byte integers
     POST_DIVIDE = 1
     POST_SQRT = 2
     POST_LOG = 3
