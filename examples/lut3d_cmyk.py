@@ -3,8 +3,9 @@
     python examples/lut3d_cmyk.py lut3d_96.etm photo.jpg photo.tiff
 
 The model (.etm, or .onnx, converted on the fly) takes RGB / 255 as [1, 3, H, W] and gives CMYK in [0, 1] as
-[1, 4, H, W]; what is outside is clipped. An image of another size than the model's is resized to it where the model
-fixes one.
+[1, 4, H, W]; what is outside is clipped. It was exported for 480 x 720, but its graph takes any multiples of 4 (it
+halves the image twice), so it is converted with symbolic sizes. An image of another size is resized: to the nearest
+multiples below, or to what the model fixes.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ def load(path: str, threads: int | None = None) -> evort.Session:
     if path.endswith(".onnx"):
         import evort_tools
 
-        return evort.load(evort_tools.convert(path), threads=threads)
+        data = evort_tools.convert(path, input_shapes={"input0": (1, 3, "H", "W")})
+        return evort.load(data, threads=threads)
     return evort.load(path, threads=threads)
 
 
 def to_cmyk(session: evort.Session, image: Image.Image) -> Image.Image:
     """The CMYK picture that the model makes of an RGB one."""
     height, width = session.inputs[0].shape[2:]
-    if isinstance(height, int) and isinstance(width, int) and image.size != (width, height):
+    if not (isinstance(height, int) and isinstance(width, int)):
+        width, height = (max(8, d // 4 * 4) for d in image.size)
+    if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     cmyk = session(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]))[0]
