@@ -317,7 +317,8 @@ def test_integer_callback(client, shape, zeros):
 
 
 def test_scratch_is_modest(client):
-    """Scratch counts towards a model's memory: at most 128 KB for each thread, whatever the shape."""
+    """Scratch counts towards a model's memory: at most 128 KB for each thread, 192 KB where A is over 3 MB."""
     for m, n, k in [(1, 1, 1), (64, 12544, 27), (512, 49, 4608), (2048, 2048, 2048), (10, 10**7, 10**4)]:
         for threads in (1, 2, 8):
-            assert max(client.scratch_bytes(m, n, k, threads)) <= 128 * 1024 * threads
+            most = 192 * 1024 if 4 * m * k > 3 << 20 else 128 * 1024
+            assert max(client.scratch_bytes(m, n, k, threads)) <= most * threads

@@ -27,7 +27,8 @@ cdef enum:
     KC = 320                     # a panel of B (KC x 64 bytes) and MR rows of A fit a 32 KB L1
     MC = 96                      # MC x KC x 4 bytes of A and B_BYTES of B fit a 256 KB L2
     PACKED_MC = 24               # the same where A is packed, which takes scratch
-    B_BYTES = 80 * 1024          # larger measures no faster
+    B_BYTES = 80 * 1024          # larger measures no faster, unless A has to come from memory each time:
+    BIG_A_BYTES = 3 << 20        # beyond this, twice as much
     FEW_ROWS = 16                # products of up to so many rows read B in place,
     SHALLOW_ROWS = 64            # or of up to so many where K is at most
     IN_PLACE_KC = 160            # the rows of B that they take at a time
@@ -113,7 +114,8 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.parts_n = ceil_div(n, plan.step_n)
     plan.kc = even_block(k, PAIRS_KC if size == 2 else KC * 4 // size, 4)
     plan.mc = even_block(plan.step_m, MC, EV_MR)
-    plan.nc = even_block(plan.step_n, max(nr, B_BYTES // (plan.kc * size)), nr)
+    cdef int64_t b_bytes = 2 * B_BYTES if m * k * size > BIG_A_BYTES else B_BYTES
+    plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size)), nr)
     plan.slot = ceil_div((plan.nc + min(plan.mc, <int64_t> PACKED_MC)) * plan.kc * size, 64) * 64
 
 
