@@ -4,6 +4,7 @@ Environment variables:
   EVORT_DEBUG_BUILD=1  bounds checks, debug symbols, address and undefined-behaviour sanitizers
 """
 
+import ast
 import os
 import platform
 from pathlib import Path
@@ -34,6 +35,25 @@ HEADERS = sorted(str(p.relative_to(ROOT)) for ext in ("h", "inc") for p in (ROOT
 CORE_C = [f"{KERNELS}/pool.c", f"{KERNELS}/ukr/dispatch.c", f"{KERNELS}/ukr/scalar.c"]
 if platform.machine().lower() in ("x86_64", "amd64"):
     CORE_C.append(f"{KERNELS}/ukr/avx2.c")
+
+
+def write_operator_index() -> None:
+    """Writes evort/ops/_index.py: which module defines an operator, so that `find` imports that one only.
+
+    Read from the `@op("Name", domain="...")` decorators; nobody keeps the table by hand.
+    """
+    index = {}
+    for path in sorted((ROOT / "evort" / "ops").glob("[a-z]*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "op":
+                    domain = next((k.value.value for k in call.keywords if k.arg == "domain"), "")
+                    index[domain, call.args[0].value] = path.stem
+    rows = "".join(f"    {key!r}: {module!r},\n" for key, module in sorted(index.items()))
+    text = f'"""Where each operator is defined; written by setup.py."""\n\nINDEX = {{\n{rows}}}\n'
+    target = ROOT / "evort" / "ops" / "_index.py"
+    if not target.is_file() or target.read_text() != text:
+        target.write_text(text)
 
 
 def extensions() -> list[Extension]:
@@ -92,6 +112,7 @@ class BuildExt(build_ext):
             ) from error
 
 
+write_operator_index()
 setup(
     packages=[
         *find_packages(include=["evort", "evort.*"]),

@@ -11,6 +11,7 @@ from evort._kernels import core
 from evort.backends.cpu import CpuBackend
 from evort.backends.reference import interpret
 from evort.errors import InputError, UnsupportedError
+from evort.etm import read
 from evort.graph import Graph, Model
 from evort.plan import Plan
 from evort.runner import MAX_PLANS, Planned, Runner
@@ -343,8 +344,6 @@ def load(
     a plan needs more than `max_memory` (at load if planned then, else at the first run of a shape), OSError where the
     file cannot be read.
     """
-    from evort.etm import read
-
     file = read(source, checksum=checksum)
     return Session(
         file.model,

@@ -8,12 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from evort._kernels import conv, elementwise, executor, layout, linear, pooling
 from evort.errors import UnsupportedError
 from evort.ops.base import Call, Kernel, Op
 from evort.ops.run import run_reference
 from evort.types import MAX_RANK
 
-_DRIVERS: dict[str, object] = {}
+# Nearly every model runs these: imported here, so that loading a model does not wait for them.
+_DRIVERS: dict[str, object] = {
+    f"{module.__name__.rpartition('.')[2]}.{name}": capsule
+    for module in (conv, elementwise, executor, layout, linear, pooling)
+    for name, capsule in module.DRIVERS.items()
+}
 
 
 def driver_capsule(name: str) -> object:

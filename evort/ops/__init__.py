@@ -1,10 +1,11 @@
 """Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`).
 
-The families that nearly every model uses come with the package; the others are imported, in this order, when a model
-has an operator that is not among those read so far: `import evort` is to take milliseconds.
+The families that nearly every model uses come with the package; the others are imported when a model has one of their
+operators: `import evort` is to take milliseconds. setup.py writes the table of who defines what.
 """
 
 from evort.ops import binary, conv, elementwise, layout, linear, pool, reduce
+from evort.ops._index import INDEX
 from evort.ops.base import (
     Attr,
     Call,
@@ -19,30 +20,7 @@ from evort.ops.base import (
     registered,
 )
 
-import_later(
-    *(
-        f"{__name__}.{family}"
-        for family in (
-            "gather",
-            "normalize",
-            "pad",
-            "cast",
-            "interpolate",
-            "recurrent",
-            "control",
-            "generate",
-            "quantize",
-            "search",
-            "sample",
-            "random",
-            "attention",
-            "sequence",
-            "deform",
-            "signal",
-            "loss",
-        )
-    )
-)
+import_later(INDEX)
 
 __all__ = [
     "Attr",

@@ -227,7 +227,7 @@ def _arity(names: tuple[str, ...]) -> tuple[int, int | None]:
 
 
 _REGISTRY: dict[tuple[str, str], Op] = {}
-_LATER: list[str] = []
+_INDEX: dict[tuple[str, str], str] = {}
 _loading = False
 
 
@@ -248,16 +248,17 @@ def op(name: str, since: int = 1, domain: str = "") -> Callable[[type[Op]], type
     return decorate
 
 
-def import_later(*modules: str) -> None:
-    """Names modules with definitions that are imported one after another when an operator is not found without."""
-    _LATER.extend(modules)
+def import_later(index: dict[tuple[str, str], str]) -> None:
+    """Takes the table (domain, name) -> module of evort.ops; a module is imported when one of its operators is asked
+    for."""
+    _INDEX.update(index)
 
 
-def _import_next() -> None:
+def _import_family(module: str) -> None:
     global _loading
     _loading = True
     try:
-        import_module(_LATER.pop(0))
+        import_module(f"evort.ops.{module}")
     finally:
         _loading = False
 
@@ -266,8 +267,8 @@ def find(name: str, domain: str = "") -> Op | None:
     """The definition of an operator, or None. The domains "" and "ai.onnx" are the same."""
     key = "" if domain == "ai.onnx" else domain, name
     found = _REGISTRY.get(key)
-    while found is None and _LATER:
-        _import_next()
+    if found is None and key in _INDEX:
+        _import_family(_INDEX[key])
         found = _REGISTRY.get(key)
     return found
 
@@ -286,8 +287,8 @@ def lookup(node: Node) -> Op:
 
 def registered() -> dict[tuple[str, str], Op]:
     """All definitions, by (domain, name)."""
-    while _LATER:
-        _import_next()
+    for module in sorted(set(_INDEX.values())):
+        _import_family(module)
     return dict(sorted(_REGISTRY.items()))
 
 
