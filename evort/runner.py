@@ -42,6 +42,16 @@ class Planned:
         self.free: list[Program] = []
         self.programs = 0
 
+    def fits(self, into: dict[str, np.ndarray]) -> bool:
+        """Whether arrays are given for all outputs, of their shapes and dtypes."""
+        if len(into) != len(self.writes):
+            return False
+        for name, shape, dtype in self.writes:
+            array = into.get(name)
+            if array is None or array.shape != shape or array.dtype is not dtype:
+                return False
+        return True
+
 
 class Runner:
     """Plans and runs one graph. outer: constants of the graphs around it. max_memory: bytes that weights and arena
@@ -155,6 +165,15 @@ class Runner:
             return program.call(feeds, planned.plan.reads, planned.writes)
         except StepFailed as failure:
             raise self._failure(planned.plan, failure) from None
+        finally:
+            planned.free.append(program)
+
+    def run_planned_into(self, planned: Planned, feeds: dict[str, Any], into: dict[str, np.ndarray]) -> None:
+        """The same, into arrays that fit (`Planned.fits`)."""
+        plan = planned.plan
+        program = self._take(planned)
+        try:
+            self._execute(plan, program, [feeds[n] for n in plan.reads], [into[n] for n in plan.writes], None)
         finally:
             planned.free.append(program)
 

@@ -201,7 +201,7 @@ class Session:
 
     def _run(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
         """The short way for arrays that need no conversion, of shapes that have been run before; else the long one."""
-        if into is None and len(inputs) == len(self._plain):
+        if len(inputs) == len(self._plain):
             arrays = []
             for name, storage in self._plain:
                 array = inputs.get(name)
@@ -210,8 +210,11 @@ class Session:
                 arrays.append(array)
             else:
                 planned = self._ready.get(tuple([array.shape for array in arrays]))
-                if planned is not None:
+                if planned is not None and into is None:
                     return self._runner.run_planned(planned, inputs)
+                if planned is not None and planned.fits(into):
+                    self._runner.run_planned_into(planned, inputs, into)
+                    return into
         return self._run_checked(inputs, into)
 
     def _run_checked(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
