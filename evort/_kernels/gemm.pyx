@@ -85,7 +85,7 @@ cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
 
 
 cdef inline int64_t even_block(int64_t n, int64_t most, int64_t unit) noexcept nogil:
-    """The block size, a multiple of `unit`, that cuts n into equal blocks of at most `most`."""
+    """The block size, a multiple of `unit`, that cuts n into equal blocks of at most `most`, another multiple."""
     if n <= 0:
         return unit
     return ceil_div(ceil_div(n, ceil_div(n, most)), unit) * unit
@@ -115,7 +115,7 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.kc = even_block(k, PAIRS_KC if size == 2 else KC * 4 // size, 4)
     plan.mc = even_block(plan.step_m, MC, EV_MR)
     cdef int64_t b_bytes = 2 * B_BYTES if m * k * size > BIG_A_BYTES else B_BYTES
-    plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size)), nr)
+    plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
     plan.slot = ceil_div((plan.nc + min(plan.mc, <int64_t> PACKED_MC)) * plan.kc * size, 64) * 64
 
 
