@@ -32,7 +32,7 @@ def native(tmp_path_factory) -> Callable[[str, str], ModuleType]:
         folder = tmp_path_factory.mktemp(name)
         (folder / f"{name}.pyx").write_text(source)
         script = BUILD.format(name=name, kernels=str(PACKAGE / "_kernels"), root=str(PACKAGE.parent))
-        done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-c", script], cwd=folder, capture_output=True, text=True)
         built = list(folder.glob(f"{name}*.so"))
         assert built, done.stdout + done.stderr
         spec = importlib.util.spec_from_file_location(name, built[0])

@@ -33,7 +33,7 @@ def run(capsys, *argv):
 
 def test_help_teaches():
     done = subprocess.run(
-        [sys.executable, "-m", "evort_tools.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-m", "evort_tools.cli", "--help"], capture_output=True, text=True, check=True
     )
     for name in cli.COMMANDS:
         assert name in done.stdout

@@ -83,4 +83,4 @@ def test_running_a_model_loads_nothing_offline(tmp_path):
         "assert not bad, bad\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)

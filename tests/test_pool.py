@@ -113,7 +113,9 @@ def python(code: str, path: str = "", **env: str) -> str:
     """Runs code in a fresh interpreter and returns what it prints."""
     child_env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **env}
     child_env["PYTHONPATH"] = os.pathsep.join([path, *sys.path])
-    done = subprocess.run([sys.executable, "-c", code], env=child_env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=child_env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

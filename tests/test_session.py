@@ -173,7 +173,7 @@ def test_single_thread_session_starts_no_thread():
         "assert len(os.listdir('/proc/self/task')) == before\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
-    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)
 
 
 def test_pickled_sessions_reopen_their_file(tmp_path):

@@ -113,7 +113,8 @@ def measure_memory(path: str, feeds: dict[str, Any], threads: int = 1) -> dict[s
     with tempfile.NamedTemporaryFile(suffix=".npz") as file:
         np.savez(file, **feeds)
         file.flush()
-        command = [sys.executable, "-c", _CHILD, path, str(threads), file.name]
+        # -P: the installed package also where the current directory is a checkout
+        command = [sys.executable, "-P", "-c", _CHILD, path, str(threads), file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ValueError(f"the measuring process failed: {done.stderr.strip().splitlines()[-1:]}")

@@ -57,7 +57,7 @@ def budget(figures: Row) -> Row:
 @functools.cache
 def keep_bytecode() -> None:
     """Let Python compile evort's modules once, as an installation does, so that no measured process has to."""
-    subprocess.run([sys.executable, "-c", "import evort, evort.etm"], check=True, timeout=60, env=environment())
+    subprocess.run([sys.executable, "-P", "-c", "import evort, evort.etm"], check=True, timeout=60, env=environment())
 
 
 def measure(case: cases.Case, shape: str, folder: Path) -> Row:
