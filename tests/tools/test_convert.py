@@ -118,8 +118,9 @@ def test_bytes_do_not_depend_on_the_hash_seed():
     script = "import sys, hashlib, evort_tools as t; print(hashlib.sha256(t.convert(sys.argv[1])).hexdigest())"
     digests = set()
     for seed in ("0", "1"):
-        done = subprocess.run([sys.executable, "-P", "-c", script, str(ROOT / "models" / "lenet.onnx")], capture_output=True,
-                              text=True, env={**os.environ, "PYTHONHASHSEED": seed}, check=True)  # fmt: skip
+        command = [sys.executable, "-P", "-c", script, str(ROOT / "models" / "lenet.onnx")]
+        seeded = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(command, capture_output=True, text=True, env=seeded, check=True)
         digests.add(done.stdout)
     assert len(digests) == 1
 
