@@ -5,7 +5,13 @@ session = evort.load("lenet.etm")
 logits = session(image)
 """
 
-from evort._kernels.core import available_isas, isa
+try:
+    from evort._kernels.core import available_isas, isa
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"{error}: this is evort's source tree, whose kernels are not built. Install it (pip install .) and run from "
+        "another folder, or build in place (python setup.py build_ext --inplace)"
+    ) from error
 from evort._version import __version__
 from evort.errors import (
     ConversionError,

@@ -120,7 +120,7 @@ def test_profile_and_trace(capsys, lenet, tmp_path):
 def test_diff(capsys, lenet, tmp_path):
     assert run(capsys, "diff", lenet, lenet)[0] == 0
     other = tmp_path / "plain.etm"
-    evort_tools.convert(str(LENET), str(other), disable=["fuse_activation"])
+    evort_tools.convert(str(LENET), str(other), disable=["activations"])
     code, out = run(capsys, "diff", lenet, other, "--json")
     assert code == 1 and json.loads(out)
 
