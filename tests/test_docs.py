@@ -15,3 +15,12 @@ def test_operator_table_is_current():
     assert (ROOT / "docs" / "operators.md").read_text() == done.stdout, (
         "run: evort operators --markdown > docs/operators.md"
     )
+
+
+def test_operator_index_is_complete():
+    """setup.py's table names each operator that evort itself defines, and no other."""
+    from evort.ops import registered
+    from evort.ops._index import INDEX
+
+    own = {key for key, op in registered().items() if type(op).__module__.startswith("evort.ops.")}
+    assert own == set(INDEX)
