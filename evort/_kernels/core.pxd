@@ -218,10 +218,10 @@ cdef extern from "ukr.h" nogil:
         void (*gru_update_f32)(int64_t n, const float *gates, float clip, float *h) noexcept nogil
         void (*interp_place_f32)(int64_t n, const float *g, int64_t stride, int64_t size, int align,
                                  float *x) noexcept nogil
-        void (*interp_taps_f32)(const ev_axis *a, int64_t n, float *x, int32_t *at, float *w) noexcept nogil
-        void (*interp_corners_f32)(int axes, int taps, int64_t n, const int32_t *at, const float *w, int32_t zero,
-                                   int32_t *offset, float *weight) noexcept nogil
-        void (*interp_blend_f32)(int64_t n, int corners, const float *x, const int32_t *offset, const float *weight,
+        void (*interp_taps_f32)(const ev_axis *a, float *x, int32_t *at, float *w) noexcept nogil
+        void (*interp_corners_f32)(int axes, int taps, const int32_t *at, const float *w, int32_t zero,
+                                   uint32_t *offset, float *weight) noexcept nogil
+        void (*interp_blend_f32)(int64_t n, int corners, const float *x, const uint32_t *offset, const float *weight,
                                  float *y) noexcept nogil
         void (*interp_pack_f32)(int64_t n, int channels, const float *x, int64_t stride, float *y) noexcept nogil
         void (*interp_unpack_f32)(int64_t n, int channels, const float *x, float *y, int64_t stride) noexcept nogil

@@ -18,7 +18,7 @@ image point to. Points go in blocks of EV_POINTS. An operator only says where it
 becomes of the blended values (interp_unpack into planes, or RoiAlign's average and maximum).
 """
 from libc.math cimport INFINITY, ceilf, isfinite
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 from evort._kernels.core cimport (
     EV_BAD_ARGUMENT, EV_BAD_INDEX, EV_OK, EV_UNSUPPORTED, ev_axis, ev_call, ev_ukr, parallel_for, register, ukernels,
@@ -31,6 +31,7 @@ cdef enum:
     # As in interpolate.h.
     POINTS = 64
     LANES = 4
+    PIXEL_BYTES = 16
     MAX_TAPS = 4
     MAX_CORNERS = 64
     # As in evort.ops.sample.
@@ -43,7 +44,7 @@ cdef enum:
 
 cdef struct Sampler:
     int axes, taps, align, corners
-    int64_t pixels          # of an image plane; also the offset of the pixel of zeros
+    int64_t pixels          # of an image plane; also the number of the pixel of zeros
     ev_axis axis[3]         # from the outermost
 
 # The corners of a block of points, and room for what leads to them.
@@ -51,7 +52,7 @@ cdef struct Block:
     float x[3 * POINTS]     # coordinates: axis by axis
     int32_t at[3 * MAX_TAPS * POINTS]
     float w[3 * MAX_TAPS * POINTS]
-    int32_t offset[MAX_CORNERS * POINTS]
+    uint32_t offset[MAX_CORNERS * POINTS]
     float weight[MAX_CORNERS * POINTS]
     float y[LANES * POINTS]
 
@@ -68,7 +69,7 @@ cdef int sampler(Sampler *s, const int64_t *ints) noexcept nogil:
     for i in range(s.axes - 1, -1, -1):
         a = &s.axis[i]
         a.size = <int32_t> ints[4 + i]
-        a.stride = <int32_t> s.pixels
+        a.stride = <int32_t> s.pixels * PIXEL_BYTES
         a.taps = s.taps
         a.padding = <int32_t> ints[2]
         a.low = 0 if s.align else <float> -0.5
@@ -78,12 +79,12 @@ cdef int sampler(Sampler *s, const int64_t *ints) noexcept nogil:
     return 0
 
 
-cdef void find_corners(const Sampler *s, int64_t n, Block *b) noexcept nogil:
-    """Corners of the n points whose coordinates are in b.x."""
+cdef void find_corners(const Sampler *s, Block *b) noexcept nogil:
+    """Corners of the points whose coordinates are in b.x."""
     cdef int i
     for i in range(s.axes):
-        K.interp_taps_f32(&s.axis[i], n, b.x + i * POINTS, b.at + i * MAX_TAPS * POINTS, b.w + i * MAX_TAPS * POINTS)
-    K.interp_corners_f32(s.axes, s.taps, n, b.at, b.w, <int32_t> s.pixels, b.offset, b.weight)
+        K.interp_taps_f32(&s.axis[i], b.x + i * POINTS, b.at + i * MAX_TAPS * POINTS, b.w + i * MAX_TAPS * POINTS)
+    K.interp_corners_f32(s.axes, s.taps, b.at, b.w, <int32_t> s.pixels * PIXEL_BYTES, b.offset, b.weight)
 
 
 cdef inline int lanes_of(int64_t channels, int64_t group) noexcept nogil:
@@ -133,6 +134,7 @@ cdef void sample_blocks(void *ctx, int64_t begin, int64_t end, int32_t worker) n
     cdef int axis
     cdef float *x
     cdef const float *from_
+    cdef float per_bin = 1 / q.bin_size if q.bin_size != 0 else 0
     for k in range(begin, end):
         first = k * POINTS
         n = q.n_points - first
@@ -145,8 +147,10 @@ cdef void sample_blocks(void *ctx, int64_t begin, int64_t end, int32_t worker) n
             else:
                 from_ = q.points + axis * q.n_points + first
                 for i in range(n):
-                    x[i] = from_[i] / q.bin_size
-        find_corners(s, n, &b)
+                    x[i] = from_[i] * per_bin
+                for i in range(n, POINTS):
+                    x[i] = 0
+        find_corners(s, &b)
         for g in range((q.channels + LANES - 1) // LANES):
             K.interp_blend_f32(n, s.corners, q.source + g * (s.pixels + 1) * LANES, b.offset, b.weight, b.y)
             K.interp_unpack_f32(n, lanes_of(q.channels, g), b.y, q.y + g * LANES * q.n_points + first, q.n_points)
@@ -256,7 +260,9 @@ cdef void region_row(const Regions *q, Block *b, const float *source, const Side
             k = (first + i) % wide.points
             b.x[i] = at
             b.x[POINTS + i] = wide.start + bin * wide.step + (k + <float> 0.5) * wide.step / wide.points
-        find_corners(&q.s, n, b)
+        for i in range(n, POINTS):
+            b.x[i] = b.x[POINTS + i] = 0
+        find_corners(&q.s, b)
         for corner in range(corners):
             # The maximum is taken over the weighted corners one by one, as ONNX defines it.
             K.interp_blend_f32(n, 1 if largest else 4, source, b.offset + corner * POINTS, b.weight + corner * POINTS,

@@ -159,13 +159,15 @@ cdef void take_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
     cdef const int64_t *places = strides + n
     cdef const int64_t *indices = places + n - 1
     cdef const char *x = <const char *> c.in_[0].data
-    cdef const char *fill = <const char *> c.in_[1].data if c.n_in > 1 and c.in_[1] != NULL else ZEROS
+    cdef const char *fill = ZEROS
     cdef const char *row
     cdef const char *before = NULL
     cdef int64_t row_bytes = dims[n - 1] * item
     cdef char *y = <char *> c.out[0].data + begin * row_bytes
     cdef int64_t at[MAX_AXES]
     cdef int64_t i, k, index, rest = begin
+    if c.n_in > 1 and c.in_[1] != NULL:
+        fill = <const char *> c.in_[1].data
     for i in range(n - 2, -1, -1):
         at[i] = rest % dims[i]
         rest //= dims[i]

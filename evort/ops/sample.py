@@ -21,7 +21,7 @@ from evort.types import FLOATS, INTS, DType, Spec
 ZEROS, BORDER, REFLECT, REGION = 0, 1, 2, 3  # EV_PAD_* in interpolate.h
 TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
 FAR = 2.0**29  # coordinates are clipped to [-FAR, FAR]; NaN is -FAR
-MAX_PIXELS = (1 << 29) - 1  # of one image plane: offsets are 32 bits wide
+MAX_PIXELS = (1 << 25) - 1  # of one image plane: byte offsets into four channels are below 2**29
 LANES = 4  # channels that are blended together
 GROUPS = 4  # groups of channels that share one calculation of taps
 MAX_BINS = 1 << 11  # sampling points of a RoiAlign bin along one axis

@@ -19,7 +19,7 @@ enum {
 
 typedef struct {
     int32_t size;           /* elements along the axis */
-    int32_t stride;         /* pixels from one to the next */
+    int32_t stride;         /* bytes from one to the next in an interleaved image */
     int32_t taps;           /* 1: nearest, half to even; 2: linear; 4: cubic */
     int32_t padding;
     float low, high;        /* the borders: 0 and size - 1, or -0.5 and size - 0.5 */

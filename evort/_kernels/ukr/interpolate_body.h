@@ -1,25 +1,45 @@
 /* Interpolation: taps of coordinates, blends of corners, and the passes of a separable resize. See interpolate.pyx. */
 #include "interpolate.h"
 
-/* 2^29: coordinates are clipped to it, and taps outside are marked by it (three of them still fit 32 bits). */
+/* 2^29: coordinates are clipped to it, and taps outside are marked by it (the sum of three still fits 32 bits). */
 #define EV_FAR 536870912
 
 typedef float EV_FN(f4) __attribute__((vector_size(16), aligned(4), may_alias));
+/* As many lanes as a register has: what is wider, GCC takes apart element by element. */
+#ifdef __AVX2__
+#define EV_VECTOR 8
+#else
+#define EV_VECTOR 4
+#endif
+typedef float EV_FN(fv) __attribute__((vector_size(4 * EV_VECTOR), aligned(4), may_alias));
+typedef int32_t EV_FN(iv) __attribute__((vector_size(4 * EV_VECTOR), aligned(4), may_alias));
+typedef uint32_t EV_FN(uv) __attribute__((vector_size(4 * EV_VECTOR), aligned(4), may_alias));
+#define EV_SELECT(type, mask, a, b) ((type)(((EV_FN(iv))(a) & (mask)) | ((EV_FN(iv))(b) & ~(mask))))
+/* The larger and the smaller of a and b; b where a is NaN. */
+#ifdef __AVX2__
+#define EV_MAX(a, b) ((EV_FN(fv))_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define EV_MIN(a, b) ((EV_FN(fv))_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define EV_MIN_U(a, b) ((EV_FN(iv))_mm256_min_epu32((__m256i)(a), (__m256i)(b)))
+#else
+#define EV_MAX(a, b) EV_SELECT(EV_FN(fv), (a) > (b), a, b)
+#define EV_MIN(a, b) EV_SELECT(EV_FN(fv), (a) < (b), a, b)
+#define EV_MIN_U(a, b) EV_SELECT(EV_FN(iv), (EV_FN(iv))((EV_FN(uv))(a) < (EV_FN(uv))(b)), a, b)
+#endif
 
-/* Points ---------------------------------------------------------------------------------------------------------- */
+/* Points: always whole blocks of EV_POINTS, so that there are no ends to treat ------------------------------------- */
 
-/* x[i] = where grid coordinate g[i * stride] in [-1, 1] lies among `size` elements. In two passes, so that no fused
- * multiply-add makes one instruction set round differently from another. */
+/* x[i] = where grid coordinate g[i * stride] in [-1, 1] lies among `size` elements, i < n; the rest of the block is 0.
+ * In two passes, so that no fused multiply-add makes one instruction set round differently from another. */
 static void EV_FN(interp_place_f32)(int64_t n, const float *g, int64_t stride, int64_t size, int align, float *x)
 {
     const float last = (float)(size - 1), all = (float)size;
-    if (align) {
-        for (int64_t i = 0; i < n; i++) x[i] = (g[i * stride] + 1.0f) * 0.5f * last;
-        return;
-    }
-    for (int64_t i = 0; i < n; i++) x[i] = (g[i * stride] + 1.0f) * all;
+    for (int64_t i = 0; i < n; i++) x[i] = (g[i * stride] + 1.0f) * (align ? 0.5f : all);
+    for (int64_t i = n; i < EV_POINTS; i++) x[i] = 0;
     __asm__ volatile("" ::: "memory");
-    for (int64_t i = 0; i < n; i++) x[i] = (x[i] - 1.0f) * 0.5f;
+    if (align)
+        for (int64_t i = 0; i < EV_POINTS; i++) x[i] *= last;
+    else
+        for (int64_t i = 0; i < EV_POINTS; i++) x[i] = (x[i] - 1.0f) * 0.5f;
 }
 
 static float EV_FN(mirror)(float x, float low, float high)
@@ -34,142 +54,168 @@ static float EV_FN(mirror)(float x, float low, float high)
     return below == even ? low + rest : high - rest;
 }
 
-/* at[i] = the offset of the tap at index at[i] + shift, or -EV_FAR where it reads zero. */
-static inline void EV_FN(tap_offsets)(const ev_axis *a, int64_t n, const int32_t *base, int32_t shift, int32_t *at)
+/* at[i] = the offset of the tap at index at[i]. */
+static void EV_FN(mirror_taps)(const ev_axis *a, int32_t *at)
 {
-    const int32_t size = a->size, stride = a->stride;
-    switch (a->padding) {
-    case EV_PAD_ZEROS:
-        for (int64_t i = 0; i < n; i++) {
-            const int32_t t = base[i] + shift;
-            at[i] = (t >= 0) & (t < size) ? t * stride : -EV_FAR;
-        }
-        break;
-    case EV_PAD_BORDER:
-        for (int64_t i = 0; i < n; i++) {
-            int32_t t = base[i] + shift;
-            t = t < 0 ? 0 : t;
-            at[i] = (t < size ? t : size - 1) * stride;
-        }
-        break;
-    case EV_PAD_REFLECT:
-        for (int64_t i = 0; i < n; i++) {
-            int32_t t = base[i] + shift;
-            if (t < 0 || t >= size) t = (int32_t)EV_FN(mirror)((float)t, a->low, a->high);
-            t = t < 0 ? 0 : t;
-            at[i] = (t < size ? t : size - 1) * stride;
-        }
-        break;
-    default:
-        for (int64_t i = 0; i < n; i++) {
-            const int32_t t = base[i] + shift;
-            at[i] = t < 0 ? -EV_FAR : (t < size ? t : size - 1) * stride;
-        }
+    for (int i = 0; i < EV_POINTS; i++) {
+        int32_t t = at[i];
+        if (t < 0 || t >= a->size) t = (int32_t)EV_FN(mirror)((float)t, a->low, a->high);
+        t = t < 0 ? 0 : t;
+        at[i] = (t < a->size ? t : a->size - 1) * a->stride;
     }
 }
 
-/* The taps of n (at most EV_POINTS) coordinates x, which are overwritten: tap t of point i has offset
- * at[t * EV_POINTS + i] and weight w[t * EV_POINTS + i]. NaN is far below the first element. */
-static void EV_FN(interp_taps_f32)(const ev_axis *a, int64_t n, float *x, int32_t *at, float *w)
+static inline __attribute__((always_inline)) void EV_FN(taps)(const ev_axis *a, const int taps, const int padding,
+                                                              const float *x, int32_t *at, float *w)
 {
-    const float far = EV_FAR, low = a->low, high = a->high, last = (float)(a->size - 1);
-    int32_t base[EV_POINTS];
-    for (int64_t i = 0; i < n; i++) {
-        const float v = x[i] > -far ? x[i] : -far;
-        x[i] = v < far ? v : far;
+    const EV_FN(fv) zero = {0}, far = zero + EV_FAR, low = zero + a->low, high = zero + a->high;
+    const EV_FN(fv) last = zero + (float)(a->size - 1), size_f = zero + (float)a->size;
+    const EV_FN(iv) none = {0}, size = none + a->size, end = none + (a->size - 1), outside = none - EV_FAR;
+    const EV_FN(iv) stride = none + a->stride;
+    for (int i = 0; i < EV_POINTS; i += EV_VECTOR) {
+        EV_FN(fv) v = *(const EV_FN(fv) *)(x + i);
+        EV_FN(iv) gone = none;
+        if (padding == EV_PAD_REGION) {
+            gone = (v < zero - 1.0f) | (v > size_f) | (v != v);
+            v = EV_MIN(EV_MAX(v, zero), last);
+        } else if (padding == EV_PAD_BORDER && taps == 2) {
+            v = EV_MIN(EV_MAX(v, zero), last);
+        } else if (padding != EV_PAD_REFLECT) {
+            v = EV_MIN(EV_MAX(v, -far), far);
+            if (taps == 1)
+                for (int j = 0; j < EV_VECTOR; j++) v[j] = rintf(v[j]);
+            if (padding == EV_PAD_BORDER)
+                v = EV_SELECT(EV_FN(fv), (v < low) | (v > high), EV_MIN(EV_MAX(v, zero), last), v);
+        }
+        EV_FN(iv) base = __builtin_convertvector(v, EV_FN(iv));
+        if (!(padding == EV_PAD_REGION || (padding == EV_PAD_BORDER && taps == 2)))
+            base += __builtin_convertvector(base, EV_FN(fv)) > v;
+        const EV_FN(fv) f = v - __builtin_convertvector(base, EV_FN(fv)), g = 1.0f - f;
+        if (taps == 2 && (padding == EV_PAD_REGION || padding == EV_PAD_BORDER)) {
+            /* base is inside already; where it is the last element, so is the next. */
+            EV_FN(iv) k = base * stride;
+            EV_FN(iv) next = k + ((base < end) & stride);
+            if (padding == EV_PAD_REGION) {
+                k = EV_SELECT(EV_FN(iv), gone, outside, k);
+                next = EV_SELECT(EV_FN(iv), gone, outside, next);
+            }
+            *(EV_FN(iv) *)(at + i) = k;
+            *(EV_FN(iv) *)(at + EV_POINTS + i) = next;
+        } else {
+            for (int t = 0; t < taps; t++) {
+                EV_FN(iv) k = base + (taps == 4 ? t - 1 : t);
+                if (padding == EV_PAD_ZEROS)
+                    k = EV_SELECT(EV_FN(iv), (k >= none) & (k < size), k * stride, outside);
+                else if (padding == EV_PAD_BORDER)
+                    k = EV_SELECT(EV_FN(iv), k > none, EV_SELECT(EV_FN(iv), k < end, k, end), none) * stride;
+                *(EV_FN(iv) *)(at + t * EV_POINTS + i) = k;
+            }
+        }
+        if (taps == 1) {
+            *(EV_FN(fv) *)(w + i) = zero + 1.0f;
+        } else if (taps == 2) {
+            *(EV_FN(fv) *)(w + i) = g;
+            *(EV_FN(fv) *)(w + EV_POINTS + i) = f;
+        } else {
+            /* Keys' filter with a = -0.75 at distances f + 1, f, g and g + 1. */
+            const float q = -0.75f;
+            *(EV_FN(fv) *)(w + i) = ((q * (f + 1) - 5 * q) * (f + 1) + 8 * q) * (f + 1) - 4 * q;
+            *(EV_FN(fv) *)(w + EV_POINTS + i) = ((q + 2) * f - (q + 3)) * f * f + 1;
+            *(EV_FN(fv) *)(w + 2 * EV_POINTS + i) = ((q + 2) * g - (q + 3)) * g * g + 1;
+            *(EV_FN(fv) *)(w + 3 * EV_POINTS + i) = ((q * (g + 1) - 5 * q) * (g + 1) + 8 * q) * (g + 1) - 4 * q;
+        }
     }
-    if (a->taps == 1)
-        for (int64_t i = 0; i < n; i++) x[i] = rintf(x[i]);
-    if (a->padding == EV_PAD_BORDER) {
-        for (int64_t i = 0; i < n; i++) {
-            const float v = x[i] < 0 ? 0 : x[i];
-            const float inside = v > last ? last : v;
-            x[i] = (x[i] < low) | (x[i] > high) ? inside : x[i];
+    if (padding == EV_PAD_REFLECT)
+        for (int t = 0; t < taps; t++) EV_FN(mirror_taps)(a, at + t * EV_POINTS);
+}
+
+/* The taps of a block of coordinates x: tap t of point i has offset at[t * EV_POINTS + i] and weight
+ * w[t * EV_POINTS + i]; a tap outside has a negative offset, near -EV_FAR. NaN is far below the first element. x is
+ * overwritten. */
+static void EV_FN(interp_taps_f32)(const ev_axis *a, float *x, int32_t *at, float *w)
+{
+    if (a->padding == EV_PAD_REFLECT)
+        for (int i = 0; i < EV_POINTS; i++) {
+            float v = x[i] > -EV_FAR ? x[i] : -EV_FAR;
+            v = v < EV_FAR ? v : EV_FAR;
+            v = a->taps == 1 ? rintf(v) : v;
+            x[i] = v < a->low || v > a->high ? EV_FN(mirror)(v, a->low, a->high) : v;
         }
-    } else if (a->padding == EV_PAD_REFLECT) {
-        for (int64_t i = 0; i < n; i++)
-            if (x[i] < low || x[i] > high) x[i] = EV_FN(mirror)(x[i], low, high);
-    } else if (a->padding == EV_PAD_REGION) {
-        for (int64_t i = 0; i < n; i++) {
-            const float v = x[i] < 0 ? 0 : x[i];
-            const float inside = v > last ? last : v;
-            x[i] = (x[i] < -1.0f) | (x[i] > last + 1.0f) ? -far : inside;
-        }
-    }
-    for (int64_t i = 0; i < n; i++) {
-        const float below = floorf(x[i]);
-        base[i] = (int32_t)below;
-        x[i] -= below;
-    }
-    switch (a->taps) {
-    case 1:
-        EV_FN(tap_offsets)(a, n, base, 0, at);
-        for (int64_t i = 0; i < n; i++) w[i] = 1;
-        break;
-    case 2:
-        EV_FN(tap_offsets)(a, n, base, 0, at);
-        EV_FN(tap_offsets)(a, n, base, 1, at + EV_POINTS);
-        for (int64_t i = 0; i < n; i++) {
-            w[i] = 1.0f - x[i];
-            w[EV_POINTS + i] = x[i];
-        }
-        break;
-    default:
-        for (int t = 0; t < 4; t++) EV_FN(tap_offsets)(a, n, base, t - 1, at + t * EV_POINTS);
-        for (int64_t i = 0; i < n; i++) {
-            /* Keys' filter with a = -0.75 at distances f + 1, f, 1 - f and 2 - f. */
-            const float k = -0.75f, f = x[i], g = 1.0f - f;
-            w[i] = ((k * (f + 1) - 5 * k) * (f + 1) + 8 * k) * (f + 1) - 4 * k;
-            w[EV_POINTS + i] = ((k + 2) * f - (k + 3)) * f * f + 1;
-            w[2 * EV_POINTS + i] = ((k + 2) * g - (k + 3)) * g * g + 1;
-            w[3 * EV_POINTS + i] = ((k * (g + 1) - 5 * k) * (g + 1) + 8 * k) * (g + 1) - 4 * k;
-        }
+    switch (a->taps * 4 + a->padding) {
+    case 4 + EV_PAD_ZEROS: EV_FN(taps)(a, 1, EV_PAD_ZEROS, x, at, w); break;
+    case 4 + EV_PAD_BORDER: EV_FN(taps)(a, 1, EV_PAD_BORDER, x, at, w); break;
+    case 4 + EV_PAD_REFLECT: EV_FN(taps)(a, 1, EV_PAD_REFLECT, x, at, w); break;
+    case 8 + EV_PAD_ZEROS: EV_FN(taps)(a, 2, EV_PAD_ZEROS, x, at, w); break;
+    case 8 + EV_PAD_BORDER: EV_FN(taps)(a, 2, EV_PAD_BORDER, x, at, w); break;
+    case 8 + EV_PAD_REFLECT: EV_FN(taps)(a, 2, EV_PAD_REFLECT, x, at, w); break;
+    case 8 + EV_PAD_REGION: EV_FN(taps)(a, 2, EV_PAD_REGION, x, at, w); break;
+    case 16 + EV_PAD_ZEROS: EV_FN(taps)(a, 4, EV_PAD_ZEROS, x, at, w); break;
+    case 16 + EV_PAD_BORDER: EV_FN(taps)(a, 4, EV_PAD_BORDER, x, at, w); break;
+    case 16 + EV_PAD_REFLECT: EV_FN(taps)(a, 4, EV_PAD_REFLECT, x, at, w); break;
     }
 }
 
-/* The corners of n points, each a combination of one tap of every axis: offsets add, weights multiply.
- * at, w: the taps of axis 0, then of axis 1, ..., EV_MAX_TAPS * EV_POINTS apart. offset[c * EV_POINTS + i], weight
- * likewise; a corner with a tap outside gets offset `zero`. */
-static void EV_FN(interp_corners_f32)(int axes, int taps, int64_t n, const int32_t *at, const float *w, int32_t zero,
-                                      int32_t *offset, float *weight)
+static inline __attribute__((always_inline)) void EV_FN(corners)(const int axes, const int taps, const int32_t *at,
+                                                                 const float *w, int32_t zero, uint32_t *offset,
+                                                                 float *weight)
 {
-    int corners = taps;
-    memcpy(offset, at, sizeof(int32_t) * (size_t)taps * EV_POINTS);
-    memcpy(weight, w, sizeof(float) * (size_t)taps * EV_POINTS);
-    for (int axis = 1; axis < axes; axis++) {
-        at += EV_MAX_TAPS * EV_POINTS;
-        w += EV_MAX_TAPS * EV_POINTS;
-        /* From the last, so that each corner so far is read before it is overwritten. */
-        for (int c = corners - 1; c >= 0; c--)
-            for (int t = taps - 1; t >= 0; t--)
-                for (int64_t i = 0; i < n; i++) {
-                    offset[(c * taps + t) * EV_POINTS + i] = offset[c * EV_POINTS + i] + at[t * EV_POINTS + i];
-                    weight[(c * taps + t) * EV_POINTS + i] = weight[c * EV_POINTS + i] * w[t * EV_POINTS + i];
+    const EV_FN(iv) zeros = (EV_FN(iv)){0} + zero;
+    const int step = EV_MAX_TAPS * EV_POINTS, second = axes > 1 ? taps : 1, third = axes > 2 ? taps : 1;
+    for (int i = 0; i < EV_POINTS; i += EV_VECTOR) {
+        uint32_t *to = offset + i;
+        float *weigh = weight + i;
+        for (int t = 0; t < taps; t++)
+            for (int u = 0; u < second; u++)
+                for (int v = 0; v < third; v++) {
+                    EV_FN(iv) o = *(const EV_FN(iv) *)(at + t * EV_POINTS + i);
+                    EV_FN(fv) p = *(const EV_FN(fv) *)(w + t * EV_POINTS + i);
+                    if (axes > 1) {
+                        o += *(const EV_FN(iv) *)(at + step + u * EV_POINTS + i);
+                        p *= *(const EV_FN(fv) *)(w + step + u * EV_POINTS + i);
+                    }
+                    if (axes > 2) {
+                        o += *(const EV_FN(iv) *)(at + 2 * step + v * EV_POINTS + i);
+                        p *= *(const EV_FN(fv) *)(w + 2 * step + v * EV_POINTS + i);
+                    }
+                    /* Negative offsets are the largest without a sign. */
+                    *(EV_FN(iv) *)to = EV_MIN_U(o, zeros);
+                    *(EV_FN(fv) *)weigh = p;
+                    to += EV_POINTS;
+                    weigh += EV_POINTS;
                 }
-        corners *= taps;
     }
-    for (int c = 0; c < corners; c++)
-        for (int64_t i = 0; i < n; i++) {
-            const int32_t o = offset[c * EV_POINTS + i];
-            offset[c * EV_POINTS + i] = o < 0 ? zero : o;
-        }
 }
 
-static inline __attribute__((always_inline)) void EV_FN(blend)(int64_t n, int corners, const float *x,
-                                                               const int32_t *offset, const float *weight, float *y)
+/* The corners of a block of points, each a combination of one tap of every axis: offsets add, weights multiply.
+ * at, w: the taps of axis 0, then of axis 1, ..., EV_MAX_TAPS * EV_POINTS apart. offset[c * EV_POINTS + i] and weight
+ * likewise; a corner with a tap outside gets offset `zero`, which lies behind all others. */
+static void EV_FN(interp_corners_f32)(int axes, int taps, const int32_t *at, const float *w, int32_t zero,
+                                      uint32_t *offset, float *weight)
 {
-    const EV_FN(f4) *pixels = (const EV_FN(f4) *)x;
+    if (axes == 2 && taps == 2)
+        EV_FN(corners)(2, 2, at, w, zero, offset, weight);
+    else if (axes == 3 && taps == 2)
+        EV_FN(corners)(3, 2, at, w, zero, offset, weight);
+    else
+        EV_FN(corners)(axes, taps, at, w, zero, offset, weight);
+}
+
+static inline __attribute__((always_inline)) void EV_FN(blend)(int64_t n, int corners, const char *x,
+                                                               const uint32_t *offset, const float *weight, float *y)
+{
     for (int64_t i = 0; i < n; i++) {
-        EV_FN(f4) sum = pixels[offset[i]] * weight[i];
-        for (int c = 1; c < corners; c++) sum += pixels[offset[c * EV_POINTS + i]] * weight[c * EV_POINTS + i];
+        EV_FN(f4) sum = *(const EV_FN(f4) *)(x + offset[i]) * weight[i];
+        for (int c = 1; c < corners; c++)
+            sum += *(const EV_FN(f4) *)(x + offset[c * EV_POINTS + i]) * weight[c * EV_POINTS + i];
         ((EV_FN(f4) *)y)[i] = sum;
     }
 }
 
 /* y[i] = the sum over corners of weight * x[offset]; x and y have EV_LANES channels interleaved. */
-static void EV_FN(interp_blend_f32)(int64_t n, int corners, const float *x, const int32_t *offset, const float *weight,
-                                    float *y)
+static void EV_FN(interp_blend_f32)(int64_t n, int corners, const float *image, const uint32_t *offset,
+                                    const float *weight, float *y)
 {
+    const char *x = (const char *)image;
     switch (corners) {
     case 1: EV_FN(blend)(n, 1, x, offset, weight, y); break;
     case 2: EV_FN(blend)(n, 2, x, offset, weight, y); break;
