@@ -16,7 +16,7 @@ from evort._kernels.core cimport (
 cdef const ev_ukr *K = ukernels()
 
 cdef enum:
-    MAX_AXES = 8  # EV_MAX_RANK
+    BLOCK = 256  # indices that are checked before they are used
     GRAIN_BYTES = 65536
     # As REDUCTIONS in evort.ops.gather.
     R_NONE = 0
@@ -29,12 +29,6 @@ cdef enum:
 cdef struct Job:
     const ev_call *c
     bint bad
-
-
-cdef inline int64_t index_at(const ev_tensor *t, int64_t i) noexcept nogil:
-    if t.dtype == EV_INT64:
-        return (<const int64_t *> t.data)[i]
-    return (<const int32_t *> t.data)[i]
 
 
 cdef inline int64_t in_axis(int64_t index, int64_t size) noexcept nogil:
@@ -58,6 +52,21 @@ cdef inline void move(const char *x, char *y, int64_t n) noexcept nogil:
         memcpy(y, x, <size_t> n)
 
 
+cdef bint places(const ev_tensor *indices, int64_t first, int64_t n, int64_t size, int64_t stride, int64_t step,
+                 int64_t *to) noexcept nogil:
+    """to[i] = (index number first + i) * stride + i * step. Returns whether all indices are in [-size, size)."""
+    cdef const int64_t *wide = <const int64_t *> indices.data + first
+    cdef const int32_t *narrow = <const int32_t *> indices.data + first
+    cdef bint is_wide = indices.dtype == EV_INT64, good = True
+    cdef int64_t i, index
+    for i in range(n):
+        index = wide[i] if is_wide else narrow[i]
+        index += size if index < 0 else 0
+        good &= 0 <= index < size
+        to[i] = index * stride + i * step
+    return good
+
+
 cdef int gathered(void (*fn)(void *, int64_t, int64_t, int32_t) noexcept nogil, const ev_call *c, int64_t rows,
                   int64_t row_bytes) noexcept nogil:
     cdef Job job
@@ -67,22 +76,34 @@ cdef int gathered(void (*fn)(void *, int64_t, int64_t, int32_t) noexcept nogil, 
     return EV_BAD_INDEX if job.bad else EV_OK
 
 
+cdef inline bint is_item(int64_t nbytes) noexcept nogil:
+    return nbytes == 1 or nbytes == 2 or nbytes == 4 or nbytes == 8 or nbytes == 16
+
+
 # Gather ----------------------------------------------------------------------------------------------------------
 
 cdef void gather_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef Job *job = <Job *> ctx
     cdef const ev_call *c = job.c
-    cdef const ev_tensor *indices = c.in_[1]
-    cdef int64_t n = indices.size, size = c.ints[1], inner = c.ints[2], k, index
-    cdef const char *x = <const char *> c.in_[0].data
+    cdef int64_t n = c.in_[1].size, size = c.ints[1], inner = c.ints[2], k = begin, some, i
+    cdef const char *x
     cdef char *y = <char *> c.out[0].data + begin * inner
-    for k in range(begin, end):
-        index = in_axis(index_at(indices, k % n), size)
-        if index < 0:
+    cdef int64_t at[BLOCK]
+    while k < end:
+        some = n - k % n
+        some = some if some < end - k else end - k
+        some = some if some < BLOCK else BLOCK
+        if not places(c.in_[1], k % n, some, size, 1, 0, at):
             job.bad = True
             return
-        move(x + (k // n * size + index) * inner, y, inner)
-        y += inner
+        x = <const char *> c.in_[0].data + k // n * size * inner
+        if is_item(inner):
+            K.move_index(<int> inner, some, x, at, NULL, y)
+        else:
+            for i in range(some):
+                memcpy(y + i * inner, x + at[i] * inner, <size_t> inner)
+        y += some * inner
+        k += some
 
 
 cdef int gather(const ev_call *c) noexcept nogil:
@@ -98,10 +119,10 @@ cdef void gather_elements_chunk(void *ctx, int64_t begin, int64_t end, int32_t w
     cdef int64_t item = c.ints[0], rank = c.ints[1], axis = c.ints[2], size = c.ints[3]
     cdef const int64_t *dims = c.ints + 4
     cdef const int64_t *strides = dims + rank
-    cdef int64_t n = dims[rank - 1], k, j, i, rest, base, index, step
+    cdef int64_t n = dims[rank - 1], k, j, i, rest, base, some
     cdef const char *x = <const char *> c.in_[0].data
     cdef char *y = <char *> c.out[0].data + begin * n * item
-    step = 0 if axis == rank - 1 else 1
+    cdef int64_t at[BLOCK]
     for k in range(begin, end):
         rest = k
         base = 0
@@ -109,13 +130,18 @@ cdef void gather_elements_chunk(void *ctx, int64_t begin, int64_t end, int32_t w
             if i != axis:
                 base += rest % dims[i] * strides[i]
             rest //= dims[i]
-        for j in range(n):
-            index = in_axis(index_at(indices, k * n + j), size)
-            if index < 0:
-                job.bad = True
+        j = 0
+        while j < n:
+            some = n - j if n - j < BLOCK else BLOCK
+            if axis == rank - 1:
+                job.bad = not places(indices, k * n + j, some, size, 1, 0, at)
+            else:
+                job.bad = not places(indices, k * n + j, some, size, strides[axis], 1, at)
+            if job.bad:
                 return
-            move(x + (base + index * strides[axis] + j * step) * item, y, item)
-            y += item
+            K.move_index(<int> item, some, x + (base + (0 if axis == rank - 1 else j)) * item, at, NULL, y)
+            y += some * item
+            j += some
 
 
 cdef int gather_elements(const ev_call *c) noexcept nogil:
@@ -176,53 +202,51 @@ ctypedef fused number:
     uint64_t
 
 
-cdef inline void combine(int64_t op, int64_t n, const number *x, number *y) noexcept nogil:
-    """y[i] = y[i] op x[i]; min and max give NaN where either is."""
-    cdef int64_t i
+cdef inline number folded(int64_t op, number a, number b) noexcept nogil:
     if op == R_ADD:
+        return a + b
+    if op == R_MUL:
+        return a * b
+    if number is float or number is double:  # NaN where either is
+        if b != b:
+            return b
+    if op == R_MIN:
+        return b if b < a else a
+    return b if b > a else a
+
+
+cdef inline void combine(int64_t op, int64_t n, const number *x, const int64_t *at, number *y) noexcept nogil:
+    """y[at[i]] = y[at[i]] op x[i]; y[i] where `at` is NULL."""
+    cdef int64_t i
+    if at == NULL:
         for i in range(n):
-            y[i] = y[i] + x[i]
-    elif op == R_MUL:
-        for i in range(n):
-            y[i] = y[i] * x[i]
-    elif op == R_MIN:
-        for i in range(n):
-            if x[i] < y[i] or x[i] != x[i]:
-                y[i] = x[i]
+            y[i] = folded(op, y[i], x[i])
     else:
         for i in range(n):
-            if x[i] > y[i] or x[i] != x[i]:
-                y[i] = x[i]
+            y[at[i]] = folded(op, y[at[i]], x[i])
 
 
-cdef void reduce_into(int64_t op, int32_t dtype, int64_t n, const char *x, char *y) noexcept nogil:
+cdef void reduce_into(int64_t op, int32_t dtype, int64_t n, const char *x, const int64_t *at, char *y) noexcept nogil:
     if dtype == EV_FLOAT:
-        combine(op, n, <const float *> x, <float *> y)
+        combine(op, n, <const float *> x, at, <float *> y)
     elif dtype == EV_DOUBLE:
-        combine(op, n, <const double *> x, <double *> y)
+        combine(op, n, <const double *> x, at, <double *> y)
     elif dtype == EV_INT8:
-        combine(op, n, <const int8_t *> x, <int8_t *> y)
+        combine(op, n, <const int8_t *> x, at, <int8_t *> y)
     elif dtype == EV_INT16:
-        combine(op, n, <const int16_t *> x, <int16_t *> y)
+        combine(op, n, <const int16_t *> x, at, <int16_t *> y)
     elif dtype == EV_INT32:
-        combine(op, n, <const int32_t *> x, <int32_t *> y)
+        combine(op, n, <const int32_t *> x, at, <int32_t *> y)
     elif dtype == EV_INT64:
-        combine(op, n, <const int64_t *> x, <int64_t *> y)
+        combine(op, n, <const int64_t *> x, at, <int64_t *> y)
     elif dtype == EV_UINT8:
-        combine(op, n, <const uint8_t *> x, <uint8_t *> y)
+        combine(op, n, <const uint8_t *> x, at, <uint8_t *> y)
     elif dtype == EV_UINT16:
-        combine(op, n, <const uint16_t *> x, <uint16_t *> y)
+        combine(op, n, <const uint16_t *> x, at, <uint16_t *> y)
     elif dtype == EV_UINT32:
-        combine(op, n, <const uint32_t *> x, <uint32_t *> y)
+        combine(op, n, <const uint32_t *> x, at, <uint32_t *> y)
     elif dtype == EV_UINT64:
-        combine(op, n, <const uint64_t *> x, <uint64_t *> y)
-
-
-cdef inline void put(int64_t op, int32_t dtype, int64_t n, int64_t item, const char *x, char *y) noexcept nogil:
-    if op == R_NONE:
-        move(x, y, n * item)
-    else:
-        reduce_into(op, dtype, n, x, y)
+        combine(op, n, <const uint64_t *> x, at, <uint64_t *> y)
 
 
 cdef void start_from(const ev_call *c, int64_t nbytes) noexcept nogil:
@@ -236,27 +260,37 @@ cdef int scatter_elements(const ev_call *c) noexcept nogil:
     cdef int64_t op = c.ints[0], item = c.ints[1], rank = c.ints[2], axis = c.ints[3], size = c.ints[4]
     cdef const int64_t *dims = c.ints + 5
     cdef const int64_t *strides = dims + rank
-    cdef const ev_tensor *indices = c.in_[1]
     cdef const char *x = <const char *> c.in_[2].data
-    cdef char *y = <char *> c.out[0].data
-    cdef int64_t at[MAX_AXES]
-    cdef int64_t n, k, i, index, base = 0
+    cdef char *y
+    cdef int64_t at[BLOCK]
+    cdef int64_t n = dims[rank - 1], rows, k, i, j, rest, base, some
     start_from(c, c.out[0].size * item)
-    for i in range(rank):
-        at[i] = 0
-    for k in range(indices.size):
-        index = in_axis(index_at(indices, k), size)
-        if index < 0:
-            return EV_BAD_INDEX
-        put(op, c.out[0].dtype, 1, item, x + k * item, y + (base + index * strides[axis]) * item)
-        for i in range(rank - 1, -1, -1):
-            n = 0 if i == axis else strides[i]
-            at[i] += 1
-            base += n
-            if at[i] < dims[i]:
-                break
-            base -= n * dims[i]
-            at[i] = 0
+    rows = c.in_[1].size // n if n > 0 else 0
+    for k in range(rows):
+        rest = k
+        base = 0
+        for i in range(rank - 2, -1, -1):
+            if i != axis:
+                base += rest % dims[i] * strides[i]
+            rest //= dims[i]
+        j = 0
+        while j < n:
+            some = n - j if n - j < BLOCK else BLOCK
+            if axis == rank - 1:
+                if not places(c.in_[1], k * n + j, some, size, 1, 0, at):
+                    return EV_BAD_INDEX
+                y = <char *> c.out[0].data + base * item
+            else:
+                if not places(c.in_[1], k * n + j, some, size, strides[axis], 1, at):
+                    return EV_BAD_INDEX
+                y = <char *> c.out[0].data + (base + j) * item
+            if op != R_NONE:
+                reduce_into(op, c.out[0].dtype, some, x, at, y)
+            else:
+                for i in range(some):
+                    move(x + i * item, y + at[i] * item, item)
+            x += some * item
+            j += some
     return EV_OK
 
 
@@ -265,13 +299,19 @@ cdef int scatter_nd(const ev_call *c) noexcept nogil:
     k sizes)."""
     cdef int64_t op = c.ints[0], item = c.ints[1], n = c.ints[2], inner = c.ints[3], k = c.ints[4], i, at
     cdef const int64_t *indices = <const int64_t *> c.in_[1].data
+    cdef const char *x
+    cdef char *y
     start_from(c, c.out[0].size * item)
     for i in range(n):
         at = tuple_at(indices + i * k, k, c.ints + 5)
         if at < 0:
             return EV_BAD_INDEX
-        put(op, c.out[0].dtype, inner, item, <const char *> c.in_[2].data + i * inner * item,
-            <char *> c.out[0].data + at * inner * item)
+        x = <const char *> c.in_[2].data + i * inner * item
+        y = <char *> c.out[0].data + at * inner * item
+        if op == R_NONE:
+            move(x, y, inner * item)
+        else:
+            reduce_into(op, c.out[0].dtype, inner, x, NULL, y)
     return EV_OK
 
 
@@ -324,11 +364,15 @@ cdef int reverse_sequence(const ev_call *c) noexcept nogil:
 cdef int one_hot(const ev_call *c) noexcept nogil:
     """in: indices, values (off, on); out: Y [rows, depth, inner]. ints: (item bytes, rows, depth, inner)."""
     cdef int64_t item = c.ints[0], depth = c.ints[2], inner = c.ints[3], i, index
+    cdef const int64_t *wide = <const int64_t *> c.in_[0].data
+    cdef const int32_t *narrow = <const int32_t *> c.in_[0].data
+    cdef bint is_wide = c.in_[0].dtype == EV_INT64
     cdef const char *values = <const char *> c.in_[1].data
     cdef char *y = <char *> c.out[0].data
     K.move_fill(<int> item, c.out[0].size, values, y)
     for i in range(c.in_[0].size):
-        index = in_axis(index_at(c.in_[0], i), depth)
+        index = wide[i] if is_wide else narrow[i]
+        index = in_axis(index, depth)
         if index >= 0:
             move(values + item, y + ((i // inner * depth + index) * inner + i % inner) * item, item)
     return EV_OK

@@ -55,6 +55,7 @@ cdef struct Block:
     uint32_t offset[MAX_CORNERS * POINTS]
     float weight[MAX_CORNERS * POINTS]
     float y[LANES * POINTS]
+    float other[LANES * POINTS]
 
 
 cdef int sampler(Sampler *s, const int64_t *ints) noexcept nogil:
@@ -213,16 +214,15 @@ cdef int lookup_table(const ev_call *c) noexcept nogil:
 
 # RoiAlign --------------------------------------------------------------------------------------------------------
 
-# One group of channels of all images.
+# Up to BATCH channels of all images, from number `first` on.
 cdef struct Regions:
     const ev_call *c
     Sampler s
-    int64_t group
+    int64_t first, channels
     int status
 
-
+# Along one axis of a region: where it starts, the length of a bin, and how many points sample it.
 cdef struct Side:
-    # Along one axis of a region: where it starts, the length of a bin, and how many points sample it.
     float start, step
     int64_t points
 
@@ -245,52 +245,81 @@ cdef int side(float start, float end, const ev_call *c, int64_t bins, Side *foun
     return 0
 
 
-cdef void region_row(const Regions *q, Block *b, const float *source, const Side *wide, float at, float *bins,
-                     int64_t width) noexcept nogil:
-    """Adds the points of one line of a region, at row `at`, to its bins [width, LANES]."""
+cdef inline float point(const Side *s, int64_t bin, int64_t k) noexcept nogil:
+    return s.start + bin * s.step + (k + <float> 0.5) * s.step / s.points
+
+
+cdef void pool_region(const Regions *q, const float *source, const Side *tall, const Side *wide,
+                      float *y) noexcept nogil:
+    """The bins of one region, y [channels, height, width]. Points go bin by bin, so that one sum is open at a time."""
+    cdef int64_t height = q.c.ints[3], width = q.c.ints[4], groups = (q.channels + LANES - 1) // LANES
+    cdef int64_t in_bin = tall.points * wide.points, total = in_bin * height * width
+    cdef int64_t n, i, k, row = 0, column = 0, bin = 0, done = 0, g
     cdef bint largest = q.c.ints[7] != 0
-    cdef int64_t total = width * wide.points, block, first, n, i, k, bin
-    cdef int corner, corners = 4 if largest else 1
-    for block in range((total + POINTS - 1) // POINTS):
-        first = block * POINTS
-        n = total - first
+    cdef int corner, lane
+    cdef float open_[BATCH]
+    cdef float value
+    cdef float *into
+    cdef Block b
+    if in_bin == 0:
+        memset(y, 0, <size_t> (q.channels * height * width) * sizeof(float))
+        return
+    for i in range(BATCH):
+        open_[i] = -INFINITY if largest else 0
+    while done < total:
+        n = total - done
         n = n if n < POINTS else POINTS
-        for i in range(n):
-            bin = (first + i) // wide.points
-            k = (first + i) % wide.points
-            b.x[i] = at
-            b.x[POINTS + i] = wide.start + bin * wide.step + (k + <float> 0.5) * wide.step / wide.points
-        for i in range(n, POINTS):
-            b.x[i] = b.x[POINTS + i] = 0
-        find_corners(&q.s, b)
-        for corner in range(corners):
-            # The maximum is taken over the weighted corners one by one, as ONNX defines it.
-            K.interp_blend_f32(n, 1 if largest else 4, source, b.offset + corner * POINTS, b.weight + corner * POINTS,
-                               b.y)
-            for i in range(n * LANES):
-                bin = (first + i // LANES) // wide.points * LANES + i % LANES
-                if not largest:
-                    bins[bin] += b.y[i]
-                elif b.y[i] > bins[bin] or b.y[i] != b.y[i]:
-                    bins[bin] = b.y[i]
+        for i in range(POINTS):
+            b.x[i] = point(tall, bin // width, row) if i < n else 0
+            b.x[POINTS + i] = point(wide, bin % width, column) if i < n else 0
+            column += 1
+            if column == wide.points:
+                column = 0
+                row += 1
+                if row == tall.points:
+                    row = 0
+                    bin += 1
+        find_corners(&q.s, &b)
+        for g in range(groups):
+            k = done
+            if largest:  # ONNX takes the largest of the weighted corners, not of the points
+                for corner in range(4):
+                    into = b.y
+                    if corner > 0:
+                        into = b.other
+                    K.interp_blend_f32(n, 1, source + g * (q.s.pixels + 1) * LANES, b.offset + corner * POINTS,
+                                       b.weight + corner * POINTS, into)
+                    if corner > 0:
+                        for i in range(n * LANES):
+                            value = b.other[i]
+                            b.y[i] = value if value > b.y[i] or value != value else b.y[i]
+            else:
+                K.interp_blend_f32(n, 4, source + g * (q.s.pixels + 1) * LANES, b.offset, b.weight, b.y)
+            for i in range(n):
+                for lane in range(LANES):
+                    value = b.y[i * LANES + lane]
+                    if not largest:
+                        open_[g * LANES + lane] += value
+                    elif value > open_[g * LANES + lane] or value != value:
+                        open_[g * LANES + lane] = value
+                k += 1
+                if k % in_bin == 0:
+                    for lane in range(LANES):
+                        if g * LANES + lane < q.channels:
+                            value = open_[g * LANES + lane]
+                            y[(g * LANES + lane) * height * width + k // in_bin - 1] = (
+                                value if largest else value / in_bin)
+                        open_[g * LANES + lane] = -INFINITY if largest else 0
+        done += n
 
 
 cdef void regions_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef Regions *q = <Regions *> ctx
     cdef const ev_call *c = q.c
-    cdef int64_t channels = c.ints[1], height = c.ints[3], width = c.ints[4], r, row, k, image, i, at
-    cdef int lanes = lanes_of(channels, q.group), lane
-    cdef bint largest = c.ints[7] != 0
+    cdef int64_t height = c.ints[3], width = c.ints[4], r, image
+    cdef int64_t image_items = (q.channels + LANES - 1) // LANES * (q.s.pixels + 1) * LANES
     cdef const float *roi
-    cdef const float *source
-    cdef float *y
-    cdef float count, lowest = -INFINITY
     cdef Side tall, wide
-    cdef Block b
-    # Bins of one row of the output, in pieces that fit the stack.
-    cdef float bins[LANES * POINTS]
-    cdef Side piece
-    cdef int64_t block, first, some
     for r in range(begin, end):
         roi = <const float *> c.in_[1].data + 4 * r
         image = (<const int64_t *> c.in_[2].data)[r]
@@ -300,37 +329,16 @@ cdef void regions_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) n
         if side(roi[0], roi[2], c, width, &wide) != 0 or side(roi[1], roi[3], c, height, &tall) != 0:
             q.status = EV_BAD_ARGUMENT
             return
-        source = <const float *> c.scratch + image * (q.s.pixels + 1) * LANES
-        y = <float *> c.out[0].data + (r * channels + q.group * LANES) * height * width
-        count = <float> (tall.points * wide.points)
-        for row in range(height):
-            for block in range((width + POINTS - 1) // POINTS):
-                first = block * POINTS
-                some = width - first
-                some = some if some < POINTS else POINTS
-                piece = wide
-                piece.start = wide.start + first * wide.step
-                for i in range(some * LANES):
-                    bins[i] = lowest if largest and count > 0 else 0
-                for k in range(tall.points):
-                    if wide.points > 0:
-                        region_row(q, &b, source, &piece,
-                                   tall.start + row * tall.step + (k + <float> 0.5) * tall.step / tall.points, bins,
-                                   some)
-                for i in range(some):
-                    for lane in range(lanes):
-                        at = (lane * height + row) * width + first + i
-                        y[at] = bins[i * LANES + lane]
-                        if not largest and count > 0:
-                            y[at] /= count
+        pool_region(q, <const float *> c.scratch + image * image_items, &tall, &wide,
+                    <float *> c.out[0].data + (r * c.ints[1] + q.first) * height * width)
 
 
 cdef int roi_align(const ev_call *c) noexcept nogil:
     """in: X [N, C, H, W], regions [R, 4], image numbers [R] (int64); out: Y [R, C, height, width].
     ints: (N, C, R, height, width, points of a bin's side or 0, half pixels, maximum, then as grid_sample from r on);
-    reals: (spatial scale,); scratch: four interleaved channels of all images."""
+    reals: (spatial scale,); scratch: interleaved channels of all images."""
     cdef Regions q
-    cdef int64_t n, channels = c.ints[1]
+    cdef int64_t n, batch, channels = c.ints[1]
     cdef const float *x = <const float *> c.in_[0].data
     q.c = c
     q.status = EV_OK
@@ -338,10 +346,14 @@ cdef int roi_align(const ev_call *c) noexcept nogil:
         return EV_UNSUPPORTED
     if c.out[0].size == 0:
         return EV_OK
-    for q.group in range((channels + LANES - 1) // LANES):
+    for batch in range((channels + BATCH - 1) // BATCH):
+        q.first = batch * BATCH
+        q.channels = channels - q.first
+        q.channels = q.channels if q.channels < BATCH else BATCH
         for n in range(c.ints[0]):
-            pack(x + (n * channels + q.group * LANES) * q.s.pixels,
-                 <float *> c.scratch + n * (q.s.pixels + 1) * LANES, lanes_of(channels, q.group), q.s.pixels, c.threads)
+            pack(x + (n * channels + q.first) * q.s.pixels,
+                 <float *> c.scratch + n * ((q.channels + LANES - 1) // LANES * (q.s.pixels + 1) * LANES), q.channels,
+                 q.s.pixels, c.threads)
         parallel_for(regions_chunk, &q, c.ints[2], 4, c.threads)
         if q.status != EV_OK:
             return q.status

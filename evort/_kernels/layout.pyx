@@ -26,7 +26,7 @@ cdef enum:
     BY_REPEAT = 3
     # Work that is worth a thread.
     GRAIN_BYTES = 65536
-    TRANSPOSE_ROWS = 64
+    TRANSPOSE_ROWS = 256
 
 
 cdef int64_t rows_per_grain(int64_t row_bytes) noexcept nogil:
@@ -59,14 +59,18 @@ cdef int copy(const ev_call *c) noexcept nogil:
 
 # Strided copies --------------------------------------------------------------------------------------------------
 
+cdef inline int64_t inner_axes(int64_t kind, int64_t n) noexcept nogil:
+    """How many of the last axes one step of the walk covers."""
+    return 2 if kind == K_TRANSPOSE or (kind == K_RUN and n > 1) else 1
+
+
 cdef void strided_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = <const ev_call *> ctx
     cdef int64_t kind = c.ints[0], item = c.ints[1], n = c.ints[3]
     cdef const int64_t *dims = c.ints + 4
     cdef const int64_t *xs = dims + n
     cdef const int64_t *ys = xs + n
-    cdef int64_t inner = 2 if kind == K_TRANSPOSE else 1
-    cdef int64_t outer = n - inner
+    cdef int64_t outer = n - inner_axes(kind, n)
     cdef int64_t at[MAX_AXES]
     cdef int64_t i, k, rest, blocks = 1, block = 0, rows = 0, last = dims[n - 1], step = xs[n - 1]
     cdef const char *x = <const char *> c.in_[0].data + c.ints[2] * item
@@ -82,7 +86,10 @@ cdef void strided_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) n
         y += at[i] * ys[i] * item
     for k in range(begin, end):
         if kind == K_RUN:
-            memcpy(y, x, <size_t> (last * item))
+            if n == 1:
+                memcpy(y, x, <size_t> (last * item))
+            else:
+                K.move_rows(dims[n - 2], last * item, x, xs[n - 2] * item, y, last * item)
         elif kind == K_FILL:
             K.move_fill(<int> item, last, x, y)
         elif kind == K_STEP:
@@ -115,11 +122,13 @@ cdef int strided(const ev_call *c) noexcept nogil:
     cdef int64_t row_bytes = dims[n - 1] * item
     if n > MAX_AXES:
         return EV_UNSUPPORTED
-    for i in range(n - (2 if kind == K_TRANSPOSE else 1)):
+    for i in range(n - inner_axes(kind, n)):
         rows *= dims[i]
     if kind == K_TRANSPOSE:
         rows *= (dims[n - 2] + TRANSPOSE_ROWS - 1) // TRANSPOSE_ROWS
         row_bytes *= TRANSPOSE_ROWS
+    elif kind == K_RUN and n > 1:
+        row_bytes *= dims[n - 2]
     parallel_for(strided_chunk, <void *> c, rows, rows_per_grain(row_bytes), c.threads)
     return EV_OK
 
@@ -137,7 +146,9 @@ cdef void take_row(const ev_call *c, int64_t kind, int64_t item, const char *x, 
         K.move_repeat(<int> item, c.ints[4 + n - 1] // last[0], last[0], x, y)
         return
     if kind != BY_SEGMENT:
-        K.move_index(<int> item, c.ints[4 + n - 1], x, last, NULL if kind == BY_INDEX else fill, y)
+        if kind == BY_INDEX:
+            fill = NULL
+        K.move_index(<int> item, c.ints[4 + n - 1], x, last, fill, y)
         return
     for i in range(0, n_last, 3):
         if last[i] < 0:

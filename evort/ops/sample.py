@@ -302,7 +302,7 @@ class RoiAlign(Op):
             "interpolate.roi_align",
             ints=(*head, int(half), int(c["mode"] == "max"), *ints),
             reals=(c["spatial_scale"],),
-            scratch=x.shape[0] * scratch_bytes(min(x.shape[1], LANES), prod(x.shape[2:])),
+            scratch=x.shape[0] * scratch_bytes(x.shape[1], prod(x.shape[2:])),
         )
 
 

@@ -7,13 +7,13 @@
 typedef float EV_FN(f4) __attribute__((vector_size(16), aligned(4), may_alias));
 /* As many lanes as a register has: what is wider, GCC takes apart element by element. */
 #ifdef __AVX2__
-#define EV_VECTOR 8
+#define EV_WIDE 8
 #else
-#define EV_VECTOR 4
+#define EV_WIDE 4
 #endif
-typedef float EV_FN(fv) __attribute__((vector_size(4 * EV_VECTOR), aligned(4), may_alias));
-typedef int32_t EV_FN(iv) __attribute__((vector_size(4 * EV_VECTOR), aligned(4), may_alias));
-typedef uint32_t EV_FN(uv) __attribute__((vector_size(4 * EV_VECTOR), aligned(4), may_alias));
+typedef float EV_FN(fv) __attribute__((vector_size(4 * EV_WIDE), aligned(4), may_alias));
+typedef int32_t EV_FN(iv) __attribute__((vector_size(4 * EV_WIDE), aligned(4), may_alias));
+typedef uint32_t EV_FN(uv) __attribute__((vector_size(4 * EV_WIDE), aligned(4), may_alias));
 #define EV_SELECT(type, mask, a, b) ((type)(((EV_FN(iv))(a) & (mask)) | ((EV_FN(iv))(b) & ~(mask))))
 /* The larger and the smaller of a and b; b where a is NaN. */
 #ifdef __AVX2__
@@ -72,7 +72,7 @@ static inline __attribute__((always_inline)) void EV_FN(taps)(const ev_axis *a, 
     const EV_FN(fv) last = zero + (float)(a->size - 1), size_f = zero + (float)a->size;
     const EV_FN(iv) none = {0}, size = none + a->size, end = none + (a->size - 1), outside = none - EV_FAR;
     const EV_FN(iv) stride = none + a->stride;
-    for (int i = 0; i < EV_POINTS; i += EV_VECTOR) {
+    for (int i = 0; i < EV_POINTS; i += EV_WIDE) {
         EV_FN(fv) v = *(const EV_FN(fv) *)(x + i);
         EV_FN(iv) gone = none;
         if (padding == EV_PAD_REGION) {
@@ -83,7 +83,7 @@ static inline __attribute__((always_inline)) void EV_FN(taps)(const ev_axis *a, 
         } else if (padding != EV_PAD_REFLECT) {
             v = EV_MIN(EV_MAX(v, -far), far);
             if (taps == 1)
-                for (int j = 0; j < EV_VECTOR; j++) v[j] = rintf(v[j]);
+                for (int j = 0; j < EV_WIDE; j++) v[j] = rintf(v[j]);
             if (padding == EV_PAD_BORDER)
                 v = EV_SELECT(EV_FN(fv), (v < low) | (v > high), EV_MIN(EV_MAX(v, zero), last), v);
         }
@@ -161,7 +161,7 @@ static inline __attribute__((always_inline)) void EV_FN(corners)(const int axes,
 {
     const EV_FN(iv) zeros = (EV_FN(iv)){0} + zero;
     const int step = EV_MAX_TAPS * EV_POINTS, second = axes > 1 ? taps : 1, third = axes > 2 ? taps : 1;
-    for (int i = 0; i < EV_POINTS; i += EV_VECTOR) {
+    for (int i = 0; i < EV_POINTS; i += EV_WIDE) {
         uint32_t *to = offset + i;
         float *weigh = weight + i;
         for (int t = 0; t < taps; t++)

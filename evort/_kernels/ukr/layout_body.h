@@ -34,7 +34,12 @@ static void EV_FN(move_rows)(int64_t n, int64_t bytes, const void *x, int64_t xs
     case 1: case 2: case 4: case 8: case 16: EV_BY_ITEM(bytes, BODY) return;
     }
 #undef BODY
-    for (int64_t i = 0; i < n; i++) memcpy((char *)y + i * ys, (const char *)x + i * xs, (size_t)bytes);
+    if (bytes % 16 == 0 && bytes <= 128) /* shorter than a call of memcpy takes */
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t k = 0; k < bytes; k += 16)
+                *(EV_FN(item16) *)((char *)y + i * ys + k) = *(const EV_FN(item16) *)((const char *)x + i * xs + k);
+    else
+        for (int64_t i = 0; i < n; i++) memcpy((char *)y + i * ys, (const char *)x + i * xs, (size_t)bytes);
 }
 
 /* y[i] = x[0] */
@@ -50,17 +55,26 @@ static void EV_FN(move_repeat)(int item, int64_t n, int64_t times, const void *x
 {
     int64_t i = 0;
 #ifdef __SSE2__
-    if (item == 4 && times == 2)
-        for (; i + 4 <= n; i += 4) {
-            const __m128i v = _mm_loadu_si128((const __m128i *)((const uint32_t *)x + i));
-            _mm_storeu_si128((__m128i *)((uint32_t *)y + 2 * i), _mm_unpacklo_epi32(v, v));
-            _mm_storeu_si128((__m128i *)((uint32_t *)y + 2 * i + 4), _mm_unpackhi_epi32(v, v));
+    if (times == 2 && item <= 8) {
+        const int64_t lanes = 16 / item;
+        for (; i + lanes <= n; i += lanes) {
+            const __m128i v = _mm_loadu_si128((const void *)((const char *)x + i * item));
+            __m128i low, high;
+            switch (item) {
+            case 1: low = _mm_unpacklo_epi8(v, v), high = _mm_unpackhi_epi8(v, v); break;
+            case 2: low = _mm_unpacklo_epi16(v, v), high = _mm_unpackhi_epi16(v, v); break;
+            case 4: low = _mm_unpacklo_epi32(v, v), high = _mm_unpackhi_epi32(v, v); break;
+            default: low = _mm_unpacklo_epi64(v, v), high = _mm_unpackhi_epi64(v, v);
+            }
+            _mm_storeu_si128((void *)((char *)y + 2 * i * item), low);
+            _mm_storeu_si128((void *)((char *)y + 2 * i * item + 16), high);
         }
+    }
     if (item == 4 && times % 4 == 0)
         for (; i < n; i++) {
             const __m128i v = _mm_set1_epi32((int)((const EV_FN(item4) *)x)[i]);
             for (int64_t j = 0; j < times; j += 4)
-                _mm_storeu_si128((__m128i *)((uint32_t *)y + i * times + j), v);
+                _mm_storeu_si128((void *)((uint32_t *)y + i * times + j), v);
         }
 #endif
 #define BODY(T) \
@@ -85,51 +99,139 @@ static void EV_FN(move_index)(int item, int64_t n, const void *x, const int64_t 
 #undef BODY
 }
 
-/* 8 x 8 items of 4 bytes: y[i * ys + j] = x[i + j * xs]. */
-#ifdef __AVX2__
-static inline void EV_FN(transpose_8x8)(const void *x0, int64_t xs, void *y0, int64_t ys)
+/* 8 x 8 items of 1, 2 or 4 bytes: y[i * ys + j] = x[i + j * xs]. Returns 0 where there is no fast way. */
+static inline int EV_FN(transpose_8x8)(int item, const void *x0, int64_t xs, void *y0, int64_t ys)
 {
-    const float *x = x0;
-    float *y = y0;
-    /* Pairs of 4x4 blocks: columns j and j + 4 share a register, so that what is left stays within 128-bit lanes. */
-    __m256 r[8], t[8];
-    for (int h = 0; h < 2; h++)
+#ifdef __SSE2__
+    if (item == 1) {
+        const uint8_t *x = x0;
+        uint8_t *y = y0;
+        __m128i r[4], t[4];
         for (int j = 0; j < 4; j++)
-            r[4 * h + j] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x + 4 * h + j * xs)),
-                                                _mm_loadu_ps(x + 4 * h + (j + 4) * xs), 1);
-    for (int h = 0; h < 8; h += 4) {
-        t[h] = _mm256_unpacklo_ps(r[h], r[h + 1]);
-        t[h + 1] = _mm256_unpackhi_ps(r[h], r[h + 1]);
-        t[h + 2] = _mm256_unpacklo_ps(r[h + 2], r[h + 3]);
-        t[h + 3] = _mm256_unpackhi_ps(r[h + 2], r[h + 3]);
-        _mm256_storeu_ps(y + h * ys, _mm256_shuffle_ps(t[h], t[h + 2], 0x44));
-        _mm256_storeu_ps(y + (h + 1) * ys, _mm256_shuffle_ps(t[h], t[h + 2], 0xee));
-        _mm256_storeu_ps(y + (h + 2) * ys, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0x44));
-        _mm256_storeu_ps(y + (h + 3) * ys, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0xee));
+            r[j] = _mm_unpacklo_epi8(_mm_loadl_epi64((const void *)(x + j * xs)),
+                                     _mm_loadl_epi64((const void *)(x + (j + 4) * xs)));
+        for (int j = 0; j < 2; j++) {
+            t[2 * j] = _mm_unpacklo_epi8(r[j], r[j + 2]);
+            t[2 * j + 1] = _mm_unpackhi_epi8(r[j], r[j + 2]);
+        }
+        for (int j = 0; j < 2; j++) {
+            r[2 * j] = _mm_unpacklo_epi8(t[j], t[j + 2]);
+            r[2 * j + 1] = _mm_unpackhi_epi8(t[j], t[j + 2]);
+        }
+        for (int j = 0; j < 4; j++) {
+            _mm_storel_epi64((void *)(y + 2 * j * ys), r[j]);
+            _mm_storel_epi64((void *)(y + (2 * j + 1) * ys), _mm_unpackhi_epi64(r[j], r[j]));
+        }
+        return 1;
     }
-}
-#else
-static inline void EV_FN(transpose_8x8)(const void *x, int64_t xs, void *y, int64_t ys)
-{
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 8; j++) ((EV_FN(item4) *)y)[i * ys + j] = ((const EV_FN(item4) *)x)[i + j * xs];
-}
+    if (item == 2) {
+        const uint16_t *x = x0;
+        uint16_t *y = y0;
+        __m128i r[8], t[8];
+        for (int j = 0; j < 8; j++) r[j] = _mm_loadu_si128((const void *)(x + j * xs));
+        for (int stage = 0; stage < 3; stage++) { /* each interleaves the first four with the last four */
+            for (int j = 0; j < 4; j++) {
+                t[2 * j] = _mm_unpacklo_epi16(r[j], r[j + 4]);
+                t[2 * j + 1] = _mm_unpackhi_epi16(r[j], r[j + 4]);
+            }
+            for (int j = 0; j < 8; j++) r[j] = t[j];
+        }
+        for (int j = 0; j < 8; j++) _mm_storeu_si128((void *)(y + j * ys), r[j]);
+        return 1;
+    }
 #endif
+#ifdef __AVX2__
+    if (item == 4) {
+        const float *x = x0;
+        float *y = y0;
+        /* Columns j and j + 4 share a register, so that what is left stays within 128-bit lanes. */
+        __m256 r[8], t[8];
+        for (int h = 0; h < 2; h++)
+            for (int j = 0; j < 4; j++)
+                r[4 * h + j] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x + 4 * h + j * xs)),
+                                                    _mm_loadu_ps(x + 4 * h + (j + 4) * xs), 1);
+        for (int h = 0; h < 8; h += 4) {
+            t[h] = _mm256_unpacklo_ps(r[h], r[h + 1]);
+            t[h + 1] = _mm256_unpackhi_ps(r[h], r[h + 1]);
+            t[h + 2] = _mm256_unpacklo_ps(r[h + 2], r[h + 3]);
+            t[h + 3] = _mm256_unpackhi_ps(r[h + 2], r[h + 3]);
+            _mm256_storeu_ps(y + h * ys, _mm256_shuffle_ps(t[h], t[h + 2], 0x44));
+            _mm256_storeu_ps(y + (h + 1) * ys, _mm256_shuffle_ps(t[h], t[h + 2], 0xee));
+            _mm256_storeu_ps(y + (h + 2) * ys, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0x44));
+            _mm256_storeu_ps(y + (h + 3) * ys, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0xee));
+        }
+        return 1;
+    }
+#endif
+    (void)item, (void)x0, (void)xs, (void)y0, (void)ys;
+    return 0;
+}
 
-/* y[i * ys + j] = x[i + j * xs], i < rows, j < cols; strides in items. 16 rows (one cache line of the input) at a time. */
-static void EV_FN(move_transpose)(int item, int64_t rows, int64_t cols, const void *x, int64_t xs, void *y, int64_t ys)
+/* One tile of a transpose: few enough columns that their cache lines and pages stay at hand from rows to rows. */
+static void EV_FN(transpose_tile)(int item, int64_t rows, int64_t cols, const char *x, int64_t xs, char *y, int64_t ys)
 {
     for (int64_t i0 = 0, i1; i0 < rows; i0 = i1) {
-        i1 = i0 + 16 < rows ? i0 + 16 : rows;
         int64_t j0 = 0;
-        if (item == 4 && (i1 - i0) % 8 == 0)
-            for (; j0 + 8 <= cols; j0 += 8)
-                for (int64_t i = i0; i < i1; i += 8)
-                    EV_FN(transpose_8x8)((const uint32_t *)x + i + j0 * xs, xs, (uint32_t *)y + i * ys + j0, ys);
+        i1 = i0 + 8 < rows ? i0 + 8 : rows;
+        if (i1 - i0 == 8)
+            while (j0 + 8 <= cols &&
+                   EV_FN(transpose_8x8)(item, x + (i0 + j0 * xs) * item, xs, y + (i0 * ys + j0) * item, ys))
+                j0 += 8;
 #define BODY(T) \
     for (int64_t j = j0; j < cols; j++) \
         for (int64_t i = i0; i < i1; i++) ((T *)y)[i * ys + j] = ((const T *)x)[i + j * xs]
         EV_BY_ITEM(item, BODY)
 #undef BODY
     }
+}
+
+/* Interleaved rows, as the channels of an image are: y[i * ys + j] = x[i + j * rows], and the other way round,
+ * y[i * cols + j] = x[i + j * xs]. Written out for few rows, so that GCC vectorises the loops. */
+#define EV_INTERLEAVE(T, suffix) \
+    static void EV_FN(split_##suffix)(int64_t rows, int64_t n, const T *restrict x, T *restrict y, int64_t ys) \
+    { \
+        T *restrict a = y, *restrict b = y + ys, *restrict c = y + 2 * ys, *restrict d = y + 3 * ys; \
+        if (rows == 2) \
+            for (int64_t j = 0; j < n; j++) a[j] = x[2 * j], b[j] = x[2 * j + 1]; \
+        else if (rows == 3) \
+            for (int64_t j = 0; j < n; j++) a[j] = x[3 * j], b[j] = x[3 * j + 1], c[j] = x[3 * j + 2]; \
+        else \
+            for (int64_t j = 0; j < n; j++) \
+                a[j] = x[4 * j], b[j] = x[4 * j + 1], c[j] = x[4 * j + 2], d[j] = x[4 * j + 3]; \
+    } \
+    static void EV_FN(join_##suffix)(int64_t cols, int64_t n, const T *restrict x, int64_t xs, T *restrict y) \
+    { \
+        const T *restrict a = x, *restrict b = x + xs, *restrict c = x + 2 * xs, *restrict d = x + 3 * xs; \
+        if (cols == 2) \
+            for (int64_t i = 0; i < n; i++) y[2 * i] = a[i], y[2 * i + 1] = b[i]; \
+        else if (cols == 3) \
+            for (int64_t i = 0; i < n; i++) y[3 * i] = a[i], y[3 * i + 1] = b[i], y[3 * i + 2] = c[i]; \
+        else \
+            for (int64_t i = 0; i < n; i++) \
+                y[4 * i] = a[i], y[4 * i + 1] = b[i], y[4 * i + 2] = c[i], y[4 * i + 3] = d[i]; \
+    }
+EV_INTERLEAVE(uint8_t, 1)
+EV_INTERLEAVE(EV_FN(item2), 2)
+EV_INTERLEAVE(EV_FN(item4), 4)
+
+/* y[i * ys + j] = x[i + j * xs], i < rows, j < cols; strides in items. */
+static void EV_FN(move_transpose)(int item, int64_t rows, int64_t cols, const void *x, int64_t xs, void *y, int64_t ys)
+{
+    if (rows == xs && rows >= 2 && rows <= 4 && item <= 4) {
+        switch (item) {
+        case 1: EV_FN(split_1)(rows, cols, x, y, ys); return;
+        case 2: EV_FN(split_2)(rows, cols, x, y, ys); return;
+        case 4: EV_FN(split_4)(rows, cols, x, y, ys); return;
+        }
+    }
+    if (cols == ys && cols >= 2 && cols <= 4 && item <= 4) {
+        switch (item) {
+        case 1: EV_FN(join_1)(cols, rows, x, xs, y); return;
+        case 2: EV_FN(join_2)(cols, rows, x, xs, y); return;
+        case 4: EV_FN(join_4)(cols, rows, x, xs, y); return;
+        }
+    }
+    for (int64_t j = 0; j < cols; j += 256)
+        EV_FN(transpose_tile)(item, rows, cols - j < 256 ? cols - j : 256, (const char *)x + j * xs * item, xs,
+                              (char *)y + j * item, ys);
 }
