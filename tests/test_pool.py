@@ -112,7 +112,7 @@ def test_concurrent_callers_share_one_pool(probe):
 def python(code: str, path: str = "", **env: str) -> str:
     """Runs code in a fresh interpreter and returns what it prints."""
     child_env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **env}
-    child_env["PYTHONPATH"] = os.pathsep.join([path, *sys.path])
+    child_env["PYTHONPATH"] = os.pathsep.join(filter(None, [path, *sys.path]))
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], env=child_env, capture_output=True, text=True, timeout=120
     )
