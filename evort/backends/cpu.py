@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evort._kernels import conv, executor, layout, linear, pooling
+from evort._kernels import conv, elementwise, executor, layout, linear, pooling
 from evort.errors import UnsupportedError
 from evort.ops.base import Call, Kernel, Op
 from evort.ops.run import run_reference
@@ -17,7 +17,7 @@ from evort.types import MAX_RANK
 # Nearly every model runs these: imported here, so that loading a model does not wait for them.
 _DRIVERS: dict[str, object] = {
     f"{module.__name__.rpartition('.')[2]}.{name}": capsule
-    for module in (conv, executor, layout, linear, pooling)
+    for module in (conv, elementwise, executor, layout, linear, pooling)
     for name, capsule in module.DRIVERS.items()
 }
 

@@ -4,7 +4,7 @@ The families that nearly every model uses come with the package; the others are 
 operators: `import evort` is to take milliseconds. setup.py writes the table of who defines what.
 """
 
-from evort.ops import conv, layout, linear, pool
+from evort.ops import binary, conv, elementwise, layout, linear, pool
 from evort.ops._index import INDEX
 from evort.ops.base import (
     Attr,
@@ -29,7 +29,9 @@ __all__ = [
     "Kernel",
     "NeedsValue",
     "Op",
+    "binary",
     "conv",
+    "elementwise",
     "find",
     "layout",
     "linear",
