@@ -107,6 +107,12 @@ def test_in_place_does_not_destroy_what_is_still_needed():
     run_both(model, {"x": np.random.default_rng(2).standard_normal((5, 7)).astype(np.float32)})
 
 
+def test_an_operand_that_comes_twice_stays_whole():
+    nodes = [Node("Neg", ["x"], ["a"]), Node("Abs", ["x"], ["b"]), Node("Sum", ["a", "b", "a"], ["y"])]
+    model = make_model([*nodes, Node("Neg", ["y"], ["z"])], {"x": (F, (5, 7))}, ["z"])
+    run_both(model, {"x": np.random.default_rng(3).standard_normal((5, 7)).astype(np.float32)})
+
+
 def test_inputs_and_constants_may_be_outputs():
     nodes = [Node("Reshape", ["x", "s"], ["v"]), Node("Neg", ["x"], ["n"])]
     model = make_model(nodes, {"x": (F, (2, 3))}, ["x", "v", "k", "n"],

@@ -105,6 +105,9 @@ class Storage:
             target, at, _ = self.where[out]
             if block is None or block is target or block.end > step or target.kind != ARENA:
                 continue
+            # A driver of many operands reads them one after another: one that comes twice must stay whole.
+            if len(c.node.inputs) > 2 and c.node.inputs.count(name) > 1:
+                continue
             # Another operand in the same block is safe only where it is the very same elements.
             others = (n for i, n in enumerate(c.node.inputs) if n and i != in_index)
             if any(self.where[n][0] is block and n != name for n in others):
