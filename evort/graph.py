@@ -169,10 +169,26 @@ class Graph:
         return list(free)
 
 
-class Model:
-    """A graph with its provenance. `opsets` maps domain to version; `metadata` is free text by key."""
+class Golden:
+    """Inputs, and the outputs that they must give, by name; arrays in storage dtypes.
 
-    __slots__ = ("graph", "metadata", "opsets", "producer")
+    tolerance: the largest error of an output of floats, in parts of its largest expected magnitude; outputs of other
+    types must be equal.
+    """
+
+    __slots__ = ("inputs", "outputs", "tolerance")
+
+    def __init__(self, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray], tolerance: float):
+        self.inputs = inputs
+        self.outputs = outputs
+        self.tolerance = tolerance
+
+
+class Model:
+    """A graph with its provenance. `opsets` maps domain to version; `metadata` is free text by key; `bounds` gives the
+    smallest and largest size of symbolic dimensions of the inputs, by name; `golden` checks an installation."""
+
+    __slots__ = ("bounds", "golden", "graph", "metadata", "opsets", "producer")
 
     def __init__(
         self,
@@ -180,8 +196,12 @@ class Model:
         opsets: dict[str, int] | None = None,
         metadata: dict[str, str] | None = None,
         producer: str = "",
+        bounds: dict[str, tuple[int, int]] | None = None,
+        golden: Golden | None = None,
     ):
         self.graph = graph
+        self.bounds = bounds or {}
+        self.golden = golden
         self.opsets = opsets or {}
         self.metadata = metadata or {}
         self.producer = producer

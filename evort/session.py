@@ -121,12 +121,16 @@ class Session:
     def _plan_ahead(self, shapes: dict[str, tuple[int, ...]] | None) -> None:
         """Plans the first stage at load where all input shapes are numbers (or given)."""
         shapes = dict(shapes or {})
+        # The largest sizes are what a budget is held against, where the model bounds them.
+        largest = {} if self._options["max_memory"] is None else self.model.bounds
         for name in shapes:
             if name not in self._by_name:
                 raise InputError(f"shapes names {name!r}; the inputs are {', '.join(self._by_name)}")
         specs = {}
         for value in self.inputs:
             shape = shapes.get(value.name, value.shape)
+            if largest and shape is not None:
+                shape = [largest[d][1] if d in largest else d for d in shape]
             if shape is None or not all(isinstance(d, int) for d in shape) or value.dtype not in STORAGE:
                 return
             specs[value.name] = Spec(value.dtype, tuple(shape))
@@ -266,6 +270,9 @@ class Session:
             self._check_shape(value, array.shape, symbols)
             feeds[name] = array
             dtypes[name] = value.dtype
+        for name, (low, high) in self.model.bounds.items():
+            if not low <= symbols.get(name, low) <= high:
+                raise InputError(f"the size {name!r} of the inputs is {symbols[name]}; the model takes {low} to {high}")
         if len(inputs) > len(feeds):
             unknown = ", ".join(repr(n) for n in inputs if n not in feeds)
             raise InputError(f"unknown input {unknown}; the model takes {self._inputs_text()}")
@@ -340,8 +347,8 @@ def load(
     threads: how many threads a run may use; the default is EVORT_NUM_THREADS, or the processors that the process may
     use. A session of one thread starts none. device: "cpu", or "reference" (NumPy, slow, for checking).
     max_memory: bytes that weights and arena may take together. shapes: input shapes to plan for now; models whose
-    input shapes are all numbers are planned at load in any case. checksum: verify the weights too (the structure
-    always is).
+    input shapes are all numbers (or bounded, where `max_memory` is given) are planned at load in any case. checksum:
+    verify the weights too (the structure always is).
 
     Raises EtmFormatError for a damaged file, UnsupportedError for an operator that evort lacks, MemoryBudgetError where
     a plan needs more than `max_memory` (at load if planned then, else at the first run of a shape), OSError where the

@@ -10,7 +10,7 @@ import numpy as np
 
 from evort.etm._generated import etm_generated as fb
 from evort.etm._reader import xxh64
-from evort.graph import Graph, Model, Node, Quantization, Sparsity, Tensor
+from evort.graph import Golden, Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops import Attr, Op, op
 from evort.ops.base import REQUIRED
 from evort.types import BITS, STORAGE, DType, dtype_of
@@ -145,15 +145,40 @@ def nested(depth: int = 3) -> Model:
     return Model(body(0, []), {"": 20})
 
 
-SAMPLES = {"convolutional": convolutional, "all_types": all_types, "quantized": quantized, "nested": nested}
+def guarded() -> Model:
+    """Bounds of symbolic dimensions, and golden data of several types."""
+    rng = np.random.default_rng(4)
+    graph = Graph("guarded")
+    for name, dtype, shape in (("x", DType.FLOAT, ("n", 3)), ("k", DType.INT4, (2,)), ("t", DType.STRING, None)):
+        graph.add(Tensor(name, dtype, shape))
+    graph.inputs = ["x", "k", "t"]
+    graph.nodes = [node(graph.inputs, ["y", "z"])]
+    graph.add(Tensor("y", DType.BFLOAT16, ("n", "")))
+    graph.outputs = ["y", "z", "x"]
+    shapes = {"x": (DType.FLOAT, (2, 3)), "k": (DType.INT4, (2,)), "t": (DType.STRING, (1,))}
+    values = {name: random_array(rng, *kind) for name, kind in shapes.items()}
+    outputs = {"y": random_array(rng, DType.BFLOAT16, (2, 4)), "z": np.array(5), "x": values["x"]}
+    return Model(graph, bounds={"n": (0, 4), "m": (2**40, 2**63 - 1)}, golden=Golden(values, outputs, 1e-4))
+
+
+SAMPLES = {
+    "convolutional": convolutional, "all_types": all_types, "quantized": quantized, "nested": nested,
+    "guarded": guarded,
+}  # fmt: skip
 
 
 def plain(model: Model) -> tuple:
     """All that a model says, as tuples that compare equal only where the models are; arrays bit by bit."""
     return (
         model.producer, tuple(sorted(model.opsets.items())), tuple(sorted(model.metadata.items())),
-        _plain_graph(model.graph),
+        _plain_graph(model.graph), tuple(sorted(model.bounds.items())),
+        model.golden and (*(_plain_named(a) for a in (model.golden.inputs, model.golden.outputs)),
+                          model.golden.tolerance),
     )  # fmt: skip
+
+
+def _plain_named(arrays: dict[str, np.ndarray]) -> tuple:
+    return tuple((name, _plain_array(arrays[name])) for name in sorted(arrays))
 
 
 def _plain_graph(graph: Graph) -> tuple:
@@ -210,7 +235,14 @@ class Oracle:
         return (
             s[m.Producer()], tuple(sorted((s[o.Domain()], o.Version()) for o in opsets)),
             tuple(sorted((s[p.Key()], s[p.Value()]) for p in pairs)), self.graph(m.Graph()),
+            tuple(sorted((s[b.Name()], (b.Min(), b.Max())) for b in map(m.Symbols, range(m.SymbolsLength())))),
+            m.Golden() and self.golden(m.Golden()),
         )  # fmt: skip
+
+    def golden(self, g: fb.Golden) -> tuple:
+        inputs, outputs = map(g.Inputs, range(g.InputsLength())), map(g.Outputs, range(g.OutputsLength()))
+        arrays = (tuple(sorted((self.strings[a.Name()], self.array(a.Value())) for a in g)) for g in (inputs, outputs))
+        return (*arrays, g.Tolerance())
 
     def names(self, get: object, n: int) -> tuple:
         return tuple(self.strings[get(i)] for i in range(n))
@@ -323,6 +355,16 @@ def parts(file: bytes) -> tuple[bytes, bytes]:
 def check_model(model: Model) -> None:
     """What a Model that was read promises, whatever the file: fails by AssertionError. Touches every array's bytes."""
     _check_graph(model.graph, frozenset())
+    assert all(name and 0 <= low <= high for name, (low, high) in model.bounds.items())
+    if model.golden is not None:
+        assert 0 <= model.golden.tolerance < np.inf
+        for arrays, names in (
+            (model.golden.inputs, model.graph.inputs),
+            (model.golden.outputs, model.graph.outputs),
+        ):
+            assert arrays.keys() == set(names)
+            for array in arrays.values():
+                _check_array(array)
 
 
 def _check_graph(graph: Graph, outer: frozenset[str]) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("demo", "convert and run the shipped LeNet on 500 digits"),
     "convert": ("convert", "turn an ONNX model into an .etm file"),
     "inspect": ("inspection", "show what is in a model: layers, sizes, multiply-adds, memory over time"),
+    "check": ("check", "prove that a model runs right on this machine"),
     "run": ("run", "run a model on npz, npy or image files"),
     "bench": ("bench", "measure latency and memory, or hold a model to a memory budget"),
     "profile": ("profiling", "time each operator; write a trace for Perfetto"),

@@ -15,10 +15,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evort._version import __version__
 from evort.errors import ConversionError
@@ -44,6 +46,11 @@ class Options:
     disable: names of passes to leave out (`evort convert --list-passes` shows them).
     fold_limit: the most bytes that one folded constant may add to the file, unless it replaces about as many.
     metadata: text to add to the model's metadata.
+    bounds: the smallest and largest size of symbolic dimensions of the inputs, {"batch": (1, 8)}; others are refused
+        when the model runs, and `max_memory` is held against the largest when it is loaded.
+    golden: an npz file or arrays by name, kept in the file with the outputs that they must give; see
+        `evort_tools.golden.record`. `evort check` runs them.
+    tolerance: how far golden outputs of floats may be off, in parts of their largest magnitude.
     """
 
     input_shapes: Mapping[str, Sequence[Dim]] = field(default_factory=dict)
@@ -51,6 +58,9 @@ class Options:
     disable: Sequence[str] = ()
     fold_limit: int = 1 << 20
     metadata: Mapping[str, str] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    golden: str | os.PathLike[str] | Mapping[str, np.ndarray] | None = None
+    tolerance: float = 1e-4
 
 
 def convert_model(
@@ -83,6 +93,15 @@ def convert_model(
         raise ConversionError(problems)
     _annotate(result, shapes)
     result.metadata.update(_provenance(source.sha256, options))
+    result.bounds = _bounds(result, options.bounds)
+    if options.golden is not None:
+        from evort_tools.golden import record
+
+        arrays = options.golden
+        if not isinstance(arrays, Mapping):
+            with np.load(arrays, allow_pickle=False) as file:
+                arrays = dict(file)
+        result.golden = record(result, arrays, options.tolerance)
     return result
 
 
@@ -135,9 +154,31 @@ def _annotate(model: Model, shapes: Shapes) -> None:
         raise ConversionError(unknown)
 
 
+def _bounds(model: Model, bounds: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The bounds, checked. Raises ConversionError."""
+    inputs = [model.graph.tensors[name] for name in model.graph.inputs]
+    names = {d for tensor in inputs for d in tensor.shape or () if isinstance(d, str) and d}
+    known = ", ".join(sorted(names)) or "none"
+    problems = []
+    for name, (low, high) in bounds.items():
+        if name not in names:
+            problems.append(f"there is no size {name!r} to bound; the symbolic sizes of the inputs: {known}")
+        elif not 0 <= low <= high:
+            problems.append(f"{low} to {high} are no bounds for {name!r}")
+    if problems:
+        raise ConversionError(problems)
+    return {name: (int(low), int(high)) for name, (low, high) in bounds.items()}
+
+
+# What the file tells elsewhere, or must not depend on.
+_OWN_PLACE = {"metadata": {}, "bounds": {}, "golden": None, "tolerance": Options.tolerance}
+
+
 def _provenance(sha256: str, options: Options) -> dict[str, str]:
-    plain, given = (json.loads(json.dumps(asdict(o), default=list)) for o in (Options(), options))
-    given = {k: v for k, v in given.items() if v != plain[k] and k != "metadata"}
+    plain, given = (
+        json.loads(json.dumps(asdict(replace(o, **_OWN_PLACE)), default=list)) for o in (Options(), options)
+    )
+    given = {k: v for k, v in given.items() if v != plain[k]}
     found = {"evort.version": __version__, "evort.source_sha256": sha256, **options.metadata}
     if given:
         found["evort.options"] = json.dumps(given, sort_keys=True)
@@ -160,6 +201,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fold-limit", type=int, default=Options.fold_limit, metavar="BYTES",
         help="the most that one folded constant may add to the file (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--bounds", action="append", default=[], metavar="NAME=1..8",
+        help="sizes that a symbolic dimension may have (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--golden", metavar="FILE.npz",
+        help="inputs (and outputs, where they are known from elsewhere) to keep for `evort check`",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerance", type=float, default=Options.tolerance,
+        help="how far golden outputs may be off, in parts of their largest magnitude (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--list-passes", action="store_true", help="list the passes in order, and stop")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what each pass changed")
 
@@ -180,6 +233,15 @@ def parse_shape(text: str) -> tuple[str, tuple[Dim, ...]]:
     return name, tuple(shape)
 
 
+def parse_bounds(text: str) -> tuple[str, tuple[int, int]]:
+    """("batch", (1, 8)) from "batch=1..8". Raises ValueError."""
+    name, _, sizes = text.rpartition("=")
+    low, _, high = sizes.partition("..")
+    if not name or not low.isdecimal() or not high.isdecimal():
+        raise ValueError(f"{text!r} is not of the form NAME=1..8")
+    return name, (int(low), int(high))
+
+
 def run(args: argparse.Namespace) -> int:
     if args.list_passes:
         for name, (_, what) in passes().items():
@@ -196,6 +258,9 @@ def run(args: argparse.Namespace) -> int:
         optimize=not args.no_optimize,
         disable=args.disable,
         fold_limit=args.fold_limit,
+        bounds=dict(map(parse_bounds, args.bounds)),
+        golden=args.golden,
+        tolerance=args.tolerance,
     )
     model = convert_model(args.model, options, print if args.verbose else None)
     etm.write(model, output)

@@ -88,6 +88,8 @@ def describe(session: Session, path: str) -> dict[str, Any]:
         "producer": session.model.producer,
         "opsets": session.model.opsets,
         "metadata": session.metadata,
+        "bounds": session.model.bounds,
+        "golden": None if session.model.golden is None else {"tolerance": session.model.golden.tolerance},
         "inputs": [{"name": v.name, "dtype": v.dtype.name.lower(), "shape": v.shape} for v in session.inputs],
         "outputs": [{"name": v.name, "dtype": v.dtype.name.lower(), "shape": v.shape} for v in session.outputs],
         "layers": layer_rows(session),
@@ -107,6 +109,12 @@ def print_summary(console: Any, session: Session, path: str) -> None:
     for what, values in (("input", session.inputs), ("output", session.outputs)):
         for value in values:
             table.add_row(what, repr(value))
+    for name, (low, high) in session.model.bounds.items():
+        table.add_row("size", f"{name}: {low} to {high}")
+    if "evort.source_sha256" in session.metadata:
+        table.add_row("source", f"SHA-256 {session.metadata['evort.source_sha256']}")
+    if session.model.golden is not None:
+        table.add_row("golden data", f"tolerance {session.model.golden.tolerance:g} (evort check runs them)")
     table.add_row("steps", f"{len(rows)}, {sum(r['kernel'] == 'numpy' for r in rows)} of them in NumPy")
     table.add_row("multiply-adds", f"{sum(r['macs'] for r in rows) / 1e6:,.2f} million")
     table.add_row("weights", f"{bytes_text(memory.weights_mapped)} mapped, {bytes_text(memory.weights_copied)} copied")

@@ -99,6 +99,11 @@ cdef inline uint32_t get32(const Meta *m, const Table *t, int where, str field) 
     return load32(m, at) if at else 0
 
 
+cdef inline int64_t get64(const Meta *m, const Table *t, int where, str field) except? -1:
+    cdef int64_t at = slot(m, t, where, 8, field)
+    return <int64_t> load64(m, at) if at else 0
+
+
 cdef inline int get8(const Meta *m, const Table *t, int where, str field, int default = 0) except -1:
     cdef int64_t at = slot(m, t, where, 1, field)
     return m.base[at] if at else default

@@ -25,7 +25,7 @@ import sys
 import numpy as np
 
 from evort.errors import EtmFormatError
-from evort.graph import Graph, Model, Node, Quantization, Sparsity, Tensor
+from evort.graph import Golden, Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops.base import REQUIRED, check_arity, complete_attrs, find, lookup
 from evort.types import BITS, INTS, SIGNED_INTS, STORAGE, DType
 
@@ -363,7 +363,60 @@ cdef class _Reader(_Values):
             model.metadata[key] = self.string_at(at + 8 * i + 4, "Model.metadata")
         if len(model.metadata) != n:
             fail(m, at, "Model.metadata", "a key is there twice")
+        if t.vtable_size > MODEL_AT_SYMBOLS:
+            self.read_bounds(&t, model.bounds)
+            if child(m, &t, MODEL_AT_GOLDEN, "Model.golden", &graph):
+                model.golden = self.read_golden(&graph, model.graph)
         return model
+
+    cdef int read_bounds(self, Table *t, dict bounds) except -1:
+        cdef Meta *m = &self.meta
+        cdef Table item
+        cdef int64_t i, n, low, high
+        cdef int64_t at = vector(m, t, MODEL_AT_SYMBOLS, 4, 4, &n, "Model.symbols")
+        for i in range(n):
+            open_table(m, follow(m, at + 4 * i, "Model.symbols"), "Symbol", &item)
+            low, high = get64(m, &item, SYMBOL_AT_MIN, "Symbol.min"), get64(m, &item, SYMBOL_AT_MAX, "Symbol.max")
+            if not 0 <= low <= high:
+                fail(m, item.at, "Symbol", f"{low} to {high} are no sizes")
+            bounds[self.name(&item, SYMBOL_AT_NAME, "Symbol.name")] = (low, high)
+        if len(bounds) != n or "" in bounds:
+            fail(m, at, "Model.symbols", "a name is empty or there twice")
+        return 0
+
+    cdef object read_golden(self, Table *t, graph):
+        cdef int64_t at = slot(&self.meta, t, GOLDEN_AT_TOLERANCE, 8, "Golden.tolerance")
+        cdef double tolerance = load_double(&self.meta, at) if at else 0.0
+        if not (isfinite(tolerance) and tolerance >= 0):
+            fail(&self.meta, at, "Golden.tolerance", f"{tolerance} is no tolerance")
+        inputs = self.read_named(t, GOLDEN_AT_INPUTS, "Golden.inputs", graph.inputs, graph.tensors)
+        return Golden(inputs, self.read_named(t, GOLDEN_AT_OUTPUTS, "Golden.outputs", graph.outputs, graph.tensors),
+                      tolerance)
+
+    cdef dict read_named(self, Table *t, int where, str field, list names, dict tensors):
+        """Arrays by name: one for each of `names`, of the dtype and shape that its tensor says."""
+        cdef Meta *m = &self.meta
+        cdef Table item, value
+        cdef const uint8_t *raw
+        cdef int dtype
+        cdef int64_t i, n, count
+        cdef int64_t at = vector(m, t, where, 4, 4, &n, field)
+        cdef dict found = {}
+        for i in range(n):
+            open_table(m, follow(m, at + 4 * i, field), field, &item)
+            if not child(m, &item, NAMED_ARRAY_AT_VALUE, field, &value):
+                fail(m, item.at, field, "a value is missing")
+            name = self.name(&item, NAMED_ARRAY_AT_NAME, field)
+            array = found[name] = self.read_array(&value, field, &dtype, &count, &raw)
+            tensor = tensors.get(name)
+            if tensor is not None and not (array.dtype == STORAGE.get(tensor.dtype) and (tensor.shape is None or (
+                len(tensor.shape) == array.ndim
+                and all([d == e or isinstance(d, str) for d, e in zip(tensor.shape, array.shape)])
+            ))):
+                fail(m, value.at, field, f"{array.dtype}{list(array.shape)} does not fit {tensor}")
+        if len(found) != n or found.keys() != set(names):
+            fail(m, at, field, f"must have each of {', '.join(names)} once")
+        return found
 
 
 def parse(buffer, bint checksum, bint operators):

@@ -11,7 +11,7 @@ import os
 import numpy as np
 
 from evort.etm import File, read
-from evort.graph import Graph, Model, Node, Quantization, Sparsity, Tensor
+from evort.graph import Golden, Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.types import FLOAT8, DType
 
 _CHUNK = 1 << 20  # elements compared at a time: two large weights need no third array of their size
@@ -73,10 +73,23 @@ def _compare(found: list[Difference], where: str, what: str, a: object, b: objec
 
 def _models(found: list[Difference], a: Model, b: Model) -> None:
     _compare(found, "model", "producer", a.producer, b.producer)
-    for what, x, y in (("opset", a.opsets, b.opsets), ("metadata", a.metadata, b.metadata)):
+    for what, field in (("opset", "opsets"), ("metadata", "metadata"), ("bounds of", "bounds")):
+        x, y = getattr(a, field), getattr(b, field)
         for key in sorted(x.keys() | y.keys()):
             _compare(found, what, repr(key), x.get(key), y.get(key))
+    _golden(found, a.golden, b.golden)
     _graphs(found, a.graph, b.graph, "")
+
+
+def _golden(found: list[Difference], a: Golden | None, b: Golden | None) -> None:
+    if a is None or b is None:
+        _compare(found, "model", "golden", a and "Golden", b and "Golden")
+        return
+    _compare(found, "golden", "tolerance", a.tolerance, b.tolerance)
+    for what in ("inputs", "outputs"):
+        x, y = getattr(a, what), getattr(b, what)
+        for name in sorted(x.keys() | y.keys()):
+            _arrays(found, f"golden {what}", repr(name), x.get(name), y.get(name), None)
 
 
 def _graphs(found: list[Difference], a: Graph, b: Graph, path: str) -> None:

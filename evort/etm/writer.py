@@ -19,7 +19,7 @@ import numpy as np
 from evort.etm import read
 from evort.etm._generated import etm_generated as fb
 from evort.etm._reader import ALIGNMENT, IDENTIFIER, MAGIC, VERSION, parse, xxh64
-from evort.graph import Attribute, Dim, Graph, Model, Node, Quantization, Sparsity, Tensor
+from evort.graph import Attribute, Dim, Golden, Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops.base import find
 from evort.types import BITS, STORAGE, DType, dtype_of
 
@@ -163,10 +163,34 @@ class _Metadata:
             fb.CreateKeyValue, [(self._name(k), self._name(v)) for k, v in sorted(model.metadata.items())]
         )
         producer = self._name(model.producer)
+        symbols = self._offsets([self._bounds(name, *model.bounds[name]) for name in sorted(model.bounds)])
+        golden = None if model.golden is None else self._golden(model.golden)
         strings = self._offsets([builder.CreateString(text) for text in self.strings])
-        root = self._table("Model", Strings=strings, Graph=graph, Producer=producer, Opsets=opsets, Metadata=metadata)
+        root = self._table(
+            "Model",
+            Strings=strings,
+            Graph=graph,
+            Producer=producer,
+            Opsets=opsets,
+            Metadata=metadata,
+            Symbols=symbols,
+            Golden=golden,
+        )
         builder.Finish(root, IDENTIFIER)
         return bytes(builder.Output())
+
+    def _bounds(self, name: str, low: int, high: int) -> int:
+        return self._table("Symbol", Name=self._name(name), Min=low, Max=high)
+
+    def _golden(self, golden: Golden) -> int:
+        inputs, outputs = (
+            self._offsets([
+                self._table("NamedArray", Name=self._name(name), Value=self._array(array, f"golden {name!r}"))
+                for name, array in sorted(arrays.items())
+            ])
+            for arrays in (golden.inputs, golden.outputs)
+        )  # fmt: skip
+        return self._table("Golden", Inputs=inputs, Outputs=outputs, Tolerance=golden.tolerance)
 
     def _table(self, kind: str, **fields: object) -> int:
         """A table. A field that is None is left out; a callable makes a struct, which must be made in its place."""

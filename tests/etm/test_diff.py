@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from etm_support import SAMPLES, convolutional, nested, node, quantized
+from etm_support import SAMPLES, convolutional, guarded, nested, node, quantized
 
 from evort import etm
 from evort.errors import EtmFormatError
@@ -40,6 +40,11 @@ def remove_last(graph: Graph) -> None:
         (convolutional, lambda m: setattr(m, "producer", "x"), [("model", "producer", "evort tests", "x")]),
         (convolutional, lambda m: m.metadata.update(author="e"), [("metadata", "'author'", "é", "e")]),
         (convolutional, lambda m: m.opsets.pop(""), [("opset", "''", 21, None)]),
+        (guarded, lambda m: m.bounds.update(n=(1, 4)), [("bounds of", "'n'", (0, 4), (1, 4))]),
+        (guarded, lambda m: setattr(m, "golden", None), [("model", "golden", "Golden", None)]),
+        (guarded, lambda m: setattr(m.golden, "tolerance", 0.5), [("golden", "tolerance", 1e-4, 0.5)]),
+        (guarded, lambda m: m.golden.outputs.update(z=np.array(7)),
+         [("golden outputs", "'z', 1 of 1 items, at worst item 0", 5, 7)]),
         (convolutional, lambda m: m.graph.nodes[0].attrs.update(i=7),
          [("node test.etm::Any 'layer0'", "attribute i", None, "7")]),
         (convolutional, lambda m: m.graph.nodes[0].attrs.update(f=1),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from etm_support import DOMAIN, SAMPLES, all_types, assemble, convolutional, node, parts, plain, quantized
+from etm_support import DOMAIN, SAMPLES, all_types, assemble, convolutional, guarded, node, parts, plain, quantized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -404,6 +404,32 @@ def test_what_no_kernel_reads_is_not_run():
     for model, message in [(blocks, r"tensor 'w' is stored sparse \(block\)"), (other, "in layout 'nhwc'")]:
         with pytest.raises(UnsupportedError, match=message):
             evort.load(etm.write(model))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.bounds.update(n=(5, 4)), "Symbol: 5 to 4 are no sizes"),
+        (lambda m: m.bounds.update(n=(-1, 4)), "Symbol: -1 to 4 are no sizes"),
+        (lambda m: m.bounds.update({"": (1, 4)}), "Model.symbols: a name is empty or there twice"),
+        (lambda m: m.golden.inputs.pop("x"), "Golden.inputs: must have each of x, k, t once"),
+        (lambda m: m.golden.outputs.update(w=np.zeros(1)), "Golden.outputs: must have each of y, z, x once"),
+        (
+            lambda m: m.golden.inputs.update(x=np.zeros((2, 4), np.float32)),
+            r"Golden.inputs: float32\[2, 4\] does not fit",
+        ),
+        (lambda m: m.golden.inputs.update(x=np.zeros((2, 3))), r"Golden.inputs: float64\[2, 3\] does not fit"),
+        (lambda m: m.golden.outputs.update(y=np.zeros(2, np.uint16)), r"Golden.outputs: uint16\[2\] does not fit"),
+        (lambda m: setattr(m.golden, "tolerance", -1e-9), "Golden.tolerance: -1e-09 is no tolerance"),
+        (lambda m: setattr(m.golden, "tolerance", float("nan")), "Golden.tolerance: nan is no tolerance"),
+    ],
+)
+def test_bounds_and_golden_data_are_checked(change, message):
+    model = guarded()
+    etm.write(model)
+    change(model)
+    with pytest.raises(EtmFormatError, match=message):
+        etm.write(model)
 
 
 def test_truth_values_are_checked():

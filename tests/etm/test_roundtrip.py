@@ -11,6 +11,7 @@ from evort.graph import Graph, Model, Node, Quantization, Tensor
 from evort.types import STORAGE, DType
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+SIZES = st.integers(0, 2**63 - 1)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats(allow_nan=False)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -75,7 +76,10 @@ def graphs(draw, outer: tuple[str, ...] = (), taken: tuple[str, ...] = (), depth
 
 
 TABLES = st.dictionaries(TEXTS, TEXTS, max_size=3)
-MODELS = st.builds(Model, graphs(), st.dictionaries(TEXTS, st.integers(0, 2**32 - 1), max_size=2), TABLES, TEXTS)
+BOUNDS = st.dictionaries(NAMES, st.tuples(SIZES, SIZES).map(sorted).map(tuple), max_size=2)
+MODELS = st.builds(
+    Model, graphs(), st.dictionaries(TEXTS, st.integers(0, 2**32 - 1), max_size=2), TABLES, TEXTS, BOUNDS
+)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -49,14 +49,6 @@ class SparseKind(object):
     Block = 1
 
 
-class Role(object):
-    Unknown = 0
-    Weight = 1
-    Bias = 2
-    Activation = 3
-    State = 4
-
-
 class AttributeType(object):
     Undefined = 0
     Float = 1
@@ -284,15 +276,8 @@ class Quantization(object):
             return obj
         return None
 
-    # Quantization
-    def Dynamic(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
-        if o != 0:
-            return bool(self._tab.Get(flatbuffers.number_types.BoolFlags, o + self._tab.Pos))
-        return False
-
 def QuantizationStart(builder):
-    builder.StartObject(8)
+    builder.StartObject(7)
 
 def QuantizationAddScheme(builder, scheme):
     builder.PrependUint8Slot(0, scheme, 0)
@@ -314,9 +299,6 @@ def QuantizationAddZeroPoint(builder, zeroPoint):
 
 def QuantizationAddRange(builder, range):
     builder.PrependStructSlot(6, flatbuffers.number_types.UOffsetTFlags.py_type(range), 0)
-
-def QuantizationAddDynamic(builder, dynamic):
-    builder.PrependBoolSlot(7, dynamic, 0)
 
 def QuantizationEnd(builder):
     return builder.EndObject()
@@ -405,59 +387,6 @@ def SparsityAddIndices(builder, indices):
     builder.PrependUOffsetTRelativeSlot(2, flatbuffers.number_types.UOffsetTFlags.py_type(indices), 0)
 
 def SparsityEnd(builder):
-    return builder.EndObject()
-
-
-
-class Packed(object):
-    __slots__ = ['_tab']
-
-    @classmethod
-    def GetRootAs(cls, buf, offset=0):
-        n = flatbuffers.encode.Get(flatbuffers.packer.uoffset, buf, offset)
-        x = Packed()
-        x.Init(buf, n + offset)
-        return x
-
-    @classmethod
-    def GetRootAsPacked(cls, buf, offset=0):
-        """This method is deprecated. Please switch to GetRootAs."""
-        return cls.GetRootAs(buf, offset)
-    @classmethod
-    def PackedBufferHasIdentifier(cls, buf, offset, size_prefixed=False):
-        return flatbuffers.util.BufferHasIdentifier(buf, offset, b"\x45\x54\x4D\x31", size_prefixed=size_prefixed)
-
-    # Packed
-    def Init(self, buf, pos):
-        self._tab = flatbuffers.table.Table(buf, pos)
-
-    # Packed
-    def Pack(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(4))
-        if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Uint32Flags, o + self._tab.Pos)
-        return 0
-
-    # Packed
-    def Value(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
-        if o != 0:
-            x = self._tab.Indirect(o + self._tab.Pos)
-            obj = Array()
-            obj.Init(self._tab.Bytes, x)
-            return obj
-        return None
-
-def PackedStart(builder):
-    builder.StartObject(2)
-
-def PackedAddPack(builder, pack):
-    builder.PrependUint32Slot(0, pack, 0)
-
-def PackedAddValue(builder, value):
-    builder.PrependUOffsetTRelativeSlot(1, flatbuffers.number_types.UOffsetTFlags.py_type(value), 0)
-
-def PackedEnd(builder):
     return builder.EndObject()
 
 
@@ -562,46 +491,8 @@ class Tensor(object):
             return obj
         return None
 
-    # Tensor
-    def Role(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
-        if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Uint8Flags, o + self._tab.Pos)
-        return 0
-
-    # Tensor
-    def ArenaOffset(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(20))
-        if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Uint64Flags, o + self._tab.Pos)
-        return 18446744073709551615
-
-    # Tensor
-    def Packed(self, j):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(22))
-        if o != 0:
-            x = self._tab.Vector(o)
-            x += flatbuffers.number_types.UOffsetTFlags.py_type(j) * 4
-            x = self._tab.Indirect(x)
-            obj = Packed()
-            obj.Init(self._tab.Bytes, x)
-            return obj
-        return None
-
-    # Tensor
-    def PackedLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(22))
-        if o != 0:
-            return self._tab.VectorLen(o)
-        return 0
-
-    # Tensor
-    def PackedIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(22))
-        return o == 0
-
 def TensorStart(builder):
-    builder.StartObject(10)
+    builder.StartObject(7)
 
 def TensorAddName(builder, name):
     builder.PrependUint32Slot(0, name, 0)
@@ -626,18 +517,6 @@ def TensorAddQuantization(builder, quantization):
 
 def TensorAddSparsity(builder, sparsity):
     builder.PrependUOffsetTRelativeSlot(6, flatbuffers.number_types.UOffsetTFlags.py_type(sparsity), 0)
-
-def TensorAddRole(builder, role):
-    builder.PrependUint8Slot(7, role, 0)
-
-def TensorAddArenaOffset(builder, arenaOffset):
-    builder.PrependUint64Slot(8, arenaOffset, 18446744073709551615)
-
-def TensorAddPacked(builder, packed):
-    builder.PrependUOffsetTRelativeSlot(9, flatbuffers.number_types.UOffsetTFlags.py_type(packed), 0)
-
-def TensorStartPackedVector(builder, numElems):
-    return builder.StartVector(4, numElems, 4)
 
 def TensorEnd(builder):
     return builder.EndObject()
@@ -1251,7 +1130,7 @@ class Symbol(object):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(6))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Int64Flags, o + self._tab.Pos)
-        return 1
+        return 0
 
     # Symbol
     def Max(self):
@@ -1267,7 +1146,7 @@ def SymbolAddName(builder, name):
     builder.PrependUint32Slot(0, name, 0)
 
 def SymbolAddMin(builder, min):
-    builder.PrependInt64Slot(1, min, 1)
+    builder.PrependInt64Slot(1, min, 0)
 
 def SymbolAddMax(builder, max):
     builder.PrependInt64Slot(2, max, 0)
@@ -1401,21 +1280,14 @@ class Golden(object):
         return o == 0
 
     # Golden
-    def Rtol(self):
+    def Tolerance(self):
         o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(8))
         if o != 0:
             return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
         return 0.0
 
-    # Golden
-    def Atol(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(10))
-        if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Float64Flags, o + self._tab.Pos)
-        return 0.0
-
 def GoldenStart(builder):
-    builder.StartObject(4)
+    builder.StartObject(3)
 
 def GoldenAddInputs(builder, inputs):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(inputs), 0)
@@ -1429,11 +1301,8 @@ def GoldenAddOutputs(builder, outputs):
 def GoldenStartOutputsVector(builder, numElems):
     return builder.StartVector(4, numElems, 4)
 
-def GoldenAddRtol(builder, rtol):
-    builder.PrependFloat64Slot(2, rtol, 0.0)
-
-def GoldenAddAtol(builder, atol):
-    builder.PrependFloat64Slot(3, atol, 0.0)
+def GoldenAddTolerance(builder, tolerance):
+    builder.PrependFloat64Slot(2, tolerance, 0.0)
 
 def GoldenEnd(builder):
     return builder.EndObject()
@@ -1573,76 +1442,8 @@ class Model(object):
         return o == 0
 
     # Model
-    def SourceHash(self, j):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
-        if o != 0:
-            a = self._tab.Vector(o)
-            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
-        return 0
-
-    # Model
-    def SourceHashAsNumpy(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
-        if o != 0:
-            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
-        return 0
-
-    # Model
-    def SourceHashLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
-        if o != 0:
-            return self._tab.VectorLen(o)
-        return 0
-
-    # Model
-    def SourceHashIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
-        return o == 0
-
-    # Model
-    def CalibrationDigest(self, j):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
-        if o != 0:
-            a = self._tab.Vector(o)
-            return self._tab.Get(flatbuffers.number_types.Uint8Flags, a + flatbuffers.number_types.UOffsetTFlags.py_type(j * 1))
-        return 0
-
-    # Model
-    def CalibrationDigestAsNumpy(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
-        if o != 0:
-            return self._tab.GetVectorAsNumpy(flatbuffers.number_types.Uint8Flags, o)
-        return 0
-
-    # Model
-    def CalibrationDigestLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
-        if o != 0:
-            return self._tab.VectorLen(o)
-        return 0
-
-    # Model
-    def CalibrationDigestIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
-        return o == 0
-
-    # Model
-    def ArenaBytes(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(20))
-        if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Uint64Flags, o + self._tab.Pos)
-        return 0
-
-    # Model
-    def ScratchBytes(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(22))
-        if o != 0:
-            return self._tab.Get(flatbuffers.number_types.Uint64Flags, o + self._tab.Pos)
-        return 0
-
-    # Model
     def Symbols(self, j):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(24))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
         if o != 0:
             x = self._tab.Vector(o)
             x += flatbuffers.number_types.UOffsetTFlags.py_type(j) * 4
@@ -1654,19 +1455,19 @@ class Model(object):
 
     # Model
     def SymbolsLength(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(24))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
         if o != 0:
             return self._tab.VectorLen(o)
         return 0
 
     # Model
     def SymbolsIsNone(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(24))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(16))
         return o == 0
 
     # Model
     def Golden(self):
-        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(26))
+        o = flatbuffers.number_types.UOffsetTFlags.py_type(self._tab.Offset(18))
         if o != 0:
             x = self._tab.Indirect(o + self._tab.Pos)
             obj = Golden()
@@ -1675,7 +1476,7 @@ class Model(object):
         return None
 
 def ModelStart(builder):
-    builder.StartObject(12)
+    builder.StartObject(8)
 
 def ModelAddStrings(builder, strings):
     builder.PrependUOffsetTRelativeSlot(0, flatbuffers.number_types.UOffsetTFlags.py_type(strings), 0)
@@ -1707,32 +1508,14 @@ def ModelAddRequiredFeatures(builder, requiredFeatures):
 def ModelStartRequiredFeaturesVector(builder, numElems):
     return builder.StartVector(4, numElems, 4)
 
-def ModelAddSourceHash(builder, sourceHash):
-    builder.PrependUOffsetTRelativeSlot(6, flatbuffers.number_types.UOffsetTFlags.py_type(sourceHash), 0)
-
-def ModelStartSourceHashVector(builder, numElems):
-    return builder.StartVector(1, numElems, 1)
-
-def ModelAddCalibrationDigest(builder, calibrationDigest):
-    builder.PrependUOffsetTRelativeSlot(7, flatbuffers.number_types.UOffsetTFlags.py_type(calibrationDigest), 0)
-
-def ModelStartCalibrationDigestVector(builder, numElems):
-    return builder.StartVector(1, numElems, 1)
-
-def ModelAddArenaBytes(builder, arenaBytes):
-    builder.PrependUint64Slot(8, arenaBytes, 0)
-
-def ModelAddScratchBytes(builder, scratchBytes):
-    builder.PrependUint64Slot(9, scratchBytes, 0)
-
 def ModelAddSymbols(builder, symbols):
-    builder.PrependUOffsetTRelativeSlot(10, flatbuffers.number_types.UOffsetTFlags.py_type(symbols), 0)
+    builder.PrependUOffsetTRelativeSlot(6, flatbuffers.number_types.UOffsetTFlags.py_type(symbols), 0)
 
 def ModelStartSymbolsVector(builder, numElems):
     return builder.StartVector(4, numElems, 4)
 
 def ModelAddGolden(builder, golden):
-    builder.PrependUOffsetTRelativeSlot(11, flatbuffers.number_types.UOffsetTFlags.py_type(golden), 0)
+    builder.PrependUOffsetTRelativeSlot(7, flatbuffers.number_types.UOffsetTFlags.py_type(golden), 0)
 
 def ModelEnd(builder):
     return builder.EndObject()
