@@ -238,14 +238,19 @@ def op(name: str, since: int = 1, domain: str = "") -> Callable[[type[Op]], type
     """
 
     def decorate(cls: type[Op]) -> type[Op]:
-        cls.name, cls.domain, cls.since = name, domain, since
-        cls.arity = (*_arity(cls.inputs), *_arity(cls.outputs))
-        # A family that is imported late must not undo what an application has overridden before.
-        if not (_loading and (domain, name) in _REGISTRY):
-            _REGISTRY[domain, name] = cls()
+        register(cls(), name, since, domain)
         return cls
 
     return decorate
+
+
+def register(definition: Op, name: str, since: int = 1, domain: str = "") -> None:
+    """Registers a definition, as `op` does; for families whose operators are instances of one class."""
+    definition.name, definition.domain, definition.since = name, domain, since
+    definition.arity = (*_arity(definition.inputs), *_arity(definition.outputs))
+    # A family that is imported late must not undo what an application has overridden before.
+    if not (_loading and (domain, name) in _REGISTRY):
+        _REGISTRY[domain, name] = definition
 
 
 def import_later(index: dict[tuple[str, str], str]) -> None:
@@ -354,3 +359,8 @@ def check_dtypes(definition: Op, c: Call) -> None:
             raise UnsupportedError(
                 f"{c.node.label()}: input {i} has element type {spec.dtype.name.lower()}; it takes {can}"
             )
+
+
+def wide(x: np.ndarray) -> np.ndarray:
+    """Floats as float64, for references that sum or exponentiate; anything else as it is."""
+    return x.astype(np.float64) if x.dtype.kind == "f" else x

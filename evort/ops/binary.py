@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from evort.errors import ExecutionError
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
-from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, register
 from evort.ops.broadcast import MAX_OPERANDS, broadcast, loops
 from evort.types import ANY, BITS, FLOATS, INTS, NUMERIC, STORAGE, DType, Spec
 
@@ -83,8 +82,12 @@ class Binary(Op):
     inputs, outputs = ("A", "B"), ("C",)
     dtypes = {"A": NUMERIC, "B": NUMERIC}
     inplace = ((0, 0), (0, 1))
-    operation: str
-    function: Callable[..., np.ndarray]
+
+    def __init__(self, operation: str, function: Callable[..., np.ndarray], dtypes: frozenset[DType] | None = None):
+        """operation: a name in OPERATIONS; function: what it means, in NumPy; dtypes: of both operands."""
+        self.operation, self.function = operation, function
+        if dtypes is not None:
+            self.dtypes = dict.fromkeys(self.inputs, dtypes)
 
     def infer(self, c: Call) -> list[Spec]:
         return [Spec(same_dtype(c), broadcast(c, c.ins[0].shape, c.ins[1].shape))]
@@ -95,6 +98,11 @@ class Binary(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         return nary_kernel(c, (self.operation,))
+
+
+def _binary(name: str, since: int, definition: Op) -> None:
+    """Registers an operator. Most are instances of few classes, since making a class takes its time at import."""
+    register(definition, name, since)
 
 
 def refuse_zero(c: Call, a: np.ndarray, b: np.ndarray) -> None:
@@ -135,40 +143,22 @@ class _Arithmetic(Binary):
         return nary_kernel(c, (self.operation,), activation=(number, reals))
 
 
-@op("Add", since=14)
-class Add(_Arithmetic):
-    """C = A + B; integers wrap."""
-
-    operation, function = "Add", staticmethod(np.add)
-
-
-@op("Sub", since=14)
-class Sub(_Arithmetic):
-    """C = A - B; integers wrap."""
-
-    operation, function = "Sub", staticmethod(np.subtract)
-
-
-@op("Mul", since=14)
-class Mul(_Arithmetic):
-    """C = A B; integers wrap."""
-
-    operation, function = "Mul", staticmethod(np.multiply)
-
-
-@op("Div", since=14)
-class Div(_Arithmetic):
+class _Division(_Arithmetic):
     """C = A / B; of integers truncated toward zero. Integer division by zero is an ExecutionError."""
-
-    operation, function = "Div", staticmethod(_divide)
 
     def reference(self, c: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         refuse_zero(c, a, b)
         return super().reference(c, a, b)
 
 
-@op("Mod", since=28)
-class Mod(Binary):
+# Integers wrap.
+_binary("Add", 14, _Arithmetic("Add", np.add))
+_binary("Sub", 14, _Arithmetic("Sub", np.subtract))
+_binary("Mul", 14, _Arithmetic("Mul", np.multiply))
+_binary("Div", 14, _Division("Div", _divide))
+
+
+class _Mod(Binary):
     """C = A - floor(A / B) B with the sign of B, or with fmod=1 A - trunc(A / B) B with the sign of A.
 
     Of integers by zero it is an ExecutionError.
@@ -184,14 +174,17 @@ class Mod(Binary):
     def reference(self, c: Call, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         refuse_zero(c, a, b)
         with np.errstate(all="ignore"):
-            return np.fmod(a, b) if c["fmod"] else np.mod(a, b)
+            return np.fmod(a, b) if c["fmod"] else self.function(a, b)
 
     def bind(self, c: Call) -> Kernel | None:
         return nary_kernel(c, ("Fmod" if c["fmod"] else "Mod",))
 
 
+_binary("Mod", 28, _Mod("Mod", np.mod))
+
+
 @op("Pow", since=15)
-class Pow(Binary):
+class Pow(Op):
     """Z = X^Y in X's element type. Of integers: 0 to a negative power is an ExecutionError; other integers to
     negative powers, and powers that are no integers, are truncated."""
 
@@ -262,9 +255,12 @@ class _Variadic(Op):
     """Y = X0 op X1 op ... with broadcasting."""
 
     inputs = ("*data_0",)
-    operation: str
-    function: Callable[..., np.ndarray]
     inplace = ((0, 0), (0, 1))  # later ones are read after the first result is written
+
+    def __init__(self, operation: str, function: Callable[..., np.ndarray], output: str, dtypes: frozenset[DType]):
+        self.operation, self.function = operation, function
+        self.outputs = (output,)
+        self.dtypes = {"data_0": dtypes}
 
     def infer(self, c: Call) -> list[Spec]:
         return [Spec(same_dtype(c), broadcast(c, *(s.shape for s in c.ins)))]
@@ -283,36 +279,8 @@ class _Variadic(Op):
         return {0: (0, 0)} if len(c.ins) == 1 else None
 
 
-@op("Min", since=13)
-class Min(_Variadic):
-    """Elementwise minimum; NaN in any operand gives NaN."""
-
-    outputs, dtypes = ("min",), {"data_0": NUMERIC}
-    operation, function = "Min", staticmethod(np.minimum)
-
-
-@op("Max", since=13)
-class Max(_Variadic):
-    """Elementwise maximum; NaN in any operand gives NaN."""
-
-    outputs, dtypes = ("max",), {"data_0": NUMERIC}
-    operation, function = "Max", staticmethod(np.maximum)
-
-
-@op("Sum", since=13)
-class Sum(_Variadic):
-    """Elementwise sum."""
-
-    outputs, dtypes = ("sum",), {"data_0": FLOATS}
-    operation, function = "Add", staticmethod(np.add)
-
-
-@op("Mean", since=13)
-class Mean(_Variadic):
+class _Mean(_Variadic):
     """Elementwise mean."""
-
-    outputs, dtypes = ("mean",), {"data_0": FLOATS}
-    operation, function = "Add", staticmethod(np.add)
 
     def reference(self, c: Call, *data: np.ndarray) -> np.ndarray:
         total = super().reference(c, *data)
@@ -323,10 +291,21 @@ class Mean(_Variadic):
         return nary_kernel(c, ("Add",) * (n - 1), divisor=float(n)) if n > 1 else None
 
 
+# A NaN in any operand of Min and Max gives NaN.
+_binary("Min", 13, _Variadic("Min", np.minimum, "min", NUMERIC))
+_binary("Max", 13, _Variadic("Max", np.maximum, "max", NUMERIC))
+_binary("Sum", 13, _Variadic("Add", np.add, "sum", FLOATS))
+_binary("Mean", 13, _Mean("Add", np.add, "mean", FLOATS))
+
+
 class _Comparison(Binary):
     """C = A op B, a bool."""
 
-    swapped = False  # whether the kernel gets B first
+    def __init__(self, operation: str, function: Callable[..., np.ndarray], dtypes: frozenset[DType] = NUMERIC,
+                 swapped: bool = False):  # fmt: skip
+        """swapped: whether the kernel gets B first."""
+        super().__init__(operation, function, dtypes)
+        self.swapped = swapped
 
     def infer(self, c: Call) -> list[Spec]:
         same_dtype(c)
@@ -336,75 +315,35 @@ class _Comparison(Binary):
         return nary_kernel(c, (self.operation,), inputs=(1, 0) if self.swapped else None)
 
 
-@op("Equal", since=19)
-class Equal(_Comparison):
-    """C = A == B."""
+_binary("Equal", 19, _Comparison("Equal", np.equal, NUMERIC | {DType.BOOL, DType.STRING}))
+_binary("Less", 13, _Comparison("Less", np.less))
+_binary("LessOrEqual", 16, _Comparison("LessOrEqual", np.less_equal))
+_binary("Greater", 13, _Comparison("Less", np.greater, swapped=True))
+_binary("GreaterOrEqual", 16, _Comparison("LessOrEqual", np.greater_equal, swapped=True))
 
-    dtypes = {"A": NUMERIC | {DType.BOOL, DType.STRING}, "B": NUMERIC | {DType.BOOL, DType.STRING}}
-    operation, function = "Equal", staticmethod(np.equal)
-
-
-@op("Less", since=13)
-class Less(_Comparison):
-    """C = A < B."""
-
-    operation, function = "Less", staticmethod(np.less)
-
-
-@op("LessOrEqual", since=16)
-class LessOrEqual(_Comparison):
-    """C = A <= B."""
-
-    operation, function = "LessOrEqual", staticmethod(np.less_equal)
-
-
-@op("Greater", since=13)
-class Greater(_Comparison):
-    """C = A > B."""
-
-    operation, function, swapped = "Less", staticmethod(np.greater), True
-
-
-@op("GreaterOrEqual", since=16)
-class GreaterOrEqual(_Comparison):
-    """C = A >= B."""
-
-    operation, function, swapped = "LessOrEqual", staticmethod(np.greater_equal), True
-
-
-def _bits(name: str, since: int, operation: str, function: Callable[..., np.ndarray], dtypes: frozenset[DType]) -> None:
-    """Registers an operator on bits, or on truth values, which are the bits 0 and 1."""
-    members: dict[str, Any] = {
-        "__doc__": f"C = {name}(A, B), elementwise.",
-        "__module__": __name__,
-        "dtypes": {"A": dtypes, "B": dtypes},
-        "operation": operation,
-        "function": staticmethod(function),
-    }
-    op(name, since)(type(name, (Binary,), members))
-
-
-_bits("And", 7, "BitwiseAnd", np.logical_and, _BOOL)
-_bits("Or", 7, "BitwiseOr", np.logical_or, _BOOL)
-_bits("Xor", 7, "BitwiseXor", np.logical_xor, _BOOL)
-_bits("BitwiseAnd", 18, "BitwiseAnd", np.bitwise_and, INTS)
-_bits("BitwiseOr", 18, "BitwiseOr", np.bitwise_or, INTS)
-_bits("BitwiseXor", 18, "BitwiseXor", np.bitwise_xor, INTS)
+# On bits, and on truth values, which are the bits 0 and 1.
+_binary("And", 7, Binary("BitwiseAnd", np.logical_and, _BOOL))
+_binary("Or", 7, Binary("BitwiseOr", np.logical_or, _BOOL))
+_binary("Xor", 7, Binary("BitwiseXor", np.logical_xor, _BOOL))
+_binary("BitwiseAnd", 18, Binary("BitwiseAnd", np.bitwise_and, INTS))
+_binary("BitwiseOr", 18, Binary("BitwiseOr", np.bitwise_or, INTS))
+_binary("BitwiseXor", 18, Binary("BitwiseXor", np.bitwise_xor, INTS))
 
 
 @op("BitShift", since=28)
-class BitShift(Binary):
+class BitShift(Op):
     """Z = X shifted by Y bits; to the right, the sign is extended. A shift by fewer than 0 or by all bits leaves that
     extension alone: -1 for a right shift of a negative number, else 0."""
 
     inputs, outputs = ("X", "Y"), ("Z",)
     dtypes = {"X": INTS, "Y": INTS}
+    inplace = ((0, 0), (0, 1))
     attrs = {"direction": Attr("str", REQUIRED)}
 
     def infer(self, c: Call) -> list[Spec]:
         if c["direction"] not in ("LEFT", "RIGHT"):
             raise c.error(f"direction must be 'LEFT' or 'RIGHT', not {c['direction']!r}")
-        return super().infer(c)
+        return [Spec(same_dtype(c), broadcast(c, c.ins[0].shape, c.ins[1].shape))]
 
     def reference(self, c: Call, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         bits = x.dtype.itemsize * 8

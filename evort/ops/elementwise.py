@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evort.ops.activation import ACTIVATIONS, erf
-from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.ops.base import Attr, Call, Kernel, Op, op, register
 from evort.types import FLOAT8, FLOATS, INTS, NUMERIC, SIGNED_INTS, DType, Spec
 
 _F = DType.FLOAT
@@ -52,19 +52,27 @@ def unary_kernel(
 
 
 class Unary(Op):
-    """Y = f(X), elementwise. `parameters` names the attributes that the kernel takes as a and b."""
+    """Y = f(X), elementwise."""
 
-    inputs, outputs = ("X",), ("Y",)
-    dtypes = {"X": FLOATS}
     inplace = ((0, 0),)
-    parameters: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        function: Callable[..., np.ndarray],
+        dtypes: frozenset[DType] = FLOATS,
+        operands: tuple[str, str] = ("X", "Y"),
+        **attrs: float,
+    ):
+        """function: what it means, in NumPy, called with floating-point errors ignored; attrs: the operator's float
+        attributes with their defaults, in the order that function and kernel take them."""
+        self.function = function
+        self.inputs, self.outputs = operands[:1], operands[1:]
+        self.dtypes = {operands[0]: dtypes}
+        self.attrs = {key: Attr("float", value) for key, value in attrs.items()}
+        self.parameters = tuple(attrs)
 
     def infer(self, c: Call) -> list[Spec]:
         return [c.like(0)]
-
-    def function(self, x: np.ndarray, *parameters: float) -> np.ndarray:
-        """What it means, in NumPy; called with floating-point errors ignored."""
-        raise NotImplementedError
 
     def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
         # float16 is computed in float32, as compiled kernels do.
@@ -90,26 +98,10 @@ def _shrink(x: np.ndarray, bias: float, lambd: float) -> np.ndarray:
     return np.where(x < -lambd, x + bias, np.where(x > lambd, x - bias, 0))
 
 
-def _unary(
-    name: str,
-    since: int,
-    function: Callable[..., np.ndarray],
-    dtypes: frozenset[DType] = FLOATS,
-    operands: tuple[str, str] = ("X", "Y"),
-    **attrs: float,
-) -> None:
-    """Registers a unary operator; attrs: its float attributes, with their defaults, in the kernel's order."""
-    members: dict[str, Any] = {
-        "__doc__": f"Y = {name}(X), elementwise.",
-        "__module__": __name__,
-        "inputs": operands[:1],
-        "outputs": operands[1:],
-        "dtypes": {operands[0]: dtypes},
-        "attrs": {key: Attr("float", value) for key, value in attrs.items()},
-        "parameters": tuple(attrs),
-        "function": staticmethod(function),
-    }
-    op(name, since)(type(name, (Unary,), members))
+def _unary(name: str, since: int, *args: Any, **attrs: float) -> None:
+    """Registers a unary operator. One class for all of them: making a class takes as long as all of Unary.__init__ ten
+    times over, and `import evort` makes these."""
+    register(Unary(*args, **attrs), name, since)
 
 
 def _activation(name: str, since: int, operands: tuple[str, str] = ("X", "Y"), **attrs: float) -> None:
@@ -125,26 +117,27 @@ _unary("Sign", 13, np.sign, NUMERIC, _IO)
 _unary("Floor", 13, np.floor)
 _unary("Ceil", 13, np.ceil)
 _unary("Round", 22, np.rint)
+_unary("Relu", 14, lambda x: np.maximum(x, x.dtype.type(0)), _SIGNED)
 _unary("Sqrt", 13, np.sqrt)
 _unary("Reciprocal", 13, lambda x: 1 / x)
-_unary("Exp", 13, np.exp, operands=_IO)
-_unary("Log", 13, np.log, operands=_IO)
-_unary("Sin", 22, np.sin, operands=_IO)
-_unary("Cos", 22, np.cos, operands=_IO)
-_unary("Tan", 22, np.tan, operands=_IO)
-_unary("Asin", 22, np.arcsin, operands=_IO)
-_unary("Acos", 22, np.arccos, operands=_IO)
-_unary("Atan", 22, np.arctan, operands=_IO)
-_unary("Sinh", 22, np.sinh, operands=_IO)
-_unary("Cosh", 22, np.cosh, operands=_IO)
-_unary("Asinh", 22, np.arcsinh, operands=_IO)
-_unary("Acosh", 22, np.arccosh, operands=_IO)
-_unary("Atanh", 22, np.arctanh, operands=_IO)
-_unary("Erf", 13, erf, operands=_IO)
+_unary("Exp", 13, np.exp, FLOATS, _IO)
+_unary("Log", 13, np.log, FLOATS, _IO)
+_unary("Sin", 22, np.sin, FLOATS, _IO)
+_unary("Cos", 22, np.cos, FLOATS, _IO)
+_unary("Tan", 22, np.tan, FLOATS, _IO)
+_unary("Asin", 22, np.arcsin, FLOATS, _IO)
+_unary("Acos", 22, np.arccos, FLOATS, _IO)
+_unary("Atan", 22, np.arctan, FLOATS, _IO)
+_unary("Sinh", 22, np.sinh, FLOATS, _IO)
+_unary("Cosh", 22, np.cosh, FLOATS, _IO)
+_unary("Asinh", 22, np.arcsinh, FLOATS, _IO)
+_unary("Acosh", 22, np.arccosh, FLOATS, _IO)
+_unary("Atanh", 22, np.arctanh, FLOATS, _IO)
+_unary("Erf", 13, erf, FLOATS, _IO)
 _unary("Selu", 22, _selu, alpha=1.6732631921768188, gamma=1.0507010221481323)
 _unary("Celu", 28, _celu, alpha=1.0)
 _unary("ThresholdedRelu", 22, lambda x, alpha: np.where(x > alpha, x, 0), alpha=1.0)
-_unary("Softsign", 22, lambda x: x / (1 + np.abs(x)), operands=_IO)
+_unary("Softsign", 22, lambda x: x / (1 + np.abs(x)), FLOATS, _IO)
 _unary("Shrink", 9, _shrink, NUMERIC - {DType.BFLOAT16}, _IO, bias=0.0, lambd=0.5)
 _unary("BitwiseNot", 18, np.invert, INTS)
 _unary("Not", 1, np.logical_not, frozenset({DType.BOOL}))
@@ -159,21 +152,14 @@ _activation("Mish", 22)
 _activation("Swish", 24, alpha=1.0)
 
 
-@op("Relu", since=14)
-class Relu(Unary):
-    """Y = max(X, 0)."""
-
-    dtypes = {"X": _SIGNED}
-
-    def function(self, x: np.ndarray) -> np.ndarray:
-        return np.maximum(x, x.dtype.type(0))
-
-
 @op("Gelu", since=20)
-class Gelu(Unary):
+class Gelu(Op):
     """Y = X/2 (1 + erf(X / sqrt 2)), or its approximation by tanh (Hendrycks and Gimpel, 2016)."""
 
+    inputs, outputs = ("X",), ("Y",)
     attrs = {"approximate": Attr("str", "none")}
+    dtypes = {"X": FLOATS}
+    inplace = ((0, 0),)
 
     def infer(self, c: Call) -> list[Spec]:
         if c["approximate"] not in ("none", "tanh"):

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from evort.errors import ExecutionError
-from evort.ops.base import Attr, Call, Op, op
-from evort.ops.reduce import wide
+from evort.ops.base import Attr, Call, Op, op, wide
 from evort.types import FLOATS, DType, Spec
 
 _LABELS = frozenset({DType.INT32, DType.INT64})

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from evort.ops.activation import activation_attrs, activation_ints_reals, apply_reference, check_activation
-from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
-from evort.ops.reduce import wide
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, DType, Spec
 
 _EPSILON = {"epsilon": Attr("float", 1e-5)}

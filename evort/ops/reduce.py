@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.ops.base import Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, NUMERIC, STORAGE, DType, Spec
 
 _D = DType
@@ -19,11 +19,6 @@ SUM, ABS, SQUARE, EXP, PROD = 0, 1, 2, 3, 4
 POST_NONE, POST_DIVIDE, POST_SQRT, POST_LOG, POST_SHIFTED_LOG = 0, 1, 2, 3, 4
 _TILE = 256
 _WORTH = 16384
-
-
-def wide(x: np.ndarray) -> np.ndarray:
-    """Floats as float64, for references that sum or exponentiate; anything else as it is."""
-    return x.astype(np.float64) if x.dtype.kind == "f" else x
 
 
 def reduce_kernel(c: Call, axes: tuple[int, ...], kind: int, op: int, post: int = POST_NONE) -> Kernel | None:

@@ -1,0 +1,161 @@
+"""Pooling over the whole image and over regions of interest, and the partial inverse of pooling."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from evort.errors import ExecutionError
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, wide
+from evort.ops.pool import LIMIT, listed, spatial_axes
+from evort.ops.reduce import ABS, EXTREME, POST_DIVIDE, POST_NONE, POST_SQRT, SQUARE, SUM, WIDE, reduce_kernel
+from evort.types import FLOATS, DType, Spec
+
+
+class _Global(Op):
+    """Pools over all spatial axes, kept as 1."""
+
+    inputs, outputs = ("X",), ("Y",)
+    dtypes = {"X": FLOATS}
+    form = (WIDE, SUM, POST_DIVIDE)
+
+    def infer(self, c: Call) -> list[Spec]:
+        spatial = spatial_axes(c)
+        if 0 in spatial:
+            raise c.error("an image without pixels cannot be pooled")
+        return [Spec(c.ins[0].dtype, (*c.ins[0].shape[:2], *(1,) * len(spatial)))]
+
+    def bind(self, c: Call) -> Kernel | None:
+        x = c.ins[0]
+        return reduce_kernel(c, tuple(range(2, x.rank)), *self.form) if x.dtype == DType.FLOAT else None
+
+
+@op("GlobalAveragePool", since=22)
+class GlobalAveragePool(_Global):
+    """Y = mean of each channel of each instance."""
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        return np.mean(wide(x), axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
+@op("GlobalMaxPool", since=22)
+class GlobalMaxPool(_Global):
+    """Y = largest element of each channel of each instance, NaN where there is one."""
+
+    form = (EXTREME, 0, POST_NONE)
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        return np.max(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+
+
+@op("GlobalLpPool", since=22)
+class GlobalLpPool(_Global):
+    """Y = (sum of |X|^p)^(1/p) over each channel of each instance."""
+
+    attrs = {"p": Attr("int", 2)}
+
+    def infer(self, c: Call) -> list[Spec]:
+        if c["p"] < 1:
+            raise c.error(f"p must be at least 1, not {c['p']}")
+        return super().infer(c)
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return np.sum(np.abs(wide(x)) ** c["p"], axis=tuple(range(2, x.ndim)), keepdims=True) ** (1 / c["p"])
+
+    def bind(self, c: Call) -> Kernel | None:
+        x, form = c.ins[0], {1: (WIDE, ABS, POST_NONE), 2: (WIDE, SQUARE, POST_SQRT)}.get(c["p"])
+        if form is None or x.dtype != DType.FLOAT:
+            return None
+        return reduce_kernel(c, tuple(range(2, x.rank)), *form)
+
+
+@op("MaxUnpool", since=22)
+class MaxUnpool(Op):
+    """Zeros with X at the positions I of a MaxPool: I counts in the shape that undoes the pool, which `output_shape`
+    may extend at the end of each axis."""
+
+    inputs, outputs = ("X", "I", "output_shape?"), ("output",)
+    attrs = {"kernel_shape": Attr("ints", REQUIRED), "strides": Attr("ints"), "pads": Attr("ints")}
+    dtypes = {"X": FLOATS, "I": frozenset({DType.INT64}), "output_shape": frozenset({DType.INT64})}
+
+    def undone(self, c: Call) -> tuple[int, ...]:
+        """The shape in which I counts."""
+        spatial = spatial_axes(c)
+        n = len(spatial)
+        kernel, strides = listed(c, "kernel_shape", n, 0, 1), listed(c, "strides", n, 1, 1)
+        pads = listed(c, "pads", 2 * n, 0, 0)
+        found = tuple(
+            (d - 1) * s - pads[i] - pads[n + i] + k
+            for i, (d, s, k) in enumerate(zip(spatial, strides, kernel, strict=True))
+        )
+        if any(d < 1 for d in found):
+            raise c.error(f"the unpooled image would have shape {found}")
+        return (*c.ins[0].shape[:2], *found)
+
+    def infer(self, c: Call) -> list[Spec]:
+        shape = self.undone(c)
+        if c.ins[1].shape != c.ins[0].shape:
+            raise c.error("X and I must have the same shape")
+        if c.has(2):
+            given = c.ints(2)
+            if len(given) != len(shape) or given[:2] != shape[:2] or any(map(int.__lt__, given, shape)):
+                raise c.error(f"output_shape {given} does not extend {shape}")
+            shape = given
+        return [Spec(c.ins[0].dtype, shape)]
+
+    def reference(self, c: Call, x: np.ndarray, index: np.ndarray, output_shape: np.ndarray | None = None):
+        inner = self.undone(c)
+        if index.size and (index.min() < 0 or index.max() >= prod(inner)):
+            raise ExecutionError(f"{c.node.label()}: an index is outside the unpooled image of {prod(inner)} elements")
+        flat = np.zeros(prod(inner), x.dtype)
+        flat[index.reshape(-1)] = x.reshape(-1)
+        y = flat.reshape(inner)
+        if output_shape is not None:
+            y = np.pad(y, [(0, int(d) - n) for d, n in zip(output_shape, inner, strict=True)])
+        return y
+
+
+@op("MaxRoiPool", since=22)
+class MaxRoiPool(Op):
+    """Y[r] = largest elements of region r in a grid of `pooled_shape` bins.
+
+    A region (image, x1, y1, x2, y2) is scaled by `spatial_scale` and rounded, both ends included; bins share their
+    border pixels; 0 for a bin outside the image. Girshick, "Fast R-CNN", arXiv:1504.08083.
+    """
+
+    inputs, outputs = ("X", "rois"), ("Y",)
+    attrs = {"pooled_shape": Attr("ints", REQUIRED), "spatial_scale": Attr("float", 1.0)}
+    dtypes = {"X": FLOATS, "rois": FLOATS}
+
+    def infer(self, c: Call) -> list[Spec]:
+        x, rois = c.ins
+        if x.rank != 4 or rois.rank != 2 or rois.shape[1] != 5:
+            raise c.error("X must have shape (N, C, H, W), rois (R, 5)")
+        return [Spec(x.dtype, (rois.shape[0], x.shape[1], *listed(c, "pooled_shape", 2, 0, 1)))]
+
+    def reference(self, c: Call, x: np.ndarray, rois: np.ndarray) -> np.ndarray:
+        y = np.zeros((len(rois), x.shape[1], *c["pooled_shape"]), x.dtype)
+        corners = np.trunc(wide(rois)[:, 1:] * c["spatial_scale"] + np.copysign(0.5, rois[:, 1:]))
+        images = rois[:, 0]
+        # Beyond 2^31 the corners of a region are no longer exact in every float type.
+        if not np.all(np.abs(corners) < LIMIT) or not np.all((images >= 0) & (images < len(x))):
+            raise ExecutionError(f"{c.node.label()}: a region has no finite corners, or is of no image in the batch")
+        for image, (x1, y1, x2, y2), out in zip(images.astype(int), corners.astype(int).tolist(), y, strict=True):
+            tops = _bins(y1, y2, c["pooled_shape"][0], x.shape[2])
+            sides = _bins(x1, x2, c["pooled_shape"][1], x.shape[3])
+            for i, (top, bottom) in enumerate(tops):
+                for j, (left, right) in enumerate(sides):
+                    if bottom > top and right > left:
+                        out[:, i, j] = x[image, :, top:bottom, left:right].max((1, 2))
+        return y
+
+
+def _bins(first: int, last: int, count: int, size: int) -> list[tuple[int, int]]:
+    """[begin, end) of each of `count` bins over pixels first..last, within `size`."""
+    length = max(last - first + 1, 1)
+    return [
+        (min(max(first + i * length // count, 0), size), min(max(first - (-(i + 1) * length // count), 0), size))
+        for i in range(count)
+    ]
