@@ -12,8 +12,8 @@ import evort
 
 PACKAGE = Path(evort.__file__).parent
 
-# types <- graph <- ops <- {etm, plan} <- backends <- runner <- session; a module may import from its own layer and
-# from those before it. The compiled kernels stand apart: they import nothing of the Python layers.
+# types <- graph <- ops <- quant <- {etm, plan} <- backends <- runner <- session; a module may import from its own
+# layer and from those before it. The compiled kernels stand apart: they import nothing of the Python layers.
 LAYERS = [
     "_version",
     "errors",
@@ -22,6 +22,7 @@ LAYERS = [
     "graph",
     "blas",
     "ops",
+    "quant",
     "etm plan",
     "backends",
     "runner",

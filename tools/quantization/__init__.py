@@ -1,0 +1,13 @@
+"""The offline quantizer, part by part; `evort_tools.quantize` puts them together.
+
+    data        calibration samples, one by one, from files, folders, arrays or iterables
+    capture     runs a float model and hands the values of its tensors to observers
+    observers   what is kept of a tensor: a histogram that widens, extremes, averages
+    ranges      from a histogram to the range that is represented
+    encodings   a range made integers: dtype, scale, zero point
+    qdq         writes encodings into a graph as QuantizeLinear and DequantizeLinear
+    static      which tensors of a graph get which encoding
+
+A graph with QuantizeLinear/DequantizeLinear pairs is the one form in which a quantization is stated; the pass
+`integers` turns it into integer operators.
+"""
