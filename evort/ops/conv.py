@@ -1,4 +1,4 @@
-"""Convolutions: Conv, ConvTranspose, ConvInteger, QLinearConv, DeformConv, Col2Im.
+"""Convolutions: Conv, ConvTranspose, and what they share with those of integers (qconv.py), DeformConv and Col2Im.
 
 All of them relate positions of an image to positions of a smaller or larger one by
 
@@ -21,7 +21,6 @@ from evort.types import FLOATS, DType, Spec
 
 _LIMIT = 1 << 31  # of strides, dilations and pads, so that 64-bit index arithmetic cannot overflow
 _MOST = (1 << 30) - 1  # of a spatial axis in the drivers, where lanes are counted in 32 bits
-_BYTES = frozenset({DType.INT8, DType.UINT8})
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
 
@@ -133,7 +132,7 @@ def conv_window(c: Call, image: tuple[int, ...], kernel: tuple[int, ...], auto_p
     return Window(kernel, strides, dilations, before, image, out)
 
 
-def _conv_shapes(c: Call, x: Spec, w: Spec) -> tuple[Window, Spec]:
+def conv_shapes(c: Call, x: Spec, w: Spec) -> tuple[Window, Spec]:
     """Window and output specification of a convolution of x [N, C, D...] with w [M, C/group, k...]."""
     if x.rank < 3 or w.rank != x.rank:
         raise c.error("X must be [N, C, D1, ...] and W [M, C/group, k1, ...] with at least one spatial axis")
@@ -145,7 +144,7 @@ def _conv_shapes(c: Call, x: Spec, w: Spec) -> tuple[Window, Spec]:
     return window, Spec(x.dtype, (x.shape[0], w.shape[0], *window.out))
 
 
-def _expect(c: Call, index: int, shape: tuple[int, ...], what: str) -> None:
+def expect(c: Call, index: int, shape: tuple[int, ...], what: str) -> None:
     if c.has(index) and c.ins[index].shape != shape:
         raise c.error(f"{what} must have shape {list(shape)}")
 
@@ -163,7 +162,20 @@ def convolve(x: np.ndarray, w: np.ndarray, window: Window, group: int) -> np.nda
     return y.reshape(n, m, *window.out)
 
 
-def _per_channel(v: np.ndarray, rank: int) -> np.ndarray:
+def unconvolve(x: np.ndarray, w: np.ndarray, window: Window, group: int) -> np.ndarray:
+    """The transpose of `convolve`: y[n, m, image(o, tap)] += w[c, m, tap] * x[n, c, o], for the channels of a group."""
+    n, channels, m = x.shape[0], x.shape[1], w.shape[1]
+    parts = x.reshape(n, group, channels // group, *window.out)
+    w = np.swapaxes(w.reshape(group, channels // group, m, *window.kernel), 1, 2)
+    y = np.zeros((n, group, m, *window.image), x.dtype)
+    for tap, positions, elements in window.taps() if w.size and x.size else ():
+        part = parts[(..., *positions)]
+        product = w[(..., *tap)] @ part.reshape(*part.shape[:3], math.prod(part.shape[3:]))
+        y[(..., *elements)] += product.reshape(n, group, m, *part.shape[3:])
+    return y.reshape(n, group * m, *window.image)
+
+
+def per_channel(v: np.ndarray, rank: int) -> np.ndarray:
     """[M] as [M, 1, ...], to go with [N, M, D...] of that rank."""
     return v.reshape(-1, *(1,) * (rank - 2))
 
@@ -172,11 +184,11 @@ def _finish(c: Call, y: np.ndarray, dtype: np.dtype, b: np.ndarray | None, z: np
             slope: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
     """Bias, residual and activation."""
     if b is not None:
-        y = y + _per_channel(b, y.ndim)
+        y = y + per_channel(b, y.ndim)
     if z is not None:
         y = y + z
     if slope is not None:
-        slope = _per_channel(slope, y.ndim)
+        slope = per_channel(slope, y.ndim)
     return apply_reference(c, y, slope).astype(dtype, copy=False)
 
 
@@ -185,7 +197,7 @@ def _wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
-def _conv_attrs() -> dict[str, Attr]:
+def conv_attrs() -> dict[str, Attr]:
     return {
         "auto_pad": Attr("str", "NOTSET"),
         "dilations": Attr("ints"),
@@ -203,16 +215,16 @@ class Conv(Op):
 
     inputs, outputs = ("X", "W", "B?", "Z?", "slope?"), ("Y",)
     dtypes = dict.fromkeys(("X", "W", "B", "Z", "slope"), FLOATS)
-    attrs = {**_conv_attrs(), **activation_attrs()}
+    attrs = {**conv_attrs(), **activation_attrs()}
     inplace = ((0, 3),)
 
     def infer(self, c: Call) -> list[Spec]:
         same_dtype(c, 0, 1, 2, 3, 4)
-        _, out = _conv_shapes(c, c.ins[0], c.ins[1])
+        _, out = conv_shapes(c, c.ins[0], c.ins[1])
         channels = (out.shape[1],)
-        _expect(c, 2, channels, "B")
-        _expect(c, 3, out.shape, "Z")
-        _expect(c, 4, channels, "slope")
+        expect(c, 2, channels, "B")
+        expect(c, 3, out.shape, "Z")
+        expect(c, 4, channels, "slope")
         activation_params(c)
         if (c["activation"] == "PRelu") != c.has(4):
             raise c.error("activation PRelu and the input slope come together")
@@ -225,7 +237,7 @@ class Conv(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         x, w = c.ins[0], c.ins[1]
-        window, out = _conv_shapes(c, x, w)
+        window, out = conv_shapes(c, x, w)
         place = window.ints()
         if x.dtype != DType.FLOAT or not place:
             return None
@@ -279,8 +291,8 @@ def transposed_window(c: Call, image: tuple[int, ...], kernel: tuple[int, ...]) 
     return Window(kernel, strides, dilations, before, out, image)
 
 
-def _transposed_shapes(c: Call) -> tuple[Window, Spec]:
-    x, w = c.ins[0], c.ins[1]
+def transposed_shapes(c: Call, x: Spec, w: Spec) -> tuple[Window, Spec]:
+    """Window and output specification of a transposed convolution of x [N, C, D...] with w [C, M/group, k...]."""
     if x.rank < 3 or w.rank != x.rank:
         raise c.error("X must be [N, C, D1, ...] and W [C, M/group, k1, ...] with at least one spatial axis")
     group = c["group"]
@@ -299,7 +311,7 @@ class ConvTranspose(Op):
     inputs, outputs = ("X", "W", "B?", "Z?"), ("Y",)
     dtypes = dict.fromkeys(("X", "W", "B", "Z"), FLOATS)
     attrs = {
-        **_conv_attrs(),
+        **conv_attrs(),
         "output_padding": Attr("ints"),
         "output_shape": Attr("ints"),
         **activation_attrs(),
@@ -308,9 +320,9 @@ class ConvTranspose(Op):
 
     def infer(self, c: Call) -> list[Spec]:
         same_dtype(c, 0, 1, 2, 3)
-        _, out = _transposed_shapes(c)
-        _expect(c, 2, (out.shape[1],), "B")
-        _expect(c, 3, out.shape, "Z")
+        _, out = transposed_shapes(c, c.ins[0], c.ins[1])
+        expect(c, 2, (out.shape[1],), "B")
+        expect(c, 3, out.shape, "Z")
         activation_params(c)
         if c["activation"] == "PRelu":
             raise c.error("activation PRelu is for Conv only")
@@ -319,21 +331,12 @@ class ConvTranspose(Op):
     def reference(self, c: Call, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None,
                   z: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
         window = transposed_window(c, x.shape[2:], w.shape[2:])
-        n, channels, group = x.shape[0], x.shape[1], c["group"]
-        m = w.shape[1]
-        wide, w = _wide(x), _wide(w)
-        parts = wide.reshape(n, group, channels // group, *window.out)
-        w = np.swapaxes(w.reshape(group, channels // group, m, *window.kernel), 1, 2)
-        y = np.zeros((n, group, m, *window.image), wide.dtype)
-        for tap, positions, elements in window.taps() if w.size and x.size else ():
-            part = parts[(..., *positions)]
-            product = w[(..., *tap)] @ part.reshape(*part.shape[:3], math.prod(part.shape[3:]))
-            y[(..., *elements)] += product.reshape(n, group, m, *part.shape[3:])
-        return _finish(c, y.reshape(n, group * m, *window.image), x.dtype, b, z)
+        y = unconvolve(_wide(x), _wide(w), window, c["group"])
+        return _finish(c, y, x.dtype, b, z)
 
     def bind(self, c: Call) -> Kernel | None:
         x = c.ins[0]
-        window, out = _transposed_shapes(c)
+        window, out = transposed_shapes(c, x, c.ins[1])
         place = window.ints()
         if x.dtype != DType.FLOAT or not place:
             return None
@@ -346,101 +349,3 @@ class ConvTranspose(Op):
 
     def macs(self, c: Call) -> int:
         return c.ins[0].size * math.prod(c.ins[1].shape[1:])
-
-
-def _check_zero_point(c: Call, index: int, like: int, channels: int = 0) -> None:
-    """A zero point is a scalar or [1], or [channels] where that is allowed, of the type of input `like`."""
-    if not c.has(index):
-        return
-    spec = c.ins[index]
-    if spec.shape not in ((), (1,)) and not (channels and spec.shape == (channels,)):
-        raise c.error(f"zero point (input {index}) must be a scalar{' or one for each channel' if channels else ''}")
-    if spec.dtype != c.ins[like].dtype:
-        raise c.error(f"zero point (input {index}) must have the element type of input {like}")
-
-
-def _centred(x: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
-    """x - zero_point as float64, in which sums of products of bytes are exact."""
-    x = x.astype(np.float64)
-    if zero_point is None:
-        return x
-    return x - zero_point.reshape((-1, *(1,) * (x.ndim - 1)) if zero_point.size > 1 else ())
-
-
-def _to_int32(x: np.ndarray) -> np.ndarray:
-    """Whole numbers as int32, wrapping around."""
-    return x.astype(np.int64).astype(np.int32)
-
-
-@op("ConvInteger", since=10)
-class ConvInteger(Op):
-    """Y = (x - x_zero_point) * (w - w_zero_point) in int32; w_zero_point a scalar or one for each output channel."""
-
-    inputs, outputs = ("x", "w", "x_zero_point?", "w_zero_point?"), ("y",)
-    dtypes = dict.fromkeys(("x", "w", "x_zero_point", "w_zero_point"), _BYTES)
-    attrs = _conv_attrs()
-
-    def infer(self, c: Call) -> list[Spec]:
-        _, out = _conv_shapes(c, c.ins[0], c.ins[1])
-        _check_zero_point(c, 2, 0)
-        _check_zero_point(c, 3, 1, out.shape[1])
-        return [Spec(DType.INT32, out.shape)]
-
-    def reference(self, c: Call, x: np.ndarray, w: np.ndarray, x_zero: np.ndarray | None = None,
-                  w_zero: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
-        window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
-        return _to_int32(convolve(_centred(x, x_zero), _centred(w, w_zero), window, c["group"]))
-
-    def macs(self, c: Call) -> int:
-        return c.outs[0].size * math.prod(c.ins[1].shape[1:])
-
-
-@op("QLinearConv", since=10)
-class QLinearConv(Op):
-    """y = saturate(round((x * w + B) * x_scale * w_scale / y_scale) + y_zero_point), with zero points taken off x and
-    w, B in int32 (scale x_scale * w_scale), ties to even; w_scale and w_zero_point for each output channel or one."""
-
-    inputs = ("x", "x_scale", "x_zero_point", "w", "w_scale", "w_zero_point", "y_scale", "y_zero_point", "B?")
-    outputs = ("y",)
-    dtypes = {
-        **dict.fromkeys(("x", "x_zero_point", "w", "w_zero_point", "y_zero_point"), _BYTES),
-        **{name: frozenset({DType.FLOAT}) for name in ("x_scale", "w_scale", "y_scale")},
-        "B": frozenset({DType.INT32}),
-    }
-    attrs = _conv_attrs()
-
-    def infer(self, c: Call) -> list[Spec]:
-        _, out = _conv_shapes(c, c.ins[0], c.ins[3])
-        channels = out.shape[1]
-        _check_zero_point(c, 2, 0)
-        _check_zero_point(c, 5, 3, channels)
-        _check_zero_point(c, 7, 7)
-        for index, many in ((1, 0), (4, channels), (6, 0)):
-            if c.ins[index].shape not in ((), (1,)) and not (many and c.ins[index].shape == (many,)):
-                raise c.error(f"scale (input {index}) must be a scalar{' or one for each channel' if many else ''}")
-        _expect(c, 8, (channels,), "B")
-        return [Spec(c.ins[7].dtype, out.shape)]
-
-    def reference(self, c: Call, x: np.ndarray, x_scale: np.ndarray, x_zero: np.ndarray, w: np.ndarray,
-                  w_scale: np.ndarray, w_zero: np.ndarray, y_scale: np.ndarray, y_zero: np.ndarray,
-                  b: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
-        window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
-        y = convolve(_centred(x, x_zero), _centred(w, w_zero), window, c["group"])
-        if b is not None:
-            y = y + _per_channel(b, y.ndim)
-        scale = x_scale.reshape(()) * w_scale / y_scale.reshape(())
-        if scale.size > 1:
-            scale = _per_channel(scale, y.ndim)
-        return requantize(y, scale.reshape(scale.shape if scale.size > 1 else ()), y_zero)
-
-    def macs(self, c: Call) -> int:
-        return c.outs[0].size * math.prod(c.ins[3].shape[1:])
-
-
-def requantize(total: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
-    """saturate(round(total * scale) + zero_point) in the zero point's type; the product in float32, ties to even."""
-    limits = np.iinfo(zero_point.dtype)
-    with np.errstate(all="ignore"):
-        y = np.rint(_to_int32(total).astype(np.float32) * scale.astype(np.float32))
-        y = y + zero_point.reshape(zero_point.shape if zero_point.size > 1 else ()).astype(np.float32)
-        return np.clip(np.nan_to_num(y), limits.min, limits.max).astype(zero_point.dtype)

@@ -9,7 +9,8 @@ import numpy as np
 
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
-from evort.ops.conv import requantize, same_dtype
+from evort.ops.conv import same_dtype
+from evort.ops.requantize import requantize
 from evort.types import FLOATS, INTS, DType, Spec
 
 _BYTES = frozenset({DType.INT8, DType.UINT8})

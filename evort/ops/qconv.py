@@ -1,0 +1,208 @@
+"""Convolutions of integers: QLinearConv, ConvInteger, QLinearConvTranspose.
+
+The window is that of the float convolutions (conv.py); sums of products are exact, and what follows them is defined in
+requantize.py. Where the kernels take an operand as known (scales, zero points, weights), it must be a constant.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from evort.ops.activation import activation_attrs, check_activation
+from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.ops.conv import (
+    conv_attrs,
+    conv_shapes,
+    conv_window,
+    convolve,
+    expect,
+    per_channel,
+    transposed_shapes,
+    transposed_window,
+    unconvolve,
+)
+from evort.ops.requantize import finish, plain_scale, to_int32
+from evort.types import DType, Spec
+
+_BYTES = frozenset({DType.INT8, DType.UINT8})
+_INTS = _BYTES | {DType.INT16}
+_FLOAT = frozenset({DType.FLOAT})
+
+# Indices of the inputs.
+_X, _X_SCALE, _X_ZERO, _W, _W_SCALE, _W_ZERO, _Y_SCALE, _Y_ZERO, _B, _Z, _Z_SCALE, _Z_ZERO = range(12)
+
+
+def _check_scalar(c: Call, index: int, what: str, channels: int = -1) -> None:
+    """A scale or zero point is a scalar or [1], or [channels] where that is given."""
+    if c.has(index) and c.ins[index].shape not in ((), (1,), (channels,)):
+        raise c.error(f"{what} (input {index}) must be a scalar{'' if channels < 0 else ' or one for each channel'}")
+
+
+def _check_zero_point(c: Call, index: int, like: int, channels: int = -1) -> None:
+    _check_scalar(c, index, "zero point", channels)
+    if c.has(index) and c.ins[index].dtype != c.ins[like].dtype:
+        raise c.error(f"zero point (input {index}) must have the element type of input {like}")
+
+
+def _centred(x: np.ndarray, zero_point: np.ndarray | None, axis: int = 0) -> np.ndarray:
+    """x - zero_point as float64, in which sums of products of 8 and 16 bits are exact; a vector of zero points is one
+    for each index of the axis."""
+    x = x.astype(np.float64)
+    if zero_point is None:
+        return x
+    spread = [1] * x.ndim
+    spread[axis] = -1
+    return x - zero_point.reshape(spread if zero_point.size > 1 else ())
+
+
+@op("ConvInteger", since=10)
+class ConvInteger(Op):
+    """Y = (x - x_zero_point) * (w - w_zero_point) in int32; w_zero_point a scalar or one for each output channel."""
+
+    inputs, outputs = ("x", "w", "x_zero_point?", "w_zero_point?"), ("y",)
+    dtypes = dict.fromkeys(("x", "w", "x_zero_point", "w_zero_point"), _BYTES)
+    attrs = conv_attrs()
+
+    def infer(self, c: Call) -> list[Spec]:
+        _, out = conv_shapes(c, c.ins[0], c.ins[1])
+        _check_zero_point(c, 2, 0)
+        _check_zero_point(c, 3, 1, out.shape[1])
+        return [Spec(DType.INT32, out.shape)]
+
+    def reference(self, c: Call, x: np.ndarray, w: np.ndarray, x_zero: np.ndarray | None = None,
+                  w_zero: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
+        return to_int32(convolve(_centred(x, x_zero), _centred(w, w_zero), window, c["group"]))
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * math.prod(c.ins[1].shape[1:])
+
+
+_QLINEAR_INPUTS = (
+    "x", "x_scale", "x_zero_point", "w", "w_scale", "w_zero_point", "y_scale?", "y_zero_point?", "B?", "Z?",
+    "z_scale?", "z_zero_point?",
+)  # fmt: skip
+_QLINEAR_DTYPES = {
+    "x": _INTS | _FLOAT,
+    "x_zero_point": _INTS,
+    **dict.fromkeys(("w", "w_zero_point"), _BYTES),
+    **dict.fromkeys(("y_zero_point", "z_zero_point"), _INTS),
+    "Z": _INTS | _FLOAT,
+    **dict.fromkeys(("x_scale", "w_scale", "y_scale", "z_scale"), _FLOAT),
+    "B": frozenset({DType.INT32}),
+}
+
+
+def _infer(c: Call, out: Spec) -> list[Spec]:
+    """The output of a quantized convolution of that shape. Raises ShapeError for operands that do not fit."""
+    channels = out.shape[1]
+    for index, many in ((_X_SCALE, -1), (_W_SCALE, channels), (_Y_SCALE, -1), (_Z_SCALE, -1)):
+        _check_scalar(c, index, "scale", many)
+    _check_zero_point(c, _X_ZERO, _X_ZERO if c.ins[_X].dtype == DType.FLOAT else _X)
+    _check_zero_point(c, _W_ZERO, _W, channels)
+    _check_zero_point(c, _Y_ZERO, _Y_ZERO)
+    _check_zero_point(c, _Z_ZERO, _Z)
+    if c.has(_Y_SCALE) != c.has(_Y_ZERO):
+        raise c.error("y_scale and y_zero_point come together; a float32 result has neither")
+    expect(c, _B, (channels,), "B")
+    expect(c, _Z, out.shape, "Z")
+    if not c.has(_Z) and (c.has(_Z_SCALE) or c.has(_Z_ZERO)):
+        raise c.error("z_scale and z_zero_point are for Z, which is absent")
+    if c.has(_Z) and (c.ins[_Z].dtype == DType.FLOAT) == c.has(_Z_SCALE):
+        raise c.error("z_scale comes with a quantized Z, and only with one")
+    check_activation(c)
+    return [Spec(c.ins[_Y_ZERO].dtype if c.has(_Y_ZERO) else DType.FLOAT, out.shape)]
+
+
+def _quantized(x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """A float image as it is read: saturate(round(x / scale) + zero)."""
+    if x.dtype != np.float32:
+        return x
+    limits = np.iinfo(zero.dtype)
+    with np.errstate(all="ignore"):
+        y = np.rint(x / plain_scale(scale)).astype(np.float64) + int(zero.reshape(()))
+        return np.clip(np.where(np.isnan(y), limits.min, y), limits.min, limits.max).astype(zero.dtype)
+
+
+def _finish(c: Call, total: np.ndarray, ins: list[np.ndarray | None]) -> np.ndarray:
+    """From exact sums to the result."""
+    if ins[_B] is not None:
+        total = total + per_channel(ins[_B], total.ndim)
+    if ins[_X_ZERO].dtype.itemsize == 1:
+        total = to_int32(total)
+    scale = plain_scale(ins[_X_SCALE]) * plain_scale(ins[_W_SCALE])
+    scale = per_channel(scale, total.ndim) if scale.size > 1 else scale
+    return finish(c, total, scale, ins[_Y_SCALE], ins[_Y_ZERO], ins[_Z], ins[_Z_SCALE], ins[_Z_ZERO])
+
+
+def _all(ins: tuple[np.ndarray | None, ...]) -> list[np.ndarray | None]:
+    return [*ins, *(None for _ in range(12 - len(ins)))]
+
+
+@op("QLinearConv", since=10)
+class QLinearConv(Op):
+    """y = quantize(activation((x * w + B) * x_scale * w_scale + (Z - z_zero_point) * z_scale)), with zero points taken
+    off x and w; w_scale and w_zero_point for each output channel or one. x [N, C, D...], w [M, C/group, k...], B [M]
+    int32, Z and y [N, M, D'...].
+
+    Extensions of evort: float32 x is quantized as it is read; y is float32 without y_scale and y_zero_point; x, y and
+    Z may be int16; Z (float32, or quantized with z_scale) and the activation; presum, see QLinearMatMul."""
+
+    inputs, outputs = _QLINEAR_INPUTS, ("y",)
+    dtypes = _QLINEAR_DTYPES
+    attrs = {**conv_attrs(), "presum": Attr("int", 0), **activation_attrs()}
+    inplace = ((0, _Z),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        _, out = conv_shapes(c, c.ins[_X], c.ins[_W])
+        if c["presum"] < 0:
+            raise c.error("presum must not be negative")
+        return _infer(c, out)
+
+    def reference(self, c: Call, *ins: np.ndarray | None) -> np.ndarray:
+        given = _all(ins)
+        x, w = _quantized(given[_X], given[_X_SCALE], given[_X_ZERO]), given[_W]
+        window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
+        total = convolve(_centred(x, given[_X_ZERO]), _centred(w, given[_W_ZERO]), window, c["group"])
+        return _finish(c, total, given)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return None
+
+    def macs(self, c: Call) -> int:
+        return c.outs[0].size * math.prod(c.ins[_W].shape[1:])
+
+
+@op("QLinearConvTranspose", since=1, domain="evort")
+class QLinearConvTranspose(Op):
+    """The transpose of QLinearConv's convolution, as ConvTranspose is Conv's: w [C, M/group, k...], w_scale and
+    w_zero_point for each output channel or one, the rest as in QLinearConv."""
+
+    inputs, outputs = _QLINEAR_INPUTS, ("y",)
+    dtypes = _QLINEAR_DTYPES
+    attrs = {**conv_attrs(), "output_padding": Attr("ints"), "output_shape": Attr("ints"), **activation_attrs()}
+    inplace = ((0, _Z),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        _, out = transposed_shapes(c, c.ins[_X], c.ins[_W])
+        return _infer(c, out)
+
+    def reference(self, c: Call, *ins: np.ndarray | None) -> np.ndarray:
+        given = _all(ins)
+        x, w, group = _quantized(given[_X], given[_X_SCALE], given[_X_ZERO]), given[_W], c["group"]
+        window = transposed_window(c, x.shape[2:], w.shape[2:])
+        zero = given[_W_ZERO]
+        # One zero point for each output channel: w's second axis, group by group.
+        parts = w.reshape(group, w.shape[0] // group, *w.shape[1:]).astype(np.float64)
+        if zero is not None:
+            parts = parts - (zero.reshape(group, 1, -1, *(1,) * (w.ndim - 2)) if zero.size > 1 else zero.reshape(()))
+        total = unconvolve(_centred(x, given[_X_ZERO]), parts.reshape(w.shape), window, group)
+        return _finish(c, total, given)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return None
+
+    def macs(self, c: Call) -> int:
+        return c.ins[_X].size * math.prod(c.ins[_W].shape[1:])
