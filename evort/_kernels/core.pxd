@@ -68,6 +68,40 @@ cdef extern from "gemm.h" nogil:
         int32_t bias_axis, activation
         float a, b
 
+cdef extern from "qgemm.h" nogil:
+    int EV_QMR, EV_QNR, EV_QMC
+    ctypedef struct ev_qoperand:
+        const void *data
+        int64_t rs, cs
+        int32_t type, as_type
+        float scale
+        const void *zero
+        int64_t zero_step
+    ctypedef struct ev_requant:
+        const float *scale
+        const void *bias
+        const void *residual
+        int64_t ldr
+        const float *slope
+        float factor
+        int32_t scale_axis, bias_axis, bias_type
+        int32_t residual_type, residual_zero
+        float residual_scale
+        int32_t activation
+        float a, b
+        int32_t type
+        float y_scale
+        int32_t y_zero, lo, hi
+        int32_t alpha, beta
+    ctypedef struct ev_sums:
+        int64_t i0, j0, m, n
+        const int32_t *sum
+        const int64_t *wide
+        const int32_t *row_add
+        const int32_t *col_add
+        void *c
+        int64_t ldc
+
 cdef extern from "interpolate.h" nogil:
     ctypedef struct ev_axis:
         int32_t size, stride, taps, padding
@@ -133,6 +167,12 @@ cdef extern from "ukr.h" nogil:
                              int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
         void (*pair_panels_u8)(int64_t n, int64_t k, int64_t sj, int64_t sp, int flip, const uint8_t *zeros,
                                int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
+        void (*qgemm_i16)(int64_t m, int64_t n, int64_t pairs, const int16_t *a, int64_t lda, const int16_t *b, int add,
+                          int32_t *c) noexcept nogil
+        void (*qrows)(const ev_qoperand *a, int64_t i0, int64_t m, int64_t p0, int64_t k, int16_t *dst) noexcept nogil
+        void (*qpanels)(const ev_qoperand *b, int64_t p0, int64_t k, int64_t j0, int64_t n,
+                        int16_t *dst) noexcept nogil
+        void (*qfinish)(const ev_requant *q, const ev_sums *s) noexcept nogil
         void (*gemv_rows_f32)(int64_t n, int64_t k, double alpha, const void *x, int64_t incx, const void *w,
                               int64_t ld, void *y) noexcept nogil
         void (*gemv_dot_f32)(int64_t n, int64_t k, double alpha, const void *x, const void *w, int64_t ld, void *y,

@@ -12,6 +12,8 @@
 #include "cast_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
+#include "qgemm_body.h"
+#include "requant_body.h"
 #include "reduce_body.h"
 #include "normalize_body.h"
 #include "pool_body.h"

@@ -1,0 +1,259 @@
+"""Blocked quantized matrix products over the micro-kernels of ukr/qgemm_body.h.
+
+    for columns in blocks of nc (a thread's share of N)
+      for rows in blocks of mi                               sums of [mi, nc] stay in L2; all rows where K is one block
+        for p in blocks of kc
+          B[kc, nc], less its zero points, to panels of pairs   in L2, at most B_BYTES a thread
+          for rows in blocks of mc
+            A[mc, kc], less its zero points, to rows of pairs
+            for each panel of B                                 in L1: kc x 16
+              micro-kernel: sums of mc rows (ukr/qgemm_body.h)
+              after the last p: requantization (ukr/requant_body.h)
+
+int16 operands: a block of kc products of 16 by 8 bits fits int32 (KC), and blocks add up in int64. Their zero point is
+not taken off, as the difference may not fit 16 bits: sum (x - z) w = sum x w - z sum w.
+"""
+from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_INT16, EV_INT32, EV_QMC, EV_QMR, EV_QNR, EV_UINT8, ev_qoperand,
+                                  ev_requant, ev_sums, ev_ukr, parallel_for, ukernels)
+from libc.stdint cimport int8_t, int16_t, uint8_t
+from libc.string cimport memset
+
+cdef const ev_ukr *K = ukernels()
+
+cdef float ONE = 1
+
+cdef enum:
+    KC = 496                     # at most 510, as 255 pairs of products of 16 by 8 bits fit int32
+    B_BYTES = 80 * 1024
+    SUM_BYTES = 128 * 1024
+    MACS_PER_THREAD = 1 << 17
+    SHARES_PER_THREAD = 3
+
+ctypedef struct Plan:
+    int64_t kc, nc, mc, mi       # block sizes
+    int64_t parts_m, parts_n     # the grid of shares
+    int64_t step_m, step_n       # size of a share
+    int64_t at_b, at_a, at_sums, at_wide, at_adds  # where a thread's scratch holds what; the stage is at 0
+    int64_t slot                 # scratch bytes of a thread
+
+ctypedef struct Job:
+    const ev_qgemm *g            # of the first matrix of the batch
+    int64_t stride_a, stride_b, stride_c
+    Plan plan
+
+
+cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline int64_t up_to(int64_t n, int64_t unit) noexcept nogil:
+    return ceil_div(n, unit) * unit
+
+
+cdef inline int64_t even_block(int64_t n, int64_t most, int64_t unit) noexcept nogil:
+    """The block size, a multiple of `unit`, that cuts n into equal blocks of at most `most`, another multiple."""
+    if n <= 0:
+        return unit
+    return up_to(ceil_div(n, ceil_div(n, most)), unit)
+
+
+cdef inline int64_t size_of(int32_t dtype) noexcept nogil:
+    return 4 if dtype in (EV_FLOAT, EV_INT32) else 2 if dtype == EV_INT16 else 1
+
+
+cdef void make_plan(Plan *plan, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs, bint wide) noexcept nogil:
+    cdef int64_t shares = max(1, min(<int64_t> threads, m * n * k // MACS_PER_THREAD))
+    cdef int64_t best = -1, cost, parts_m, step_m, step_n
+    if shares == threads > 1:    # more where there is much work: processors may be of different speed, or busy
+        shares *= max(1, min(<int64_t> SHARES_PER_THREAD, m * n * k // (4 * MACS_PER_THREAD * shares)))
+    for parts_m in range(1, shares + 1):
+        if shares % parts_m != 0:
+            continue
+        step_m = up_to(ceil_div(m, parts_m), EV_QMR)
+        step_n = up_to(ceil_div(n, shares // parts_m), EV_QNR)
+        cost = (step_m + 8) * step_n + step_m * 8       # each share packs its own B and A
+        if best < 0 or cost < best:
+            best = cost
+            plan.step_m, plan.step_n = step_m, step_n
+    plan.parts_m = ceil_div(m, plan.step_m)
+    plan.parts_n = ceil_div(n, plan.step_n)
+    plan.kc = even_block(k, KC, 16)
+    plan.nc = even_block(plan.step_n, max(<int64_t> EV_QNR, B_BYTES // (plan.kc * 2) // EV_QNR * EV_QNR), EV_QNR)
+    plan.mc = even_block(plan.step_m, EV_QMC, EV_QMR)
+    plan.mi = plan.mc
+    if k > plan.kc or wide:
+        plan.mi = even_block(plan.step_m, max(plan.mc, SUM_BYTES // (4 * plan.nc) // plan.mc * plan.mc), plan.mc)
+    cdef bint keeps = k > plan.kc or wide                # sums of a whole block [mi, nc]
+    plan.at_b = up_to(EV_QNR * plan.kc * 2 if packs else 0, 64)
+    plan.at_a = plan.at_b + plan.nc * plan.kc * 2
+    plan.at_sums = plan.at_a + up_to(plan.mc * plan.kc * 2, 64)
+    plan.at_wide = plan.at_sums + 4 * (plan.mi * plan.nc if keeps and not wide else plan.mc * EV_QNR)
+    plan.at_adds = plan.at_wide + (8 * plan.mi * plan.nc if wide else 0)
+    plan.slot = up_to(plan.at_adds + (4 * (plan.mc + plan.nc) if wide else 0), 64)
+
+
+cdef int64_t qgemm_scratch(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs,
+                           bint wide) noexcept nogil:
+    cdef Plan plan
+    if m <= 0 or n <= 0 or count <= 0:
+        return 0
+    make_plan(&plan, m, n, k, <int32_t> max(1, threads // count), packs, wide)
+    return plan.slot * min(<int64_t> threads, count * plan.parts_m * plan.parts_n)
+
+
+cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    """Computes shares [begin, end) of the batch's results."""
+    cdef Job *job = <Job *> ctx
+    cdef Plan *plan = &job.plan
+    cdef int64_t item, index, i, j, per_matrix = plan.parts_m * plan.parts_n
+    cdef ev_qgemm g
+    for item in range(begin, end):
+        index = item // per_matrix
+        g = job.g[0]
+        g.a.data = <const char *> g.a.data + index * job.stride_a * size_of(g.a.type)
+        g.b.data = <const char *> g.b.data + index * job.stride_b * size_of(g.b.type)
+        g.c = <char *> g.c + index * job.stride_c * size_of(g.q.type)
+        if g.q.residual != NULL:
+            g.q.residual = <const char *> g.q.residual + index * job.stride_c * size_of(g.q.residual_type)
+        i = item % per_matrix // plan.parts_n * plan.step_m
+        j = item % plan.parts_n * plan.step_n
+        share(plan, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n),
+              <char *> g.scratch + worker * plan.slot)
+
+
+cdef void share(const Plan *plan, const ev_qgemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin, int64_t j_end,
+                char *scratch) noexcept nogil:
+    """C[i_begin:i_end, j_begin:j_end]."""
+    cdef int16_t *b = <int16_t *> (scratch + plan.at_b)
+    cdef int16_t *a = <int16_t *> (scratch + plan.at_a)
+    cdef int32_t *kept = <int32_t *> (scratch + plan.at_sums)
+    cdef int64_t *wide = <int64_t *> (scratch + plan.at_wide)
+    cdef int32_t *sums
+    cdef bint is_wide = g.a.type == EV_INT16 or g.b.type == EV_INT16 or is_int16(&g.a) or is_int16(&g.b)
+    cdef bint keeps = g.k > plan.kc or is_wide
+    cdef int64_t mi = plan.mi if keeps else i_end - i_begin, i1, i0, j0, j, p0, mb, nb, kb, pairs, ii
+    cdef bint last
+    cdef ev_sums s
+    memset(&s, 0, sizeof(s))
+    s.c, s.ldc = g.c, g.ldc
+    j0 = j_begin
+    while j0 < j_end:
+        nb = min(plan.nc, j_end - j0)
+        i1 = i_begin
+        while i1 < i_end:
+            p0 = 0
+            last = False
+            while not last:                              # once even for k == 0
+                kb = min(plan.kc, g.k - p0)
+                last = p0 + kb >= g.k
+                pairs = (kb + 1) // 2
+                pack_b(g, p0, kb, j0, nb, scratch, b)
+                i0 = i1
+                while i0 < min(i1 + mi, i_end):
+                    mb = min(plan.mc, min(i1 + mi, i_end) - i0)
+                    K.qrows(&g.a, i0, mb, p0, kb, a)
+                    j = 0
+                    while j < nb:
+                        s.i0, s.m, s.j0, s.n = i0, mb, j0 + j, min(<int64_t> EV_QNR, nb - j)
+                        ii = (j // EV_QNR * plan.mi + i0 - i1) * EV_QNR if keeps else 0
+                        sums = kept if is_wide else kept + ii
+                        K.qgemm_i16(mb, s.n, pairs, a, pairs, b + j * pairs * 2, keeps and not is_wide and p0 > 0, sums)
+                        if is_wide:
+                            add_wide(g, mb, pairs, a, b + j * pairs * 2, sums, p0 > 0, wide + ii)
+                            s.wide = wide + ii
+                        s.sum = sums
+                        if last:
+                            K.qfinish(&g.q, &s)
+                        j += EV_QNR
+                    i0 += plan.mc
+                p0 += kb
+            i1 += mi
+        j0 += plan.nc
+
+
+cdef inline bint is_int16(const ev_qoperand *x) noexcept nogil:
+    return x.type == EV_FLOAT and x.as_type == EV_INT16
+
+
+cdef inline int64_t zero_of(const ev_qoperand *x) noexcept nogil:
+    """The zero point of an int16 operand, which stays in its elements; else 0."""
+    if x.zero == NULL or not (x.type == EV_INT16 or is_int16(x)):
+        return 0
+    return (<const int16_t *> x.zero)[0]
+
+
+cdef void add_wide(const ev_qgemm *g, int64_t m, int64_t pairs, const int16_t *a, const int16_t *b, const int32_t *sums,
+                   bint add, int64_t *wide) noexcept nogil:
+    """Adds the sums of a block to those in 64 bits, less what the zero points of int16 operands come to."""
+    cdef int64_t za = zero_of(&g.a), zb = zero_of(&g.b), i, j, p, ra
+    cdef int64_t[16] of_b      # EV_QNR
+    memset(&of_b[0], 0, sizeof(of_b))
+    if za != 0:
+        for p in range(pairs):
+            for j in range(EV_QNR):
+                of_b[j] += za * (b[(p * EV_QNR + j) * 2] + b[(p * EV_QNR + j) * 2 + 1])
+    for i in range(m):
+        ra = 0
+        if zb != 0:
+            for p in range(2 * pairs):
+                ra += a[i * 2 * pairs + p]
+            ra *= zb
+        for j in range(EV_QNR):
+            wide[i * EV_QNR + j] = (wide[i * EV_QNR + j] if add else 0) + sums[i * EV_QNR + j] - of_b[j] - ra
+
+
+cdef void pack_b(const ev_qgemm *g, int64_t p0, int64_t kb, int64_t j0, int64_t nb, void *stage,
+                 int16_t *panels) noexcept nogil:
+    """B[p0:p0+kb, j0:j0+nb] as panels of pairs."""
+    cdef ev_qoperand x = g.b
+    cdef int64_t j = 0
+    if g.pack == NULL:
+        K.qpanels(&g.b, p0, kb, j0, nb, panels)
+        return
+    x.data, x.rs, x.cs = stage, EV_QNR, 1
+    while j < nb:
+        g.pack(g.pack_ctx, p0, kb, j0 + j, min(<int64_t> EV_QNR, nb - j), stage)
+        if g.b.zero != NULL:
+            x.zero = <const char *> g.b.zero + (j0 + j) * g.b.zero_step * size_of(g.b.type)
+        K.qpanels(&x, 0, kb, 0, min(<int64_t> EV_QNR, nb - j), panels)
+        panels += (kb + 1) // 2 * 2 * EV_QNR
+        j += EV_QNR
+
+
+cdef void qgemm_batch(const ev_qgemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
+                      int64_t stride_c) noexcept nogil:
+    cdef Job job
+    cdef int64_t items, grain
+    cdef bint wide = g.a.type == EV_INT16 or g.b.type == EV_INT16 or is_int16(&g.a) or is_int16(&g.b)
+    if g.m <= 0 or g.n <= 0 or count <= 0:
+        return
+    job.g, job.stride_a, job.stride_b, job.stride_c = g, stride_a, stride_b, stride_c
+    make_plan(&job.plan, g.m, g.n, g.k, <int32_t> max(1, g.threads // count), g.pack != NULL, wide)
+    items = count * job.plan.parts_m * job.plan.parts_n
+    grain = max(1, MACS_PER_THREAD // max(1, job.plan.step_m * job.plan.step_n * g.k))
+    parallel_for(shares, &job, items, grain if count > 1 else 1, <int32_t> min(<int64_t> g.threads, items))
+
+
+cdef void qgemm(const ev_qgemm *g) noexcept nogil:
+    qgemm_batch(g, 1, 0, 0, 0)
+
+
+cdef void qgemm_init(ev_qgemm *g, int64_t m, int64_t n, int64_t k, const void *a, int32_t a_type, const void *b,
+                     int32_t b_type, void *c, int32_t c_type) noexcept nogil:
+    memset(g, 0, sizeof(ev_qgemm))
+    g.m, g.n, g.k = m, n, k
+    g.a.data, g.a.rs, g.a.cs, g.a.type = a, k, 1, a_type
+    g.b.data, g.b.rs, g.b.cs, g.b.type = b, n, 1, b_type
+    g.a.scale = g.b.scale = 1
+    g.c, g.ldc = c, n
+    g.q.type = c_type
+    g.q.scale, g.q.factor, g.q.y_scale, g.q.residual_scale = &ONE, 1, 1, 1
+    g.q.ldr = n
+    g.q.alpha = 1
+    if c_type == EV_UINT8:
+        g.q.lo, g.q.hi = 0, 255
+    elif c_type == EV_INT8:
+        g.q.lo, g.q.hi = -128, 127
+    elif c_type == EV_INT16:
+        g.q.lo, g.q.hi = -32768, 32767
+    g.threads = 1

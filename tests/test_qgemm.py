@@ -1,0 +1,186 @@
+"""The quantized matrix product against int64 NumPy, and its epilogue against float32 NumPy, bit for bit: every
+instruction set, one and two threads, extremes of all types."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evort._kernels import core
+from evort.ops.activation import ACTIVATIONS
+
+SOURCE = """
+# cython: language_level=3
+from evort._kernels.core cimport EV_BIAS_COLUMN, EV_BIAS_NONE, EV_BIAS_ROW
+from evort._kernels.qgemm cimport ev_qgemm, qgemm_batch, qgemm_init, qgemm_scratch
+from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libc.string cimport memcpy
+
+ctypedef struct Panels:
+    const char *b
+    int64_t rs, cs, size
+
+cdef void pack(const void *ctx, int64_t p0, int64_t kc, int64_t j0, int64_t nc, void *dst) noexcept nogil:
+    cdef const Panels *w = <const Panels *> ctx
+    cdef char *out = <char *> dst
+    cdef int64_t j, p, i
+    for j in range(0, nc, 16):
+        for p in range(kc):
+            for i in range(16):                 # columns past nc: rubbish
+                if j + i < nc:
+                    memcpy(out, w.b + ((p0 + p) * w.rs + (j0 + j + i) * w.cs) * w.size, w.size)
+                else:
+                    out[0] = 77
+                out += w.size
+
+cdef const void *at(x) except? NULL:
+    cdef uintptr_t address = 0 if x is None else x.ctypes.data
+    return <const void *> address
+
+AXIS = {None: EV_BIAS_NONE, "row": EV_BIAS_ROW, "column": EV_BIAS_COLUMN}
+
+def scratch_bytes(int64_t count, int64_t m, int64_t n, int64_t k, int threads, bint packs, bint wide):
+    return qgemm_scratch(count, m, n, k, threads, packs, wide)
+
+def product(dict o, int threads=1):
+    cdef ev_qgemm g
+    cdef Panels w
+    a, b, c = o["a"], o["b"], o["c"]
+    cdef int64_t m = a.shape[-2], k = a.shape[-1], n = b.shape[-1]
+    types = o["types"]                          # of a, b, c and the residual; what float32 operands become
+    qgemm_init(&g, m, n, k, at(a), types[0], at(b), types[1], <void *> at(c), types[2])
+    g.a.rs, g.a.cs = a.strides[-2] // a.itemsize, a.strides[-1] // a.itemsize
+    g.b.rs, g.b.cs = b.strides[-2] // b.itemsize, b.strides[-1] // b.itemsize
+    g.ldc = c.strides[-2] // c.itemsize
+    g.a.as_type, g.b.as_type = o["as_types"]
+    g.a.scale, g.b.scale = o["in_scales"]
+    g.a.zero, g.b.zero = at(o["a_zero"]), at(o["b_zero"])
+    g.a.zero_step, g.b.zero_step = len(o["a_zero"]) > 1, len(o["b_zero"]) > 1
+    if o.get("packs"):
+        w.b, w.rs, w.cs, w.size = <const char *> at(b), g.b.rs, g.b.cs, b.itemsize
+        g.pack, g.pack_ctx, g.b.data = pack, &w, NULL
+    g.presum, g.weights_in_b = o.get("presum", 0), o.get("weights_in_b", False)
+    g.q.scale, g.q.scale_axis, g.q.factor = <const float *> at(o["scale"]), AXIS[o["scale_axis"]], o["factor"]
+    bias, z, slope = o.get("bias"), o.get("z"), o.get("slope")
+    if bias is not None:
+        g.q.bias, g.q.bias_type, g.q.bias_axis = at(bias), o["bias_type"], AXIS[o["bias_axis"]]
+    if z is not None:
+        g.q.residual, g.q.residual_type, g.q.ldr = at(z), types[3], z.strides[-2] // z.itemsize
+        g.q.residual_zero, g.q.residual_scale = o["z_zero"], o["z_scale"]
+    g.q.slope = <const float *> at(slope)
+    g.q.activation, g.q.a, g.q.b = o["activation"]
+    g.q.y_scale, g.q.y_zero = o["y_scale"], o["y_zero"]
+    if "range" in o:
+        g.q.lo, g.q.hi = o["range"]
+    g.q.alpha, g.q.beta = o.get("alpha", 1), o.get("beta", 0)
+    cdef int64_t count = c.shape[0] if c.ndim == 3 else 1, sa = 0, sb = 0, sc = 0
+    if c.ndim == 3:
+        sa = a.strides[0] // a.itemsize if a.ndim == 3 else 0
+        sb = b.strides[0] // b.itemsize if b.ndim == 3 else 0
+        sc = c.strides[0] // c.itemsize
+    wide = 5 in types[:2] or 5 in o["as_types"]
+    need = qgemm_scratch(count, m, n, k, threads, g.pack != NULL, wide)
+    memory = o["memory"](need)
+    g.threads, g.scratch = threads, <void *> at(memory)
+    with nogil:
+        qgemm_batch(&g, count, sa, sb, sc)
+"""
+
+TYPE = {np.dtype(x): i for x, i in ((np.float32, 1), (np.uint8, 2), (np.int8, 3), (np.int16, 5), (np.int32, 6))}
+
+
+@pytest.fixture(scope="module")
+def client(native):
+    return native("qgemm_client", SOURCE)
+
+
+def memory(size):
+    """`size` bytes aligned to 64, full of rubbish, and a canary behind them."""
+    raw = np.full(size + 192, 0x5A, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size + 64]
+
+
+def array(rng, dtype, shape, extreme, order=0):
+    info = np.iinfo(dtype)
+    if extreme:
+        x = rng.choice(np.array([info.min, info.min + 1, 0, info.max], dtype), shape)
+    else:
+        x = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    if order == 1:
+        return np.swapaxes(np.ascontiguousarray(np.swapaxes(x, -1, -2)), -1, -2)
+    if order == 2:
+        wide = np.zeros((*shape[:-1], shape[-1] + 3), dtype)
+        wide[..., :-3] = x
+        return wide[..., :-3]
+    return x
+
+
+def defaults(a, b, c, **more):
+    """What `product` needs, with nothing but the sums asked for."""
+    as_types = more.pop("as_types", (0, 0))
+    o = {
+        "a": a, "b": b, "c": c, "as_types": as_types, "in_scales": (1.0, 1.0),
+        "a_zero": np.zeros(1, np.int64), "b_zero": np.zeros(1, np.int64),
+        "scale": np.ones(1, np.float32), "scale_axis": None, "factor": 1.0, "activation": (0, 0.0, 0.0),
+        "y_scale": 1.0, "y_zero": 0, "memory": memory,
+    }  # fmt: skip
+    o.update(more)
+    z = o.get("z")
+    o["types"] = (TYPE[a.dtype], TYPE[b.dtype], TYPE[c.dtype], 0 if z is None else TYPE[z.dtype])
+    return o
+
+
+def every_way(client, o, threads=(1, 2)):
+    """The result on every instruction set and number of threads; they must be the same bits."""
+    kept = None
+    old = o["c"].copy()
+    active = core.isa()
+    try:
+        for name in core.available_isas():
+            core.select_isa(name)
+            for count in threads:
+                o["c"][...] = old
+                client.product(o, count)
+                if kept is None:
+                    kept = o["c"].copy()
+                np.testing.assert_array_equal(kept.view(np.uint8), np.ascontiguousarray(o["c"]).view(np.uint8))
+    finally:
+        core.select_isa(active)
+    return kept
+
+
+sizes = st.one_of(st.integers(1, 8), st.integers(9, 70))
+depths = st.one_of(st.integers(0, 40), st.sampled_from([63, 64, 65, 495, 496, 497, 700, 1100]))
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_sums_are_exact(client, data):
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    m, n, k = draw(sizes), draw(sizes), draw(depths)
+    a_type, b_type = draw(st.sampled_from([np.int8, np.uint8])), draw(st.sampled_from([np.int8, np.uint8]))
+    which = draw(st.integers(0, 5))  # one in six: 16 bits by 8
+    if which == 0:
+        a_type = np.int16
+    elif which == 1:
+        b_type = np.int16
+    extreme = draw(st.booleans())
+    a = array(rng, a_type, (m, k), extreme, draw(st.integers(0, 2)))
+    b = array(rng, b_type, (k, n), extreme, draw(st.integers(0, 2)))
+    each = which > 1 and draw(st.booleans())
+    a_zero = array(rng, a_type, (m if each else 1,), extreme)
+    b_zero = array(rng, b_type, (n if each else 1,), extreme)
+    bias_axis = draw(st.sampled_from(["row", "column", None]))
+    bias = rng.integers(-(10**6), 10**6, m if bias_axis == "row" else n).astype(np.int32)
+    alpha, beta = draw(st.sampled_from([(1, 0), (-3, 2), (1, 1)]))
+    c = rng.integers(-100, 100, (m, n + draw(st.integers(0, 3)))).astype(np.int32)[:, :n]
+    o = defaults(a, b, c, a_zero=a_zero, b_zero=b_zero, bias=None if bias_axis is None else bias, bias_axis=bias_axis,
+                 bias_type=6, alpha=alpha, beta=beta, packs=draw(st.booleans()))  # fmt: skip
+    sums = (a.astype(np.int64) - a_zero.astype(np.int64).reshape(-1, 1)) @ (b.astype(np.int64) - b_zero)
+    want = alpha * sums + beta * c.astype(np.int64)
+    if bias_axis:
+        want = want + (bias.reshape(-1, 1) if bias_axis == "row" else bias)
+    got = every_way(client, o)
+    np.testing.assert_array_equal(got, want.astype(np.int32))
