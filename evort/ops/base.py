@@ -166,6 +166,7 @@ class Op:
     dtypes: the element types allowed, by input name; all where a name is missing.
     inplace: pairs (output, input): the driver may write the output over the input where both have the same shape
       and item size (element i of the output depends on no other element of that input than i).
+    unread: optional inputs that change nothing, so that the converter need not compute them.
     deterministic: false for random operators (never folded, never merged).
     """
 
@@ -179,6 +180,7 @@ class Op:
     attrs: ClassVar[dict[str, Attr]] = {}
     dtypes: ClassVar[dict[str, frozenset[DType]]] = {}
     inplace: ClassVar[tuple[tuple[int, int], ...]] = ()
+    unread: ClassVar[frozenset[str]] = frozenset()
     deterministic: ClassVar[bool] = True
     # The reference gets bfloat16, float8 and float4 operands as their bits. Where false, they are widened to float32
     # before and rounded after.

@@ -185,6 +185,7 @@ class LookupTable3D(Op):
         "LUT": FLOATS, "image": FLOATS, "binsize": FLOATS, "dim": INTS, "shift": INTS, "W": INTS, "H": INTS, "N": INTS,
     }  # fmt: skip
     inplace = ((0, 2),)
+    unread = frozenset({"out?", "shift?"})
 
     def infer(self, c: Call) -> list[Spec]:
         table, image = c.ins[:2]

@@ -35,6 +35,17 @@ def test_dead_code_drops_nodes_optional_outputs_and_constants():
     assert "w" not in found.graph.tensors
 
 
+def test_dead_code_drops_what_the_operator_does_not_read():
+    """The tensor that exporters make for the result of the 3-D lookup table, and a number that repeats its shape."""
+    lookup = node("tri_forward", ["lut", "x", "o", "", "s", "bin"], ["y"], domain="cus_ops")
+    nodes = [node("Exp", ["x"], ["e"]), node("Neg", ["e"], ["o"]), lookup]
+    constants = {"lut": f32(2, 3, 3, 3), "bin": np.array([0.5], F), "s": np.array([27])}
+    model = onnx_model(nodes, {"x": (F, [1, 3, 4, 4])}, ["y"], constants, domains={"cus_ops": 1})
+    after = check_pass(model, "dead_code")
+    assert ops_of(after) == ["tri_forward"]
+    assert after.graph.nodes[0].inputs == ["lut", "x", "", "", "", "bin"] and "s" not in after.graph.tensors
+
+
 def test_dead_code_keeps_what_nested_graphs_read():
     then = helper.make_graph([node("Add", ["a", "w"], ["t"])], "t", [], [helper.make_tensor_value_info("t", 1, None)])
     other = helper.make_graph([node("Neg", ["a"], ["e"])], "e", [], [helper.make_tensor_value_info("e", 1, None)])

@@ -1,8 +1,8 @@
-"""Drops nodes whose results nothing reads, outputs that nothing reads, and constants that no node uses."""
+"""Drops nodes whose results nothing reads, outputs and inputs that nothing reads, and constants that no node uses."""
 
 from __future__ import annotations
 
-from evort.graph import Graph
+from evort.graph import Graph, Node
 from evort.ops.base import find
 from evort_tools.passes.edit import Context
 
@@ -16,7 +16,7 @@ def run(graph: Graph, ctx: Context) -> int:
             changes += 1
             continue
         kept.append(node)
-        changes += _drop_outputs(node.op, node.domain, node.outputs, needed)
+        changes += _drop_operands(node, needed)
         needed.update(node.inputs)
         for sub in node.subgraphs():
             needed.update(sub.free_names())
@@ -27,16 +27,23 @@ def run(graph: Graph, ctx: Context) -> int:
     return changes
 
 
-def _drop_outputs(op: str, domain: str, outputs: list[str], needed: set[str]) -> int:
-    """Unnames optional outputs that nothing reads, so that nothing computes them."""
-    definition = find(op, domain)
+def _drop_operands(node: Node, needed: set[str]) -> int:
+    """Unnames optional outputs that nothing reads, and inputs that the operator does not read: nothing computes them
+    then."""
+    definition = find(node.op, node.domain)
     if definition is None:
         return 0
     changes = 0
-    for i, (name, formal) in enumerate(zip(outputs, definition.outputs, strict=False)):
+    for i, (name, formal) in enumerate(zip(node.outputs, definition.outputs, strict=False)):
         if name and name not in needed and formal.endswith("?"):
-            outputs[i] = ""
+            node.outputs[i] = ""
             changes += 1
-    while outputs and not outputs[-1]:
-        outputs.pop()
+    for i, (name, formal) in enumerate(zip(node.inputs, definition.inputs, strict=False)):
+        if name and formal in definition.unread:
+            node.inputs[i] = ""
+            changes += 1
+    while node.outputs and not node.outputs[-1]:
+        node.outputs.pop()
+    while len(node.inputs) > definition.arity[0] and not node.inputs[-1]:
+        node.inputs.pop()
     return changes
