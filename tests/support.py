@@ -1,4 +1,4 @@
-"""What several test modules share: models of one node, and where the real models are."""
+"""What several test modules share: models of one node, ways to run them, and where the real models are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from evort._kernels import core
 from evort.graph import Graph, Model, Node, Tensor
 from evort.session import Session
 from evort.types import DType, dtype_of
@@ -60,6 +61,47 @@ def run_node(
     feeds = {f"in{i}": x for i, x in enumerate(inputs) if x is not None and i not in constants}
     results = session.run(feeds)
     return [results[name] for name in model.graph.outputs]
+
+
+def compiled(
+    driver: str,
+    op: str,
+    inputs: list[np.ndarray | None],
+    attrs: dict[str, Any] | None = None,
+    outputs: int = 1,
+    constants: tuple[int, ...] = (),
+    threads: tuple[int, ...] = (1, 2),
+    dtypes: dict[int, DType] | None = None,
+) -> list[list[np.ndarray]]:
+    """The outputs of one node by its compiled driver, for each instruction set and number of threads.
+
+    dtypes: element types that NumPy does not tell. Fails where another driver, or NumPy, runs it.
+    """
+    results = []
+    model = node_model(op, inputs, attrs, outputs, constants=constants, dtypes=dtypes)
+    feeds = {f"in{i}": x for i, x in enumerate(inputs) if x is not None and i not in constants}
+    try:
+        for isa in core.available_isas():
+            core.select_isa(isa)
+            for n in threads:
+                session = Session(model, threads=n)
+                got = session.run(feeds)
+                assert drivers_of(session) == [driver]
+                results.append([got[name] for name in model.graph.outputs])
+    finally:
+        core.select_isa()
+    return results
+
+
+def by_reference(
+    op: str,
+    inputs: list[np.ndarray | None],
+    attrs: dict[str, Any] | None = None,
+    outputs: int = 1,
+) -> list[np.ndarray]:
+    """The outputs by the operator's NumPy reference, with float operands widened to float64."""
+    wide = [x.astype(np.float64) if x is not None and x.dtype == np.float32 else x for x in inputs]
+    return run_node(op, wide, attrs, outputs, device="reference")
 
 
 def drivers_of(session: Session) -> list[str]:

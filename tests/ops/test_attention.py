@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx_cases import check_node, node_cases
+from support import run_node
 
 from evort.errors import EvortError
-from tests.ops.onnx_cases import cases, check
-from tests.support import run_node
 
 
-@pytest.mark.parametrize("case", cases("Attention", "RotaryEmbedding"), ids=lambda case: case[0].name)
+@pytest.mark.parametrize("case", node_cases("Attention", "RotaryEmbedding"), ids=lambda case: case.name)
 def test_onnx_case(case: Any) -> None:
-    check(case, "reference")
-    check(case, "cpu")
+    check_node(case, "reference")
+    check_node(case, "cpu")
 
 
 def arrays(*shapes: tuple[int, ...]) -> list[np.ndarray]:

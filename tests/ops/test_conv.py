@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import drivers_of, make_model, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError
 from evort.graph import Node
 from evort.session import Session
 from evort.types import DType
-from tests.ops.onnx_cases import cases, check
-from tests.support import drivers_of, make_model, node_model, run_node
 
 EPS = 2.0**-24  # half a unit in the last place of 1, float32
 OPERATORS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv", "Col2Im")
@@ -29,9 +29,9 @@ def isa(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
-@pytest.mark.parametrize("case", cases(*OPERATORS), ids=lambda case: case[0].name)
+@pytest.mark.parametrize("case", node_cases(*OPERATORS), ids=lambda case: case.name)
 def test_onnx_case(case: Any, device: str) -> None:
-    check(case, device)
+    check_node(case, device)
 
 
 def bounds(op: str, x: np.ndarray, w: np.ndarray, b: np.ndarray, z: np.ndarray | None,

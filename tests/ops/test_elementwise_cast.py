@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import compiled, drivers_of, node_model, run_node
 
 from evort.errors import ExecutionError, ShapeError, UnsupportedError
 from evort.ops.cast import convert
@@ -13,19 +15,14 @@ from evort.ops.lowp import narrow, truncate, widen
 from evort.ops.quantize import RANGES
 from evort.session import Session
 from evort.types import STORAGE, DType
-from tests.ops.cases import check_case, compiled, node_cases
-from tests.support import drivers_of, node_model, run_node
 
-CASES = node_cases(
-    "bitcast cast castlike dequantizelinear dynamicquantizelinear quantizelinear",
-    "BitCast Cast CastLike DequantizeLinear DynamicQuantizeLinear QuantizeLinear",
-)
+CASES = node_cases("BitCast Cast CastLike DequantizeLinear DynamicQuantizeLinear QuantizeLinear")
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_onnx_cases(case, device):
-    check_case(case, device)
+    check_node(case, device)
 
 
 # ---- types that NumPy lacks ------------------------------------------------------------------------------------

@@ -2,22 +2,22 @@
 
 import numpy as np
 import pytest
+from onnx_cases import check_node, node_cases
+from support import make_model, node_model, run_node
 
 from evort.errors import ExecutionError, ShapeError
 from evort.session import Session
 from evort.types import DType
-from tests.ops.cases import check_case, node_cases
-from tests.support import make_model, node_model, run_node
 
-# ONNX's cases of Bernoulli hold one draw of another generator; one of Dropout is of an older form.
-CASES = [c for c in node_cases("dropout", "Dropout") if not c.name.endswith("_random_old")]
+# ONNX's cases of Bernoulli hold one draw of another generator.
+CASES = node_cases("Dropout")
 X = np.zeros((3, 4), np.float32)
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_onnx_cases(case, device):
-    check_case(case, device)
+    check_node(case, device)
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference"])

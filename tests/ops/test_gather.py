@@ -6,25 +6,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import drivers_of, node_model, run_node
 
 from evort.errors import EvortError, ExecutionError, ShapeError
 from evort.session import Session
-from tests.ops import onnx_cases
-from tests.support import drivers_of, node_model, run_node
 
-CASES = onnx_cases.cases(
-    "Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Scatter", "TensorScatter",
-    "ReverseSequence",
-)  # fmt: skip
+CASES = node_cases("Gather GatherElements GatherND ScatterElements ScatterND Scatter TensorScatter ReverseSequence")
 ITEMS = (np.uint8, np.float16, np.float32, np.int64, np.complex128)
 few = settings(max_examples=60, deadline=None, derandomize=True)
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_onnx_case(case, device):
-    onnx_cases.check(case, device)
+    check_node(case, device)
 
 
 def numbers(shape, dtype):

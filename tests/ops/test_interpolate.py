@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnx_cases import check_node, node_cases
+from support import drivers_of, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import ExecutionError, ShapeError
 from evort.session import Session
-from tests.ops import onnx_cases
-from tests.support import drivers_of, node_model, run_node
 
-CASES = onnx_cases.cases("Resize", "Upsample", "GridSample", "AffineGrid", "RoiAlign")
+CASES = node_cases("Resize Upsample GridSample AffineGrid RoiAlign")
 few = settings(max_examples=80, deadline=None, derandomize=True)
 isas = st.sampled_from(core.available_isas())
 # Values are in [-1, 1]. An output sums at most 100 products in float32 whose weights' magnitudes sum to at most 1.4 an
@@ -29,9 +29,9 @@ ATOL = 3e-5
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_onnx_case(case, device):
-    onnx_cases.check(case, device)
+    check_node(case, device)
 
 
 def onnx_run(op, inputs, attrs):

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import drivers_of, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError, ShapeError
 from evort.session import Session
-from tests.ops import onnx_cases
-from tests.support import drivers_of, node_model, run_node
 
-CASES = onnx_cases.cases(
-    "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Concat", "Split", "Slice", "Pad", "Expand",
-    "Tile", "ConstantOfShape", "Constant", "Shape", "Size", "EyeLike", "Trilu", "SpaceToDepth", "DepthToSpace",
-    "Compress", "CenterCropPad", "Range", "OneHot",
-)  # fmt: skip
+CASES = node_cases(
+    "Identity Reshape Squeeze Unsqueeze Flatten Transpose Concat Split Slice Pad Expand Tile ConstantOfShape "
+    "Shape Size EyeLike Trilu SpaceToDepth DepthToSpace Compress CenterCropPad Range OneHot"
+)
 
 # One for each item size: 1, 2, 4, 8 and 16 bytes.
 ITEMS = (np.uint8, np.float16, np.float32, np.int64, np.complex128)
@@ -34,9 +33,9 @@ def isa(request):
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_onnx_case(case, device):
-    onnx_cases.check(case, device)
+    check_node(case, device)
 
 
 def numbers(shape, dtype=np.float32):

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import drivers_of, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError
 from evort.session import Session
-from tests.ops.onnx_cases import cases, check
-from tests.support import drivers_of, node_model, run_node
 
 EPS = 2.0**-24  # half a unit in the last place of 1, float32
 OPERATORS = ("Gemm", "MatMul", "Einsum", "MatMulInteger", "QLinearMatMul")
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
-@pytest.mark.parametrize("case", cases(*OPERATORS), ids=lambda case: case[0].name)
+@pytest.mark.parametrize("case", node_cases(*OPERATORS), ids=lambda case: case.name)
 def test_onnx_case(case: Any, device: str) -> None:
-    check(case, device)
+    check_node(case, device)
 
 
 def normal(*shapes: tuple[int, ...]) -> list[np.ndarray]:

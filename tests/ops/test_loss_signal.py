@@ -2,17 +2,14 @@
 
 import numpy as np
 import pytest
+from onnx_cases import check_node, node_cases
+from support import run_node
 
 from evort.errors import ExecutionError, ShapeError
 from evort.types import DType
-from tests.ops.cases import check_case, node_cases
-from tests.support import run_node
 
 CASES = node_cases(
-    "negativeloglikelihoodloss softmax_cross_entropy_loss hannwindow hammingwindow blackmanwindow dft stft "
-    "melweightmatrix",
-    "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss HannWindow HammingWindow BlackmanWindow DFT STFT "
-    "MelWeightMatrix",
+    "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss HannWindow HammingWindow BlackmanWindow DFT STFT MelWeightMatrix"
 )
 RNG = np.random.default_rng
 
@@ -20,7 +17,7 @@ RNG = np.random.default_rng
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_onnx_cases(case, device):
-    check_case(case, device)
+    check_node(case, device)
 
 
 @pytest.mark.parametrize("op", ["NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"])

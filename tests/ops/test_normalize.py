@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import by_reference, compiled, run_node
 
 from evort.errors import ShapeError
-from tests.ops.cases import by_reference, check_case, compiled, node_cases
-from tests.support import run_node
 
 CASES = node_cases(
-    "batch_normalization instance_normalization layernormalization groupnormalization rmsnormalization "
-    "lpnormalization lrn meanvariancenormalization",
     "BatchNormalization InstanceNormalization LayerNormalization GroupNormalization RMSNormalization "
-    "LpNormalization LRN MeanVarianceNormalization",
+    "LpNormalization LRN MeanVarianceNormalization"
 )
 U = 2.0**-24  # unit of rounding of float32
 RNG = np.random.default_rng
@@ -22,7 +20,7 @@ RNG = np.random.default_rng
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_onnx_cases(case, device):
-    check_case(case, device)
+    check_node(case, device)
 
 
 def f32(x):

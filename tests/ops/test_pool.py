@@ -4,22 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import by_reference, compiled, run_node
 
 from evort.errors import ExecutionError, ShapeError
-from tests.ops.cases import by_reference, check_case, compiled, node_cases
-from tests.support import run_node
 
-CASES = node_cases(
-    "maxpool averagepool lppool globalaveragepool globalmaxpool maxunpool",
-    "MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool MaxUnpool",
-)
+CASES = node_cases("MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool MaxUnpool")
 U = 2.0**-24  # unit of rounding of float32
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_onnx_cases(case, device):
-    check_case(case, device)
+    check_node(case, device)
 
 
 @st.composite

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import drivers_of, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError
 from evort.session import Session
-from tests.ops.onnx_cases import cases, check
-from tests.support import drivers_of, node_model, run_node
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
-@pytest.mark.parametrize("case", cases(*GATES), ids=lambda case: case[0].name)
+@pytest.mark.parametrize("case", node_cases(*GATES), ids=lambda case: case.name)
 def test_onnx_case(case: Any, device: str) -> None:
-    check(case, device)
+    check_node(case, device)
 
 
 @st.composite

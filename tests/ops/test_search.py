@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import compiled, run_node
 
 from evort.errors import ShapeError
 from evort.types import DType
-from tests.ops.cases import check_case, compiled, node_cases
-from tests.support import run_node
 
-CASES = node_cases("topk nonmaxsuppression unique nonzero", "TopK NonMaxSuppression Unique NonZero")
+CASES = node_cases("TopK", "NonMaxSuppression", "Unique", "NonZero")
 
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_onnx_cases(case, device):
-    check_case(case, device)
+    check_node(case, device)
 
 
 def numbers(rng, shape, dtype, distinct):

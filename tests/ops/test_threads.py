@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from tests.ops.cases import compiled
+from support import compiled
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.standard_normal((600, 700)).astype(np.float32)
