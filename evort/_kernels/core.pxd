@@ -121,6 +121,13 @@ cdef extern from "reduce.h" nogil:
         int64_t count_from, count_to
         double weight
 
+cdef extern from "qelementwise.h" nogil:
+    enum:
+        EV_QADD, EV_QMUL
+    ctypedef struct ev_qbinary:
+        float scale_a, scale_b
+        int32_t zero_a, zero_b, zero, lo, hi
+
 cdef extern from "conv.h" nogil:
     ctypedef struct ev_conv_window:
         int64_t image[3]
@@ -150,12 +157,21 @@ cdef extern from "ukr.h" nogil:
         void (*select)(int64_t width, int64_t n, const uint8_t *c, int64_t sc, const void *a, int64_t sa,
                        const void *b, int64_t sb, void *y) noexcept nogil
         void (*cast)(int from_, int to, int64_t n, const void *x, void *y) noexcept nogil
-        void (*quantize_f32)(int64_t n, const float *x, const float *scale, const float *zero, int64_t stride,
-                             float lo, float hi, int32_t *y) noexcept nogil
         void (*dequantize_f32)(int64_t n, const float *x, const float *scale, const float *zero, int64_t stride,
                                float *y) noexcept nogil
         void (*range_f32)(int64_t n, const float *x, float *range) noexcept nogil
         void (*classify_f32)(int kinds, int64_t n, const float *x, uint8_t *y) noexcept nogil
+        void (*q_dequantize)(int dtype, int64_t n, const void *x, const float *scale, const void *zero, int64_t stride,
+                             float *y) noexcept nogil
+        void (*q_quantize)(int dtype, int64_t n, const float *x, const float *scale, const void *zero, int64_t stride,
+                           int32_t lo, int32_t hi, void *y) noexcept nogil
+        void (*q_round)(int dtype, int64_t n, const float *x, float factor, int32_t zero, int32_t lo, int32_t hi,
+                        void *y) noexcept nogil
+        void (*q_binary)(int dtype, int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
+                         const ev_qbinary *p, void *y) noexcept nogil
+        void (*q_combine_f32)(int op, int64_t n, const float *a, int64_t sa, const float *b, int64_t sb, float scale_a,
+                              float scale_b, float *y) noexcept nogil
+        void (*q_lookup)(int64_t size, int64_t n, const uint8_t *x, const void *table, void *y) noexcept nogil
         void (*gemm_f32)(const ev_tile *t) noexcept nogil
         void (*gemm_f64)(const ev_tile *t) noexcept nogil
         void (*pack_f32)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,

@@ -1,4 +1,4 @@
-"""Drivers of the elementwise family: unary functions, broadcast operations, casts, linear quantization.
+"""Drivers of the elementwise family: unary functions, broadcast operations, casts.
 
 Broadcasting: bind() has reduced the shapes to a few loops (evort.ops.broadcast.loops). `walk` splits the output among
 threads and goes over it in rows, the innermost loop, in which each operand advances by one item or stays; the rows
@@ -7,7 +7,7 @@ are the micro-kernels' work. Where rows are short, operands are first gathered i
 from libc.math cimport (acos, acosh, asin, asinh, atan, atanh, ceil, cos, cosh, erf, exp, fabs, floor, log, rint, sin,
                         sinh, sqrt, tan, tanh)
 from libc.stdint cimport INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from evort._kernels.core cimport (
     EV_ACT_RELU, EV_ACT_SIGMOID, EV_ACT_TANH, EV_BFLOAT16, EV_BOOL, EV_DIVIDE_BY_ZERO, EV_DOUBLE, EV_FLOAT, EV_FLOAT16,
     EV_INT8, EV_INT16, EV_INT32, EV_INT64, EV_OK, EV_UINT8, EV_UINT32, EV_UINT64, EV_UNSUPPORTED, ev_binary, ev_call,
@@ -19,17 +19,7 @@ cdef extern from "elementwise.h" nogil:
         EV_TAN, EV_ASIN, EV_ACOS, EV_ATAN, EV_SINH, EV_COSH, EV_ASINH, EV_ACOSH, EV_ATANH, EV_ERF, EV_NOT
         EV_DIV, EV_MOD, EV_FMOD, EV_EQUAL
 
-cdef enum:
-    OPERANDS = 8     # most that are walked at once; MAX_OPERANDS of evort/ops/broadcast.py
-    RANK = 8
-    BLOCK = 512      # items that pass through a buffer on the stack at a time
-    SHORT_ROW = 16   # rows below this are gathered into blocks
-
 cdef const ev_ukr *K = ukernels()
-
-
-cdef inline int64_t blocks(int64_t n) noexcept nogil:
-    return (n + BLOCK - 1) // BLOCK
 
 
 # ---- unary functions -------------------------------------------------------------------------------------------
@@ -193,21 +183,6 @@ cdef int cast(const ev_call *c) noexcept nogil:
 
 # ---- broadcasting ----------------------------------------------------------------------------------------------
 
-cdef struct Walk
-ctypedef void (*row_function)(const Walk *w, int64_t n, const char **p, const int64_t *s, char *y) noexcept nogil
-
-# What `walk` goes over. row: called for n items: operand k at p[k], advancing by s[k] items (0 or 1), and output y.
-# limit: most items that row takes at once. size: of an item of each operand, and of the output last.
-cdef struct Walk:
-    const ev_call *call
-    const int64_t *loops
-    row_function row
-    int64_t limit
-    int64_t operands
-    const char *base[OPERANDS]
-    int64_t size[OPERANDS + 1]
-
-
 cdef void gather(const Walk *w, int k, int64_t begin, int64_t n, char *out) noexcept nogil:
     """Items begin.. of operand k, broadcast, into n items at out."""
     cdef int64_t rank = w.loops[0], size = w.size[k], inner = w.loops[rank], position[RANK]
@@ -324,15 +299,19 @@ cdef void walk_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
         walk_rows(w, begin, end)
 
 
-cdef void walk(Walk *w, const ev_call *c, const int64_t *loops, row_function row, int64_t limit, int64_t operands,
-               int64_t out_size, int64_t grain) noexcept nogil:
-    """Calls row for all of output 0; sizes of the operands' items are in w.size already."""
-    cdef int k
+cdef void walk_operands(Walk *w, const ev_call *c, const int64_t *loops, row_function row, int64_t limit,
+                        int64_t operands, int64_t out_size, int64_t grain) noexcept nogil:
     w.call, w.loops, w.row, w.limit, w.operands = c, loops, row, limit, operands
     w.size[operands] = out_size
+    parallel_for(walk_chunk, w, c.out[0].size, grain, c.threads)
+
+
+cdef void walk(Walk *w, const ev_call *c, const int64_t *loops, row_function row, int64_t limit, int64_t operands,
+               int64_t out_size, int64_t grain) noexcept nogil:
+    cdef int k
     for k in range(<int> operands):
         w.base[k] = <const char *> c.in_[k].data
-    parallel_for(walk_chunk, w, c.out[0].size, grain, c.threads)
+    walk_operands(w, c, loops, row, limit, operands, out_size, grain)
 
 
 # ---- binary and variadic operations ------------------------------------------------------------------------------
@@ -454,106 +433,9 @@ cdef int where(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
-# ---- linear quantization -----------------------------------------------------------------------------------------
-
-cdef enum:
-    # Where the integers of `quantize` and `dequantize` are.
-    Q_DTYPE = 0, Q_LOOPS = 1
-
-
-cdef void quantize_row(const Walk *w, int64_t n, const char **p, const int64_t *s, char *y) noexcept nogil:
-    cdef const ev_call *c = w.call
-    cdef float zero[BLOCK]
-    cdef int32_t q[BLOCK]
-    cdef int dtype = <int> c.ints[Q_DTYPE]
-    if w.operands == 3:
-        K.cast(dtype, EV_FLOAT, n if s[1] else 1, p[2], zero)
-    else:
-        memset(zero, 0, (n if s[1] else 1) * sizeof(float))
-    K.quantize_f32(n, <const float *> p[0], <const float *> p[1], zero, s[1], <float> c.reals[0], <float> c.reals[1], q)
-    K.cast(EV_INT32, dtype, n, q, y)
-
-
-cdef int quantize(const ev_call *c) noexcept nogil:
-    """in: X (float32), scale (float32), zero point (as Y; absent for 0); out: Y, integers of 8 or 16 bits.
-
-    ints: (element type that holds Y, loops...); reals: (smallest Y, largest Y). Scale and zero point have one shape.
-    """
-    cdef Walk w
-    cdef int64_t size = ev_item_size(<int> c.ints[Q_DTYPE])
-    w.size[0], w.size[1], w.size[2] = 4, 4, size
-    walk(&w, c, c.ints + Q_LOOPS, quantize_row, BLOCK, 3 if c.n_in > 2 and c.in_[2] != NULL else 2, size, 8192)
-    return EV_OK
-
-
-cdef void dequantize_row(const Walk *w, int64_t n, const char **p, const int64_t *s, char *y) noexcept nogil:
-    cdef float zero[BLOCK]
-    cdef float x[BLOCK]
-    cdef int dtype = <int> w.call.ints[Q_DTYPE]
-    if w.operands == 3:
-        K.cast(dtype, EV_FLOAT, n if s[1] else 1, p[2], zero)
-    else:
-        memset(zero, 0, (n if s[1] else 1) * sizeof(float))
-    K.cast(dtype, EV_FLOAT, n if s[0] else 1, p[0], x)
-    K.dequantize_f32(n, x, <const float *> p[1], zero, s[1], <float *> y)
-
-
-cdef int dequantize(const ev_call *c) noexcept nogil:
-    """in: X (integers), scale (float32), zero point (as X; absent for 0); out: Y (float32).
-
-    ints: (element type that holds X, loops...). X has the shape of Y.
-    """
-    cdef Walk w
-    cdef int64_t size = ev_item_size(<int> c.ints[Q_DTYPE])
-    w.size[0], w.size[1], w.size[2] = size, 4, size
-    walk(&w, c, c.ints + Q_LOOPS, dequantize_row, BLOCK, 3 if c.n_in > 2 and c.in_[2] != NULL else 2, 4, 8192)
-    return EV_OK
-
-
-cdef void range_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    cdef const ev_call *c = <const ev_call *> ctx
-    K.range_f32(end - begin, <const float *> c.in_[0].data + begin, <float *> c.scratch + 16 * worker)
-
-
-cdef void dynamic_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    cdef const ev_call *c = <const ev_call *> ctx
-    cdef float zero = <float> (<uint8_t *> c.out[2].data)[0]
-    cdef int32_t q[BLOCK]
-    cdef int64_t block_index, i, n
-    for block_index in range(blocks(end - begin)):
-        i = begin + block_index * BLOCK
-        n = min(end - i, <int64_t> BLOCK)
-        K.quantize_f32(n, <const float *> c.in_[0].data + i, <const float *> c.out[1].data, &zero, 0, 0, 255, q)
-        K.cast(EV_INT32, EV_UINT8, n, q, <uint8_t *> c.out[0].data + i)
-
-
-cdef int dynamic_quantize(const ev_call *c) noexcept nogil:
-    """in: X (float32); out: Y (uint8), scale (float32), zero point (uint8); scratch: 64 bytes for each thread."""
-    cdef float *found = <float *> c.scratch
-    cdef float lo, hi, scale, zero
-    cdef int32_t i
-    for i in range(16 * c.threads):
-        found[i] = 0
-    parallel_for(range_chunk, <void *> c, c.in_[0].size, 16384, c.threads)
-    lo = hi = 0
-    for i in range(c.threads):
-        lo = min(lo, found[16 * i])
-        hi = max(hi, found[16 * i + 1])
-    scale = (hi - lo if hi != lo else <float> 1) / <float> 255
-    zero = -lo / scale
-    zero = <float> rint(zero if zero < 255 else 255) if zero > 0 else 0
-    (<float *> c.out[1].data)[0] = scale
-    (<uint8_t *> c.out[2].data)[0] = <uint8_t> zero
-    parallel_for(dynamic_chunk, <void *> c, c.in_[0].size, 8192, c.threads)
-    return EV_OK
-
-
 DRIVERS = {}
 register(DRIVERS, "unary", unary)
 register(DRIVERS, "classify", classify)
 register(DRIVERS, "cast", cast)
 register(DRIVERS, "nary", nary)
 register(DRIVERS, "where", where)
-register(DRIVERS, "quantize", quantize)
-register(DRIVERS, "dequantize", dequantize)
-register(DRIVERS, "dynamic_quantize", dynamic_quantize)

@@ -147,7 +147,7 @@ class QuantizeLinear(Op):
         walk = _walk(c)
         if walk is None or c["precision"] not in (0, _D.FLOAT):
             return None
-        return Kernel("elementwise.quantize", ints=(_held(dtype), *walk), reals=RANGES[dtype])
+        return Kernel("quantize.quantize", ints=(_held(dtype), *walk), reals=RANGES[dtype])
 
 
 @op("DequantizeLinear", since=28)
@@ -186,7 +186,7 @@ class DequantizeLinear(Op):
         if c.ins[1].dtype != _D.FLOAT or c.outs[0].dtype != _D.FLOAT or (dtype not in RANGES and dtype != _D.INT32):
             return None
         walk = _walk(c)
-        return None if walk is None else Kernel("elementwise.dequantize", ints=(_held(dtype), *walk))
+        return None if walk is None else Kernel("quantize.dequantize", ints=(_held(dtype), *walk))
 
 
 @op("DynamicQuantizeLinear", since=11)
@@ -214,4 +214,4 @@ class DynamicQuantizeLinear(Op):
     def bind(self, c: Call) -> Kernel | None:
         if not (c.wants(0) and c.wants(1) and c.wants(2)):
             return None
-        return Kernel("elementwise.dynamic_quantize", scratch=64 * c.threads)
+        return Kernel("quantize.dynamic_quantize", scratch=64 * c.threads)

@@ -265,14 +265,14 @@ def test_quantize_and_dequantize(case, dtype, has_zero, seed):
     given_ = [x, scale] if zero is None else [x, scale, zero]
     attrs_q = {**attrs, "output_dtype": int(dtype)}
     types = {2: dtype} if has_zero else {}
-    results = compiled("elementwise.quantize", "QuantizeLinear", given_, attrs_q, dtypes=types, threads=(1,))
+    results = compiled("quantize.quantize", "QuantizeLinear", given_, attrs_q, dtypes=types, threads=(1,))
     for (q,) in [*results, run_node("QuantizeLinear", given_, attrs_q, dtypes=types, device="reference")]:
         np.testing.assert_array_equal(q, want, strict=True)
 
     given_ = [want, *given_[1:]]
     types = {0: dtype, **types}
     back = (want.astype(np.float32) - zeros.astype(np.float32)) * full
-    results = compiled("elementwise.dequantize", "DequantizeLinear", given_, attrs, dtypes=types, threads=(1,))
+    results = compiled("quantize.dequantize", "DequantizeLinear", given_, attrs, dtypes=types, threads=(1,))
     for (y,) in [*results, run_node("DequantizeLinear", given_, attrs, dtypes=types, device="reference")]:
         np.testing.assert_array_equal(y, back, strict=True)
 
@@ -283,10 +283,10 @@ def test_large_tensors_split_among_threads():
     scale = rng.uniform(0.01, 0.1, 64).astype(np.float32)
     want = np.clip(np.rint(x / scale[:, None]), -128, 127).astype(np.int8)
     zero = np.zeros(64, np.int8)
-    for (q,) in compiled("elementwise.quantize", "QuantizeLinear", [x, scale, zero], {"axis": 0}, threads=(1, 2, 3)):
+    for (q,) in compiled("quantize.quantize", "QuantizeLinear", [x, scale, zero], {"axis": 0}, threads=(1, 2, 3)):
         np.testing.assert_array_equal(q, want, strict=True)
     bias = rng.integers(-(2**31), 2**31, (64, 1000)).astype(np.int32)
-    for (y,) in compiled("elementwise.dequantize", "DequantizeLinear", [bias, scale], {"axis": 0}, threads=(1, 2)):
+    for (y,) in compiled("quantize.dequantize", "DequantizeLinear", [bias, scale], {"axis": 0}, threads=(1, 2)):
         np.testing.assert_array_equal(y, bias.astype(np.float32) * scale[:, None], strict=True)
 
 
@@ -317,7 +317,7 @@ def test_dynamic_quantization(n, sign, seed):
     scale = np.float32(top - bottom if top != bottom else 1) / np.float32(255)
     zero = np.rint(np.clip(-bottom / scale, 0, 255))
     want = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.uint8)
-    results = compiled("elementwise.dynamic_quantize", "DynamicQuantizeLinear", [x], outputs=3)
+    results = compiled("quantize.dynamic_quantize", "DynamicQuantizeLinear", [x], outputs=3)
     for q, s, z in [*results, run_node("DynamicQuantizeLinear", [x], outputs=3, device="reference")]:
         assert s == scale and s.shape == () and s.dtype == np.float32
         assert z == zero and z.shape == () and z.dtype == np.uint8
@@ -326,12 +326,12 @@ def test_dynamic_quantization(n, sign, seed):
 
 def test_dynamic_quantization_of_large_and_odd_tensors():
     x = np.linspace(-1, 3, 100001, dtype=np.float32)
-    first, *rest = compiled("elementwise.dynamic_quantize", "DynamicQuantizeLinear", [x], outputs=3, threads=(1, 2, 3))
+    first, *rest = compiled("quantize.dynamic_quantize", "DynamicQuantizeLinear", [x], outputs=3, threads=(1, 2, 3))
     for other in rest:
         for a, b in zip(first, other, strict=True):
             np.testing.assert_array_equal(a, b, strict=True)
     odd = np.float32([np.nan, 1, -1, np.inf])
-    for q, s, z in compiled("elementwise.dynamic_quantize", "DynamicQuantizeLinear", [odd], outputs=3):
+    for q, s, z in compiled("quantize.dynamic_quantize", "DynamicQuantizeLinear", [odd], outputs=3):
         want = run_node("DynamicQuantizeLinear", [odd], outputs=3, device="reference")
         assert s == np.inf and [q.tolist(), z.tolist()] == [want[0].tolist(), want[2].tolist()]
 

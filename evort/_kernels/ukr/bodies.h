@@ -10,6 +10,7 @@
 #include "elementwise_body.h"
 #include "binary_body.h"
 #include "cast_body.h"
+#include "qelementwise_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
 #include "qgemm_body.h"

@@ -1,4 +1,4 @@
-/* Conversions between element types, and linear quantization.
+/* Conversions between element types; ranges.
  *
  * Floats become integers by truncation. What lies outside int32 (int64 for the targets uint32, int64 and uint64), and
  * NaN, becomes the smallest int32 (int64), as x86 has it; narrower targets keep the low bits. float16 and bfloat16 go
@@ -181,27 +181,13 @@ static void EV_FN(cast)(int from, int to, int64_t n, const void *x, void *y)
     }
 }
 
-/* Clamped, then rounded to nearest even by adding 1.5 * 2^23, which leaves the integer in the low bits. */
+/* Clamped, then rounded to nearest even by adding 1.5 * 2^23, which leaves the integer in the low bits. NaN becomes the
+ * least. */
 EV_INLINE int32_t EV_FN(quantized)(float x, float least, float most)
 {
     x = x > least ? x : least;
     x = x < most ? x : most;
     return (int32_t)(EV_FN(bits)(x + 0x1.8p23f) - 0x4b400000u);
-}
-
-/* y = x / scale + zero, rounded to nearest even and saturated to [lo, hi]; NaN becomes lo. With `stride` 0 one scale
- * and zero point serve all. Zero points are integers, |zero| and the bounds below 2^17. */
-static void EV_FN(quantize_f32)(int64_t n, const float *x, const float *scale, const float *zero, int64_t stride,
-                                float lo, float hi, int32_t *y)
-{
-    if (stride) {
-        for (int64_t i = 0; i < n; i++)
-            y[i] = EV_FN(quantized)(x[i] / scale[i], lo - zero[i], hi - zero[i]) + (int32_t)zero[i];
-    } else {
-        const float s = *scale, least = lo - *zero, most = hi - *zero;
-        const int32_t z = (int32_t)*zero;
-        for (int64_t i = 0; i < n; i++) y[i] = EV_FN(quantized)(x[i] / s, least, most) + z;
-    }
 }
 
 /* y = (x - zero) * scale. */

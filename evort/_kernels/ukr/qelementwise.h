@@ -1,0 +1,16 @@
+/* What the quantized elementwise drivers and their micro-kernels share. */
+#ifndef EV_QELEMENTWISE_H
+#define EV_QELEMENTWISE_H
+
+#include <stdint.h>
+
+enum { EV_QADD = 0, EV_QMUL = 1 };
+
+/* A sum or a product of 8-bit tensors: round(f(a - zero_a, b - zero_b)) + zero, clamped to [lo, hi], with
+ * f(a, b) = a * scale_a + b * scale_b, or a * b * scale_a. */
+typedef struct {
+    float scale_a, scale_b;
+    int32_t zero_a, zero_b, zero, lo, hi;
+} ev_qbinary;
+
+#endif

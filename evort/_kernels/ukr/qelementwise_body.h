@@ -1,0 +1,340 @@
+/* Quantized tensors, element by element: to and from float, sums and products of two, tables of 256 entries.
+ *
+ * Element types are EV_UINT8, EV_INT8, EV_UINT16 and EV_INT16. Every float operation is rounded by itself (EV_APART
+ * keeps the compiler from fusing a multiplication with an addition), so results are the same on every instruction set.
+ * Numbers are rounded to nearest even; NaN becomes the smallest integer. */
+#include "qelementwise.h"
+
+#ifdef __AVX2__
+#define EV_QW 8
+#else
+#define EV_QW 4
+#endif
+#define EV_QB (2 * EV_QW) /* items of a block: the loops treat an incomplete one in a buffer */
+typedef float EV_FN(qf) __attribute__((vector_size(4 * EV_QW), aligned(4), may_alias));
+typedef int32_t EV_FN(qi) __attribute__((vector_size(4 * EV_QW), aligned(4), may_alias));
+
+/* Makes v a number of its own, rounded to float32. */
+#ifdef __aarch64__
+#define EV_APART(v) __asm__("" : "+w"(v))
+#else
+#define EV_APART(v) __asm__("" : "+x"(v))
+#endif
+
+/* No integer type that is quantized to reaches it, and adding 1.5 * 2^23 to what does not rounds it. */
+#define EV_QMOST 0x1p21f
+
+EV_INLINE EV_FN(qf) EV_FN(q_allf)(float v) { return (EV_FN(qf)){0} + v; }
+EV_INLINE EV_FN(qi) EV_FN(q_all)(int32_t v) { return (EV_FN(qi)){0} + v; }
+
+/* Items i .. i + EV_QW - 1. */
+EV_INLINE EV_FN(qi) EV_FN(q_load)(const int dtype, const void *x, int64_t i)
+{
+#ifdef __AVX2__
+    const uint8_t *p = (const uint8_t *)x + i * (dtype == EV_UINT8 || dtype == EV_INT8 ? 1 : 2);
+    switch (dtype) {
+    case EV_UINT8: return (EV_FN(qi))_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    case EV_INT8: return (EV_FN(qi))_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    case EV_UINT16: return (EV_FN(qi))_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    default: return (EV_FN(qi))_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)p));
+    }
+#else
+    EV_FN(qi) v;
+    for (int j = 0; j < EV_QW; j++)
+        v[j] = dtype == EV_UINT8    ? ((const uint8_t *)x)[i + j]
+               : dtype == EV_INT8   ? ((const int8_t *)x)[i + j]
+               : dtype == EV_UINT16 ? ((const uint16_t *)x)[i + j]
+                                    : ((const int16_t *)x)[i + j];
+    return v;
+#endif
+}
+
+EV_INLINE int32_t EV_FN(q_item)(const int dtype, const void *x, int64_t i)
+{
+    return dtype == EV_UINT8    ? ((const uint8_t *)x)[i]
+           : dtype == EV_INT8   ? ((const int8_t *)x)[i]
+           : dtype == EV_UINT16 ? ((const uint16_t *)x)[i]
+                                : ((const int16_t *)x)[i];
+}
+
+/* Rounded; beyond EV_QMOST anything that saturates to the same side, NaN to the lower one. */
+EV_INLINE EV_FN(qi) EV_FN(q_rint)(EV_FN(qf) v)
+{
+#ifdef __AVX2__
+    return (EV_FN(qi))_mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(EV_QMOST), (__m256)v));
+#else
+    const EV_FN(qf) most = EV_FN(q_allf)(EV_QMOST), magic = EV_FN(q_allf)(0x1.8p23f);
+    const EV_FN(qi) low = v > -most;
+    v = (EV_FN(qf))(((EV_FN(qi))v & low) | ((EV_FN(qi))-most & ~low));
+    const EV_FN(qi) high = v < most;
+    v = (EV_FN(qf))(((EV_FN(qi))v & high) | ((EV_FN(qi))most & ~high));
+    v = v + magic;
+    return (EV_FN(qi))v - 0x4b400000;
+#endif
+}
+
+/* y[i ..] = a, then b, plus zero, clamped to [lo, hi]. */
+EV_INLINE void EV_FN(q_store)(const int dtype, EV_FN(qi) a, EV_FN(qi) b, int32_t zero, int32_t lo, int32_t hi, void *y,
+                              int64_t i)
+{
+#ifdef __AVX2__
+    const __m256i p = (__m256i)a, q = (__m256i)b;
+    if (dtype == EV_UINT8 || dtype == EV_INT8) {
+        const __m128i z = _mm_set1_epi16((short)zero);
+        const __m128i s = _mm_adds_epi16(_mm_packs_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256(p, 1)), z);
+        const __m128i t = _mm_adds_epi16(_mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1)), z);
+        const __m128i l = _mm_set1_epi8((char)lo), h = _mm_set1_epi8((char)hi);
+        __m128i v = dtype == EV_UINT8 ? _mm_packus_epi16(s, t) : _mm_packs_epi16(s, t);
+        v = dtype == EV_UINT8 ? _mm_min_epu8(_mm_max_epu8(v, l), h) : _mm_min_epi8(_mm_max_epi8(v, l), h);
+        _mm_storeu_si128((__m128i *)((uint8_t *)y + i), v);
+        return;
+    }
+#endif
+    for (int k = 0; k < 2; k++) {
+        EV_FN(qi) v = k ? b : a;
+        const EV_FN(qi) l = EV_FN(q_all)(lo - zero), h = EV_FN(q_all)(hi - zero);
+#ifdef __AVX2__
+        v = (EV_FN(qi))_mm256_min_epi32(_mm256_max_epi32((__m256i)v, (__m256i)l), (__m256i)h) + zero;
+        const __m128i low = _mm256_castsi256_si128((__m256i)v), high = _mm256_extracti128_si256((__m256i)v, 1);
+        const __m128i s = dtype == EV_UINT16 ? _mm_packus_epi32(low, high) : _mm_packs_epi32(low, high);
+        _mm_storeu_si128((__m128i *)((uint16_t *)y + i) + k, s);
+#else
+        const EV_FN(qi) below = v < l, above = v > h;
+        v = (l & below) | (v & ~below);
+        v = ((h & above) | (v & ~above)) + zero;
+        for (int j = 0; j < EV_QW; j++) {
+            const int64_t at = i + k * EV_QW + j;
+            if (dtype == EV_UINT8 || dtype == EV_INT8) ((uint8_t *)y)[at] = (uint8_t)v[j];
+            else ((uint16_t *)y)[at] = (uint16_t)v[j];
+        }
+#endif
+    }
+}
+
+EV_INLINE EV_FN(qf) EV_FN(q_float)(EV_FN(qi) v)
+{
+#ifdef __AVX2__
+    return (EV_FN(qf))_mm256_cvtepi32_ps((__m256i)v);
+#else
+    return __builtin_convertvector(v, EV_FN(qf));
+#endif
+}
+
+#define EV_QSIZE(dtype) ((dtype) == EV_UINT8 || (dtype) == EV_INT8 ? 1 : 2)
+
+/* Calls CASE(dtype) with a constant. */
+#define EV_QTYPES(dtype, CASE)           \
+    switch (dtype) {                     \
+    case EV_UINT8: CASE(EV_UINT8); break; \
+    case EV_INT8: CASE(EV_INT8); break;   \
+    case EV_UINT16: CASE(EV_UINT16); break; \
+    case EV_INT16: CASE(EV_INT16); break; \
+    }
+
+/* To float ---------------------------------------------------------------------------------------------------- */
+
+EV_INLINE void EV_FN(q_dequantize_rows)(const int dtype, const int each, int64_t n, const void *x, const float *scale,
+                                        const void *zero, float *y)
+{
+    const EV_FN(qi) z0 = EV_FN(q_all)(EV_FN(q_item)(dtype, zero, 0));
+    const EV_FN(qf) s0 = EV_FN(q_allf)(*scale);
+    int64_t i = 0;
+    for (; i + EV_QW <= n; i += EV_QW) {
+        const EV_FN(qi) z = each ? EV_FN(q_load)(dtype, zero, i) : z0;
+        const EV_FN(qf) s = each ? *(const EV_FN(qf) *)(scale + i) : s0;
+        *(EV_FN(qf) *)(y + i) = EV_FN(q_float)(EV_FN(q_load)(dtype, x, i) - z) * s;
+    }
+    for (; i < n; i++) {
+        const int64_t j = each ? i : 0;
+        y[i] = (float)(EV_FN(q_item)(dtype, x, i) - EV_FN(q_item)(dtype, zero, j)) * scale[j];
+    }
+}
+
+/* y = (x - zero) * scale; with `stride` 0 one scale and zero point serve all. */
+static void EV_FN(q_dequantize)(int dtype, int64_t n, const void *x, const float *scale, const void *zero,
+                                int64_t stride, float *y)
+{
+#define EV_CASE(T)                                                    \
+    if (stride) EV_FN(q_dequantize_rows)(T, 1, n, x, scale, zero, y); \
+    else EV_FN(q_dequantize_rows)(T, 0, n, x, scale, zero, y)
+    EV_QTYPES(dtype, EV_CASE)
+#undef EV_CASE
+}
+
+/* From float -------------------------------------------------------------------------------------------------- */
+
+/* A block: x / scale (divide) or x * scale, rounded, plus zero; `each`: a scale and zero point for each item. */
+EV_INLINE void EV_FN(q_quantize_block)(const int dtype, const int each, const int divide, const float *x,
+                                       const float *scale, const void *zeros, int32_t zero, int32_t lo, int32_t hi,
+                                       void *y)
+{
+    const EV_FN(qi) least = EV_FN(q_all)(-(int32_t)EV_QMOST);
+    EV_FN(qi) q[2];
+    for (int k = 0; k < 2; k++) {
+        const EV_FN(qf) v = *(const EV_FN(qf) *)(x + k * EV_QW);
+        const EV_FN(qf) s = each ? *(const EV_FN(qf) *)(scale + k * EV_QW) : EV_FN(q_allf)(*scale);
+        q[k] = EV_FN(q_rint)(divide ? v / s : v * s);
+        if (each) {
+            const EV_FN(qi) below = q[k] < least;
+            q[k] = ((least & below) | (q[k] & ~below)) + EV_FN(q_load)(dtype, zeros, k * EV_QW);
+        }
+    }
+    EV_FN(q_store)(dtype, q[0], q[1], each ? 0 : zero, lo, hi, y, 0);
+}
+
+EV_INLINE void EV_FN(q_quantize_rows)(const int dtype, const int each, const int divide, int64_t n, const float *x,
+                                      const float *scale, const void *zeros, int32_t zero, int32_t lo, int32_t hi,
+                                      void *y)
+{
+    const int64_t size = EV_QSIZE(dtype);
+    int64_t i = 0;
+    for (; i + EV_QB <= n; i += EV_QB)
+        EV_FN(q_quantize_block)(dtype, each, divide, x + i, each ? scale + i : scale, (const char *)zeros + i * size,
+                                zero, lo, hi, (char *)y + i * size);
+    if (i < n) {
+        float bx[EV_QB] = {0}, bs[EV_QB];
+        uint16_t bz[EV_QB] = {0}, by[EV_QB];
+        const int m = (int)(n - i);
+        memcpy(bx, x + i, (size_t)m * sizeof(float));
+        for (int j = 0; j < EV_QB; j++) bs[j] = each && j < m ? scale[i + j] : *scale;
+        if (each) memcpy(bz, (const char *)zeros + i * size, (size_t)(m * size));
+        EV_FN(q_quantize_block)(dtype, each, divide, bx, bs, bz, zero, lo, hi, by);
+        memcpy((char *)y + i * size, by, (size_t)(m * size));
+    }
+}
+
+/* y = x / scale + zero, rounded and clamped to [lo, hi]; with `stride` 0 one scale and zero point serve all. */
+static void EV_FN(q_quantize)(int dtype, int64_t n, const float *x, const float *scale, const void *zero,
+                              int64_t stride, int32_t lo, int32_t hi, void *y)
+{
+#define EV_CASE(T)                                                                     \
+    if (stride) EV_FN(q_quantize_rows)(T, 1, 1, n, x, scale, zero, 0, lo, hi, y);      \
+    else EV_FN(q_quantize_rows)(T, 0, 1, n, x, scale, zero, EV_FN(q_item)(T, zero, 0), lo, hi, y)
+    EV_QTYPES(dtype, EV_CASE)
+#undef EV_CASE
+}
+
+/* y = x * factor + zero, rounded and clamped to [lo, hi]. */
+static void EV_FN(q_round)(int dtype, int64_t n, const float *x, float factor, int32_t zero, int32_t lo, int32_t hi,
+                           void *y)
+{
+#define EV_CASE(T) EV_FN(q_quantize_rows)(T, 0, 0, n, x, &factor, y, zero, lo, hi, y)
+    EV_QTYPES(dtype, EV_CASE)
+#undef EV_CASE
+}
+
+/* Two operands ------------------------------------------------------------------------------------------------- */
+
+EV_INLINE EV_FN(qf) EV_FN(q_combine)(const int op, EV_FN(qf) a, EV_FN(qf) b, EV_FN(qf) scale_a, EV_FN(qf) scale_b)
+{
+    if (op == EV_QMUL) return a * b * scale_a;
+    EV_FN(qf) p = a * scale_a, q = b * scale_b;
+    EV_APART(p);
+    EV_APART(q);
+    return p + q;
+}
+
+EV_INLINE void EV_FN(q_binary_block)(const int dtype, const int op, const void *a, const int sa, const void *b,
+                                     const int sb, const ev_qbinary *p, void *y)
+{
+    const EV_FN(qf) scale_a = EV_FN(q_allf)(p->scale_a), scale_b = EV_FN(q_allf)(p->scale_b);
+    EV_FN(qi) q[2];
+    for (int k = 0; k < 2; k++) {
+        const EV_FN(qi) va = sa ? EV_FN(q_load)(dtype, a, k * EV_QW) : EV_FN(q_all)(EV_FN(q_item)(dtype, a, 0));
+        const EV_FN(qi) vb = sb ? EV_FN(q_load)(dtype, b, k * EV_QW) : EV_FN(q_all)(EV_FN(q_item)(dtype, b, 0));
+        q[k] = EV_FN(q_rint)(EV_FN(q_combine)(op, EV_FN(q_float)(va - p->zero_a), EV_FN(q_float)(vb - p->zero_b),
+                                              scale_a, scale_b));
+    }
+    EV_FN(q_store)(dtype, q[0], q[1], p->zero, p->lo, p->hi, y, 0);
+}
+
+EV_INLINE void EV_FN(q_binary_rows)(const int dtype, const int op, int64_t n, const uint8_t *a, const int sa,
+                                    const uint8_t *b, const int sb, const ev_qbinary *given, uint8_t *y)
+{
+    const ev_qbinary p = *given;
+    int64_t i = 0;
+    for (; i + EV_QB <= n; i += EV_QB)
+        EV_FN(q_binary_block)(dtype, op, a + i * sa, sa, b + i * sb, sb, &p, y + i);
+    if (i < n) {
+        uint8_t ba[EV_QB] = {0}, bb[EV_QB] = {0}, by[EV_QB];
+        memcpy(ba, a + i * sa, sa ? (size_t)(n - i) : 1);
+        memcpy(bb, b + i * sb, sb ? (size_t)(n - i) : 1);
+        EV_FN(q_binary_block)(dtype, op, ba, sa, bb, sb, &p, by);
+        memcpy(y + i, by, (size_t)(n - i));
+    }
+}
+
+/* Tensors of 8 bits; a and b advance by sa and sb, 0 or 1. y may be a or b. */
+static void EV_FN(q_binary)(int dtype, int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
+                            const ev_qbinary *p, void *y)
+{
+#define EV_STRIDES(T, OP)                                               \
+    if (sa && sb) EV_FN(q_binary_rows)(T, OP, n, a, 1, b, 1, p, y);     \
+    else if (sa) EV_FN(q_binary_rows)(T, OP, n, a, 1, b, 0, p, y);      \
+    else if (sb) EV_FN(q_binary_rows)(T, OP, n, a, 0, b, 1, p, y);      \
+    else EV_FN(q_binary_rows)(T, OP, n, a, 0, b, 0, p, y)
+    if (dtype == EV_UINT8) {
+        if (op == EV_QADD) { EV_STRIDES(EV_UINT8, EV_QADD); } else { EV_STRIDES(EV_UINT8, EV_QMUL); }
+    } else {
+        if (op == EV_QADD) { EV_STRIDES(EV_INT8, EV_QADD); } else { EV_STRIDES(EV_INT8, EV_QMUL); }
+    }
+#undef EV_STRIDES
+}
+
+/* y = a * scale_a + b * scale_b, or a * b * scale_a, for numbers that are float32 already. y may be a or b. */
+static void EV_FN(q_combine_f32)(int op, int64_t n, const float *a, int64_t sa, const float *b, int64_t sb,
+                                 float scale_a, float scale_b, float *y)
+{
+    float ba[EV_QW], bb[EV_QW], by[EV_QW];
+    const EV_FN(qf) ra = EV_FN(q_allf)(scale_a), rb = EV_FN(q_allf)(scale_b);
+    for (int64_t i = 0; i < n; i += EV_QW) {
+        const int64_t m = n - i < EV_QW ? n - i : EV_QW;
+        if (m == EV_QW && sa && sb) {
+            *(EV_FN(qf) *)(y + i) = EV_FN(q_combine)(op, *(const EV_FN(qf) *)(a + i), *(const EV_FN(qf) *)(b + i), ra, rb);
+            continue;
+        }
+        for (int64_t j = 0; j < EV_QW; j++) {
+            ba[j] = a[j < m ? (i + j) * sa : 0];
+            bb[j] = b[j < m ? (i + j) * sb : 0];
+        }
+        *(EV_FN(qf) *)by = EV_FN(q_combine)(op, *(const EV_FN(qf) *)ba, *(const EV_FN(qf) *)bb, ra, rb);
+        memcpy(y + i, by, (size_t)m * sizeof(float));
+    }
+}
+
+/* Tables ------------------------------------------------------------------------------------------------------- */
+
+/* y = table[x], entries of `size` bytes: 1, 2 or 4. y may be x where size is 1. */
+static void EV_FN(q_lookup)(int64_t size, int64_t n, const uint8_t *x, const void *table, void *y)
+{
+    int64_t i = 0;
+    if (size == 4) {
+        for (; i < n; i++) ((uint32_t *)y)[i] = ((const uint32_t *)table)[x[i]];
+    } else if (size == 2) {
+        for (; i < n; i++) ((uint16_t *)y)[i] = ((const uint16_t *)table)[x[i]];
+    } else {
+#ifdef __AVX2__
+        /* Sixteen tables of sixteen entries. With x counted down by 16 from one to the next, and the top bit set by
+         * the saturating sum for what lies outside of the sixteen, each shuffle gives its entries and 0 elsewhere. */
+        if (n >= 256) {
+            __m256i part[16];
+            for (int k = 0; k < 16; k++)
+                part[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table + k));
+            const __m256i sixteen = _mm256_set1_epi8(16), mark = _mm256_set1_epi8(0x70);
+            for (; i + 32 <= n; i += 32) {
+                __m256i v = _mm256_loadu_si256((const __m256i *)(x + i));
+                __m256i r = _mm256_shuffle_epi8(part[0], _mm256_adds_epu8(v, mark));
+                for (int k = 1; k < 16; k++) {
+                    v = _mm256_sub_epi8(v, sixteen);
+                    r = _mm256_or_si256(r, _mm256_shuffle_epi8(part[k], _mm256_adds_epu8(v, mark)));
+                }
+                _mm256_storeu_si256((__m256i *)((uint8_t *)y + i), r);
+            }
+        }
+#endif
+        for (; i < n; i++) ((uint8_t *)y)[i] = ((const uint8_t *)table)[x[i]];
+    }
+}
+
+#undef EV_QTYPES
+#undef EV_QSIZE
