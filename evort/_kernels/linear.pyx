@@ -9,6 +9,30 @@ cdef inline float *operand(const ev_call *c, int i) noexcept nogil:
     return NULL if i >= c.n_in or c.in_[i] == NULL else <float *> c.in_[i].data
 
 
+# A batch axis is four numbers: its count, and the strides of A, of B and of Y along it.
+
+cdef inline int64_t batch_items(const int64_t *axis, int32_t axes) noexcept nogil:
+    cdef int64_t items = 1
+    cdef int32_t i
+    for i in range(axes):
+        items *= axis[4 * i]
+    return items
+
+
+cdef inline void batch_item(const int64_t *axis, int32_t axes, int64_t item, int64_t *a, int64_t *b,
+                            int64_t *y) noexcept nogil:
+    """Where the matrices of one item of the batch are, in elements."""
+    cdef int64_t index
+    cdef int32_t i
+    a[0] = b[0] = y[0] = 0
+    for i in range(axes - 1, -1, -1):
+        index = item % axis[4 * i]
+        item = item // axis[4 * i]
+        a[0] += index * axis[4 * i + 1]
+        b[0] += index * axis[4 * i + 2]
+        y[0] += index * axis[4 * i + 3]
+
+
 def matmul_scratch(int64_t items, int64_t m, int64_t n, int64_t k, int32_t threads) -> int:
     """Scratch bytes of matmul_f32 and gemm_f32: products [m, k] x [k, n], `items` at a time."""
     return gemm_batch_scratch(4, items, m, n, k, threads)
@@ -22,7 +46,7 @@ cdef int matmul_f32(const ev_call *c) noexcept nogil:
     cdef const int64_t *v = c.ints
     cdef const int64_t *axis = v + 9
     cdef int32_t axes = (c.n_ints - 9) // 4, i
-    cdef int64_t items = 1, item, left, index, a, b, y
+    cdef int64_t items, item, a, b, y
     cdef const float *z = operand(c, 3)
     if c.out[0].size == 0:
         return EV_OK
@@ -38,18 +62,9 @@ cdef int matmul_f32(const ev_call *c) noexcept nogil:
         gemm_f32(&g)
         return EV_OK
     # The last axis is one batch; the others are walked.
-    for i in range(axes - 1):
-        items *= axis[4 * i]
+    items = batch_items(axis, axes - 1)
     for item in range(items):
-        left, a, b, y = item, 0, 0, 0
-        i = axes - 2
-        while i >= 0:
-            index = left % axis[4 * i]
-            left = left // axis[4 * i]
-            a += index * axis[4 * i + 1]
-            b += index * axis[4 * i + 2]
-            y += index * axis[4 * i + 3]
-            i -= 1
+        batch_item(axis, axes - 1, item, &a, &b, &y)
         g.a = <const float *> c.in_[0].data + a
         g.b = <const float *> c.in_[1].data + b
         g.c = <float *> c.out[0].data + y
@@ -104,8 +119,8 @@ cdef int matmul_integer(const ev_call *c) noexcept nogil:
     cdef ev_igemm g
     cdef const int64_t *v = c.ints
     cdef const int64_t *axis = v + 5
-    cdef int32_t axes = (c.n_ints - 5) // 4, i
-    cdef int64_t items = 1, item, left, index, a, b, y
+    cdef int32_t axes = (c.n_ints - 5) // 4
+    cdef int64_t items, item, a, b, y
     if c.out[0].size == 0:
         return EV_OK
     igemm_init(&g, v[0], v[1], v[2], c.in_[0].data, v[2], c.in_[0].dtype == EV_INT8, c.in_[1].data, v[1],
@@ -113,18 +128,9 @@ cdef int matmul_integer(const ev_call *c) noexcept nogil:
     g.a_zero, g.a_zero_step = operand(c, 2), v[3]
     g.b_zero, g.b_zero_step = operand(c, 3), v[4]
     g.threads, g.scratch = c.threads, c.scratch
-    for i in range(axes):
-        items *= axis[4 * i]
+    items = batch_items(axis, axes)
     for item in range(items):
-        left, a, b, y = item, 0, 0, 0
-        i = axes - 1
-        while i >= 0:
-            index = left % axis[4 * i]
-            left = left // axis[4 * i]
-            a += index * axis[4 * i + 1]
-            b += index * axis[4 * i + 2]
-            y += index * axis[4 * i + 3]
-            i -= 1
+        batch_item(axis, axes, item, &a, &b, &y)
         g.a = <const int8_t *> c.in_[0].data + a
         g.b = <const int8_t *> c.in_[1].data + b
         g.c = <int32_t *> c.out[0].data + y

@@ -14,8 +14,8 @@ from evort_tools.passes.patterns import Product, close, offset, product, unary
 def run(graph: Graph, ctx: Context) -> int:
     ed = Edit(graph, ctx)
     changes = 0
-    for node in list(graph.nodes):
-        if node.domain or node.attrs.get("activation") or ed.writer.get(node.outputs[0]) is not node:
+    for node in ed.nodes():
+        if node.attrs.get("activation"):
             continue
         if not ed.is_real(node.outputs[0]):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,12 @@ class Edit:
             self._link(node)
 
     # Questions
+
+    def nodes(self) -> Iterator[Node]:
+        """The ONNX nodes that are there at the start, each where no change on behalf of an earlier one dropped it."""
+        for node in list(self.graph.nodes):
+            if not node.domain and node.outputs and self.writer.get(node.outputs[0]) is node:
+                yield node
 
     def producer(self, name: str, *ops: str) -> Node | None:
         """The node of this graph that writes a tensor; with `ops`, only where it is one of these ONNX operators."""

@@ -19,10 +19,9 @@ _RESHAPED = frozenset({*VIEWS, "Expand", "Tile"})
 def run(graph: Graph, ctx: Context) -> int:
     ed = Edit(graph, ctx)
     changes = 0
-    for node in list(graph.nodes):
-        rule = RULES.get(node.op) if not node.domain else None
-        # A rule may have dropped the node, or changed it, on behalf of an earlier one.
-        if rule is not None and node.outputs and ed.writer.get(node.outputs[0]) is node:
+    for node in ed.nodes():
+        rule = RULES.get(node.op)
+        if rule is not None:
             changes += bool(rule(ed, node))
     return changes
 

@@ -21,9 +21,7 @@ BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
 def run(graph: Graph, ctx: Context) -> int:
     ed = Edit(graph, ctx)
     changes = 0
-    for node in list(graph.nodes):
-        if node.domain or not node.outputs or ed.writer.get(node.outputs[0]) is not node:
-            continue
+    for node in ed.nodes():
         if node.op == "MatMul":
             changes += _one_hot(ed, node)
         elif node.op in UNARY or node.op in BINARY:

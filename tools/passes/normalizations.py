@@ -25,8 +25,8 @@ def run(graph: Graph, ctx: Context) -> int:
         (_rows, ("Reshape",)),
         (_scale_and_shift, ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization")),
     ):
-        for node in list(graph.nodes):
-            if node.op in ops and not node.domain and node.outputs and ed.writer.get(node.outputs[0]) is node:
+        for node in ed.nodes():
+            if node.op in ops:
                 changes += bool(ed.is_real(node.outputs[0]) and rule(ed, node))
     return changes
 

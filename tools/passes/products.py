@@ -10,9 +10,7 @@ from evort_tools.passes.linear import product_of
 def run(graph: Graph, ctx: Context) -> int:
     ed = Edit(graph, ctx)
     changes = 0
-    for node in list(graph.nodes):
-        if node.domain or not node.outputs or ed.writer.get(node.outputs[0]) is not node:
-            continue
+    for node in ed.nodes():
         if node.op == "Add" and not node.attrs:
             changes += _bias(ed, node)
         elif node.op in ("MatMul", "Gemm"):

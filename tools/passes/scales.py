@@ -32,9 +32,7 @@ _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 def run(graph: Graph, ctx: Context) -> int:
     ed = Edit(graph, ctx)
     changes = 0
-    for node in list(graph.nodes):
-        if node.domain or not node.outputs or ed.writer.get(node.outputs[0]) is not node:
-            continue
+    for node in ed.nodes():
         if node.op == "BatchNormalization" or (node.op in _ARITHMETIC and not node.attrs):
             changes += _after(ed, node)
         elif node.op in PRODUCTS:

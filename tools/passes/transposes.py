@@ -14,9 +14,7 @@ _UNARY = UNARY | {"Ceil", "Floor", "Not", "Reciprocal", "Round", "Sign"}
 def run(graph: Graph, ctx: Context) -> int:
     ed = Edit(graph, ctx)
     changes = 0
-    for node in list(graph.nodes):
-        if node.domain or not node.outputs or ed.writer.get(node.outputs[0]) is not node:
-            continue
+    for node in ed.nodes():
         if node.op in BINARY:
             changes += _both(ed, node)
         elif node.op == "Transpose":
