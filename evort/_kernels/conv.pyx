@@ -1,6 +1,7 @@
 """Drivers of the convolutions in float32.
 
     pointwise_f32   1x1, stride 1: the image is the product's right operand as it lies
+    direct_f32      a padded copy of a band of the image is the right operand, read at each tap's offset
     im2col_f32      any other: the right operand is packed from the image, panel by panel, never built as a whole
     depthwise_f32   one input channel a group: no product, a stencil over the image
     transpose_f32   ConvTranspose: products in blocks, then their sums row by row of the output
@@ -12,7 +13,8 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_OK, ev_call,
-                                  ev_depthwise, ev_epilogue, ev_ukr, ev_conv_window, parallel_for, register, ukernels)
+                                  ev_conv_window, ev_depthwise, ev_direct, ev_direct_image, ev_epilogue, ev_ukr,
+                                  parallel_for, register, ukernels)
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
 
 cdef const ev_ukr *K = ukernels()
@@ -32,6 +34,10 @@ ctypedef struct Shape:
     float *z
     float *slope
     float *y
+
+
+cdef inline int64_t round64(int64_t bytes) noexcept nogil:
+    return (bytes + 63) // 64 * 64
 
 
 cdef inline float *operand(const ev_call *c, int i) noexcept nogil:
@@ -233,10 +239,6 @@ ctypedef struct Transposed:
     Blocks blocks
 
 
-cdef inline int64_t round64(int64_t bytes) noexcept nogil:
-    return (bytes + 63) // 64 * 64
-
-
 cdef inline int64_t first_in(const ev_conv_window *g, int64_t axis, int64_t o) noexcept nogil:
     """The first input position along an axis that reaches output o or one after it."""
     cdef int64_t reach = o + g.pad[axis] - (g.kernel[axis] - 1) * g.dilation[axis]
@@ -343,8 +345,11 @@ def transpose_scratch(int64_t c, int64_t m, ints, int32_t threads) -> int:
     return threads * blocks.slot
 
 
+include "conv_direct.pxi"
+
 DRIVERS = {}
 register(DRIVERS, "pointwise_f32", pointwise_f32)
 register(DRIVERS, "im2col_f32", im2col_f32)
+register(DRIVERS, "direct_f32", direct_f32)
 register(DRIVERS, "depthwise_f32", depthwise_f32)
 register(DRIVERS, "transpose_f32", transpose_f32)

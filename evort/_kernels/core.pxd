@@ -140,6 +140,25 @@ cdef extern from "conv.h" nogil:
         int64_t h, w, oh, ow, kh, kw, sh, sw, dh, dw, pad_h, pad_w
         float lo, hi
 
+    ctypedef struct ev_direct_image:
+        ev_conv_window window
+        int64_t channels
+        int64_t period[3]
+        int64_t shift[3]
+        int64_t wrap, planes, rows, pitch, depth, height
+    ctypedef struct ev_direct:
+        int64_t m, k
+        const float *w
+        int64_t ldw
+        const float *x
+        const int32_t *offset
+        int64_t rows, pitch, ow
+        float *y
+        int64_t ldy
+        const float *bias
+        const float *residual
+        float lo, hi
+
 cdef extern from "ukr.h" nogil:
     int64_t ev_item_size(int32_t dtype)
     ctypedef void (*ev_binary)(int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
@@ -266,6 +285,9 @@ cdef extern from "ukr.h" nogil:
         void (*transposed_row_f32)(const ev_conv_window *g, const float *col, int64_t ld, int64_t row0, int64_t od,
                                    int64_t oh, float bias, const float *residual, float lo, float hi, float *tmp,
                                    float *y) noexcept nogil
+        void (*direct_copy_f32)(const ev_direct_image *g, const float *x, int64_t od, int64_t oh,
+                                float *dst) noexcept nogil
+        void (*direct_f32)(const ev_direct *d) noexcept nogil
         void (*rnn_cell_f32)(int64_t n, const float *gate, float clip, float *h) noexcept nogil
         void (*lstm_cell_f32)(int64_t n, const float *gates, const float *p, float clip, int input_forget, float *cell,
                               float *h) noexcept nogil

@@ -241,13 +241,16 @@ class Conv(Op):
         place = window.ints()
         if x.dtype != DType.FLOAT or not place:
             return None
-        from evort._kernels.conv import products_scratch
+        from evort._kernels.conv import direct_scratch, products_scratch
 
         number, reals = activation_ints_reals(c)
         group, channels, taps = c["group"], w.shape[1], math.prod(window.kernel)
         ints = (*number, group, *place)
         if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1:
             return Kernel("conv.depthwise_f32", ints, reals)
+        scratch = direct_scratch(x.shape[1], w.shape[0], x.shape[0], ints, c.threads)
+        if scratch:
+            return Kernel("conv.direct_f32", ints, reals, scratch)
         plain = taps == 1 and set(window.strides) == {1} and window.out == window.image
         sizes = (w.shape[0] // group, math.prod(window.out), channels * taps)
         scratch = products_scratch(out.shape[0] * group, *sizes, c.threads)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx_cases import check_node, node_cases
 from support import drivers_of, make_model, node_model, run_node
 
-from evort._kernels import core
+from evort._kernels import conv, core
 from evort.errors import EvortError
 from evort.graph import Node
 from evort.session import Session
@@ -108,6 +108,41 @@ def test_conv_matches_float64(window: Any, threads: int, residual: bool) -> None
     core.select_isa()
 
 
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(windows(), st.integers(1, 2), st.booleans())
+def test_im2col_matches_float64(window: Any, threads: int, residual: bool) -> None:
+    attrs, x, w = window
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv, "direct_scratch", lambda *args: 0)
+        for name in core.available_isas():
+            core.select_isa(name)
+            check_driver("Conv", operands(x, w, w[0], 0), attrs, threads, residual)
+    core.select_isa()
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attrs"),
+    [
+        ((1, 64, 40, 90), (20, 64, 3, 3), {"pads": [1, 1, 1, 1]}),  # several bands of rows, blocks of weights
+        ((1, 48, 61, 90), (20, 24, 3, 3), {"pads": [2, 0, 1, 1], "strides": [2, 2], "group": 2}),
+        ((1, 32, 12, 20, 20), (7, 32, 3, 3, 3), {"pads": [1] * 6}),  # several bands of planes
+        ((1, 4, 9, 40, 200), (7, 4, 3, 3, 3), {"strides": [2, 1, 3], "pads": [2, 0, 1, 0, 3, 2]}),
+        ((3, 6, 14, 14), (16, 6, 5, 5), {}),  # a phase for each tap
+        ((1, 2, 14, 9), (5, 2, 3, 8), {"dilations": [2, 1]}),
+        ((1, 9, 5, 5), (25, 9, 3, 3), {"pads": [1, 1, 1, 1]}),  # rows shorter than a vector
+        ((1, 1, 49, 10), (64, 1, 10, 4), {"strides": [2, 2], "pads": [4, 1, 5, 1]}),
+    ],
+)
+@pytest.mark.parametrize("residual", [False, True])
+def test_direct(isa: str, x: tuple[int, ...], w: tuple[int, ...], attrs: dict[str, Any], residual: bool) -> None:
+    values = operands(x, w, w[0], 0)
+    session = Session(node_model("Conv", values, attrs))
+    session.run({f"in{i}": v for i, v in enumerate(values)})
+    assert drivers_of(session) == ["conv.direct_f32"]
+    for threads in (1, 2):
+        check_driver("Conv", values, attrs, threads, residual)
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(windows(transposed=True), st.integers(1, 2), st.booleans())
 def test_transposed_conv_matches_float64(window: Any, threads: int, residual: bool) -> None:
@@ -136,11 +171,12 @@ def test_depthwise_with_a_kernel_beyond_its_strips(isa: str) -> None:
     ("attrs", "x", "w", "driver"),
     [
         ({}, (1, 4, 5, 5), (6, 4, 1, 1), "conv.pointwise_f32"),
-        ({"pads": [1, 1, 1, 1]}, (1, 4, 5, 5), (6, 4, 3, 3), "conv.im2col_f32"),
+        ({"pads": [1, 1, 1, 1]}, (1, 4, 5, 5), (6, 4, 3, 3), "conv.direct_f32"),
+        ({}, (1, 300, 9, 9), (300, 300, 3, 3), "conv.im2col_f32"),
         ({"strides": [2, 2]}, (1, 4, 5, 5), (6, 4, 1, 1), "conv.im2col_f32"),
         ({"group": 4}, (1, 4, 5, 5), (8, 1, 3, 3), "conv.depthwise_f32"),
         ({"group": 4}, (1, 4, 5), (8, 1, 3), "conv.depthwise_f32"),
-        ({"group": 4}, (1, 4, 5, 5, 5), (8, 1, 3, 3, 3), "conv.im2col_f32"),
+        ({"group": 4}, (1, 4, 5, 5, 5), (8, 1, 3, 3, 3), "conv.direct_f32"),
         ({"pads": [1, 0, 0, 1, 0, 0]}, (1, 4, 1, 5, 5), (8, 4, 1, 1, 1), "conv.im2col_f32"),
     ],
 )

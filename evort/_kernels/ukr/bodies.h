@@ -20,6 +20,7 @@
 #include "pool_body.h"
 #include "layout_body.h"
 #include "conv_body.h"
+#include "direct_body.h"
 #include "recurrent_body.h"
 #include "interpolate_body.h"
 

@@ -16,4 +16,40 @@ typedef struct {
     float lo, hi;
 } ev_depthwise;
 
+/* Direct convolution of any stride and dilation, as a matrix product whose right operand is never built.
+ *
+ * The band of the image that some output rows need is copied with its padding, and split by phase: with
+ * padded position = stride * index + phase, the elements of one phase lie side by side, so that every tap reads
+ * consecutive elements, at a fixed distance from the output's position:
+ *
+ *   copy[channel][depth phase][height phase][width phase][plane][row][pitch]
+ *   x[tap of output (d, h, w)] = copy[offset[channel, tap] + (d * rows + h) * pitch + w]
+ *
+ * `pitch` is at least the output's width; the columns between them are computed and left out. Rows share their
+ * padding: what a tap reads past the end of a row are the zeros in front of the next. Where that still leaves many
+ * columns out, each tap has a phase of its own along the width (shift[2] is 0), whose pitch is the output's width. */
+typedef struct {
+    ev_conv_window window;
+    int64_t channels;                 /* of the group */
+    int64_t period[3], shift[3];      /* number of phases in use; largest index of a tap */
+    int64_t wrap;                     /* column i of width phase e is padded column i*stride + e*dilation % wrap */
+    int64_t planes, rows, pitch;      /* of one phase */
+    int64_t depth, height;            /* output rows of a band: planes - shift[0], rows - shift[1] */
+} ev_direct_image;
+
+/* One plane of output rows of a band, for m output channels. */
+typedef struct {
+    int64_t m, k;
+    const float *w;                   /* [m][k], row stride ldw */
+    int64_t ldw;
+    const float *x;                   /* the copy, from the first output position on */
+    const int32_t *offset;            /* k */
+    int64_t rows, pitch, ow;
+    float *y;                         /* rows * ow elements for each output channel, ldy apart */
+    int64_t ldy;
+    const float *bias;                /* m, or NULL */
+    const float *residual;            /* laid out like y (and may be y), or NULL */
+    float lo, hi;
+} ev_direct;
+
 #endif
