@@ -7,11 +7,9 @@ around it. Operators are in their newest ONNX form (the importer rewrites older 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from evort.types import DType
+from evort._records import Graph, Node, Tensor
 
 # A dimension: a number, or the name of a symbolic one ("" where nothing is known of it).
 Dim = int | str
@@ -58,117 +56,6 @@ class Sparsity:
         self.indices = indices
 
 
-class Tensor:
-    """A named tensor. `shape` is None where even the rank is unknown; `data` is the value of a constant, in the
-    NumPy dtype that `evort.types.STORAGE` gives for `dtype`, else None. `layout` is "" for ONNX's own order."""
-
-    __slots__ = ("data", "dtype", "layout", "name", "quant", "shape", "sparsity")
-
-    def __init__(
-        self,
-        name: str,
-        dtype: DType,
-        shape: tuple[Dim, ...] | None,
-        data: np.ndarray | None = None,
-        quant: Quantization | None = None,
-        sparsity: Sparsity | None = None,
-        layout: str = "",
-    ):
-        self.name = name
-        self.dtype = dtype
-        self.shape = shape
-        self.data = data
-        self.quant = quant
-        self.sparsity = sparsity
-        self.layout = layout
-
-    def __repr__(self) -> str:
-        return f"Tensor({self.name!r}, {self.dtype.name}, {self.shape}{', constant' if self.data is not None else ''})"
-
-
-class Node:
-    """One operation. An absent optional input or output is the empty string.
-
-    Attribute values are int, float, str, NumPy array (a tensor; `bfloat16` and the like as their bits), Graph, or a
-    list of int, float or str. `attrs` holds only what differs from, or has no, default.
-    """
-
-    __slots__ = ("attrs", "domain", "inputs", "name", "op", "outputs")
-
-    def __init__(
-        self,
-        op: str,
-        inputs: list[str],
-        outputs: list[str],
-        attrs: dict[str, Attribute] | None = None,
-        domain: str = "",
-        name: str = "",
-    ):
-        self.op = op
-        self.inputs = inputs
-        self.outputs = outputs
-        self.attrs = attrs or {}
-        self.domain = domain
-        self.name = name
-
-    def subgraphs(self) -> Iterator[Graph]:
-        """The graphs among the attributes."""
-        return (a for a in self.attrs.values() if isinstance(a, Graph))
-
-    def label(self) -> str:
-        """How messages name the node."""
-        full = f"{self.domain}::{self.op}" if self.domain else self.op
-        return f"{full} {self.name!r}" if self.name else f"{full} -> {self.outputs[0] if self.outputs else '?'!r}"
-
-    def __repr__(self) -> str:
-        return f"Node({self.label()}: {self.inputs} -> {self.outputs})"
-
-
-class Graph:
-    """Nodes in topological order over named tensors.
-
-    `tensors` has at least every input and constant; for values between nodes it may hold what inference found.
-    """
-
-    __slots__ = ("inputs", "name", "nodes", "outputs", "tensors")
-
-    def __init__(self, name: str = ""):
-        self.name = name
-        self.nodes: list[Node] = []
-        self.tensors: dict[str, Tensor] = {}
-        self.inputs: list[str] = []
-        self.outputs: list[str] = []
-
-    def add(self, tensor: Tensor) -> str:
-        """Adds or replaces a tensor; returns its name."""
-        self.tensors[tensor.name] = tensor
-        return tensor.name
-
-    def constant(self, name: str) -> np.ndarray | None:
-        """The value of a constant of this graph, or None."""
-        t = self.tensors.get(name)
-        return None if t is None else t.data
-
-    def free_names(self) -> list[str]:
-        """Names read here but defined in a graph around this one, in order of first use."""
-        defined = set(self.inputs)
-        defined.update(name for name, t in self.tensors.items() if t.data is not None)
-        free: dict[str, None] = {}
-        for node in self.nodes:
-            for name in node.inputs:
-                if name and name not in defined:
-                    free[name] = None
-            for sub in node.subgraphs():
-                for name in sub.free_names():
-                    if name not in defined:
-                        free[name] = None
-            defined.update(node.outputs)
-        for name in self.outputs:
-            if name not in defined:
-                free[name] = None
-        return list(free)
-
-
 class Golden:
     """Inputs, and the outputs that they must give, by name; arrays in storage dtypes.
 
@@ -205,3 +92,6 @@ class Model:
         self.opsets = opsets or {}
         self.metadata = metadata or {}
         self.producer = producer
+
+
+__all__ = ["Attribute", "Dim", "Golden", "Graph", "Model", "Node", "Quantization", "Sparsity", "Tensor"]

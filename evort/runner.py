@@ -17,8 +17,7 @@ from evort.backends.reference import run_dynamic, spec_of
 from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph
 from evort.ops.base import Call
-from evort.plan import Plan, Stage, build
-from evort.plan.trace import Bound, constant_specs
+from evort.plan import Bound, Plan, Stage, build, constant_specs
 from evort.types import STORAGE, DType, Spec
 
 MAX_PLANS = 16

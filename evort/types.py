@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from evort._records import Spec, set_item_sizes
+
 
 class _Listed(type):
     def __iter__(cls) -> Iterator[DType]:
@@ -110,6 +112,8 @@ STORAGE: dict[DType, np.dtype] = {
     }.items()
 }
 
+set_item_sizes({key: value.itemsize for key, value in STORAGE.items()})
+
 # Bits of one element in a file.
 BITS: dict[DType, int] = {key: value.itemsize * 8 for key, value in STORAGE.items() if key != _D.STRING}
 BITS.update({_D.UINT4: 4, _D.INT4: 4, _D.FLOAT4E2M1: 4, _D.UINT2: 2, _D.INT2: 2})
@@ -165,37 +169,7 @@ _BY_NAME = {
     "uint2": _D.UINT2,
 }
 
-
-class Spec:
-    """What is known of a tensor before a plan runs: element type, shape and, where it is a constant, its value.
-
-    `shape` is a tuple of ints. `value` is an array in `STORAGE[dtype]`, or None.
-    """
-
-    __slots__ = ("dtype", "shape", "value")
-
-    def __init__(self, dtype: DType, shape: tuple[int, ...], value: np.ndarray | None = None):
-        self.dtype = dtype
-        self.shape = shape
-        self.value = value
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        n = 1
-        for d in self.shape:
-            n *= d
-        return n
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes at run time."""
-        return self.size * STORAGE[self.dtype].itemsize
-
-    def __repr__(self) -> str:
-        known = "" if self.value is None else ", known"
-        return f"{self.dtype.name.lower()}{list(self.shape)}{known}"
+__all__ = [
+    "ANY", "BITS", "FLOAT8", "FLOATS", "FROM_NUMPY", "INTS", "MAX_RANK", "NUMERIC", "SIGNED_INTS", "STORAGE", "SUBBYTE",
+    "SUBBYTE_INTS", "UNSIGNED_INTS", "DType", "Spec", "dtype_of",
+]  # fmt: skip

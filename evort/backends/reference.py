@@ -9,7 +9,7 @@ import numpy as np
 from evort.graph import Graph
 from evort.ops.base import Call, DataDependent, NeedsValue, Op
 from evort.ops.run import run_reference
-from evort.plan.trace import Bound
+from evort.plan import Bound
 from evort.types import DType, Spec, dtype_of
 
 

@@ -4,7 +4,7 @@
     File bytes --header--> metadata (FlatBuffer) --cursor--> Model, whose constants are views of the weight segment
 
 What docs/etm-format.md demands of a reader is checked here, and nowhere later: who gets a Model from `parse` may rely
-on it. Operators' own rules are those of evort.ops.base; here they only have a fast path.
+on it. Operators' own rules are those of evort.ops.base; `OpInfo` is their fast path.
 """
 cimport cython
 cimport numpy as cnp
@@ -17,6 +17,8 @@ from libc.math cimport isfinite
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from evort._records cimport (A_FLOAT, A_FLOATS, A_GRAPH, A_INT, A_INTS, A_STR, A_STRS, A_TENSOR, Graph, Node, OpInfo,
+                             Tensor, info_of)
 from evort.etm._schema cimport *
 from evort.etm._xxh64 cimport xxh64 as _xxh64
 
@@ -25,8 +27,8 @@ import sys
 import numpy as np
 
 from evort.errors import EtmFormatError
-from evort.graph import Golden, Graph, Model, Node, Quantization, Sparsity, Tensor
-from evort.ops.base import REQUIRED, check_arity, complete_attrs, find, lookup
+from evort.graph import Golden, Model, Quantization, Sparsity
+from evort.ops.base import check_arity, complete_attrs, find, lookup
 from evort.types import BITS, INTS, SIGNED_INTS, STORAGE, DType
 
 cnp.import_array()
@@ -59,9 +61,15 @@ LIMITS = {
     "nesting": MAX_NESTING,
 }
 
+cdef int[256] kind_bits  # the bit in OpInfo.kinds for each AttributeType
+memset(kind_bits, 0, sizeof(kind_bits))
+kind_bits[<int> ATTRIBUTE_TYPE_INT], kind_bits[<int> ATTRIBUTE_TYPE_INTS] = A_INT, A_INTS
+kind_bits[<int> ATTRIBUTE_TYPE_FLOAT], kind_bits[<int> ATTRIBUTE_TYPE_FLOATS] = A_FLOAT, A_FLOATS
+kind_bits[<int> ATTRIBUTE_TYPE_STRING], kind_bits[<int> ATTRIBUTE_TYPE_STRINGS] = A_STR, A_STRS
+kind_bits[<int> ATTRIBUTE_TYPE_TENSOR], kind_bits[<int> ATTRIBUTE_TYPE_GRAPH] = A_TENSOR, A_GRAPH
+
 include "_cursor.pxi"
 include "_values.pxi"
-include "_operators.pxi"
 
 
 def xxh64(data, seed: int = 0) -> int:
@@ -262,15 +270,15 @@ cdef class _Reader(_Values):
         if self.operators:
             info = self.infos.get((domain, op))
             if info is None:
-                info = operator_info(op, domain)
-                if info is None:
+                definition = find(op, domain)
+                if definition is None:
                     lookup(Node(op, inputs, outputs, None, domain, name))  # which raises, and names near ones
-                self.infos[domain, op] = info
+                info = self.infos[domain, op] = info_of(definition)
         if t.vtable_size > NODE_AT_ATTRIBUTES:
             attrs = self.read_attributes(t, info, &fits, depth)
         node = Node(op, inputs, outputs, attrs, domain, name)
         if info is not None and not (
-            fits and accepts(info, n, len(outputs), absent) and (not info.needed or info.needed <= node.attrs.keys())
+            fits and info.arity_fits(n, len(outputs), absent) and (not info.needed or info.needed <= node.attrs.keys())
         ):
             check_arity(info.definition, node)
             complete_attrs(info.definition, node)
@@ -297,7 +305,7 @@ cdef class _Reader(_Values):
             found[key] = self.read_attribute(&item, kind, depth)
             if len(found) != i + 1:
                 fail(m, item.at, "Attribute.key", f"{key!r} is there twice")
-            if info is not None and not (<int> info.kinds.get(key, 0)) & (1 << kind):
+            if info is not None and not <int> info.kinds.get(key, 0) & kind_bits[kind]:
                 fits[0] = False
         return found
 

@@ -29,21 +29,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from evort._records import REQUIRED, Call, Kernel, NeedsValue
 from evort.errors import ShapeError, UnsupportedError
 from evort.graph import Graph, Node
 from evort.types import ANY, DType, Spec
-
-REQUIRED: Any = object()
-
-
-class NeedsValue(Exception):
-    """Raised by `infer` where the outputs' shape depends on the value of an input that is not known yet.
-
-    The planner ends the stage there, and plans the rest when the value is known.
-    """
-
-    def __init__(self, index: int):
-        self.index = index
 
 
 class DataDependent(Exception):
@@ -60,101 +49,6 @@ class Attr:
     def __init__(self, kind: str, default: Any = None):
         self.kind = kind
         self.default = default
-
-
-class Kernel:
-    """A driver bound to a node's shapes.
-
-    driver: "module.name" in `evort._kernels`, or a capsule from `core.register`.
-    ints, reals: the driver's parameters, in the order that it documents.
-    scratch: bytes of scratch memory that one call needs.
-    packed: extra constant operands made from the node's constants, as pairs (key, make): `make()` returns the array,
-      once for each node and key in a session; they follow the node's inputs in `ev_call.in`. They are copies of
-      weights, counted and reported: prefer drivers that read what the file holds.
-    inputs: which of the node's inputs the driver gets, by index; all of them where None.
-    """
-
-    __slots__ = ("driver", "inputs", "ints", "packed", "reals", "scratch")
-
-    def __init__(
-        self,
-        driver: str | object,
-        ints: Sequence[int] = (),
-        reals: Sequence[float] = (),
-        scratch: int = 0,
-        packed: Sequence[tuple[str, Callable[[], np.ndarray]]] = (),
-        inputs: Sequence[int] | None = None,
-    ):
-        self.driver = driver
-        self.ints = ints
-        self.reals = reals
-        self.scratch = scratch
-        self.packed = packed
-        self.inputs = inputs
-
-
-class Call:
-    """One node, as its operator sees it: attributes (`c["axis"]`, defaults filled in) and operand specifications.
-
-    ins, outs: a Spec for each input and output, None where an optional one is absent; outs is filled after `infer`.
-    threads: how many threads the plan may use. run_graph: runs a nested graph, `run_graph(graph, {name: value})`
-    giving the list of its outputs (only set while the node runs).
-    """
-
-    __slots__ = ("attrs", "ins", "node", "outs", "run_graph", "threads")
-
-    def __init__(self, node: Node, attrs: dict[str, Any], ins: Sequence[Spec | None], threads: int = 1):
-        self.node = node
-        self.attrs = attrs
-        self.ins = ins
-        self.outs: Sequence[Spec | None] = ()
-        self.threads = threads
-        self.run_graph: Callable[[Graph, dict[str, Any]], list[Any]] | None = None
-
-    def __getitem__(self, name: str) -> Any:
-        return self.attrs[name]
-
-    def has(self, index: int) -> bool:
-        """Whether the optional input is there."""
-        return index < len(self.ins) and self.ins[index] is not None
-
-    def wants(self, index: int) -> bool:
-        """Whether the optional output is wanted."""
-        return index < len(self.node.outputs) and bool(self.node.outputs[index])
-
-    def like(self, index: int = 0, dtype: DType | None = None) -> Spec:
-        """The specification of an output that has an input's shape."""
-        spec = self.ins[index]
-        return Spec(spec.dtype if dtype is None else dtype, spec.shape)
-
-    def value(self, index: int) -> np.ndarray:
-        """An input's value at planning time. Raises NeedsValue where it is only known later."""
-        value = self.ins[index].value
-        if value is None:
-            raise NeedsValue(index)
-        return value
-
-    def ints(self, index: int) -> tuple[int, ...]:
-        """The value of an integer vector or scalar input, as a tuple of ints. Raises NeedsValue as `value` does."""
-        return tuple(self.value(index).reshape(-1).tolist())
-
-    def axis(self, axis: int, rank: int) -> int:
-        """An axis in [0, rank) from one in [-rank, rank). Raises ShapeError otherwise."""
-        if not -rank <= axis < rank:
-            raise self.error(f"axis {axis} is outside a tensor of rank {rank}")
-        return axis % rank if rank else 0
-
-    def axes(self, axes: Sequence[int], rank: int) -> tuple[int, ...]:
-        """Distinct axes in [0, rank), sorted. Raises ShapeError for one outside or given twice."""
-        found = sorted(self.axis(a, rank) for a in axes)
-        if len(set(found)) != len(found):
-            raise self.error(f"axes {list(axes)} name one axis twice")
-        return tuple(found)
-
-    def error(self, message: str) -> ShapeError:
-        """A ShapeError that names the node and its operands, to be raised."""
-        operands = ", ".join("absent" if s is None else repr(s) for s in self.ins)
-        return ShapeError(f"{self.node.label()}: {message}. Inputs were ({operands})")
 
 
 class Op:
@@ -366,3 +260,9 @@ def check_dtypes(definition: Op, c: Call) -> None:
 def wide(x: np.ndarray) -> np.ndarray:
     """Floats as float64, for references that sum or exponentiate; anything else as it is."""
     return x.astype(np.float64) if x.dtype.kind == "f" else x
+
+
+__all__ = [
+    "REQUIRED", "Attr", "Call", "DataDependent", "Kernel", "NeedsValue", "Op", "check_arity", "check_dtypes",
+    "complete_attrs", "find", "import_later", "lookup", "op", "register", "registered", "wide",
+]  # fmt: skip

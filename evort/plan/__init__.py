@@ -3,10 +3,9 @@
     Stage (nodes)  --trace-->  calls with concrete shapes  --storage-->  buffers and offsets  -->  Plan
 
 A plan is made for concrete input shapes. Where a shape depends on a value that only running gives, the plan ends
-there: a stage's `next` is planned when the value is known (see `evort.plan.trace`).
+there: a stage's `next` is planned when the value is known (see `_trace.pxi`; `_storage.pxi` is about memory).
 """
 
-from evort.plan.plan import Buffer, Plan, Step, build
-from evort.plan.trace import Stage, Trace, trace
+from evort.plan._planner import Bound, Buffer, Plan, Stage, Step, best_fit, build, constant_specs
 
-__all__ = ["Buffer", "Plan", "Stage", "Step", "Trace", "build", "trace"]
+__all__ = ["Bound", "Buffer", "Plan", "Stage", "Step", "best_fit", "build", "constant_specs"]
