@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evort_tools.convert import convert as convert
+    from evort_tools.quantize import quantize as quantize
 
-__all__ = ["convert"]
+__all__ = ["convert", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from evort_tools.convert import convert
 
         return convert
+    if name == "quantize":
+        from evort_tools.quantize import quantize
+
+        return quantize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

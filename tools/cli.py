@@ -18,6 +18,7 @@ from evort.errors import EvortError
 COMMANDS = {
     "demo": ("demo", "convert and run the shipped LeNet on 500 digits"),
     "convert": ("convert", "turn an ONNX model into an .etm file"),
+    "quantize": ("quantize", "make a model smaller and faster: integers for weights and activations"),
     "inspect": ("inspection", "show what is in a model: layers, sizes, multiply-adds, memory over time"),
     "check": ("check", "prove that a model runs right on this machine"),
     "run": ("run", "run a model on npz, npy or image files"),
@@ -31,6 +32,8 @@ EPILOG = """\
 first steps:
   evort demo                                  see it work
   evort convert model.onnx -o model.etm       convert once, offline
+  evort quantize model.onnx -o model.etm --scheme static --calib calib.npz
+                                              in 8-bit integers
   evort inspect model.etm --memory            where the memory goes
   evort run model.etm -i image.png -o out.npz run it
   evort bench model.etm --threads 1,2         how fast it is

@@ -140,5 +140,5 @@ def test_clipping_helps_where_few_values_are_large():
 
 
 def test_an_unknown_method_is_named():
-    with pytest.raises(ValueError, match="'best'.*minmax"):
+    with pytest.raises(ValueError, match=r"'best'.*minmax"):
         find("best", observed([1.0]).row(), Target())

@@ -74,7 +74,7 @@ def _activation(graph: Graph, name: str, encoding: Encoding, names: Names, write
     integer = names.fresh(f"{name}{QUANTIZED}")
     operands = _parameters(graph, name, encoding, names)
     attrs = _attrs(encoding)
-    graph.add(Tensor(integer, encoding.dtype, _shape(graph, name), quant=encoding.as_quantization()))
+    graph.add(Tensor(integer, encoding.dtype, _shape(graph, name)))
     return [
         Node("QuantizeLinear", [source, *operands], [integer], dict(attrs), name=f"{name}/QuantizeLinear"),
         Node("DequantizeLinear", [integer, *operands], [out], dict(attrs), name=f"{name}/DequantizeLinear"),
@@ -85,7 +85,7 @@ def _constant(graph: Graph, tensor: Tensor, encoding: Encoding, names: Names) ->
     name = tensor.name
     integer, out = names.fresh(f"{name}{QUANTIZED}"), names.fresh(f"{name}/dequantized")
     data = encoding.quantize(tensor.data)
-    graph.add(Tensor(integer, encoding.dtype, data.shape, data, encoding.as_quantization()))
+    graph.add(Tensor(integer, encoding.dtype, data.shape, data))
     operands = _parameters(graph, name, encoding, names)
     _redirect(graph, name, out)
     return [Node("DequantizeLinear", [integer, *operands], [out], _attrs(encoding), name=f"{name}/DequantizeLinear")]

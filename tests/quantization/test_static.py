@@ -1,0 +1,201 @@
+"""Static quantization: what is selected, what ranges and weights become, accuracy on MNIST, memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from onnx import helper
+from tools_support import onnx_model
+
+import evort
+from evort.session import Session
+from evort_tools.common import shipped_models
+from evort_tools.convert import convert_model
+from evort_tools.quantization.compare import expected_outputs, output_errors
+from evort_tools.quantization.data import open_calibration
+from evort_tools.quantization.qdq import fake_quantized
+from evort_tools.quantization.static import METHODS, Settings, calibrate
+
+node = helper.make_node
+
+
+def weights(*shape, seed=0):
+    rng = np.random.default_rng(seed + int(np.prod(shape)))
+    return (rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def samples(*shape, count=8, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)
+
+
+def calibrated(onnx, data, **settings):
+    model = convert_model(onnx)
+    return model, calibrate(model, open_calibration(data, model.graph), Settings(**settings))
+
+
+def sqnr(model, found, data):
+    feeds = open_calibration(data, model.graph).head(16)
+    errors = output_errors(fake_quantized(model, found.encodings), feeds, expected_outputs(model, feeds))
+    return {name: error.sqnr for name, error in errors.items()}
+
+
+def branches():
+    """Convolutions, a pool, a Concat, an Add of computed tensors, a Softmax at the end."""
+    nodes = [
+        node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
+        node("Relu", ["a"], ["ra"]),
+        node("MaxPool", ["ra"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", ["p", "w2"], ["b"], pads=[1, 1, 1, 1]),
+        node("Conv", ["p", "w2b"], ["c"], pads=[1, 1, 1, 1]),
+        node("Concat", ["b", "c"], ["bc"], axis=1),
+        node("Conv", ["bc", "w3"], ["d"]),
+        node("Sigmoid", ["d"], ["gate"]),
+        node("Mul", ["p", "gate"], ["gated"]),
+        node("Conv", ["gated", "w4"], ["e"]),
+        node("GlobalAveragePool", ["e"], ["g"]),
+        node("Flatten", ["g"], ["f"]),
+        node("Gemm", ["f", "w5", "b5"], ["h"], transB=1),
+        node("Softmax", ["h"], ["y"]),
+    ]
+    constants = {
+        "w1": weights(8, 3, 3, 3), "w2": weights(8, 8, 3, 3), "w2b": weights(8, 8, 3, 3, seed=1) * 3,
+        "w3": weights(8, 16, 1, 1), "w4": weights(6, 8, 1, 1), "w5": weights(5, 6), "b5": weights(5, 1).reshape(5),
+    }  # fmt: skip
+    return onnx_model(nodes, {"x": (np.float32, ("N", 3, 8, 8))}, ["y"], constants)
+
+
+def test_what_runs_in_integers_and_what_shares_a_scale():
+    model, found = calibrated(branches(), samples(3, 8, 8), method="minmax")
+    ops = [n.op for n in found.selection.nodes]
+    assert ops == ["Conv", "MaxPool", "Conv", "Conv", "Concat", "Conv", "Mul", "Conv", "GlobalAveragePool", "Flatten",
+                   "Gemm"]  # fmt: skip
+    e = found.encodings
+    # The pool's result has the scale of what it pools; the parts that are only joined have that of the whole.
+    assert "p" not in e and e["b"].same(e["bc"]) and e["c"].same(e["bc"])
+    # The Softmax is the last: its input is written in float. Sigmoid's range is known.
+    assert "h" not in e and "y" not in e
+    assert e["gate"].method == "fixed" and e["gate"].scale == pytest.approx(1 / 255)
+    assert e["w1"].axis == 0 and e["w5"].axis == 0 and np.abs(e["w1"].quantize(model.graph.constant("w1"))).max() == 127
+    assert sqnr(model, found, samples(3, 8, 8))["y"] > 30
+
+
+def test_excluded_nodes_stay_in_float():
+    model, found = calibrated(branches(), samples(3, 8, 8), method="minmax", exclude=("Gemm", "b"))
+    assert "w5" not in found.encodings and "w2" not in found.encodings and "f" not in found.encodings
+    assert sorted(found.selection.kept.values()) == ["excluded", "excluded"]
+    assert sqnr(model, found, samples(3, 8, 8))["y"] > 30
+    with pytest.raises(ValueError, match="nothing in the model is named 'nobody'"):
+        calibrated(branches(), samples(3, 8, 8), exclude=("nobody",))
+
+
+def linear(w, b=None, infinite=False):
+    nodes = [node("Gemm", ["x", "w", "b"] if b is not None else ["x", "w"], ["h"], transB=1)]
+    constants = {"w": w} if b is None else {"w": w, "b": b}
+    if infinite:
+        nodes += [node("Log", ["h"], ["l"]), node("Gemm", ["l", "v"], ["y"])]
+        constants["v"] = weights(w.shape[0], 3)
+    else:
+        nodes += [node("Gemm", ["h", "v"], ["y"])]
+        constants["v"] = weights(w.shape[0], 3)
+    return onnx_model(nodes, {"x": (np.float32, ("N", w.shape[1]))}, ["y"], constants)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_channels_of_zero_and_of_next_to_nothing_keep_their_bias(method):
+    w, b = weights(6, 16), np.array([0.3, 1e4, 0, 2, -7, 1], np.float32)
+    w[0] = w[2] = 0
+    w[1] *= 1e-6  # its bias is 1e10 times its products: beyond int32 in units of those
+    model, found = calibrated(linear(w, b), samples(16), method=method)
+    e, x = found.encodings["w"], found.encodings["x"]
+    sums = np.abs(b) / (e.scale.astype(np.float64) * x.scale)
+    assert sums.max() < 2**31 and np.isfinite(e.scale).all() and (e.scale > 0).all()
+    # In units of the sums the bias is at least as exact as float32, where it is more than the products.
+    assert (np.abs(np.rint(sums) - sums)[[0, 1]] <= sums[[0, 1]] * 2.0**-23).all()
+    assert sqnr(model, found, samples(16))["y"] > 30
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [0.0, 3.5, -1e-20, 1e20])
+def test_constant_inputs_give_a_sound_result(method, value):
+    data = np.full((4, 16), value, np.float32)
+    model, found = calibrated(linear(weights(6, 16)), data, method=method)
+    assert all(np.isfinite(e.scale).all() and (e.scale > 0).all() for e in found.encodings.values())
+    # mse places the end of the range to within half of a histogram's bin.
+    assert sqnr(model, found, data)["y"] > 30 or value == 0
+
+
+def test_tensors_with_infinities_stay_in_float():
+    """Log of a negative number is NaN, of zero -inf: what reads it is no operator for integers."""
+    model, found = calibrated(linear(weights(6, 16), infinite=True), samples(16), method="auto")
+    assert list(found.selection.kept.values()) == ["'l' takes values that are NaN or infinite"]
+    assert "w" in found.encodings and "v" not in found.encodings and "l" not in found.encodings
+
+
+def test_huge_outliers_cost_least_with_auto():
+    data = samples(16, count=64)
+    data[3, 2] = 1e4
+    model, found = calibrated(linear(weights(6, 16)), data, method="auto")
+    assert found.ratios["auto"] <= 1.02 * min(found.ratios.values())
+    assert found.ratios["minmax"] > 0 and np.isfinite(list(found.ratios.values())).all()
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8", "int8-symmetric", "int16"])
+def test_kinds_of_activations(activations):
+    model, found = calibrated(branches(), samples(3, 8, 8), method="minmax", activations=activations)
+    # int16 leaves the error of the 8-bit weights alone.
+    assert sqnr(model, found, samples(3, 8, 8))["y"] > (38 if activations == "int16" else 28)
+
+
+def test_channels_with_scales_of_their_own_are_more_exact():
+    data = samples(3, 8, 8) * np.array([1, 0.02, 20], np.float32)[:, None, None]
+    w = weights(4, 3, 1, 1) / np.array([1, 0.02, 20], np.float32)[:, None, None]
+    nodes = [node("Conv", ["x", "w"], ["y"])]
+    onnx = onnx_model(nodes, {"x": (np.float32, ("N", 3, 8, 8))}, ["y"], {"w": w})
+    found = {}
+    for by_channel in (False, True):
+        model, result = calibrated(onnx, data, method="minmax", per_channel_activations=by_channel)
+        found[by_channel] = sqnr(model, result, data)["y"]
+    assert found[True] > found[False] + 10
+
+
+def mnist():
+    digits = np.load(shipped_models() / "mnist_500.npz")
+    return (digits["images"][:, None] / np.float32(255)).astype(np.float32), digits["labels"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lenet_loses_at_most_one_digit_in_500(method):
+    images, labels = mnist()
+    model, found = calibrated(shipped_models() / "lenet.onnx", images[:64], method=method)
+    right = []
+    for each in (model, fake_quantized(model, found.encodings)):
+        out = Session(each).run({"image": images})["logits"]
+        right.append(int((out.argmax(1) == labels).sum()))
+    assert right[1] >= right[0] - (3 if method == "moving-average" else 1)
+
+
+def test_memory_does_not_grow_with_the_samples():
+    peaks = []
+    for count in (10, 200):
+        model = convert_model(branches())
+        rng = np.random.default_rng(0)
+        made = [rng.normal(size=(1, 3, 8, 8)).astype(np.float32) for _ in range(10)]
+        data = open_calibration(lambda made=made, count=count: (made[i % 10] for i in range(count)), model.graph)
+        settings = Settings(method="mse")
+        calibrate(model, open_calibration(made, model.graph), settings)  # imports and plans
+        tracemalloc.start()
+        calibrate(model, data, settings)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # The activations of 190 more samples would be 190 * 8 kB.
+    assert peaks[1] < 1.05 * peaks[0] + 20_000
+
+
+def test_the_float_model_is_not_changed():
+    model = convert_model(branches())
+    before = evort.etm.write(model)
+    found = calibrate(model, open_calibration(samples(3, 8, 8), model.graph), Settings())
+    fake_quantized(model, found.encodings)
+    assert evort.etm.write(model) == before

@@ -1,0 +1,87 @@
+"""How far a quantized model's results are from the float model's: signal-to-noise ratios."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evort.graph import Model
+from evort.session import Session
+
+
+class Error:
+    """The squared error of one tensor against another, summed over samples; values that are not finite in both count
+    as equal where they are the same, else as an error as large as the signal."""
+
+    __slots__ = ("noise", "signal", "values")
+
+    def __init__(self) -> None:
+        self.signal = 0.0
+        self.noise = 0.0
+        self.values = 0
+
+    def add(self, expected: np.ndarray, got: np.ndarray) -> None:
+        """Takes one sample. Raises ValueError for different shapes."""
+        if expected.shape != got.shape:
+            raise ValueError(f"shapes {expected.shape} and {got.shape} cannot be compared")
+        x, y = (v.astype(np.float64).reshape(-1) for v in (expected, got))
+        finite = np.isfinite(x) & np.isfinite(y)
+        if not finite.all():
+            wrong = int(np.count_nonzero(~finite & ~((x == y) | (np.isnan(x) & np.isnan(y)))))
+            x, y = x[finite], y[finite]
+            mean = float(x @ x) / max(1, len(x))
+            self.noise += wrong * max(mean, 1e-30)
+        self.signal += float(x @ x)
+        y -= x
+        self.noise += float(y @ y)
+        self.values += expected.size
+
+    @property
+    def ratio(self) -> float:
+        """Noise over signal; 0 for no error, infinite for an error where there is no signal."""
+        if not self.noise:
+            return 0.0
+        return self.noise / self.signal if self.signal else math.inf
+
+    @property
+    def sqnr(self) -> float:
+        """10 log10(signal / noise), in dB."""
+        ratio = self.ratio
+        return math.inf if not ratio else -10 * math.log10(ratio) if math.isfinite(ratio) else -math.inf
+
+
+def expected_outputs(
+    model: Model, samples: Iterable[Mapping[str, np.ndarray]], threads: int | None = None
+) -> list[Any]:
+    """A model's outputs for each sample."""
+    session = Session(model, threads=threads)
+    return [session.run(dict(feeds)) for feeds in samples]
+
+
+def output_errors(
+    model: Model,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    expected: Sequence[Mapping[str, Any]],
+    threads: int | None = None,
+) -> dict[str, Error]:
+    """The error of each output of a model against what was expected of it. Outputs that are no numbers are left out."""
+    session = Session(model, threads=threads)
+    errors: dict[str, Error] = {}
+    for feeds, wanted in zip(samples, expected, strict=True):
+        for name, got in session.run(dict(feeds)).items():
+            if isinstance(got, np.ndarray) and got.dtype.kind in "fiub":
+                error = errors.setdefault(name, Error())
+                if got.shape == wanted[name].shape:
+                    error.add(wanted[name], got)
+                else:  # the number of what was found depends on the values
+                    error.signal += float(np.sum(np.square(wanted[name].astype(np.float64))))
+                    error.noise += max(1e-30, float(np.sum(np.square(wanted[name].astype(np.float64)))))
+    return errors
+
+
+def total_ratio(errors: Mapping[str, Error]) -> float:
+    """One number for the error of all outputs: the mean of their noise over signal."""
+    return sum(e.ratio for e in errors.values()) / max(1, len(errors))

@@ -1,0 +1,134 @@
+"""The quantizer's options: one dataclass, from which the command line's flags and the keys of a TOML file are made."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+SCHEMES = ("static",)
+
+
+def _option(default: Any, text: str, **more: Any) -> Any:
+    """A field with its help text. more: `choices` (what the flag takes), `metavar`, `read` (from the flag's text)."""
+    return field(default=default, metadata={"help": text, **more})
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(t) for t in text.split(","))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    return int(height), int(width or height)
+
+
+@dataclass
+class Options:
+    """How to quantize. Each field is a flag of `evort quantize` and a key of its TOML file (`--config`)."""
+
+    scheme: str = _option("static", "what becomes integers, and when ranges are found", choices=SCHEMES)
+    method: str = _option(
+        "auto",
+        "how ranges are found from calibration data; auto takes, for each tensor, what harms the next layer least",
+        choices=("auto", "minmax", "moving-average", "percentile", "entropy", "mse"),
+    )
+    activations: str = _option("uint8", "integers of activations", choices=("uint8", "int8", "int8-symmetric", "int16"))
+    percentile: float = _option(99.99, "share of the values that the method percentile keeps, in percent", metavar="P")
+    per_channel: bool = _option(True, "a scale for each output channel of weights")
+    per_channel_activations: bool = _option(
+        False, "a scale for each channel of activations that only convolutions read (for study: those run in float)"
+    )
+    exclude: tuple[str, ...] = _option(
+        (), "a node, tensor, operator or pattern (with * and ?) that stays in float (repeatable)", metavar="NAME"
+    )
+    samples: int | None = _option(None, "the most calibration samples to use (all)", metavar="N")
+    scale: float = _option(1 / 255, "images: what values are multiplied by (1/255)")
+    mean: tuple[float, ...] = _option(
+        (0.0,), "images: subtracted after scaling, by channel", read=_floats, metavar="M,M,M"
+    )
+    std: tuple[float, ...] = _option((1.0,), "images: divided by after that, by channel", read=_floats, metavar="S,S,S")
+    size: tuple[int, int] | None = _option(
+        None, "images: height and width to resize to, where the model leaves them open", read=_size, metavar="HxW"
+    )
+    bgr: bool = _option(False, "images: channels in the order blue, green, red")
+    channels_last: bool = _option(False, "images: the model takes [N, H, W, C]")
+    shape: tuple[str, ...] = _option(
+        (), "use this shape for an input (as in evort convert; repeatable)", metavar="INPUT=1,3,H,W"
+    )
+    threads: int | None = _option(None, "threads to run the model with", metavar="N")
+    verify: bool = _option(True, "run the result on calibration samples and report its signal-to-noise ratio")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            choices = f.metadata.get("choices")
+            if choices and value not in choices:
+                raise ValueError(f"{f.name}: {value!r} is not one of {', '.join(choices)}")
+            if isinstance(f.default, tuple) and not isinstance(value, tuple):
+                setattr(self, f.name, tuple(value) if isinstance(value, list) else (value,))
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples must be at least 1, not {self.samples}")
+        if not 50 <= self.percentile <= 100:
+            raise ValueError(f"percentile must be from 50 to 100, not {self.percentile}")
+
+
+def from_mapping(given: Mapping[str, Any], where: str = "options") -> Options:
+    """Options from a dict, or the table that a TOML file is. Raises ValueError for unknown keys and wrong values."""
+    known = {f.name: f for f in fields(Options)}
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+        raise ValueError(f"{where}: there is no option {', '.join(map(repr, unknown))}{hint}")
+    for key, value in given.items():
+        plain = known[key].default
+        good = (
+            isinstance(value, bool) if isinstance(plain, bool)
+            else isinstance(value, int | float) and not isinstance(value, bool) if isinstance(plain, float)
+            else True if plain is None or isinstance(plain, tuple) else isinstance(value, type(plain))
+        )  # fmt: skip
+        if not good:
+            raise ValueError(f"{where}: {key} = {value!r} should be like {plain!r}")
+    return Options(**given)
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The keys of a TOML file, those of a table [quantize] where there is one. Raises ValueError, OSError."""
+    with open(path, "rb") as file:
+        try:
+            found = tomllib.load(file)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return found.get("quantize", found)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each option; one that is not given leaves no attribute."""
+    for f in fields(Options):
+        flag = "--" + f.name.replace("_", "-")
+        plain, more = f.default, dict(f.metadata)
+        text = more.pop("help")
+        read = more.pop("read", None)
+        if isinstance(plain, bool):
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+                help=text + (" (default)" if plain else ""),
+            )  # fmt: skip
+        elif plain == ():
+            parser.add_argument(flag, action="append", default=argparse.SUPPRESS, help=text, **more)
+        else:
+            kind = read or (type(plain) if plain is not None else int)
+            note = f" (default: {plain})" if isinstance(plain, str) else ""
+            parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text + note, **more)
+
+
+def from_arguments(args: argparse.Namespace, config: Mapping[str, Any]) -> Options:
+    """Options from the flags given, and else from a TOML file's keys."""
+    given = {f.name: getattr(args, f.name) for f in fields(Options) if hasattr(args, f.name)}
+    return from_mapping({**config, **given}, "the command line and its configuration")

@@ -1,0 +1,246 @@
+"""Turns an ONNX model (or an .etm file) into a smaller, faster .etm, and says what it cost.
+
+    evort quantize model.onnx -o model.etm --scheme static --calib calib.npz
+    evort_tools.quantize("model.onnx", "model.etm", calib={"image": images})
+
+static: weights and activations are integers; ranges of activations come from calibration data: an npz file with
+arrays by input name, samples along the first axis, an npy file, or a folder of images (--mean, --std, --size ...).
+
+The input and outputs of the model stay float32. What has no integer form stays in float, and is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from evort import etm
+from evort.graph import Model
+from evort_tools.common import bytes_text
+from evort_tools.quantization import static
+from evort_tools.quantization.compare import expected_outputs, output_errors
+from evort_tools.quantization.data import Calibration, CalibrationError, Images, open_calibration
+from evort_tools.quantization.encodings import Encoding
+from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
+from evort_tools.quantization.qdq import copy_model, insert, total_bytes
+
+# progress(what, number of steps or None) starts a stage; what it returns is called after each step.
+Progress = Callable[[str, int | None], Callable[[], None]]
+
+
+class Result:
+    """A quantized model and what it cost.
+
+    model: the graph that goes into the file. encodings: of the tensors that are integers in it. kept: {label of a
+    node: why it stays in float}. sqnr: {output: signal-to-noise ratio in dB against float32}, on `samples` calibration
+    samples; empty where it was not measured. sizes: bytes of constants before and after; `source` and `file` of the
+    files, where there are such. methods: noise over signal by calibration method, where those were compared.
+    """
+
+    def __init__(self, model: Model, options: Options):
+        self.model = model
+        self.options = options
+        self.encodings: dict[str, Encoding] = {}
+        self.kept: dict[str, str] = {}
+        self.integer_nodes = 0
+        self.sqnr: dict[str, float] = {}
+        self.samples = 0
+        self.sizes: dict[str, int] = {}
+        self.methods: dict[str, float] = {}
+
+    def to_bytes(self) -> bytes:
+        """The `.etm` file's bytes, which `evort.load` takes."""
+        return etm.write(self.model)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "options": asdict(self.options),
+            "sizes": self.sizes,
+            "samples": self.samples,
+            "sqnr_db": self.sqnr,
+            "integer_nodes": self.integer_nodes,
+            "kept_in_float": self.kept,
+            "noise_by_method": self.methods,
+            "encodings": {name: e.as_dict() for name, e in self.encodings.items()},
+        }
+
+
+def quantize(
+    model: Any,
+    output: str | os.PathLike[str] | None = None,
+    calib: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Quantizes a model: the path of an ONNX or `.etm` file, an ONNX model's bytes or ModelProto, or an evort Model.
+
+    output: the `.etm` file to write; None to write none (`Result.to_bytes`). calib: calibration data: a path (npz,
+    npy, folder), {input: array of samples}, an array for the only input, or an iterable of samples {input: array}.
+    options: the fields of `evort_tools.quantization.options.Options`.
+
+    Raises CalibrationError for data that is missing or of no use, ConversionError for a model that evort cannot run,
+    ValueError for options, OSError for files. The file appears complete or not at all.
+    """
+    chosen = from_mapping(options)
+    source, size = _open(model, chosen)
+    result = quantize_model(source, calib, chosen, progress)
+    if size is not None:
+        result.sizes["source"] = size
+    if output is not None:
+        etm.write(result.model, output)
+        result.sizes["file"] = os.stat(output).st_size
+    return result
+
+
+def quantize_model(model: Model, calib: Any, options: Options, progress: Progress | None = None) -> Result:
+    """`quantize` for a graph on which the float passes have run; the graph stays as it is."""
+    progress = progress or (lambda what, count: lambda: None)
+    data = None
+    if calib is not None:
+        images = Images(options.scale, options.mean, options.std, options.size, options.bgr, options.channels_last)
+        data = open_calibration(calib, model.graph, images, options.samples)
+    result = Result(copy_model(model), options)
+    result.sizes["weights_before"] = total_bytes(model.graph)
+    _static(model, data, result, progress)
+    result.sizes["weights_after"] = total_bytes(result.model.graph)
+    if options.verify and data is not None:
+        _verify(model, data, result, progress)
+    return result
+
+
+def _static(model: Model, data: Calibration | None, result: Result, progress: Progress) -> None:
+    options = result.options
+    if data is None:
+        raise CalibrationError("the static scheme needs calibration data (--calib FILE): a few hundred typical inputs")
+    settings = static.Settings(
+        options.method, options.activations, options.percentile, tuple(options.exclude), options.per_channel,
+        options.per_channel_activations, options.threads,
+    )  # fmt: skip
+    found = static.calibrate(model, data, settings, progress)
+    result.encodings = found.encodings
+    result.kept = static.kept_in_float(model, found.selection)
+    result.integer_nodes = len(found.selection.nodes)
+    result.methods = found.ratios
+    insert(result.model.graph, found.encodings)
+
+
+def _verify(model: Model, data: Calibration, result: Result, progress: Progress) -> None:
+    samples = data.head(static.trial_count(model, data))
+    step = progress("measuring the result", None)
+    threads = result.options.threads
+    errors = output_errors(result.model, samples, expected_outputs(model, samples, threads), threads)
+    step()
+    result.samples = len(samples)
+    result.sqnr = {name: error.sqnr for name, error in errors.items()}
+
+
+def _open(model: Any, options: Options) -> tuple[Model, int | None]:
+    """The float graph, and the size of its file."""
+    if isinstance(model, Model):
+        return model, None
+    if isinstance(model, str | os.PathLike) and Path(model).suffix == ".etm":
+        return etm.read(model).model, os.stat(model).st_size
+    from evort_tools.convert import Options as ConvertOptions
+    from evort_tools.convert import convert_model, parse_shape
+
+    found = convert_model(model, ConvertOptions(input_shapes=dict(map(parse_shape, options.shape))))
+    if isinstance(model, str | os.PathLike):
+        return found, os.stat(model).st_size
+    return found, len(model) if isinstance(model, bytes) else None
+
+
+# Command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="an .onnx or .etm file")
+    parser.add_argument("-o", "--output", help="the .etm file to write (default: the model's name with .etm)")
+    parser.add_argument("--calib", metavar="PATH", help="calibration data: .npz, .npy or a folder of images")
+    parser.add_argument("--config", metavar="FILE.toml", help="options from a file; flags go before it")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    config = dict(read_toml(args.config)) if args.config else {}
+    calib = args.calib or config.pop("calib", None)
+    output = args.output or config.pop("output", None) or str(Path(args.model).with_suffix(".etm"))
+    config.pop("calib", None), config.pop("output", None)
+    options = from_arguments(args, config)
+    if os.path.exists(output) and os.path.samefile(args.model, output):
+        raise ValueError(f"{output} is the model itself: name another output with -o")
+    folder = os.path.dirname(os.path.abspath(output))
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder}: there is no such folder to write {os.path.basename(output)} to")
+    with _bar(quiet=args.json) as progress:
+        result = quantize(args.model, output, calib, progress, **asdict(options))
+    if args.json:
+        print(json.dumps({"output": output, **result.as_dict()}, indent=2, default=str))
+    else:
+        _print(result, output)
+    return 0
+
+
+@contextlib.contextmanager
+def _bar(quiet: bool) -> Iterator[Progress]:
+    """A progress bar on the terminal; nothing where there is none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+
+        def start(what: str, count: int | None) -> Callable[[], None]:
+            task = bar.add_task(what, total=count)
+            return lambda: bar.advance(task)
+
+        yield start
+
+
+def _print(result: Result, output: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("", "before", "after", "ratio", title=output)
+    pairs = (("file", "source", "file"), ("constants", "weights_before", "weights_after"))
+    for what, before, after in pairs:
+        a, b = result.sizes.get(before), result.sizes.get(after)
+        if a and b:
+            table.add_row(what, bytes_text(a), bytes_text(b), f"{b / a:.3f}")
+    console.print(table)
+    for name, sqnr in result.sqnr.items():
+        console.print(f"output {name!r}: signal to quantization noise {sqnr:.1f} dB ({result.samples} samples)")
+    nodes = len(result.model.graph.nodes)
+    console.print(f"{result.integer_nodes} operators in integers, {nodes} nodes in the file")
+    if result.kept:
+        kept = Table("kept in float", "why")
+        for label, why in result.kept.items():
+            kept.add_row(label, why)
+        console.print(kept)
+
+
+class _Callable(ModuleType):
+    """Importing this module binds it to the name of the function, `evort_tools.quantize`, so calling it quantizes."""
+
+    def __call__(self, *args: Any, **options: Any) -> Result:
+        return quantize(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+
+if __name__ == "__main__":
+    from evort_tools.cli import run_command
+
+    sys.exit(run_command("quantize"))
