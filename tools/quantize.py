@@ -123,7 +123,7 @@ def _static(model: Model, data: Calibration | None, result: Result, progress: Pr
         raise CalibrationError("the static scheme needs calibration data (--calib FILE): a few hundred typical inputs")
     settings = static.Settings(
         options.method, options.activations, options.percentile, tuple(options.exclude), options.per_channel,
-        options.per_channel_activations, options.threads,
+        options.threads,
     )  # fmt: skip
     found = static.calibrate(model, data, settings, progress)
     result.encodings = found.encodings

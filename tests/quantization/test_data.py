@@ -88,8 +88,8 @@ def test_a_folder_of_images(graph, tmp_path):
 BAD = {
     "empty": (X[:0], "is empty"),
     "no samples": (iter(()), "is empty"),
-    "nan": (np.where(X == X[3, 0, 0, 0], np.nan, X), r"sample 3, input 'x' holds NaN"),
-    "inf": (np.where(X == X[1, 0, 0, 0], np.inf, X), r"sample 1.*infinity"),
+    "nan": (np.where(X[3, 0, 0, 0] == X, np.nan, X), r"sample 3, input 'x' holds NaN"),
+    "inf": (np.where(X[1, 0, 0, 0] == X, np.inf, X), r"sample 1.*infinity"),
     "shape": (X[:, :2], r"sample 0, input 'x' has shape \[1, 2, 4, 5\]; the model takes \[N, 3, 4, 5\]"),
     "rank": (X[0, 0], r"shape \[4, 5\]; samples of \[N, 3, 4, 5\] along its first axis"),
     "name": ({"image": X}, r"array 'image'; the model's inputs are x"),

@@ -39,9 +39,6 @@ class Options:
     activations: str = _option("uint8", "integers of activations", choices=("uint8", "int8", "int8-symmetric", "int16"))
     percentile: float = _option(99.99, "share of the values that the method percentile keeps, in percent", metavar="P")
     per_channel: bool = _option(True, "a scale for each output channel of weights")
-    per_channel_activations: bool = _option(
-        False, "a scale for each channel of activations that only convolutions read (for study: those run in float)"
-    )
     exclude: tuple[str, ...] = _option(
         (), "a node, tensor, operator or pattern (with * and ?) that stays in float (repeatable)", metavar="NAME"
     )

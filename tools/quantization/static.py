@@ -49,7 +49,7 @@ class Settings:
 
     method: one of METHODS. activations: one of ACTIVATIONS. percentile: what the method of that name keeps, in %.
     exclude: names or patterns of what stays in float. per_channel: weights have a scale for each output channel.
-    per_channel_activations: so have activations along axis 1, where only convolutions read them. threads: of the runs.
+    threads: of the runs.
     """
 
     method: str = "auto"
@@ -57,7 +57,6 @@ class Settings:
     percentile: float = 99.99
     exclude: tuple[str, ...] = ()
     per_channel: bool = True
-    per_channel_activations: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -115,8 +114,8 @@ def calibrate(
     histograms: dict[str, Histogram] = {}
     samples = 0
     for _ in range(4):  # where values are not finite, what reads them stays in float, which others may depend on
-        wanted = _observed(selection, settings)
-        new = {name: Histogram(axis) for name, axis in wanted.items() if name not in histograms}
+        wanted = _observed(selection)
+        new = {name: Histogram() for name in wanted if name not in histograms}
         if new or not samples:
             step = progress("calibrating", data.count)
             samples = observe(model, data, new, settings.threads, step)
@@ -130,20 +129,10 @@ def calibrate(
     return found
 
 
-def _observed(selection: Selection, settings: Settings) -> dict[str, int | None]:
-    """The computed tensors whose values decide ranges, with the axis of their channels where those have their own."""
-    wanted: dict[str, int | None] = {}
-    for root, names in selection.groups().items():
-        name = selection.representative(root, names)
-        if selection.graph.constant(name) is None:
-            wanted[name] = 1 if settings.per_channel_activations and _by_channel(selection, names) else None
-    return wanted
-
-
-def _by_channel(selection: Selection, names: list[str]) -> bool:
-    """Whether a tensor is read by convolutions alone, so that its channels may have scales of their own."""
-    uses = list(selection.uses(names[0]))
-    return len(names) == 1 and bool(uses) and all(node.op == "Conv" and at == 0 for node, at in uses)
+def _observed(selection: Selection) -> list[str]:
+    """The computed tensors whose values decide ranges."""
+    names = [selection.representative(root, names) for root, names in selection.groups().items()]
+    return [name for name in names if selection.graph.constant(name) is None]
 
 
 def _choose(
@@ -169,7 +158,7 @@ def _choose(
         return
     samples = data.head(trial_count(model, data))
     step = progress("comparing ranges", None)
-    order = ("mse", "minmax", "percentile", "entropy", "moving-average")  # the first of equals is taken
+    order = ("fixed", "mse", "minmax", "percentile", "entropy", "moving-average")  # the first of equals is taken
     best = auto.choose(
         model,
         selection,
@@ -209,22 +198,18 @@ def _proposals(
     constant = selection.graph.constant(name)
     if constant is not None:
         lo, hi = float(constant.min(initial=0.0)), float(constant.max(initial=0.0))
-        return {"minmax": Encoding.of_range(lo, hi, target.dtype, target.symmetric, method="constant")}
-    rows = [histogram.row(i) for i in range(histogram.rows)]
+        return {"minmax": Encoding.of_range(lo, hi, target.dtype, target.symmetric, method="minmax")}
+    row = histogram.row()
     fixed = _fixed_range(selection.writer.get(name))
-    if fixed is not None and histogram.axis is None:
-        lo, hi = rows[0].extremes
+    if fixed is not None:
+        lo, hi = row.extremes
         # Attention over many tokens never comes near 1: then half of the steps or more would be for nothing.
         if max(-lo, hi) * 2 > fixed[1]:
             return {"fixed": Encoding.of_range(*fixed, target.dtype, target.symmetric, method="fixed")}
     found: dict[str, Encoding] = {}
     for method in methods:
-        bounds = np.array([ranges.find(method, row, target) for row in rows])
-        axis = histogram.axis
-        if axis is None:
-            bounds = bounds[0]
-        lo, hi = bounds[..., 0], bounds[..., 1]
-        found[method] = Encoding.of_range(lo, hi, target.dtype, target.symmetric, axis, method=method)
+        lo, hi = ranges.find(method, row, target)
+        found[method] = Encoding.of_range(lo, hi, target.dtype, target.symmetric, method=method)
     return found
 
 

@@ -1,0 +1,183 @@
+"""`evort quantize` and `evort_tools.quantize`: options, files, messages, memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from onnx import helper, save_model
+from tools_support import onnx_model
+
+import evort
+import evort_tools
+from evort_tools.cli import main
+from evort_tools.common import shipped_models
+from evort_tools.quantization.options import Options, from_mapping, read_toml
+
+LENET = shipped_models() / "lenet.onnx"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    found = np.load(shipped_models() / "mnist_500.npz")
+    return (found["images"][:40, None] / np.float32(255)).astype(np.float32)
+
+
+@pytest.fixture
+def calib(digits, tmp_path):
+    path = tmp_path / "calib.npz"
+    np.savez(path, image=digits)
+    return str(path)
+
+
+def test_the_plain_call(calib, digits, tmp_path, capsys):
+    out = tmp_path / "lenet.etm"
+    assert main(["quantize", str(LENET), "-o", str(out), "--scheme", "static", "--calib", calib]) == 0
+    text = capsys.readouterr().out
+    assert "signal to quantization noise" in text and "ratio" in text
+    assert out.stat().st_size < 0.32 * LENET.stat().st_size
+    got = evort.load(out).run({"image": digits})["logits"]
+    expected = evort.load(evort_tools.convert(LENET)).run({"image": digits})["logits"]
+    # The 19th digit is a tie: the float model gives 6.16 to one class and 6.11 to the other.
+    assert (got.argmax(1) == expected.argmax(1)).sum() >= len(digits) - 1
+    assert np.linalg.norm(got - expected) < 0.02 * np.linalg.norm(expected)
+    assert [p.name for p in tmp_path.iterdir() if p.suffix not in (".npz", ".etm")] == []
+
+
+def test_python_gives_the_same_bytes_as_the_command(calib, digits, tmp_path):
+    out = tmp_path / "lenet.etm"
+    assert main(["quantize", str(LENET), "-o", str(out), "--calib", calib, "--json"]) == 0
+    result = evort_tools.quantize(LENET, calib={"image": digits})
+    assert result.to_bytes() == out.read_bytes()
+    assert result.sqnr["logits"] > 30 and result.encodings["conv1.weight"].axis == 0
+
+
+def test_an_etm_file_as_the_source(calib, tmp_path):
+    etm = tmp_path / "float.etm"
+    evort_tools.convert(LENET, etm)
+    one, other = tmp_path / "a.etm", tmp_path / "b.etm"
+    assert main(["quantize", str(etm), "-o", str(one), "--calib", calib]) == 0
+    assert main(["quantize", str(LENET), "-o", str(other), "--calib", calib]) == 0
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_json(calib, tmp_path, capsys):
+    arguments = ["quantize", str(LENET), "-o", str(tmp_path / "o.etm"), "--calib", calib, "--json", "--exclude", "fc?"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kept_in_float"] == {"Gemm 'fc3'": "excluded"}
+    assert found["sizes"]["file"] == (tmp_path / "o.etm").stat().st_size and found["samples"] > 1
+
+
+def test_options_come_from_flags_toml_and_python(calib, tmp_path, capsys):
+    config = tmp_path / "options.toml"
+    config.write_text('[quantize]\nmethod = "mse"\nactivations = "int8"\nexclude = ["fc3"]\nsamples = 7\n')
+    out = tmp_path / "o.etm"
+    arguments = ["quantize", str(LENET), "-o", str(out), "--calib", calib, "--config", str(config), "--json"]
+    assert main([*arguments, "--activations", "int16"]) == 0
+    options = json.loads(capsys.readouterr().out)["options"]
+    assert (options["method"], options["activations"], options["exclude"], options["samples"]) == (
+        "mse", "int16", ["fc3"], 7,
+    )  # fmt: skip
+    again = from_mapping({**read_toml(config), "activations": "int16"})
+    assert again == Options(method="mse", activations="int16", exclude=("fc3",), samples=7)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metod": "mse"}, "no option 'metod'; did you mean method"),
+        ({"method": "best"}, "'best' is not one of auto, minmax"),
+        ({"percentile": "99"}, "percentile = '99' should be like 99.99"),
+        ({"per_channel": 1}, "per_channel = 1 should be like True"),
+        ({"percentile": 3.0}, "from 50 to 100"),
+        ({"samples": 0}, "at least 1"),
+    ],
+)
+def test_wrong_options(given, message):
+    with pytest.raises(ValueError, match=message):
+        from_mapping(given)
+
+
+def quantized_with(tmp_path, capsys, *arguments):
+    out = tmp_path / "out" / "m.etm"
+    out.parent.mkdir(exist_ok=True)
+    code = main(["quantize", str(LENET), "-o", str(out), *arguments])
+    assert list(out.parent.iterdir()) == []
+    return code, capsys.readouterr().err
+
+
+def test_messages_for_bad_calibration_data(digits, tmp_path, capsys):
+    cases = {
+        "names": ({"picture": digits}, "'picture'"),
+        "shape": ({"image": digits[:, :, :20]}, r"[1, 1, 20, 28]"),
+        "nan": ({"image": np.where(digits > 0.9, np.nan, digits)}, "NaN"),
+        "empty": ({"image": digits[:0]}, "empty"),
+    }
+    for name, (arrays, message) in cases.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        code, error = quantized_with(tmp_path, capsys, "--calib", str(tmp_path / f"{name}.npz"))
+        assert code == 2 and message in error and "Traceback" not in error
+    assert "needs calibration data" in quantized_with(tmp_path, capsys)[1]
+    assert "no such file" in quantized_with(tmp_path, capsys, "--calib", "nowhere.npz")[1]
+
+
+def test_the_model_is_not_written_over_itself(calib, tmp_path, capsys):
+    etm = tmp_path / "m.etm"
+    evort_tools.convert(LENET, etm)
+    assert main(["quantize", str(etm), "--calib", calib]) == 2
+    assert "is the model itself" in capsys.readouterr().err
+    assert main(["quantize", str(LENET), "-o", str(tmp_path / "no" / "m.etm"), "--calib", calib]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_interrupted_it_leaves_nothing(tmp_path):
+    """Ctrl-C in the middle of calibration: exit code 130, no output, no temporary file."""
+    np.savez(tmp_path / "calib.npz", image=np.zeros((60000, 1, 28, 28), np.float32))
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-P", "-m", "evort_tools.cli", "quantize", str(LENET), "-o", str(out / "m.etm"),
+               "--calib", str(tmp_path / "calib.npz")]  # fmt: skip
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    time.sleep(3)
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 130, error.decode()
+    assert list(out.iterdir()) == [] and b"Traceback" not in error
+
+
+MEASURE = """
+import sys
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+import numpy, evort_tools.quantize, evort_tools.convert, onnx
+before = peak()
+evort_tools.quantize(sys.argv[1], sys.argv[2], calib=sys.argv[3])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
+def test_peak_memory_is_below_two_and_a_half_times_the_model(tmp_path):
+    rng = np.random.default_rng(0)
+    constants = {f"w{i}": (rng.random((1800, 1800), np.float32) - 0.5) / 900 for i in range(4)}
+    nodes = [helper.make_node("MatMul", [f"h{i}" if i else "x", f"w{i}"], [f"h{i + 1}"]) for i in range(4)]
+    source = tmp_path / "large.onnx"  # 52 MB
+    save_model(onnx_model(nodes, {"x": (np.float32, ("N", 1800))}, ["h4"], constants), source)
+    np.savez(tmp_path / "c.npz", x=rng.random((3, 1800), np.float32))
+    evort_tools.convert(source, tmp_path / "large.etm")
+    for model in (source, tmp_path / "large.etm"):
+        command = [sys.executable, "-P", "-c", MEASURE, str(model), str(tmp_path / "o.etm"), str(tmp_path / "c.npz")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert int(done.stdout) < 2.5 * model.stat().st_size
