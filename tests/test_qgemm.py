@@ -184,3 +184,172 @@ def test_sums_are_exact(client, data):
         want = want + (bias.reshape(-1, 1) if bias_axis == "row" else bias)
     got = every_way(client, o)
     np.testing.assert_array_equal(got, want.astype(np.int32))
+
+
+def finished(o, sums):
+    """The epilogue in NumPy float32, as qgemm.pxd defines it."""
+    number, alpha, beta = o["activation"]
+    c, z, bias = o["c"], o.get("z"), o.get("bias")
+
+    def along(v, axis):
+        return v.reshape(-1, 1) if axis == "row" else v
+
+    f32 = np.float32
+    float_bias = bias is not None and o["bias_type"] == 1
+    if bias is not None and not float_bias:
+        sums = sums + along(bias, o["bias_axis"])
+        sums = sums.astype(np.int32) if sums.dtype == np.int32 else sums
+    scale = f32(o["factor"]) * along(o["scale"], o["scale_axis"])
+    integer = c.dtype != np.float32
+    with np.errstate(all="ignore"):
+        if integer and z is None and not float_bias and number in (0, 1, 2):
+            r = sums.astype(f32) * (scale / f32(o["y_scale"]))
+            clamp = {0: None, 1: (0.0, np.inf), 2: (alpha, beta)}[number]
+        else:
+            r = sums.astype(f32) * scale
+            if float_bias:
+                r = r + along(bias, o["bias_axis"])
+            if z is not None and z.dtype == np.float32:
+                r = r + z
+            elif z is not None:
+                r = r + (z.astype(np.int32) - o["z_zero"]).astype(f32) * f32(o["z_scale"])
+            if number == 11:
+                r = np.where(r < 0, o["slope"].reshape(-1, 1) * r, r)
+            elif number:
+                name = next(n for n, a in ACTIVATIONS.items() if a.id == number)
+                r = ACTIVATIONS[name].reference(r, f32(alpha), f32(beta))
+            clamp = None
+            if not integer:
+                return r
+            r = r / f32(o["y_scale"])
+        info = np.iinfo(c.dtype)
+        low, high = o.get("range", (info.min, info.max))
+        y = np.rint(r).astype(np.float64) + o["y_zero"]
+        y = np.where(np.isnan(y), low, y)
+        if clamp:
+            lo, hi = (float(np.rint(f32(v) / f32(o["y_scale"]))) + o["y_zero"] for v in clamp)
+            y = np.minimum(np.maximum(y, lo), hi)
+        return np.clip(y, low, high).astype(c.dtype)
+
+
+def epilogue_case(data):
+    """A product whose sums take any int32 value (K = 0 and a bias), or are those of a real product."""
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    wide = draw(st.integers(0, 3)) == 0
+    m, n, k = draw(sizes), draw(sizes), draw(st.sampled_from([0, 0, 5, 30, 600]))
+    a = array(rng, np.int16 if wide else np.int8, (m, k), draw(st.booleans()))
+    b = array(rng, np.int8, (k, n), draw(st.booleans()))
+    sums = a.astype(np.int64) @ b.astype(np.int64)
+    y_type = draw(st.sampled_from([np.uint8, np.int8, np.int16, np.float32]))
+    z_type = draw(st.sampled_from([None, np.uint8, np.int8, np.int16, np.float32]))
+    z = None
+    if z_type is np.float32:
+        z = rng.normal(0, 100, (m, n + 2)).astype(np.float32)[:, :n]
+    elif z_type is not None:
+        z = array(rng, z_type, (m, n), draw(st.booleans()))
+    bias_axis = draw(st.sampled_from(["row", "column"]))
+    length = m if bias_axis == "row" else n
+    bias = rng.integers(-(2**31), 2**31, length).astype(np.int32)
+    if draw(st.booleans()):
+        bias = rng.normal(0, 100, length).astype(np.float32) if draw(st.booleans()) else bias >> 20
+    scale_axis = draw(st.sampled_from(["row", "column", None]))
+    # Powers of two give ties, by the score where the sums are small.
+    scale = 2.0 ** rng.integers(-22, 1, {"row": m, "column": n, None: 1}[scale_axis])
+    if draw(st.booleans()):
+        scale = scale * rng.uniform(0.5, 1, scale.shape)
+    exact = [0, 1, 2, 3, 6, 7, 11]  # activations without exp
+    info = np.iinfo(y_type) if y_type is not np.float32 else np.iinfo(np.int8)
+    o = defaults(
+        a, b, np.zeros((m, n + 1), y_type)[:, :n], z=z, z_zero=int(rng.integers(-128, 128)), z_scale=0.3,
+        bias=bias, bias_type=TYPE[bias.dtype], bias_axis=bias_axis, scale=scale.astype(np.float32),
+        scale_axis=scale_axis, factor=draw(st.sampled_from([1.0, 0.25, 0.0371])), slope=rng.normal(size=m).astype("f"),
+        activation=(draw(st.sampled_from(exact)), *draw(st.sampled_from([(-1.5, 2.5), (0.1, 0.5)]))),
+        y_scale=draw(st.sampled_from([1.0, 0.5, 0.013])), y_zero=int(rng.integers(info.min, info.max + 1)),
+    )  # fmt: skip
+    return o, sums if wide else sums.astype(np.int32)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data())
+def test_epilogue_is_the_same_bits_as_numpy(client, data):
+    o, sums = epilogue_case(data)
+    got, want = every_way(client, o, (1,)), finished(o, sums)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_rounding_of_a_million_sums(client):
+    """Every int32 in steps, ties in plenty: K = 0, the bias is the sum."""
+    rng = np.random.default_rng(1)
+    n = 1 << 20
+    values = np.concatenate([np.arange(-(1 << 18), 1 << 18), rng.integers(-(2**31), 2**31, n - (1 << 19))])
+    bias = values.astype(np.int32)
+    for y_type, scale, zero in ((np.uint8, 2.0**-10, 3), (np.int8, 2.0**-11, -7), (np.int16, 0.37, 100)):
+        o = defaults(np.zeros((1, 0), np.int8), np.zeros((0, n), np.int8), np.zeros((1, n), y_type), bias=bias,
+                     bias_type=6, bias_axis="column", factor=scale, y_zero=zero)  # fmt: skip
+        info = np.iinfo(y_type)
+        want = np.clip(
+            np.rint(bias.astype(np.float32) * np.float32(scale)).astype(np.float64) + zero, info.min, info.max
+        )
+        np.testing.assert_array_equal(every_way(client, o)[0], want.astype(y_type))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_float_operands_are_quantized_as_they_are_read(client, data):
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    m, n, k = draw(sizes), draw(sizes), draw(depths)
+    as_type = draw(st.sampled_from([np.uint8, np.int8, np.int16]))
+    info = np.iinfo(as_type)
+    zero = array(rng, as_type, (1,), draw(st.booleans()))
+    scale = np.float32(draw(st.sampled_from([0.5, 0.031])))
+    of_a = draw(st.booleans())
+    x = rng.normal(0, 60 * scale, (m, k) if of_a else (k, n)).astype(np.float32)
+    x = np.where(rng.random(x.shape) < 0.5, np.round(x / scale * 2) / 2 * scale, x).astype(np.float32)  # ties
+    special = rng.random(x.shape) < 0.05
+    x[special] = rng.choice(np.float32([np.inf, -np.inf, np.nan, 1e30]), special.sum())
+    with np.errstate(all="ignore"):
+        q = np.rint(x / scale).astype(np.float64) + zero
+        q = np.clip(np.where(np.isnan(q), info.min, q), info.min, info.max).astype(np.int64)
+    w = array(rng, np.int8, (k, n) if of_a else (m, k), True)
+    pair = (x, w) if of_a else (w, x)
+    zeros = (zero, np.zeros(1, np.int8)) if of_a else (np.zeros(1, np.int8), zero)
+    as_types = (TYPE[np.dtype(as_type)], 0) if of_a else (0, TYPE[np.dtype(as_type)])
+    o = defaults(*pair, np.zeros((m, n), np.int32), as_types=as_types, in_scales=(scale, scale), a_zero=zeros[0],
+                 b_zero=zeros[1])  # fmt: skip
+    want = (q - int(zero[0])) @ w.astype(np.int64) if of_a else w.astype(np.int64) @ (q - int(zero[0]))
+    np.testing.assert_array_equal(every_way(client, o), want.astype(np.int32))
+
+
+@pytest.mark.parametrize("shared", ["a", "b", "neither"])
+def test_batches(client, shared):
+    rng = np.random.default_rng(3)
+    count, m, n, k = 5, 9, 21, 40
+    a = array(rng, np.uint8, (m, k) if shared == "a" else (count, m, k), False)
+    b = array(rng, np.int8, (k, n) if shared == "b" else (count, k, n), False)
+    z = array(rng, np.int8, (count, m, n), False)
+    a_zero, b_zero = np.uint8([130]), array(rng, np.int8, (n,), False)
+    o = defaults(a, b, np.zeros((count, m, n), np.float32), a_zero=a_zero, b_zero=b_zero, z=z, z_zero=3, z_scale=0.5)
+    want = (a.astype(np.int64) - 130) @ (b.astype(np.int64) - b_zero) + (z - 3.0) * 0.5
+    np.testing.assert_array_equal(every_way(client, o, (1, 2, 3)), want.astype(np.float32))
+
+
+@pytest.mark.parametrize("k", [496, 65536])
+@pytest.mark.parametrize("a_value, b_value", [(-128, -128), (127, -128), (255, -128), (255, 127), (255, 255), (0, 255)])
+@pytest.mark.parametrize("b_last", [False, True])
+def test_extremes_of_any_depth(client, k, a_value, b_value, b_last):
+    """One value all over: the largest sums that there are. 255 * 255 * 65536 wraps around."""
+    m, n = (8, 3) if b_last else (1, 17)
+    a = np.full((m, k), a_value, np.int8 if a_value < 128 and a_value else np.uint8)
+    b = np.full((k, n), b_value, np.int8 if b_value < 128 else np.uint8)
+    b = np.asfortranarray(b) if b_last else b
+    want = np.full((m, n), a_value * b_value * k).astype(np.int32)
+    np.testing.assert_array_equal(every_way(client, defaults(a, b, np.zeros((m, n), np.int32)), (2,)), want)
+
+
+def test_int16_sums_do_not_wrap(client):
+    k = 65536
+    a, b = np.full((1, k), -32768, np.int16), np.full((k, 1), -128, np.int8)
+    o = defaults(a, b, np.zeros((1, 1), np.float32), factor=0.5)
+    assert every_way(client, o)[0, 0] == 32768.0 * 128 * k / 2
