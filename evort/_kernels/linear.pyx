@@ -1,36 +1,11 @@
-"""Drivers of the matrix products: MatMul, Einsum of two operands and Gemm in float32, MatMulInteger."""
-from libc.stdint cimport int8_t, int32_t, int64_t
+"""Drivers of the matrix products: MatMul, Einsum of two operands and Gemm in float32."""
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
-from evort._kernels.core cimport EV_BIAS_COLUMN, EV_BIAS_ROW, EV_INT8, EV_OK, ev_call, ev_epilogue, register
-from evort._kernels.gemm cimport (ev_gemm, ev_igemm, gemm_batch_f32, gemm_batch_scratch, gemm_f32, gemm_init, igemm,
-                                  igemm_init, igemm_scratch)
+from evort._kernels.core cimport EV_BIAS_COLUMN, EV_BIAS_ROW, EV_OK, ev_call, ev_epilogue, register
+from evort._kernels.gemm cimport ev_gemm, gemm_batch_f32, gemm_batch_scratch, gemm_f32, gemm_init
 
 cdef inline float *operand(const ev_call *c, int i) noexcept nogil:
     return NULL if i >= c.n_in or c.in_[i] == NULL else <float *> c.in_[i].data
-
-
-# A batch axis is four numbers: its count, and the strides of A, of B and of Y along it.
-
-cdef inline int64_t batch_items(const int64_t *axis, int32_t axes) noexcept nogil:
-    cdef int64_t items = 1
-    cdef int32_t i
-    for i in range(axes):
-        items *= axis[4 * i]
-    return items
-
-
-cdef inline void batch_item(const int64_t *axis, int32_t axes, int64_t item, int64_t *a, int64_t *b,
-                            int64_t *y) noexcept nogil:
-    """Where the matrices of one item of the batch are, in elements."""
-    cdef int64_t index
-    cdef int32_t i
-    a[0] = b[0] = y[0] = 0
-    for i in range(axes - 1, -1, -1):
-        index = item % axis[4 * i]
-        item = item // axis[4 * i]
-        a[0] += index * axis[4 * i + 1]
-        b[0] += index * axis[4 * i + 2]
-        y[0] += index * axis[4 * i + 3]
 
 
 def matmul_scratch(int64_t items, int64_t m, int64_t n, int64_t k, int32_t threads) -> int:
@@ -113,37 +88,6 @@ cdef int gemm_driver(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
-cdef int matmul_integer(const ev_call *c) noexcept nogil:
-    """in: A, B of 8 bits, zero points of A and B or NULL; out: Y in int32; ints: (m, n, k, steps of the zero points
-    along M and N, then count, stride of A, of B, of Y for each batch axis)."""
-    cdef ev_igemm g
-    cdef const int64_t *v = c.ints
-    cdef const int64_t *axis = v + 5
-    cdef int32_t axes = (c.n_ints - 5) // 4
-    cdef int64_t items, item, a, b, y
-    if c.out[0].size == 0:
-        return EV_OK
-    igemm_init(&g, v[0], v[1], v[2], c.in_[0].data, v[2], c.in_[0].dtype == EV_INT8, c.in_[1].data, v[1],
-               c.in_[1].dtype == EV_INT8, <int32_t *> c.out[0].data, v[1])
-    g.a_zero, g.a_zero_step = operand(c, 2), v[3]
-    g.b_zero, g.b_zero_step = operand(c, 3), v[4]
-    g.threads, g.scratch = c.threads, c.scratch
-    items = batch_items(axis, axes)
-    for item in range(items):
-        batch_item(axis, axes, item, &a, &b, &y)
-        g.a = <const int8_t *> c.in_[0].data + a
-        g.b = <const int8_t *> c.in_[1].data + b
-        g.c = <int32_t *> c.out[0].data + y
-        igemm(&g)
-    return EV_OK
-
-
-def integer_scratch(int64_t m, int64_t n, int64_t k, int32_t threads) -> int:
-    """Scratch bytes of matmul_integer."""
-    return igemm_scratch(m, n, k, threads)
-
-
 DRIVERS = {}
 register(DRIVERS, "matmul_f32", matmul_f32)
 register(DRIVERS, "gemm_f32", gemm_driver)
-register(DRIVERS, "matmul_integer", matmul_integer)

@@ -1,4 +1,4 @@
-"""Matrix products: Gemm, MatMul, Einsum, MatMulInteger, QLinearMatMul."""
+"""Matrix products: Gemm, MatMul, Einsum."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
 from evort.ops.conv import same_dtype
-from evort.ops.requantize import requantize
 from evort.types import FLOATS, INTS, DType, Spec
 
-_BYTES = frozenset({DType.INT8, DType.UINT8})
 _PRODUCT = FLOATS | {DType.INT32, DType.INT64, DType.UINT32, DType.UINT64}
 
 
@@ -132,7 +130,7 @@ def _scaled(x: np.ndarray, factor: float) -> np.ndarray:
     return x if factor == 1 else (x * factor).astype(x.dtype)
 
 
-def _matmul_shape(c: Call, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+def matmul_shape(c: Call, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of numpy.matmul. Raises ShapeError."""
     if not a or not b:
         raise c.error("operands must have at least one axis")
@@ -204,7 +202,7 @@ class MatMul(Op):
         _no_prelu(c)
         a, b = c.ins[0], c.ins[1]
         _float_only(c, a.dtype)
-        shape = _matmul_shape(c, a.shape, b.shape)
+        shape = matmul_shape(c, a.shape, b.shape)
         columns = b.shape[-1] if b.rank > 1 else 1
         if c.has(2) and c.ins[2].shape != (columns,):
             raise c.error(f"bias must have shape [{columns}]")
@@ -229,111 +227,6 @@ class MatMul(Op):
             return None
         number, reals = activation_ints_reals(c)
         return matmul_layout(c.ins[0].shape, c.ins[1].shape).bind(c, number, reals)
-
-    def macs(self, c: Call) -> int:
-        return c.outs[0].size * c.ins[0].shape[-1]
-
-
-def _zero_along(x: np.ndarray, zero_point: np.ndarray | None, rows: bool) -> np.ndarray:
-    """x - zero_point as float64 (exact sums of products); a vector is one for each row of x, or for each column."""
-    x = x.astype(np.float64)
-    if zero_point is None:
-        return x
-    return x - _along(zero_point, x.ndim, rows)
-
-
-def _along(v: np.ndarray, rank: int, rows: bool) -> np.ndarray:
-    """A scale or zero point, shaped to broadcast with its operand: a vector is one for each row, or each column."""
-    if v.size == 1:
-        return v.reshape(())
-    return v.reshape(-1, 1) if rows and v.ndim == 1 and rank > 1 else v
-
-
-def _check_along(c: Call, index: int, of: int, rows: bool) -> None:
-    """A scale or zero point is one number, one for each row (column), or of the operand's shape with 1 across."""
-    if not c.has(index):
-        return
-    spec, shape = c.ins[index], c.ins[of].shape
-    axis = -2 if rows else -1
-    length = shape[axis] if len(shape) > 1 else 0
-    across = (*shape[:-1], 1) if rows else (*shape[:-2], 1, shape[-1])
-    if spec.shape not in ((), (1,), (length,)) and (len(shape) < 2 or spec.shape != across):
-        which = "row" if rows else "column"
-        raise c.error(f"input {index} must be a scalar or have one element for each {which} of input {of}")
-
-
-@op("MatMulInteger", since=10)
-class MatMulInteger(Op):
-    """Y = numpy.matmul(A - a_zero_point, B - b_zero_point) in int32; zero points are scalars, or one for each row of A
-    and each column of B."""
-
-    inputs, outputs = ("A", "B", "a_zero_point?", "b_zero_point?"), ("Y",)
-    dtypes = dict.fromkeys(("A", "B", "a_zero_point", "b_zero_point"), _BYTES)
-
-    def infer(self, c: Call) -> list[Spec]:
-        shape = _matmul_shape(c, c.ins[0].shape, c.ins[1].shape)
-        same_dtype(c, 0, 2)
-        same_dtype(c, 1, 3)
-        _check_along(c, 2, 0, True)
-        _check_along(c, 3, 1, False)
-        return [Spec(DType.INT32, shape)]
-
-    def reference(self, c: Call, a: np.ndarray, b: np.ndarray, a_zero: np.ndarray | None = None,
-                  b_zero: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
-        y = np.matmul(_zero_along(a, a_zero, True), _zero_along(b, b_zero, False))
-        return np.asarray(y).astype(np.int64).astype(np.int32)
-
-    def bind(self, c: Call) -> Kernel | None:
-        from evort._kernels.linear import integer_scratch
-
-        layout = matmul_layout(c.ins[0].shape, c.ins[1].shape)
-        steps = []
-        for index, length in ((2, layout.m), (3, layout.n)):
-            shape = c.ins[index].shape if c.has(index) else ()
-            if shape not in ((), (1,), (length,)):
-                return None
-            steps.append(0 if shape in ((), (1,)) else 1)
-        ints = (layout.m, layout.n, layout.k, *steps, *(v for axis in layout.batch for v in axis))
-        scratch = integer_scratch(layout.m, layout.n, layout.k, c.threads)
-        return Kernel("linear.matmul_integer", ints, scratch=scratch)
-
-    def macs(self, c: Call) -> int:
-        return c.outs[0].size * c.ins[0].shape[-1]
-
-
-@op("QLinearMatMul", since=21)
-class QLinearMatMul(Op):
-    """y = saturate(round(matmul(a, b) * a_scale * b_scale / y_scale) + y_zero_point), with zero points taken off a and
-    b, ties to even; scales and zero points of a for each row, of b for each column, or one."""
-
-    inputs = ("a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point", "y_scale", "y_zero_point")
-    outputs = ("y",)
-    dtypes = {
-        **dict.fromkeys(("a", "a_zero_point", "b", "b_zero_point", "y_zero_point"), _BYTES),
-        **{name: frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16}) for name in ("a_scale", "b_scale", "y_scale")},
-    }
-
-    def infer(self, c: Call) -> list[Spec]:
-        shape = _matmul_shape(c, c.ins[0].shape, c.ins[3].shape)
-        same_dtype(c, 0, 2)
-        same_dtype(c, 3, 5)
-        same_dtype(c, 1, 4, 6)
-        for index in (1, 2):
-            _check_along(c, index, 0, True)
-        for index in (4, 5):
-            _check_along(c, index, 3, False)
-        for index in (6, 7):
-            if c.ins[index].shape not in ((), (1,)):
-                raise c.error(f"input {index} must be a scalar")
-        return [Spec(c.ins[7].dtype, shape)]
-
-    def reference(self, c: Call, a: np.ndarray, a_scale: np.ndarray, a_zero: np.ndarray, b: np.ndarray,
-                  b_scale: np.ndarray, b_zero: np.ndarray, y_scale: np.ndarray,
-                  y_zero: np.ndarray) -> np.ndarray:  # fmt: skip
-        total = np.asarray(np.matmul(_zero_along(a, a_zero, True), _zero_along(b, b_zero, False)))
-        a_scale, b_scale, y_scale = (s.astype(np.float32) for s in (a_scale, b_scale, y_scale))
-        scale = _along(a_scale, a.ndim, True) * _along(b_scale, b.ndim, False) / y_scale.reshape(())
-        return requantize(total, scale, y_zero)
 
     def macs(self, c: Call) -> int:
         return c.outs[0].size * c.ins[0].shape[-1]

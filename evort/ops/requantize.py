@@ -64,20 +64,29 @@ def clamp_bounds(c: Call, y_scale: float, y_zero: int, dtype: np.dtype) -> tuple
     return low, high
 
 
+def quantized(x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
+    """A float operand as a driver reads it: saturate(round(x / scale) + zero_point); NaN the smallest number."""
+    with np.errstate(all="ignore"):
+        return rounded(x / plain_scale(scale), zero_point)
+
+
 def finish(c: Call, total: np.ndarray, scale: np.ndarray, y_scale: np.ndarray | None, y_zero: np.ndarray | None,
-           z: np.ndarray | None = None, z_scale: np.ndarray | None = None,
-           z_zero: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+           z: np.ndarray | None = None, z_scale: np.ndarray | None = None, z_zero: np.ndarray | None = None,
+           bias: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
     """The result from whole numbers `total`.
 
     scale: x_scale * w_scale in float32, shaped to broadcast with total. y_scale, y_zero: None for a float result.
+    bias: in float32, added to the scaled total (an integer bias is part of it).
     """
     with np.errstate(all="ignore"):
         r = total.astype(np.float32)
         unit = plain_scale(y_scale)
-        if y_zero is not None and z is None and c["activation"] in _CLAMPS:
+        if y_zero is not None and z is None and bias is None and c["activation"] in _CLAMPS:
             low, high = clamp_bounds(c, float(unit), int(y_zero.reshape(())), y_zero.dtype)
             return rounded(r * (scale / unit), y_zero, low, high)
         r = r * scale
+        if bias is not None:
+            r = r + bias
         if z is not None and z_scale is None:
             r = r + z
         elif z is not None:

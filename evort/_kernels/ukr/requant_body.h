@@ -91,6 +91,16 @@ static void EV_FN(qresidual)(const ev_requant *q, int64_t i, int64_t j0, int64_t
 static void EV_FN(qactivate)(const ev_requant *q, int64_t i, int64_t n, float *x)
 {
     if (q->activation == EV_ACT_NONE) return;
+    if (q->activation == EV_ACT_HARD_SIGMOID || q->activation == EV_ACT_HARD_SWISH) { /* as elsewhere, but not fused */
+        const int swish = q->activation == EV_ACT_HARD_SWISH;
+        for (int64_t j = 0; j < n; j++) {
+            float y = swish ? x[j] / 6.0f + 0.5f : q->a * x[j] + q->b;
+            y = y < 0.0f ? 0.0f : y;
+            y = y > 1.0f ? 1.0f : y;
+            x[j] = swish ? x[j] * y : y;
+        }
+        return;
+    }
     if (q->activation == EV_ACT_PRELU) EV_FN(unary_f32)(EV_ACT_LEAKY_RELU, n, x, x, q->slope[i], 0.0f);
     else EV_FN(unary_f32)(q->activation, n, x, x, q->a, q->b);
 }
