@@ -1,11 +1,20 @@
-"""Operators that draw random numbers. With a seed they draw what ONNX's reference implementation draws."""
+"""Operators that draw random numbers.
+
+RandomUniform, RandomNormal, their Like forms and Bernoulli draw by a counter (Philox4x32-10): with a seed, element i is
+the same in each run, on any machine and with any number of threads (normal numbers up to the last place of the C
+library's logarithm, sine and cosine). ONNX leaves the generator open: other runtimes draw other numbers from a seed.
+Multinomial and Dropout draw what ONNX's reference implementation draws.
+"""
 
 from __future__ import annotations
+
+import os
+import struct
 
 import numpy as np
 
 from evort.errors import ExecutionError
-from evort.ops.base import REQUIRED, Attr, Call, Op, op
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
 from evort.ops.cast import convert, element_type
 from evort.types import ANY, FLOAT8, FLOATS, NUMERIC, STORAGE, DType, Spec
 
@@ -14,8 +23,40 @@ def _generator(seed: float | int | None) -> np.random.RandomState:
     return np.random.RandomState(None if seed is None or seed != seed else int(seed) % 2**32)
 
 
+UNIFORM, NORMAL, BERNOULLI = range(3)  # laws, as in evort._kernels.random
+
+
+def _key(seed: float | None) -> int | None:
+    """The generator's key for a seed: its bits as a float64, signed. None where there is no seed."""
+    return None if seed is None or seed != seed else struct.unpack("<q", struct.pack("<d", seed))[0]
+
+
+def _words(c: Call, count: int) -> np.ndarray:
+    """So many random uint32: item w of block b is word w of Philox4x32-10 for the counter b.
+
+    Source: J. Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011).
+    """
+    key = _key(c["seed"])
+    if key is None:
+        key = int.from_bytes(os.urandom(8), "little")
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    block = np.arange((count + 3) // 4, dtype=np.uint64)
+    w = [block & low, block >> half, np.zeros_like(block), np.zeros_like(block)]
+    key_0, key_1 = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        p, q = np.uint64(0xD2511F53) * w[0], np.uint64(0xCD9E8D57) * w[2]
+        w = [q >> half ^ w[1] ^ np.uint64(key_0), q & low, p >> half ^ w[3] ^ np.uint64(key_1), p & low]
+        key_0, key_1 = (key_0 + 0x9E3779B9) & 0xFFFFFFFF, (key_1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack(w, axis=1).astype(np.uint32).reshape(-1)[:count]
+
+
+def _units(c: Call, count: int) -> np.ndarray:
+    """Numbers in [0, 1) of 24 bits, as float64: their products with float32 numbers are exact."""
+    return (_words(c, count) >> 8) / 2.0**24
+
+
 class _Random(Op):
-    """One output of random numbers. `parameters` names what they are scaled by: (factor, offset)."""
+    """One output of random numbers."""
 
     outputs = ("output",)
     deterministic = False
@@ -28,12 +69,9 @@ class _Random(Op):
         return found
 
 
-def _normal(c: Call, shape: tuple[int, ...]) -> np.ndarray:
-    return _generator(c["seed"]).standard_normal(shape) * c["scale"] + c["mean"]
-
-
-def _uniform(c: Call, shape: tuple[int, ...]) -> np.ndarray:
-    return _generator(c["seed"]).random_sample(shape) * (c["high"] - c["low"]) + c["low"]
+def _kernel(c: Call, law: int, factor: float = 1.0, offset: float = 0.0, inputs: tuple[int, ...] = ()) -> Kernel:
+    key = _key(c["seed"])
+    return Kernel("random.draw", (law, int(key is not None), key or 0), (factor, offset), inputs=inputs)
 
 
 class _OfShape(_Random):
@@ -52,52 +90,76 @@ class _LikeInput(_Random):
         return [c.like(0, self.dtype(c, c.ins[0].dtype, FLOATS))]
 
 
+class _Normal(Op):
+    """mean + scale * z. A pair of words gives two numbers, by Box and Muller."""
+
+    def reference(self, c: Call, *x: np.ndarray) -> np.ndarray:
+        spec = c.outs[0]
+        w = _words(c, 2 * ((spec.size + 1) // 2)).astype(np.float64).reshape(-1, 2)
+        radius, angle = np.sqrt(-2 * np.log((w[:, 0] + 1) / 2**32)), w[:, 1] * (2 * np.pi / 2**32)
+        z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[: spec.size]
+        return convert((z * c["scale"] + c["mean"]).reshape(spec.shape), DType.DOUBLE, spec.dtype)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return _kernel(c, NORMAL, c["scale"], c["mean"]) if c.outs[0].dtype == DType.FLOAT else None
+
+
+class _Uniform(Op):
+    """low + (high - low) * u. A float64 takes two words, for 53 bits."""
+
+    def reference(self, c: Call, *x: np.ndarray) -> np.ndarray:
+        spec = c.outs[0]
+        if spec.dtype == DType.DOUBLE:
+            w = _words(c, 2 * spec.size).reshape(-1, 2)
+            u = ((w[:, 0] >> 5) * 2.0**26 + (w[:, 1] >> 6)) / 2**53
+        else:
+            u = _units(c, spec.size)
+        return convert((u * _span(c) + c["low"]).reshape(spec.shape), DType.DOUBLE, spec.dtype)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return _kernel(c, UNIFORM, _span(c), c["low"]) if c.outs[0].dtype == DType.FLOAT else None
+
+
+def _span(c: Call) -> float:
+    return float(np.float32(c["high"] - c["low"]))
+
+
 _NORMAL = {"mean": Attr("float", 0.0), "scale": Attr("float", 1.0), "seed": Attr("float")}
 _UNIFORM = {"low": Attr("float", 0.0), "high": Attr("float", 1.0), "seed": Attr("float")}
 
 
-def _drawn(c: Call, values: np.ndarray) -> np.ndarray:
-    return convert(np.asarray(values), DType.DOUBLE, c.outs[0].dtype)
-
-
 @op("RandomNormal", since=22)
-class RandomNormal(_OfShape):
+class RandomNormal(_OfShape, _Normal):
     """Numbers of a normal distribution."""
 
     attrs = {"dtype": Attr("int", 1), "shape": Attr("ints", REQUIRED), **_NORMAL}
 
-    def reference(self, c: Call) -> np.ndarray:
-        return _drawn(c, _normal(c, c.outs[0].shape))
-
 
 @op("RandomUniform", since=22)
-class RandomUniform(_OfShape):
+class RandomUniform(_OfShape, _Uniform):
     """Numbers of a uniform distribution on [low, high)."""
 
     attrs = {"dtype": Attr("int", 1), "shape": Attr("ints", REQUIRED), **_UNIFORM}
 
-    def reference(self, c: Call) -> np.ndarray:
-        return _drawn(c, _uniform(c, c.outs[0].shape))
-
 
 @op("RandomNormalLike", since=22)
-class RandomNormalLike(_LikeInput):
+class RandomNormalLike(_LikeInput, _Normal):
     """Numbers of a normal distribution, as many as the input has."""
 
     attrs = {"dtype": Attr("int"), **_NORMAL}
 
-    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
-        return _drawn(c, _normal(c, x.shape))
-
 
 @op("RandomUniformLike", since=22)
-class RandomUniformLike(_LikeInput):
+class RandomUniformLike(_LikeInput, _Uniform):
     """Numbers of a uniform distribution on [low, high), as many as the input has."""
 
     attrs = {"dtype": Attr("int"), **_UNIFORM}
 
-    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
-        return _drawn(c, _uniform(c, x.shape))
+
+# What the driver writes for Bernoulli.
+_TOSSED = frozenset({
+    DType.FLOAT, DType.DOUBLE, DType.INT32, DType.INT64, DType.BOOL, DType.INT8, DType.UINT8,
+})  # fmt: skip
 
 
 @op("Bernoulli", since=22)
@@ -112,11 +174,14 @@ class Bernoulli(_Random):
         return [c.like(0, self.dtype(c, c.ins[0].dtype, NUMERIC | {DType.BOOL}))]
 
     def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
-        try:
-            drawn = _generator(c["seed"]).binomial(1, x.astype(np.float64))
-        except ValueError:
-            raise ExecutionError(f"{c.node.label()}: a probability is outside [0, 1]") from None
-        return np.asarray(drawn).astype(np.float32 if c.outs[0].dtype in FLOATS else STORAGE[c.outs[0].dtype])
+        if not ((x >= 0) & (x <= 1)).all():
+            raise ExecutionError(f"{c.node.label()}: a probability is outside [0, 1]")
+        tossed = _units(c, x.size).reshape(x.shape) < x
+        return tossed.astype(np.float32 if c.outs[0].dtype in FLOATS else STORAGE[c.outs[0].dtype])
+
+    def bind(self, c: Call) -> Kernel | None:
+        fits = c.ins[0].dtype == DType.FLOAT and c.outs[0].dtype in _TOSSED
+        return _kernel(c, BERNOULLI, inputs=(0,)) if fits else None
 
 
 @op("Multinomial", since=22)

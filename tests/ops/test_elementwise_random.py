@@ -1,11 +1,15 @@
-"""Random operators: with a seed they draw what NumPy's legacy generator draws, without one they follow the law."""
+"""Random operators: what a seed fixes, and the laws."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from onnx_cases import check_node, node_cases
-from support import make_model, node_model, run_node
+from support import ROOT, compiled, make_model, node_model, run_node
 
 from evort.errors import ExecutionError, ShapeError
+from evort.ops.lowp import widen
 from evort.session import Session
 from evort.types import DType
 
@@ -20,26 +24,61 @@ def test_onnx_cases(case, device):
     check_node(case, device)
 
 
-@pytest.mark.parametrize("device", ["cpu", "reference"])
-def test_seeds_fix_what_is_drawn(device):
-    def draw():
-        return np.random.RandomState(7)
+def test_the_generator_is_philox():
+    """The known answer of Random123 for key and counter 0; seeds that are close have different keys."""
+    (y,) = run_node("RandomUniform", [], {"shape": [4], "seed": 0.0})
+    words = np.array([0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8], np.uint32)
+    np.testing.assert_array_equal(y, ((words >> 8) / 2**24).astype(np.float32), strict=True)
+    draws = [run_node("RandomUniform", [], {"shape": [4], "seed": seed})[0] for seed in (0.0, 0.25, 1.0, -1.0, 1e30)]
+    assert len({y.tobytes() for y in draws}) == len(draws)
 
-    attrs = {"seed": 7.0}
-    (y,) = run_node("RandomUniformLike", [X], {**attrs, "low": -1.0, "high": 3.0}, device=device)
-    np.testing.assert_array_equal(y, (draw().random_sample((3, 4)) * 4 - 1).astype(np.float32), strict=True)
-    (y,) = run_node("RandomNormalLike", [X], {**attrs, "mean": 2.0, "dtype": int(DType.DOUBLE)}, device=device)
-    np.testing.assert_array_equal(y, draw().standard_normal((3, 4)) + 2, strict=True)
-    (y,) = run_node("RandomUniform", [], {**attrs, "shape": [2, 5], "dtype": int(DType.FLOAT16)}, device=device)
-    np.testing.assert_array_equal(y, draw().random_sample((2, 5)).astype(np.float16), strict=True)
-    (y,) = run_node("RandomNormal", [], {**attrs, "shape": [], "scale": 3.0}, device=device)
-    np.testing.assert_array_equal(y, np.float32(draw().standard_normal() * 3))
-    p = np.linspace(0, 1, 50)
-    (y,) = run_node("Bernoulli", [p], {**attrs, "dtype": int(DType.BOOL)}, device=device)
-    np.testing.assert_array_equal(y, draw().binomial(1, p).astype(bool), strict=True)
+
+P = np.linspace(0, 1, 1003).astype(np.float32).reshape(17, 59)
+LAWS = [
+    ("RandomUniform", [], {"shape": [3, 5, 7], "low": -1.0, "high": 3.0}, 0),
+    ("RandomUniform", [], {"shape": []}, 0),
+    ("RandomUniform", [], {"shape": [3, 0]}, 0),
+    ("RandomUniformLike", [P], {"high": 1e-3}, 0),
+    ("RandomNormal", [], {"shape": [70_001], "scale": 3.0}, 1),
+    ("RandomNormalLike", [P.astype(np.int64)], {"dtype": 1, "mean": -2.0}, 1),
+    *(("Bernoulli", [P], {"dtype": int(d)}, 0)
+      for d in (DType.FLOAT, DType.DOUBLE, DType.INT32, DType.INT64, DType.BOOL, DType.INT8, DType.UINT8)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "inputs", "attrs", "ulps"), LAWS)
+def test_a_seed_fixes_what_is_drawn(op, inputs, attrs, ulps):
+    """On every instruction set and number of threads, and as in NumPy: normal numbers to the last place, where the C
+    library's functions may round otherwise than NumPy's."""
+    (want,) = run_node(op, inputs, {**attrs, "seed": 7.5}, device="reference")
+    results = compiled("random.draw", op, inputs, {**attrs, "seed": 7.5}, threads=(1, 2, 3))
+    for (got,) in results:
+        np.testing.assert_array_equal(got, results[0][0], strict=True)
+    got = results[0][0]
+    assert got.dtype == want.dtype and got.shape == want.shape
+    if ulps:
+        np.testing.assert_array_max_ulp(got, want, ulps)
+    else:
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [DType.DOUBLE, DType.FLOAT16, DType.BFLOAT16])
+def test_other_element_types(dtype):
+    """They have no driver: the same generator in NumPy; float64 numbers have 53 bits."""
+    (y,) = run_node("RandomUniform", [], {"shape": [1000], "dtype": int(dtype), "seed": 3.0})
+    (single,) = run_node("RandomUniform", [], {"shape": [1000], "seed": 3.0})
+    if dtype == DType.DOUBLE:
+        assert np.any(y * 2**52 % 2**20 != 0) and y.min() >= 0 and y.max() < 1
+    elif dtype == DType.FLOAT16:
+        np.testing.assert_array_equal(y, single.astype(np.float16), strict=True)
+    else:
+        np.testing.assert_allclose(widen(y, dtype), single, rtol=2.0**-8)
+
+
+def test_dropout_draws_as_the_reference_of_onnx():
     data = np.arange(1, 41, dtype=np.float32)
-    out, mask = run_node("Dropout", [data, np.float32(0.25), np.array(True)], {"seed": 7}, outputs=2, device=device)
-    np.testing.assert_array_equal(mask, draw().uniform(0, 1, 40) >= 0.25, strict=True)
+    out, mask = run_node("Dropout", [data, np.float32(0.25), np.array(True)], {"seed": 7}, outputs=2)
+    np.testing.assert_array_equal(mask, np.random.RandomState(7).uniform(0, 1, 40) >= 0.25, strict=True)
     np.testing.assert_allclose(out, data * mask / 0.75, rtol=2.0**-22)
 
 
@@ -47,11 +86,31 @@ def test_without_a_seed_each_run_draws_anew():
     for op, inputs, attrs in (
         ("RandomUniformLike", [X], {}),
         ("RandomNormal", [], {"shape": [3, 4]}),
+        ("Bernoulli", [np.full((8, 50), 0.5, np.float32)], {}),
         ("Multinomial", [np.zeros((8, 50), np.float32)], {"sample_size": 9}),
     ):
         session = Session(node_model(op, inputs, attrs))
         feeds = {f"in{i}": x for i, x in enumerate(inputs)}
         assert not np.array_equal(session.run(feeds)["out0"], session.run(feeds)["out0"])
+
+
+def test_a_forked_process_draws_otherwise():
+    """Both have the same number of draws behind them."""
+    script = """
+import os, sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from evort.session import Session
+from support import node_model
+session = Session(node_model("RandomUniform", [], {"shape": [4]}), threads=1)
+read, write = os.pipe()
+if os.fork() == 0:
+    os.write(write, session.run({})["out0"].tobytes())
+    os._exit(0)
+print(os.read(read, 16) != session.run({})["out0"].tobytes())
+"""
+    command = [sys.executable, "-P", "-c", script, str(ROOT / "tests")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 def test_constants_do_not_fix_a_draw():
@@ -68,6 +127,9 @@ def test_laws():
     normal = run_node("RandomNormal", [], {"shape": [n], "mean": -1.0, "scale": 2.0, "seed": 1.0})[0].astype(float)
     assert abs(normal.mean() + 1) < 5 * 2 / np.sqrt(n)
     assert abs(normal.std() - 2) < 5 * 2 / np.sqrt(2 * n)
+    p = np.full(n, 0.3, np.float32)
+    tossed = run_node("Bernoulli", [p], {"seed": 1.0})[0].astype(float)
+    assert abs(tossed.mean() - 0.3) < 5 * np.sqrt(0.21 / n)
     share = np.array([[0.1, 0.2, 0.0, 0.7], [0.25, 0.25, 0.25, 0.25]])
     with np.errstate(divide="ignore"):
         logs = np.log(share) + np.array([[3], [-1000]])
