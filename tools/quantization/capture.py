@@ -13,11 +13,20 @@ import numpy as np
 
 from evort.errors import EvortError
 from evort.graph import Graph, Model, Tensor
-from evort.plan.trace import Bound, Stage, constant_specs, trace
+from evort.ops.base import Call, Op
+from evort.ops.run import run_reference
+from evort.plan import Bound, Stage, build, constant_specs
 from evort.session import Session
 from evort.types import DType, Spec
 
 LIMIT = 1 << 28
+
+
+class _Unbound:
+    """Plans shapes alone, without kernels."""
+
+    def bind(self, definition: Op, c: Call) -> tuple[None, Callable[[list[Any]], Sequence[Any]]]:
+        return None, lambda arrays: run_reference(definition, c, arrays)
 
 
 class Observer(Protocol):
@@ -54,8 +63,8 @@ def specs_of(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, Spec]:
     constants = constant_specs(graph)
     stage = Stage([Bound(node) for node in graph.nodes], graph.outputs, constants)
     given = {n: Spec(graph.tensors[n].dtype, feeds[n].shape, feeds[n] if feeds[n].size < 64 else None) for n in feeds}
-    found = trace(stage, {n: given[n] for n in given if n not in constants}).specs
-    return {name: spec for name, spec in found.items() if name not in constants}
+    plan = build(stage, {name: given[name] for name in stage.reads}, _Unbound())
+    return {name: spec for name, spec in plan.specs.items() if name not in constants}
 
 
 class Capture:
