@@ -159,6 +159,16 @@ cdef extern from "conv.h" nogil:
         const float *residual
         float lo, hi
 
+cdef extern from "nbits.h" nogil:
+    int EV_NBITS_PAD
+    ctypedef struct ev_nbits:
+        const uint8_t *q
+        int64_t row_bytes
+        const void *scales
+        const void *zeros
+        int64_t zero_bytes, blocks
+        int32_t bits, log_block, scale_type, zero_type
+
 cdef extern from "ukr.h" nogil:
     int64_t ev_item_size(int32_t dtype)
     ctypedef void (*ev_binary)(int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
@@ -307,6 +317,15 @@ cdef extern from "ukr.h" nogil:
                                 float *y) noexcept nogil
         void (*interp_line_f32)(int64_t n, int64_t taps, int64_t inner, const float *x, const int64_t *first,
                                 const float *w, float *y) noexcept nogil
+        void (*nbits_spread_f32)(int bits, int64_t k, int64_t padded, const float *x, float *out,
+                                 float *sums) noexcept nogil
+        void (*nbits_dot_f32)(const ev_nbits *w, int64_t first, int64_t rows, const float *xs, const float *sums,
+                              float *y) noexcept nogil
+        void (*nbits_spread_i16)(int bits, int64_t k, int64_t padded, const float *x, void *out) noexcept nogil
+        void (*nbits_dot_i16)(const ev_nbits *w, int64_t first, int64_t rows, const void *xs, float *y) noexcept nogil
+        void (*nbits_panel_f32)(const ev_nbits *w, int64_t j0, int64_t n, int64_t p0, int64_t kc,
+                                float *dst) noexcept nogil
+        void (*nbits_widen_f32)(const ev_nbits *w, int64_t row, int64_t p0, int64_t n, float *out) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

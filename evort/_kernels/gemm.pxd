@@ -10,8 +10,11 @@ from evort._kernels.core cimport ev_epilogue
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 # Packs rows [p0, p0+kc) x columns [j0, j0+nc) of B to dst: ceil(nc/NR) panels of kc rows of NR elements, columns past
-# nc zero. (j0 is a multiple of NR.) Called from several threads at once, with disjoint dst.
+# nc zero. (j0 is a multiple of NR, p0 of 16.) Called from several threads at once, with disjoint dst.
 ctypedef void (*ev_pack_b)(const void *ctx, int64_t p0, int64_t kc, int64_t j0, int64_t nc, void *dst) noexcept nogil
+
+# Writes rows [i0, i0+mc) x columns [p0, p0+kc) of A to dst, row-major without gaps. As ev_pack_b.
+ctypedef void (*ev_supply_a)(const void *ctx, int64_t i0, int64_t mc, int64_t p0, int64_t kc, void *dst) noexcept nogil
 
 ctypedef struct ev_gemm:
     int64_t m, n, k
@@ -21,6 +24,8 @@ ctypedef struct ev_gemm:
     int64_t rsb, csb
     ev_pack_b pack               # a function that supplies B in panels, or NULL
     const void *pack_ctx
+    ev_supply_a supply           # a function that supplies A in blocks (rsa, csa unused), or NULL
+    const void *supply_ctx
     void *c                      # row-major, row stride ldc
     int64_t ldc
     double alpha, beta           # beta == 0: C is not read

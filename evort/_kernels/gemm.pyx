@@ -112,7 +112,7 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.step_n = max(plan.step_n, nr)
     plan.parts_m = ceil_div(m, plan.step_m)
     plan.parts_n = ceil_div(n, plan.step_n)
-    plan.kc = even_block(k, PAIRS_KC if size == 2 else KC * 4 // size, 4)
+    plan.kc = even_block(k, PAIRS_KC if size == 2 else KC * 4 // size, 16)   # pack functions rely on the 16
     plan.mc = even_block(plan.step_m, MC, EV_MR)
     cdef int64_t b_bytes = 2 * B_BYTES if m * k * size > BIG_A_BYTES else B_BYTES
     plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
@@ -120,7 +120,7 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
 
 
 cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
-    if g.pack != NULL:
+    if g.pack != NULL or g.supply != NULL:
         return BLOCKED
     if g.m == 1 and g.rsb == 1 and g.csa == 1:
         return ROW_TIMES_COLUMNS
@@ -178,7 +178,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t kc = in_place_kc(g, size) if in_place else plan.kc
     cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
-    cdef bint pack_a = not in_place and g.csa != 1
+    cdef bint pack_a = not in_place and (g.csa != 1 or g.supply != NULL)
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a else plan.mc
     cdef int64_t i0, j0, p0, nb, kb, j, packed
     cdef const char *b
@@ -205,7 +205,11 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
                 t.m = min(mc, i_end - i0)
                 t.a = <const char *> g.a + (i0 * g.rsa + p0 * g.csa) * size
                 t.rsa, t.csa, t.a_step = g.rsa, g.csa, EV_MR * g.rsa
-                if pack_a:
+                if g.supply != NULL:
+                    g.supply(g.supply_ctx, i0, t.m, p0, kb, packed_a)
+                    t.a = packed_a
+                    t.rsa, t.csa, t.a_step = kb, 1, EV_MR * kb
+                elif pack_a:
                     job.pack(EV_MR, t.m, kb, g.rsa, g.csa, t.a, packed_a)
                     t.a = packed_a
                     t.rsa, t.csa, t.a_step = 1, EV_MR, EV_MR * kb
@@ -365,6 +369,7 @@ cdef void gemm_init(ev_gemm *g, int64_t m, int64_t n, int64_t k, const void *a, 
     g.a, g.rsa, g.csa = a, lda, 1
     g.b, g.rsb, g.csb = b, ldb, 1
     g.pack, g.pack_ctx = NULL, NULL
+    g.supply, g.supply_ctx = NULL, NULL
     g.c, g.ldc = c, ldc
     g.alpha, g.beta = 1, 0
     g.epilogue = NULL

@@ -78,6 +78,16 @@ def same_dtype(c: Call, *indices: int) -> None:
         raise c.error("operands must have one element type")
 
 
+NARROW = frozenset({DType.FLOAT16, DType.BFLOAT16})
+
+
+def weights_dtype(c: Call, *indices: int) -> None:
+    """As same_dtype for inputs 0, 1 and those given, but for weights (input 1) of float16 or bfloat16 beside float32:
+    they are widened as they are used, an extension of evort."""
+    narrow = c.ins[0].dtype == DType.FLOAT and c.ins[1].dtype in NARROW
+    same_dtype(c, 0, *indices, *(() if narrow else (1,)))
+
+
 def _list(c: Call, name: str, rank: int, default: int, low: int) -> tuple[int, ...]:
     """An attribute with `rank` integers of at least `low`."""
     values = c[name]
@@ -211,7 +221,8 @@ def conv_attrs() -> dict[str, Attr]:
 @op("Conv", since=22)
 class Conv(Op):
     """Y = activation(X * W + B + Z), over any number of spatial axes. X [N, C, D...], W [M, C/group, k...], B [M],
-    Z and Y [N, M, D'...]. Z, slope [M] (of PRelu) and the activation are extensions of evort."""
+    Z and Y [N, M, D'...]. Z, slope [M] (of PRelu), the activation, and W of float16 or bfloat16 beside float32 are
+    extensions of evort."""
 
     inputs, outputs = ("X", "W", "B?", "Z?", "slope?"), ("Y",)
     dtypes = dict.fromkeys(("X", "W", "B", "Z", "slope"), FLOATS)
@@ -219,7 +230,7 @@ class Conv(Op):
     inplace = ((0, 3),)
 
     def infer(self, c: Call) -> list[Spec]:
-        same_dtype(c, 0, 1, 2, 3, 4)
+        weights_dtype(c, 2, 3, 4)
         _, out = conv_shapes(c, c.ins[0], c.ins[1])
         channels = (out.shape[1],)
         expect(c, 2, channels, "B")
@@ -241,6 +252,10 @@ class Conv(Op):
         place = window.ints()
         if x.dtype != DType.FLOAT or not place:
             return None
+        if w.dtype != DType.FLOAT:
+            from evort.ops.nbits import bind_convolution
+
+            return bind_convolution(c, w, 16, 0, 2)
         from evort._kernels.conv import direct_scratch, products_scratch
 
         number, reals = activation_ints_reals(c)

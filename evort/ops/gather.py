@@ -14,6 +14,7 @@ from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.copies import copy_kernel, itemsize, row_major
 from evort.ops.layout import INDEX, INT64
+from evort.ops.lowp import widen
 from evort.types import MAX_RANK, DType, Spec
 
 REDUCTIONS = ("none", "add", "mul", "min", "max")  # R_NONE, ... in gather.pyx
@@ -33,10 +34,11 @@ def inside(c: Call, indices: np.ndarray, sizes: int | np.ndarray) -> np.ndarray:
 
 @op("Gather", since=13)
 class Gather(Op):
-    """data[..., indices, ...] along `axis`: the axis is replaced by those of `indices`."""
+    """data[..., indices, ...] along `axis`: the axis is replaced by those of `indices`. output_dtype, an extension of
+    evort: FLOAT widens data of float16 or bfloat16."""
 
     inputs, outputs = ("data", "indices"), ("output",)
-    attrs = {"axis": Attr("int", 0)}
+    attrs = {"axis": Attr("int", 0), "output_dtype": Attr("int", 0)}
     dtypes = {"indices": INDEX}
     raw_bits = True
 
@@ -46,14 +48,23 @@ class Gather(Op):
         return c.axis(c["axis"], c.ins[0].rank)
 
     def infer(self, c: Call) -> list[Spec]:
-        x, axis = c.ins[0], self.place(c)
-        return [Spec(x.dtype, x.shape[:axis] + c.ins[1].shape + x.shape[axis + 1 :])]
+        x, axis, wanted = c.ins[0], self.place(c), c["output_dtype"]
+        if wanted and (wanted != DType.FLOAT or x.dtype not in (DType.FLOAT16, DType.BFLOAT16)):
+            raise c.error(f"output_dtype {wanted} must be float ({DType.FLOAT}), and the data float16 or bfloat16")
+        dtype = DType.FLOAT if wanted else x.dtype
+        return [Spec(dtype, x.shape[:axis] + c.ins[1].shape + x.shape[axis + 1 :])]
 
     def reference(self, c: Call, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        return np.take(x, inside(c, indices, x.shape[c["axis"]]), c["axis"])
+        y = np.take(x, inside(c, indices, x.shape[c["axis"]]), c["axis"])
+        if not c["output_dtype"]:
+            return y
+        return y.astype(np.float32) if c.ins[0].dtype == DType.FLOAT16 else widen(y, DType.BFLOAT16)
 
-    def bind(self, c: Call) -> Kernel:
+    def bind(self, c: Call) -> Kernel | None:
         x, axis = c.ins[0], self.place(c)
+        if c["output_dtype"]:
+            ints = (x.shape[0], prod(x.shape[1:]), 16, 0, 1)
+            return Kernel("nbits.gather", ints, inputs=(0, 0, 1)) if axis == 0 else None
         inner = prod(x.shape[axis + 1 :]) * itemsize(x)
         rows = prod(x.shape[:axis]) if c.outs[0].size else 0
         return Kernel("gather.gather", ints=(rows, x.shape[axis], inner))
@@ -61,7 +72,7 @@ class Gather(Op):
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         """Known indices that follow each other pick a contiguous part of the first axis."""
         x, axis, at = c.ins[0], self.place(c), c.ins[1].value
-        if at is None or at.size == 0 or prod(x.shape[:axis]) != 1:
+        if at is None or at.size == 0 or prod(x.shape[:axis]) != 1 or c["output_dtype"]:
             return None
         at, n = at.reshape(-1), x.shape[axis]
         first = int(at[0])

@@ -9,7 +9,7 @@ import numpy as np
 
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
-from evort.ops.conv import same_dtype
+from evort.ops.conv import same_dtype, weights_dtype
 from evort.types import FLOATS, INTS, DType, Spec
 
 _PRODUCT = FLOATS | {DType.INT32, DType.INT64, DType.UINT32, DType.UINT64}
@@ -55,7 +55,8 @@ def _float_only(c: Call, dtype: DType) -> None:
 @op("Gemm", since=13)
 class Gemm(Op):
     """Y = activation(alpha * A' B' + beta * C + Z) with A' [M, K], B' [K, N], each transposed where transA, transB say;
-    C broadcast to [M, N]. Z [M, N] and the activation are extensions of evort."""
+    C broadcast to [M, N]. Z [M, N], the activation, and B of float16 or bfloat16 beside float32 are extensions of
+    evort."""
 
     inputs, outputs = ("A", "B", "C?", "Z?"), ("Y",)
     dtypes = dict.fromkeys(("A", "B", "C", "Z"), _PRODUCT)
@@ -69,7 +70,7 @@ class Gemm(Op):
     inplace = ((0, 3), (0, 2))
 
     def infer(self, c: Call) -> list[Spec]:
-        same_dtype(c, 0, 1, 2, 3)
+        weights_dtype(c, 2, 3)
         _no_prelu(c)
         a, b = c.ins[0], c.ins[1]
         _float_only(c, a.dtype)
@@ -108,6 +109,11 @@ class Gemm(Op):
 
         m, n = c.outs[0].shape
         k = a.shape[0] if c["transA"] else a.shape[1]
+        if c.ins[1].dtype != DType.FLOAT:
+            from evort.ops.nbits import bind_product
+
+            simple = not c["transA"] and (not c.has(2) or (c["beta"] == 1 and c.ins[2].shape in ((n,), (1, n))))
+            return bind_product(c, m, n, k, not c["transB"], c["alpha"]) if simple else None
         number, reals = activation_ints_reals(c)
         row, column = 0, 0  # strides of C along M and N
         if c.has(2):
@@ -189,8 +195,8 @@ def matmul_layout(a: tuple[int, ...], b: tuple[int, ...]) -> Layout:
 
 @op("MatMul", since=13)
 class MatMul(Op):
-    """Y = activation(numpy.matmul(A, B) + bias + Z). bias [N], Z (of Y's shape) and the activation are extensions of
-    evort."""
+    """Y = activation(numpy.matmul(A, B) + bias + Z). bias [N], Z (of Y's shape), the activation, and B of float16 or
+    bfloat16 beside float32 are extensions of evort."""
 
     inputs, outputs = ("A", "B", "bias?", "Z?"), ("Y",)
     dtypes = dict.fromkeys(("A", "B", "bias", "Z"), _PRODUCT)
@@ -198,7 +204,7 @@ class MatMul(Op):
     inplace = ((0, 3),)
 
     def infer(self, c: Call) -> list[Spec]:
-        same_dtype(c, 0, 1, 2, 3)
+        weights_dtype(c, 2, 3)
         _no_prelu(c)
         a, b = c.ins[0], c.ins[1]
         _float_only(c, a.dtype)
@@ -225,6 +231,11 @@ class MatMul(Op):
     def bind(self, c: Call) -> Kernel | None:
         if c.ins[0].dtype != DType.FLOAT:
             return None
+        if c.ins[1].dtype != DType.FLOAT:
+            from evort.ops.nbits import bind_product
+
+            a, b = c.ins[0].shape, c.ins[1].shape
+            return bind_product(c, math.prod(a[:-1]), b[1], b[0], True) if len(b) == 2 else None
         number, reals = activation_ints_reals(c)
         return matmul_layout(c.ins[0].shape, c.ins[1].shape).bind(c, number, reals)
 

@@ -23,6 +23,7 @@
 #include "direct_body.h"
 #include "recurrent_body.h"
 #include "interpolate_body.h"
+#include "nbits_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),

@@ -16,6 +16,7 @@
 #include "elementwise.h"
 #include "gemm.h"
 #include "interpolate.h"
+#include "nbits.h"
 #include "qelementwise.h"
 #include "qgemm.h"
 #include "reduce.h"
