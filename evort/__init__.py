@@ -39,4 +39,12 @@ __all__ = [
     "available_isas",
     "isa",
     "load",
+    "show_config",
 ]
+
+
+def show_config() -> None:
+    """Prints what this installation is and uses: versions, instruction sets, processors (`evort.config.config()`)."""
+    from evort.config import show_config as show
+
+    show()

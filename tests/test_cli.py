@@ -40,6 +40,18 @@ def test_help_teaches():
     assert "evort convert model.onnx -o model.etm" in done.stdout
 
 
+def test_config_tells_what_is_in_use(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--config"])
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert facts["evort"] == evort.__version__ and facts["isa"] == evort.isa() and facts["numpy"] == np.__version__
+    assert facts["isas"].split(", ") == list(evort.available_isas()) and int(facts["threads"]) >= 1
+    evort.show_config()
+    assert capsys.readouterr().out == out
+
+
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_has_help_and_runs_as_a_script(name):
     module = cli.COMMANDS[name][0]

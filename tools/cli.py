@@ -10,7 +10,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from evort import __version__
+import evort
 from evort.errors import EvortError
 
 # Name -> (module, what it does). A module has `add_arguments(parser)` and `run(args) -> int`, and its docstring is the
@@ -45,6 +45,12 @@ in Python:
 """
 
 
+class _Config(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        evort.show_config()
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's parser, all subcommands included."""
     top = argparse.ArgumentParser(
@@ -53,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"evort {__version__}")
+    top.add_argument("--version", action="version", version=f"evort {evort.__version__}")
+    top.add_argument("--config", action=_Config, nargs=0, help="show versions, instruction sets, processors")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (_, text) in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
