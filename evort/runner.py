@@ -31,12 +31,18 @@ _STATUS = {
 
 
 class Planned:
-    """A plan and the programs that wait for their next run."""
+    """A plan and the programs that wait for their next run.
 
-    __slots__ = ("free", "plan", "programs", "writes")
+    alone: whether it is all of its graph. following: plans of the stage after it, by the values that they are for: what
+    else they depend on, shapes, is given by this plan.
+    """
 
-    def __init__(self, plan: Plan):
+    __slots__ = ("alone", "following", "free", "plan", "programs", "writes")
+
+    def __init__(self, plan: Plan, outputs: list[str]):
         self.plan = plan
+        self.alone = plan.next is None and plan.eager is None and plan.writes == outputs
+        self.following: dict[tuple[bytes, ...], Planned] = {}
         self.writes = [(n, s.shape, STORAGE[s.dtype]) for n, s in zip(plan.writes, plan.write_specs, strict=True)]
         self.free: list[Program] = []
         self.programs = 0
@@ -88,7 +94,7 @@ class Runner:
             with self._lock:
                 found = stage.plans.get(key)
                 if found is None:
-                    found = Planned(build(stage, specs, self.backend, self.threads))
+                    found = Planned(build(stage, specs, self.backend, self.threads), self.graph.outputs)
                     self._check_memory(found.plan)
                     while len(stage.plans) >= MAX_PLANS:
                         stage.plans.pop(next(iter(stage.plans)))
@@ -115,28 +121,30 @@ class Runner:
         into: dict[str, np.ndarray] | None = None,
         dtypes: dict[str, DType] | None = None,
         times: list[tuple[Plan, np.ndarray]] | None = None,
+        planned: Planned | None = None,
     ) -> dict[str, Any]:
         """The graph's outputs by name. feeds: C-contiguous arrays (or lists, for sequences) by input name, and of the
         names that the graph takes from around it; dtypes: element types where the NumPy dtype does not tell.
 
         into: arrays to write outputs to; others are allocated. times: gets (plan, nanoseconds per step) per stage.
-        Raises ExecutionError where a kernel refuses its operands.
+        planned: the first stage's plan, where the caller has it. Raises ExecutionError where a kernel refuses its
+        operands.
         """
         env: dict[str, Any] = dict(feeds)
         dtypes = dict(dtypes or {})
         results: dict[str, Any] = {}
         taken: list[tuple[Planned, Program]] = []
-        stage: Stage | None = self.root
+        if planned is None:
+            planned = self.plan(self.root, self.specs(self.root, env, dtypes))
         try:
-            while stage is not None:
-                planned = self.plan(stage, self.specs(stage, env, dtypes))
+            while True:
                 plan = planned.plan
                 program = self._take(planned)
                 taken.append((planned, program))
                 inputs = [env[n] for n in plan.reads]
                 outputs = [
-                    into[n] if into is not None and n in into else np.empty(s.shape, STORAGE[s.dtype])
-                    for n, s in zip(plan.writes, plan.write_specs, strict=True)
+                    into[name] if into is not None and name in into else np.empty(shape, dtype)
+                    for name, shape, dtype in planned.writes
                 ]
                 self._execute(plan, program, inputs, outputs, times)
                 for name, array in zip(plan.writes, outputs, strict=True):
@@ -148,14 +156,30 @@ class Runner:
                     dtypes[name] = plan.specs[name].dtype
                 if plan.eager is not None:
                     self._run_eager(plan, env, dtypes)
-                stage = plan.next
+                if plan.next is None:
+                    break
+                planned = self._follow(planned, env, dtypes)
             for name in self.graph.outputs:
                 if name not in results:
                     results[name] = self._deliver(env[name], name, into)
         finally:
-            for planned, program in taken:
-                planned.free.append(program)
+            for used, program in taken:
+                used.free.append(program)
         return results
+
+    def _follow(self, planned: Planned, env: dict[str, Any], dtypes: dict[str, DType]) -> Planned:
+        """The plan of the next stage."""
+        stage = planned.plan.next
+        if planned.plan.eager is not None:  # whose results may have any shape
+            return self.plan(stage, self.specs(stage, env, dtypes))
+        key = tuple([env[name].tobytes() for name in stage.known])
+        found = planned.following.get(key)
+        if found is None:
+            found = self.plan(stage, self.specs(stage, env, dtypes))
+            if len(planned.following) >= MAX_PLANS:
+                planned.following.clear()
+            planned.following[key] = found
+        return found
 
     def run_planned(self, planned: Planned, feeds: dict[str, Any]) -> dict[str, Any]:
         """Runs a plan that is all of the graph, on checked, C-contiguous feeds."""

@@ -112,9 +112,10 @@ class Session:
         self._by_name = {v.name: v for v in self.inputs}
         self._backend = CpuBackend()
         self._runner = Runner(graph, self._backend, threads, None, max_memory, mapped + copied)
-        # Plans of a single stage, by the shapes of the inputs: the short way of `_run`.
+        # Plans of the first stage, by the shapes of the inputs: the short way of `_run`.
         self._ready: dict[tuple[tuple[int, ...], ...], Planned] = {}
         self._plain = [(v.name, STORAGE.get(v.dtype)) for v in self.inputs]
+        self._dtypes = {v.name: v.dtype for v in self.inputs}
         if device == "cpu":
             self._plan_ahead(shapes)
 
@@ -215,8 +216,10 @@ class Session:
             else:
                 planned = self._ready.get(tuple([array.shape for array in arrays]))
                 if planned is not None and into is None:
-                    return self._runner.run_planned(planned, inputs)
-                if planned is not None and planned.fits(into):
+                    if planned.alone:
+                        return self._runner.run_planned(planned, inputs)
+                    return self._runner.run(inputs, None, self._dtypes, None, planned)
+                if planned is not None and planned.alone and planned.fits(into):
                     self._runner.run_planned_into(planned, inputs, into)
                     return into
         return self._run_checked(inputs, into)
@@ -225,21 +228,15 @@ class Session:
         feeds, dtypes = self._feeds(inputs)
         if self.device == "reference":
             return self._interpret(feeds, into)
+        runner, stage = self._runner, self._runner.root
+        planned = runner.plan(stage, runner.specs(stage, feeds, dtypes))
         if into:
-            self._check_outputs(feeds, dtypes, into)
-        results = self._runner.run(feeds, into, dtypes)
-        self._remember(feeds, dtypes)
+            self._check_outputs(planned.plan, into)
+        results = runner.run(feeds, into, dtypes, None, planned)
+        if len(self._ready) >= MAX_PLANS:
+            self._ready.clear()
+        self._ready[tuple([feeds[v.name].shape for v in self.inputs if v.dtype in STORAGE])] = planned
         return results if len(results) == len(self.outputs) else {v.name: results[v.name] for v in self.outputs}
-
-    def _remember(self, feeds: dict[str, Any], dtypes: dict[str, DType]) -> None:
-        """Opens the short way for these shapes, where one stage is all that there is."""
-        stage = self._runner.root
-        planned = self._runner.plan(stage, self._runner.specs(stage, feeds, dtypes))
-        plan = planned.plan
-        if plan.next is None and plan.eager is None and plan.writes == [v.name for v in self.outputs]:
-            if len(self._ready) >= MAX_PLANS:
-                self._ready.clear()
-            self._ready[tuple([feeds[v.name].shape for v in self.inputs])] = planned
 
     def _interpret(self, feeds: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
         results = dict(zip((v.name for v in self.outputs), interpret(self.model.graph, feeds), strict=True))
@@ -314,10 +311,8 @@ class Session:
             named = f" with {symbols}" if symbols else ""
             raise InputError(f"input {value.name!r} has shape {list(shape)}; the model takes {list(expected)}{named}")
 
-    def _check_outputs(self, feeds: dict[str, Any], dtypes: dict[str, DType], into: dict[str, np.ndarray]) -> None:
+    def _check_outputs(self, plan: Plan, into: dict[str, np.ndarray]) -> None:
         names = {v.name for v in self.outputs}
-        stage = self._runner.root
-        plan = self._runner.plan(stage, self._runner.specs(stage, feeds, dtypes)).plan
         for name, array in into.items():
             if name not in names:
                 raise InputError(f"unknown output {name!r}; the model gives {', '.join(names)}")

@@ -52,7 +52,10 @@ class CpuBackend:
 
     def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
         """The kernel, or a function that runs the reference."""
-        if all(s is None or len(s.shape) <= MAX_RANK for s in (*c.ins, *c.outs)):
+        for spec in (*c.ins, *c.outs):
+            if spec is not None and len(spec.shape) > MAX_RANK:
+                break
+        else:
             kernel = definition.bind(c)
             if kernel is not None:
                 return kernel, None

@@ -12,7 +12,7 @@ import os
 import stat
 
 from evort.errors import EtmFormatError
-from evort.etm._reader import VERSION, Header, parse
+from evort.etm._reader import VERSION, Header, Mapping, parse
 from evort.graph import Model
 
 __all__ = ["VERSION", "EtmFormatError", "File", "Header", "read", "write"]
@@ -75,17 +75,15 @@ def read(source: Source, *, checksum: bool = False, operators: bool = True) -> F
         return File(header, model, None, 0, copied)
     path = os.fspath(source)
     try:
-        buffer = memoryview(_map(path))
+        buffer = _map(path)
         header, model, copied = parse(buffer, checksum, operators)
     except EtmFormatError as error:
         raise EtmFormatError(f"{path}: {error}") from None
     return File(header, model, path, header.file_size, copied)
 
 
-def _map(path: str) -> object:
+def _map(path: str) -> memoryview:
     """A read-only memory map of a file."""
-    import mmap
-
     # Opening a pipe would wait for its other end.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -94,7 +92,7 @@ def _map(path: str) -> object:
             raise EtmFormatError("not a regular file")
         if status.st_size == 0:
             raise EtmFormatError("the file is empty")
-        return mmap.mmap(fd, status.st_size, access=mmap.ACCESS_READ)
+        return memoryview(Mapping(fd, status.st_size))
     finally:
         os.close(fd)
 

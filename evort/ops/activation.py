@@ -85,6 +85,8 @@ def activation_params(c: Call) -> tuple[float, float]:
     call this in `infer`.
     """
     name = c["activation"]
+    if not name and c["activation_alpha"] is None and c["activation_beta"] is None:
+        return 0.0, 0.0
     if name and name not in ACTIVATIONS:
         raise c.error(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
     defaults = ACTIVATIONS[name].params if name else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from evort.ops.base import Call
 
@@ -13,6 +14,8 @@ MAX_LOOPS = 8
 
 def broadcast(c: Call, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that all shapes broadcast to. Raises ShapeError where they do not."""
+    if shapes.count(shapes[0]) == len(shapes):
+        return shapes[0]
     out: list[int] = []
     for shape in shapes:
         if len(shape) > len(out):
@@ -33,6 +36,9 @@ def loops(out: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> tuple[int,
     left out, and neighbours that all operands walk as one are merged, so that the innermost stride is 0 or 1.
     """
     rank = len(out)
+    if shapes.count(out) == len(shapes):  # one loop over all
+        n = prod(out)
+        return (1, n, *(n != 1,) * len(shapes))
     strides = []
     for shape in shapes:
         step, found = 1, [0] * rank

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -68,14 +69,18 @@ class Window:
         if len(axes) > 3 or max(self.image) > _MOST:
             return ()
         axes = [(1, 1, 1, 1, 1, 0)] * (3 - len(axes)) + axes
-        return tuple(v for row in zip(*axes, strict=True) for v in row)
+        return tuple(chain.from_iterable(zip(*axes, strict=True)))
 
 
 def same_dtype(c: Call, *indices: int) -> None:
     """Raises ShapeError where the inputs that are there, of those given, have different element types."""
-    found = {c.ins[i].dtype for i in indices if c.has(i)}
-    if len(found) > 1:
-        raise c.error("operands must have one element type")
+    ins, found = c.ins, None
+    for i in indices:
+        if i < len(ins) and ins[i] is not None:
+            if found is None:
+                found = ins[i].dtype
+            elif ins[i].dtype != found:
+                raise c.error("operands must have one element type")
 
 
 NARROW = frozenset({DType.FLOAT16, DType.BFLOAT16})
@@ -95,9 +100,8 @@ def _list(c: Call, name: str, rank: int, default: int, low: int) -> tuple[int, .
         return (default,) * rank
     if len(values) != rank:
         raise c.error(f"{name} has {len(values)} items; {rank} are needed")
-    for v in values:
-        if not low <= v < _LIMIT:
-            raise c.error(f"{name} {list(values)} must be at least {low} and less than 2**31")
+    if rank and (min(values) < low or max(values) >= _LIMIT):
+        raise c.error(f"{name} {list(values)} must be at least {low} and less than 2**31")
     return tuple(values)
 
 
@@ -128,22 +132,29 @@ def conv_window(c: Call, image: tuple[int, ...], kernel: tuple[int, ...], auto_p
     strides = _list(c, "strides", rank, 1, 1)
     dilations = _list(c, "dilations", rank, 1, 1)
     pads = _list(c, "pads", 2 * rank, 0, 0)
-    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        out = [-(-size // s) for size, s in zip(image, strides, strict=True)]
-        totals = [max(0, (o - 1) * s + e - i) for o, s, e, i in zip(out, strides, extent, image, strict=True)]
-        before = _split_pads(totals, auto_pad == "SAME_LOWER")
-    else:
-        before, after = (pads[:rank], pads[rank:]) if auto_pad == "NOTSET" else ((0,) * rank, (0,) * rank)
-        room = [i + a + b - e for i, a, b, e in zip(image, before, after, extent, strict=True)]
-        if min(room) < 0:
-            raise c.error(f"the kernel spans {extent}, more than the padded image")
-        out = [r // s + 1 for r, s in zip(room, strides, strict=True)]
+    same, padded = auto_pad.startswith("SAME"), auto_pad == "NOTSET"
+    before, out = [], []
+    for i, size in enumerate(image):
+        step, extent = strides[i], (kernel[i] - 1) * dilations[i] + 1
+        if same:
+            places = -(-size // step)
+            total = max(0, (places - 1) * step + extent - size)
+            first = (total + (auto_pad == "SAME_LOWER")) // 2
+        else:
+            first, last = (pads[i], pads[rank + i]) if padded else (0, 0)
+            room = size + first + last - extent
+            if room < 0:
+                raise c.error(f"the kernel spans {extent} along spatial axis {i}, more than the padded image")
+            places = room // step + 1
+        before.append(first)
+        out.append(places)
     return Window(kernel, strides, dilations, before, image, out)
 
 
 def conv_shapes(c: Call, x: Spec, w: Spec) -> tuple[Window, Spec]:
     """Window and output specification of a convolution of x [N, C, D...] with w [M, C/group, k...]."""
+    if c.memo is not None:
+        return c.memo
     if x.rank < 3 or w.rank != x.rank:
         raise c.error("X must be [N, C, D1, ...] and W [M, C/group, k1, ...] with at least one spatial axis")
     group = c["group"]
@@ -151,7 +162,8 @@ def conv_shapes(c: Call, x: Spec, w: Spec) -> tuple[Window, Spec]:
         raise c.error(f"{x.shape[1]} channels in and {w.shape[0]} out do not fit {group} groups of the weights")
     check_kernel(c, w.shape[2:])
     window = conv_window(c, x.shape[2:], w.shape[2:], _auto_pad(c))
-    return window, Spec(x.dtype, (x.shape[0], w.shape[0], *window.out))
+    c.memo = window, Spec(x.dtype, (x.shape[0], w.shape[0], *window.out))
+    return c.memo
 
 
 def expect(c: Call, index: int, shape: tuple[int, ...], what: str) -> None:

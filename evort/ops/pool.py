@@ -47,7 +47,7 @@ def listed(c: Call, name: str, count: int, default: int, least: int) -> list[int
     given = c[name] if c.attrs.get(name) else [default] * count
     if len(given) != count:
         raise c.error(f"{name} has {len(given)} numbers, expected {count}")
-    if any(not least <= v < LIMIT for v in given):
+    if given and (min(given) < least or max(given) >= LIMIT):
         raise c.error(f"{name} {given} must be at least {least} (and below 2^31)")
     return list(given)
 
@@ -61,6 +61,8 @@ def spatial_axes(c: Call) -> tuple[int, ...]:
 
 def windows(c: Call) -> list[Window]:
     """The windows of a pool, one for each spatial axis. Raises ShapeError for attributes that the operator forbids."""
+    if c.memo is not None:
+        return c.memo
     spatial = spatial_axes(c)
     n = len(spatial)
     kernel = listed(c, "kernel_shape", n, 0, 1)
@@ -90,6 +92,7 @@ def windows(c: Call) -> list[Window]:
         if size == 0 or out < 1:
             raise c.error(f"spatial axis {i} has no window")
         found.append(Window(size, k, s, d, before, after, out))
+    c.memo = found
     return found
 
 
