@@ -336,6 +336,10 @@ def load(
     max_memory: int | None = None,
     shapes: dict[str, tuple[int, ...]] | None = None,
     checksum: bool = False,
+    shadow: int | None = None,
+    shadow_model: str | os.PathLike[str] | bytes | None = None,
+    alarm_sqnr: float = 20.0,
+    alarm_saturation: float = 0.05,
 ) -> Session:
     """Loads a `.etm` model from a path (memory-mapped) or from bytes.
 
@@ -343,14 +347,19 @@ def load(
     use. A session of one thread starts none. device: "cpu", or "reference" (NumPy, slow, for checking).
     max_memory: bytes that weights and arena may take together. shapes: input shapes to plan for now; models whose
     input shapes are all numbers (or bounded, where `max_memory` is given) are planned at load in any case. checksum:
-    verify the weights too (the structure always is).
+    verify the weights too (the structure always is). shadow: repeat one run in so many in float32, with the float model
+    `shadow_model` that a quantized one was made from, and count how far each layer is off (`session.shadow`, see
+    `evort.shadow`); alarm_sqnr (dB), alarm_saturation (share): what is too far.
 
     Raises EtmFormatError for a damaged file, UnsupportedError for an operator that evort lacks, MemoryBudgetError where
     a plan needs more than `max_memory` (at load if planned then, else at the first run of a shape), OSError where the
     file cannot be read.
     """
     file = read(source, checksum=checksum)
-    return Session(
+    make = Session
+    if shadow is not None:
+        from evort.shadow import ShadowedSession as make
+    session = make(
         file.model,
         source=os.fspath(source) if isinstance(source, str | os.PathLike) else bytes(source),
         threads=threads,
@@ -361,6 +370,9 @@ def load(
         copied=file.nbytes_copied,
         file=file,
     )
+    if shadow is not None:
+        session.watch(shadow, shadow_model, alarm_sqnr, alarm_saturation)
+    return session
 
 
 def _reload(source: str | bytes, options: dict[str, Any]) -> Session:

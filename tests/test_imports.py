@@ -12,8 +12,8 @@ import evort
 
 PACKAGE = Path(evort.__file__).parent
 
-# types <- graph <- ops <- quant <- {etm, plan} <- backends <- runner <- session, config; a module may import from its
-# own layer and from those before it. The compiled kernels stand apart: they import nothing of the Python layers.
+# types <- graph <- ops <- quant <- {etm, plan} <- backends <- runner <- {session, config, shadow}; a module may import
+# from its own layer and from those before it. The compiled kernels stand apart: they import nothing of the Python layers.
 LAYERS = [
     "_version",
     "errors",
@@ -26,7 +26,7 @@ LAYERS = [
     "etm plan",
     "backends",
     "runner",
-    "session config",
+    "session config shadow",
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
 

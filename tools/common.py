@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -69,6 +70,20 @@ def source(path: str) -> str | bytes:
 def open_session(path: str, **options: Any) -> Session:
     """Loads an .etm file, or converts and loads an .onnx one."""
     return evort.load(source(path), **options)
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file whole or not at all: beside its place first, then renamed. Raises OSError."""
+    target = os.path.realpath(path)
+    temporary = f"{target}.{os.urandom(6).hex()}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def file_size(path: str) -> int:

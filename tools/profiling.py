@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evort.plan import Plan
-from evort_tools.common import add_shape_argument, open_session, print_json, random_inputs, shapes_of
+from evort_tools.common import (
+    add_shape_argument,
+    open_session,
+    print_json,
+    random_inputs,
+    shapes_of,
+    write_atomically,
+)
 from evort_tools.inspection import operator_text
 
 
@@ -107,11 +111,7 @@ def write_trace(path: str, profile: Sequence[tuple[Plan, np.ndarray]]) -> None:
         event = {"name": f"{row['operator']} {row['name']}", "cat": row["operator"] or "copy", "args": details}
         events.append({**event, "ph": "X", "pid": 1, "tid": 1, "ts": at, "dur": row["us"]})
         at += row["us"]
-    folder = Path(path).resolve().parent
-    handle, temporary = tempfile.mkstemp(suffix=".json", dir=folder)
-    with os.fdopen(handle, "w") as file:
-        json.dump({"traceEvents": events, "displayTimeUnit": "ns"}, file)
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}).encode())
 
 
 if __name__ == "__main__":

@@ -38,10 +38,12 @@ ORDER = (
     "residuals",
     "affines",
     "epilogues",
+    "integers",
     "duplicates",
 )
-# These hide patterns from the others, so they wait until the others are done.
+# These hide patterns from the others, so they wait until the others are done; those on integers to the very end.
 FUSING = ("residuals", "affines", "epilogues")
+LAST = ("integers",)
 MAX_ROUNDS = 24
 
 Run = Callable[[Graph, Context], int]
@@ -69,7 +71,8 @@ def run_passes(
         raise ValueError(f"no pass is named {', '.join(map(repr, unknown))}; passes: {', '.join(available)}")
     ctx = Context(model.graph, shapes, names_of(model.graph), fold_limit)
     log: list[tuple[str, int]] = []
-    for waiting in (FUSING, ()):
+    ctx.fold_weights = "integers" in disabled
+    for waiting in ((*FUSING, *LAST), LAST, ()):
         for _ in range(MAX_ROUNDS):
             before = len(log)
             for name, (run, _) in available.items():
@@ -80,6 +83,14 @@ def run_passes(
             if len(log) == before:
                 break
     return log
+
+
+def lower(model: Model) -> list[tuple[str, int]]:
+    """Runs all passes over a graph that the quantizer has put QuantizeLinear and DequantizeLinear into; the last one
+    (`integers`) makes integer operators of them. Changes the model in place; returns what `run_passes` does."""
+    shapes = Shapes()
+    shapes.graph(model.graph)
+    return run_passes(model, shapes)
 
 
 def graphs_of(graph: Graph) -> Iterator[Graph]:

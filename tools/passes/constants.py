@@ -23,9 +23,11 @@ def run(graph: Graph, ctx: Context) -> int:
             continue
         if any(True for _ in node.subgraphs()):
             continue
+        if node.op == "DequantizeLinear" and not node.domain and not ctx.fold_weights:
+            continue
         results = _known(node, ctx)
         if results is None:
-            results = _computed(node, ctx, ed)
+            results = computed(node, ctx, ed)
         if results is None:
             continue
         named = [(name, value) for name, value in zip(node.outputs, results, strict=False) if name]
@@ -53,7 +55,7 @@ def _known(node: Node, ctx: Context) -> list[np.ndarray | None] | None:
     return None if any(v is None and name for v, name in zip(values, node.outputs, strict=True)) else values
 
 
-def _computed(node: Node, ctx: Context, ed: Edit) -> list[np.ndarray] | None:
+def computed(node: Node, ctx: Context, ed: Edit) -> list[np.ndarray] | None:
     """The outputs of a node whose inputs are all constant, unless they would bloat the file."""
     definition = find(node.op, node.domain)
     if definition is None or not definition.deterministic:

@@ -26,6 +26,8 @@ class Context:
         self.names = names
         self.fold_limit = fold_limit
         self.fill_limit = fill_limit
+        # Whether DequantizeLinear of constants may be computed: not before the pass `integers` has seen it.
+        self.fold_weights = False
 
 
 class Edit:
@@ -115,12 +117,20 @@ class Edit:
     def insert(self, before: Node, op: str, inputs: Sequence[str], attrs: dict[str, Any] | None = None,
                hint: str = "", domain: str = "") -> str:  # fmt: skip
         """Adds a node with one output before another; returns the output's name."""
-        out = self.ctx.names.fresh(hint or f"{before.outputs[0]}/{op}")
-        node = Node(op, list(inputs), [out], dict(attrs or {}), domain, before.name)
+        return self.insert_node(before, op, inputs, 1, attrs, hint, domain).outputs[0]
+
+    def insert_node(self, before: Node, op: str, inputs: Sequence[str], outputs: int,
+                    attrs: dict[str, Any] | None = None, hint: str = "", domain: str = "") -> Node:  # fmt: skip
+        """Adds a node with so many outputs before another. Trailing absent inputs are dropped."""
+        names = [self.ctx.names.fresh(hint or f"{before.outputs[0]}/{op}") for _ in range(outputs)]
+        given = list(inputs)
+        while given and not given[-1]:
+            given.pop()
+        node = Node(op, given, names, dict(attrs or {}), domain, before.name)
         self.graph.nodes.insert(self.graph.nodes.index(before), node)
         self._link(node)
         self.shapes.infer(node, self.graph is self.ctx.top)
-        return out
+        return node
 
     def change(self, node: Node, op: str, inputs: Sequence[str], attrs: dict[str, Any] | None = None) -> None:
         """Makes a node compute its outputs by another operator or from other inputs. Default attributes are dropped."""
@@ -172,9 +182,25 @@ class Edit:
             writer.outputs[at] = out
             self._link(writer)
             self.replace_uses(source, out)
+            for name in node.inputs:
+                self.prune(name)
             return True
         self.replace_uses(out, source)
         self.prune(out)
+        return True
+
+    def rename(self, old: str, new: str) -> bool:
+        """Gives a tensor between nodes a name that nothing has any more. Returns whether it could."""
+        if new in self.writer or self.users(new) or new in self.outputs or old in self.outputs or old in self.captured:
+            return False
+        writer = self.writer[old]
+        at = writer.outputs.index(old)
+        self._unlink(writer)
+        writer.outputs[at] = new
+        self._link(writer)
+        self.replace_uses(old, new)
+        self.shapes.facts[new] = self.shapes.facts.pop(old)
+        self.graph.tensors.pop(new, None)
         return True
 
     def remove(self, node: Node) -> None:

@@ -1,0 +1,216 @@
+"""Watching a quantized model in production: one run in N is repeated in float32, layer by layer.
+
+    session = evort.load("model.int8.etm", shadow=100, shadow_model="model.etm")
+    ...
+    session.shadow.worst()          # the layer with the least signal to noise
+
+Tensors are compared by name: quantizing keeps the names of the float model. What is kept is bounded: a few numbers
+for each layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from evort.errors import InputError
+from evort.etm import read
+from evort.graph import Graph, Model, Node
+from evort.ops.base import find
+from evort.quant import quantize
+from evort.session import Session
+from evort.types import DType
+
+_log = logging.getLogger("evort.shadow")
+
+
+class LayerCount:
+    """What was seen of one layer's output.
+
+    runs: how many were compared. elements: numbers seen, and saturated: those of them that the integers cut off
+    (0 for a float tensor). signal, noise: sums of squares of the float values and of the differences. alarms: runs in
+    which a threshold was crossed. last_sqnr (dB), last_saturation (share): of the latest run.
+    """
+
+    __slots__ = ("alarms", "elements", "last_saturation", "last_sqnr", "name", "noise", "runs", "saturated", "signal")
+
+    def __init__(self, name: str):
+        self.name = name
+        self.runs = self.elements = self.saturated = self.alarms = 0
+        self.signal = self.noise = 0.0
+        self.last_sqnr, self.last_saturation = math.inf, 0.0
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantization noise over all runs, in dB."""
+        return _decibels(self.signal, self.noise)
+
+    @property
+    def saturation(self) -> float:
+        """Share of all numbers seen that were cut off at an end of the integer range."""
+        return self.saturated / self.elements if self.elements else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; a ratio without noise is None."""
+        sqnr = {key: None if math.isinf(v) else v for key, v in (("sqnr", self.sqnr), ("last_sqnr", self.last_sqnr))}
+        kept = {
+            key: getattr(self, key) for key in ("name", "runs", "elements", "saturated", "alarms", "last_saturation")
+        }
+        return {**kept, **sqnr, "saturation": self.saturation}
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+class Shadow:
+    """The counters of a session. layers: LayerCount by tensor name, in the order of the graph.
+
+    alarm_sqnr (dB) and alarm_saturation (share): a layer that falls below the one or rises above the other in a run
+    counts an alarm; the first is logged (logger "evort.shadow").
+    """
+
+    def __init__(self, model: Model, real: Model, every: int, threads: int, alarm_sqnr: float, alarm_saturation: float):
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"shadow must be a positive int, not {every!r}")
+        names = [v for v in model.graph.inputs if v not in real.graph.inputs]
+        if names or len(model.graph.inputs) != len(real.graph.inputs):
+            raise InputError(
+                f"the shadow model takes {', '.join(real.graph.inputs)}; this one {', '.join(model.graph.inputs)}"
+            )
+        self.every, self.alarm_sqnr, self.alarm_saturation = every, alarm_sqnr, alarm_saturation
+        self._scales = dict(integer_tensors(model.graph))
+        written = {name for node in real.graph.nodes for name in node.outputs}
+        compared = [
+            name
+            for node in model.graph.nodes
+            for name in node.outputs
+            if name in written and (name in self._scales or name in model.graph.outputs)
+        ]
+        if not compared:
+            raise InputError("the shadow model has no tensor in common with this one: was it made from the same model?")
+        # Inputs that operators quantize as they read them: what they lose is seen there, and nowhere after.
+        self._inputs = [name for name in model.graph.inputs if name in self._scales]
+        self.layers = {name: LayerCount(name) for name in (*self._inputs, *compared)}
+        self._sessions = [Session(_watched(m, compared), threads=threads) for m in (model, real)]
+        self._calls = 0
+        self._lock = threading.Lock()
+
+    def seen(self, inputs: dict[str, Any]) -> None:
+        """Counts a run of the session; every N-th is repeated and compared."""
+        with self._lock:
+            self._calls += 1
+            if self._calls % self.every:
+                return
+        mine, real = (session.run(inputs) for session in self._sessions)
+        for name in self._inputs:
+            real[name] = np.asarray(inputs[name], np.float32)
+            scale, zero, dtype = self._scales[name]
+            mine[name] = quantize(real[name], np.float32(scale), np.array(zero), dtype)
+        with self._lock:
+            for name, count in self.layers.items():
+                self._compare(count, mine[name], real[name])
+
+    def _compare(self, count: LayerCount, got: np.ndarray, real: np.ndarray) -> None:
+        saturated = 0
+        real = np.asarray(real, np.float64)
+        if count.name in self._scales and got.dtype.kind in "iu":
+            scale, zero, _ = self._scales[count.name]
+            limits = np.iinfo(got.dtype)
+            low, high = ((end - zero) * scale for end in (limits.min, limits.max))
+            # At an end for want of range, and not because the value is there (the zeros of a Relu).
+            cut = ((got == limits.min) & (real < low - scale / 2)) | ((got == limits.max) & (real > high + scale / 2))
+            saturated = int(np.count_nonzero(cut))
+            got = (got.astype(np.float64) - zero) * scale
+        signal, noise = float(np.square(real).sum()), float(np.square(got - real).sum())
+        count.runs += 1
+        count.elements += real.size
+        count.saturated += saturated
+        count.signal += signal
+        count.noise += noise
+        count.last_sqnr = _decibels(signal, noise)
+        count.last_saturation = saturated / max(1, real.size)
+        if count.last_sqnr < self.alarm_sqnr or count.last_saturation > self.alarm_saturation:
+            count.alarms += 1
+            if count.alarms == 1:
+                _log.warning(
+                    "layer %r: %.1f dB signal to quantization noise, %.2f %% saturated",
+                    count.name, count.last_sqnr, 100 * count.last_saturation,
+                )  # fmt: skip
+
+    def worst(self) -> LayerCount:
+        """The layer with the least signal to noise so far."""
+        return min(self.layers.values(), key=lambda count: count.sqnr)
+
+    def alarmed(self) -> list[LayerCount]:
+        """The layers that have crossed a threshold."""
+        return [count for count in self.layers.values() if count.alarms]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: how many runs were seen, and the layers."""
+        return {"calls": self._calls, "every": self.every, "layers": [c.as_dict() for c in self.layers.values()]}
+
+
+def integer_tensors(graph: Graph) -> Iterator[tuple[str, tuple[float, int, DType]]]:
+    """The tensors that operators read or write with one constant scale: (name, (scale, zero point, integer type)).
+
+    Quantized operators name such operands alike: `x, x_scale, x_zero_point`, and `y_scale, y_zero_point` for output y.
+    """
+    for node in graph.nodes:
+        definition = find(node.op, node.domain)
+        formal = [] if definition is None else [name.strip("?*") for name in definition.inputs]
+        for i, name in enumerate(formal[: len(node.inputs)]):
+            if not name.endswith("_scale"):
+                continue
+            found = _scale_of(graph, node, i)
+            tensor = node.inputs[i - 1] if i and formal[i - 1] == name[: -len("_scale")] else node.outputs[0]
+            if found is not None and graph.constant(tensor) is None:
+                yield tensor, found
+
+
+def _scale_of(graph: Graph, node: Node, index: int) -> tuple[float, int, DType] | None:
+    scale = graph.constant(node.inputs[index])
+    name = node.inputs[index + 1] if index + 1 < len(node.inputs) else ""
+    zero = graph.constant(name)
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1:
+        return None
+    return float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), graph.tensors[name].dtype
+
+
+def _watched(model: Model, names: list[str]) -> Model:
+    """The model with these tensors as its outputs."""
+    graph = Graph(model.graph.name)
+    graph.nodes, graph.inputs, graph.tensors = model.graph.nodes, model.graph.inputs, model.graph.tensors
+    graph.outputs = names
+    return Model(graph, opsets=model.opsets)
+
+
+class ShadowedSession(Session):
+    """A session whose runs a Shadow sees; made by `evort.load(..., shadow=N)`."""
+
+    shadow: Shadow
+
+    def watch(self, every: int, real: Any, alarm_sqnr: float, alarm_saturation: float) -> None:
+        """Repeats one run in `every` in float32, by the model `real` (a path or the bytes of a `.etm` file)."""
+        if real is None:
+            raise ValueError("shadow needs shadow_model, the float model that this one was made from")
+        file = read(real)
+        self.shadow = Shadow(self.model, file.model, every, self.threads, alarm_sqnr, alarm_saturation)
+        self._options.update(
+            shadow=every, shadow_model=real, alarm_sqnr=alarm_sqnr, alarm_saturation=alarm_saturation
+        )  # fmt: skip
+
+    def _run(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
+        results = super()._run(inputs, into)
+        self.shadow.seen(inputs)
+        return results
+
+
+__all__ = ["LayerCount", "Shadow", "ShadowedSession", "integer_tensors"]

@@ -1,0 +1,259 @@
+"""How far a quantized model is from its float one: for each layer alone, and with the error of those before it.
+
+    accumulated   the tensor in the quantized model against the same tensor in the float model
+    alone         the layer quantized, fed with the float model's tensors: what this layer adds by itself
+
+Both models run on evort's own kernels, sample by sample; sums are kept, not tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from evort.graph import Graph, Model, Node, Tensor
+from evort.quant import limits
+from evort.shadow import integer_tensors
+from evort.types import BITS, DType
+from evort_tools.passes import names_of
+from evort_tools.quantization.capture import Capture
+from evort_tools.quantization.encodings import Encoding
+from evort_tools.quantization.qdq import copy_graph
+
+BINS = 256
+
+
+class Error:
+    """Sums over two versions of a tensor, real and rounded."""
+
+    __slots__ = ("dot", "noise", "rounded", "signal")
+
+    def __init__(self) -> None:
+        self.signal = self.noise = self.dot = self.rounded = 0.0
+
+    def add(self, real: np.ndarray, rounded: np.ndarray) -> None:
+        """Adds one sample's values."""
+        a = np.asarray(real, np.float64).reshape(-1)
+        b = np.asarray(rounded, np.float64).reshape(-1)
+        self.signal += float(a @ a)
+        self.rounded += float(b @ b)
+        self.dot += float(a @ b)
+        difference = a - b
+        self.noise += float(difference @ difference)
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantization noise, in dB; infinite without noise."""
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity; 1 for two tensors of zeros."""
+        size = math.sqrt(self.signal * self.rounded)
+        return self.dot / size if size > 0 else float(self.signal == self.rounded)
+
+
+class Layer:
+    """One tensor that the quantized model computes, and the node that writes it.
+
+    accumulated, alone: Error (alone is None where the layer has no integers). low, high: of the float values seen;
+    clipped: share of them outside the encoding's range. histogram: counts in equal bins of [low, high] of the first
+    sample, values outside in the outermost ones. bytes_before, bytes_after: of the node's constants.
+    """
+
+    __slots__ = (
+        "accumulated",
+        "after",
+        "alone",
+        "bytes_after",
+        "bytes_before",
+        "clipped",
+        "edges",
+        "encoding",
+        "high",
+        "histogram",
+        "low",
+        "name",
+        "op",
+        "seen",
+    )  # fmt: skip
+
+    def __init__(self, name: str, op: str, after: str, encoding: Encoding | None):
+        self.name = name
+        self.op = op
+        self.after = after
+        self.encoding = encoding
+        self.accumulated = Error()
+        self.alone: Error | None = None
+        self.low, self.high = math.inf, -math.inf
+        self.clipped = self.seen = 0
+        self.bytes_before = self.bytes_after = 0
+        self.histogram = np.zeros(BINS, np.int64)
+        self.edges: tuple[float, float] | None = None
+
+    def observe(self, real: np.ndarray) -> None:
+        """Counts one sample's float values."""
+        low, high = float(real.min(initial=math.inf)), float(real.max(initial=-math.inf))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.seen += real.size
+        if self.encoding is not None:
+            ends = self.encoding.range
+            half = float(self.encoding.scale.max()) / 2  # what rounds to the end is not cut off
+            outside = (real < ends[0].min() - half) | (real > ends[1].max() + half)
+            self.clipped += int(np.count_nonzero(outside))
+        if self.edges is None:
+            self.edges = (low, high) if high > low else (low - 0.5, low + 0.5)
+        self.histogram += np.histogram(np.clip(real, *self.edges), BINS, self.edges)[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; an infinite ratio is None."""
+
+        def finite(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
+        return {
+            "name": self.name,
+            "operator": self.op,
+            "quantized_as": self.after,
+            "sqnr": finite(self.accumulated.sqnr),
+            "sqnr_alone": None if self.alone is None else finite(self.alone.sqnr),
+            "cosine": self.accumulated.cosine,
+            "low": finite(self.low),
+            "high": finite(self.high),
+            "clipped": self.clipped / self.seen if self.seen else 0.0,
+            "encoding": None if self.encoding is None else self.encoding.as_dict(),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+        }
+
+
+def compare(
+    real: Model,
+    quantized: Model,
+    encodings: Mapping[str, Encoding],
+    samples: Iterable[Mapping[str, np.ndarray]],
+    threads: int | None = None,
+    progress: Callable[[], None] | None = None,
+) -> list[Layer]:
+    """The layers of a quantized model, in order.
+
+    real: the float model that it was made from, after its passes. encodings: those of its activations and weights.
+    """
+    layers = _layers(real.graph, quantized.graph, encodings)
+    integer = [n for n, layer in layers.items() if layer.after not in ("", layer.op)]
+    alone, twins = _isolated(real, encodings, integer)
+    for name in twins:
+        layers[name].alone = Error()
+    scales = dict(integer_tensors(quantized.graph))
+    first = Capture(alone, [*layers, *twins.values()], threads)
+    second = Capture(quantized, layers, threads)
+    for feeds in samples:
+        values, got = first.run(feeds), second.run(feeds)
+        for name, layer in layers.items():
+            expected = values[name]
+            layer.observe(expected)
+            layer.accumulated.add(expected, _real(got[name], scales.get(name)))
+            if name in twins:
+                layer.alone.add(expected, values[twins[name]])
+        if progress is not None:
+            progress()
+    return list(layers.values())
+
+
+def _real(value: np.ndarray, scale: tuple[float, int, DType] | None) -> np.ndarray:
+    if value.dtype.kind not in "iu" or scale is None:
+        return value
+    return (value.astype(np.float32) - scale[1]) * np.float32(scale[0])
+
+
+def _layers(real: Graph, quantized: Graph, encodings: Mapping[str, Encoding]) -> dict[str, Layer]:
+    """The float tensors that both models compute."""
+    before = {name: node for node in real.nodes for name in node.outputs if name}
+    found = {}
+    for node in quantized.nodes:
+        for name in node.outputs:
+            origin = before.get(name)
+            tensor = real.tensors.get(name)
+            if origin is None or (tensor is not None and tensor.dtype != DType.FLOAT):
+                continue
+            layer = found[name] = Layer(name, origin.op, node.op, encodings.get(name))
+            layer.bytes_before, layer.bytes_after = constant_bytes(real, origin), constant_bytes(quantized, node)
+    return found
+
+
+def constant_bytes(graph: Graph, node: Node) -> int:
+    """Bytes of a node's constants as the file holds them."""
+    total = 0
+    for name in dict.fromkeys(node.inputs):
+        tensor = graph.tensors.get(name)
+        if tensor is not None and tensor.data is not None:
+            total += (tensor.data.size * BITS.get(tensor.dtype, 64) + 7) // 8
+    return total
+
+
+def _isolated(real: Model, encodings: Mapping[str, Encoding], names: Iterable[str]) -> tuple[Model, dict[str, str]]:
+    """The float model with a second version of each layer, which reads and gives rounded values: {layer: its output
+    there}."""
+    graph = copy_graph(real.graph)
+    taken = names_of(graph)
+    wanted = set(names)
+    twins: dict[str, str] = {}
+    rounded: dict[str, str] = {}
+    nodes: list[Node] = []
+
+    def round_off(name: str) -> str:
+        """The tensor after quantizing and dequantizing."""
+        encoding = encodings.get(name)
+        if encoding is None or name in rounded:
+            return rounded.get(name, name)
+        out = rounded[name] = taken.fresh(f"{name}/rounded")
+        value = graph.constant(name)
+        if value is not None:
+            data = encoding.fake(value)
+            graph.add(Tensor(out, DType.FLOAT, data.shape, data))
+            return out
+        integer = taken.fresh(f"{name}/integer")
+        scale = graph.add(Tensor(taken.fresh("scale"), DType.FLOAT, encoding.scale.shape, encoding.scale))
+        zero = graph.add(Tensor(taken.fresh("zero"), encoding.dtype, encoding.zero_point.shape, encoding.zero_point))
+        attrs = {} if encoding.axis is None else {"axis": encoding.axis}
+        nodes.append(Node("QuantizeLinear", [name, scale, zero], [integer], dict(attrs)))
+        nodes.append(Node("DequantizeLinear", [integer, scale, zero], [out], dict(attrs)))
+        return out
+
+    for node in graph.nodes:
+        nodes.append(node)
+        if len(node.outputs) != 1 or node.outputs[0] not in wanted:
+            continue
+        name = node.outputs[0]
+        twin = taken.fresh(f"{name}/alone")
+        inputs = [round_off(n) if n else "" for n in node.inputs]
+        nodes.append(Node(node.op, inputs, [twin], dict(node.attrs), node.domain, f"{node.name}/alone"))
+        if name in encodings:
+            encodings = {**encodings, twin: encodings[name]}
+            twin = round_off(twin)
+        twins[name] = twin
+    graph.nodes = nodes
+    return Model(graph, dict(real.opsets), dict(real.metadata), real.producer), twins
+
+
+def integer_range(layer: Layer) -> tuple[float, float] | None:
+    """The real numbers that a layer's integers reach; None for a float layer."""
+    if layer.encoding is None:
+        return None
+    low, high = layer.encoding.range
+    return float(low.min()), float(high.max())
+
+
+def used_share(layer: Layer) -> float:
+    """The share of the integer range that the values seen cover."""
+    ends = integer_range(layer)
+    if ends is None or not math.isfinite(layer.low):
+        return 1.0
+    low, high = limits(layer.encoding.dtype, layer.encoding.narrow)
+    step = (ends[1] - ends[0]) / (high - low)
+    return min(1.0, (min(layer.high, ends[1]) - max(layer.low, ends[0])) / max(ends[1] - ends[0], step))
