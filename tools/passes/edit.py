@@ -191,7 +191,8 @@ class Edit:
 
     def rename(self, old: str, new: str) -> bool:
         """Gives a tensor between nodes a name that nothing has any more. Returns whether it could."""
-        if new in self.writer or self.users(new) or new in self.outputs or old in self.outputs or old in self.captured:
+        taken = new in self.writer or new in self.outputs or bool(self.users(new))
+        if taken or old not in self.writer or old in self.outputs or old in self.captured:
             return False
         writer = self.writer[old]
         at = writer.outputs.index(old)
