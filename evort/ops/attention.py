@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from evort.ops.base import Attr, Call, Op, op
+from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.conv import same_dtype
 from evort.types import FLOATS, NUMERIC, DType, Spec
 
@@ -184,6 +184,33 @@ class Attention(Op):
         if c["right_window_size"] >= 0:
             allowed = allowed & (ahead <= c["right_window_size"])
         return bias + np.where(allowed, dtype.type(0), dtype.type(-np.inf))
+
+    def bind(self, c: Call) -> Kernel | None:
+        h = self._heads(c)
+        mask = c.ins[3] if c.has(3) else None
+        if c.ins[0].dtype != DType.FLOAT or c.ins[2].dtype != DType.FLOAT or c.wants(3):
+            return None
+        if c["softmax_precision"] not in (None, DType.FLOAT) or min(h.head, h.v_head, h.total, h.queries) == 0:
+            return None
+        if mask is not None and mask.dtype not in (DType.BOOL, DType.FLOAT):
+            return None
+        from evort._kernels.attention import thread_scratch
+
+        strides, kind, mask_keys = (0, 0, 0), 0, 0
+        if mask is not None:
+            shape = (1,) * (4 - mask.rank) + mask.shape
+            mask_keys, kind = shape[3], 1 if mask.dtype == DType.BOOL else 2
+            steps = (math.prod(shape[1:]), math.prod(shape[2:]), shape[3])
+            strides = tuple(0 if d == 1 else step for d, step in zip(shape, steps, strict=False))
+        # A window wider than any model is none.
+        left, right = (-1 if c[name] >= 1 << 32 else c[name] for name in ("left_window_size", "right_window_size"))
+        slot = thread_scratch(h.queries, h.keys, h.past, h.head, h.v_head)
+        ints = (
+            h.batch, h.q_heads, h.kv_heads, h.queries, h.keys, h.past, h.head, h.v_head, int(c.ins[0].rank == 3),
+            int(c["is_causal"] != 0), left, right, kind, *strides, mask_keys, slot,
+        )  # fmt: skip
+        scale = 1 / math.sqrt(h.head) if c["scale"] is None else c["scale"]
+        return Kernel("attention.attention", ints, (scale, c["softcap"]), scratch=slot * c.threads)
 
     def macs(self, c: Call) -> int:
         h = self._heads(c)

@@ -1,0 +1,215 @@
+"""Attention in float32: block by block of queries, so that only a block's scores are held."""
+from libc.math cimport INFINITY, tanhf
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.string cimport memcpy, memset
+from evort._kernels.core cimport EV_OK, ev_call, ev_ukr, parallel_for, register, ukernels
+from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
+
+cdef const ev_ukr *K = ukernels()
+
+cdef enum:
+    ROWS = 64    # queries of a block
+    KEYS = 256   # keys of a product: those that no query of a block sees are left out by so many
+
+
+cdef struct Sizes:
+    int64_t batch, q_heads, kv_heads, queries, keys, past, head, v_head
+    int64_t heads_last                # are Q, K, V and Y [batch, position, head, item]? Else [batch, head, position, item]
+    int64_t causal, left, right       # left, right: -1 for no window
+    int64_t mask                      # 0: none, 1: bool, 2: float32
+    int64_t mask_b, mask_h, mask_q    # its strides
+    int64_t mask_keys                 # keys that it speaks of; those beyond do not take part
+    int64_t slot                      # scratch bytes of a thread
+
+
+cdef inline void *operand(const ev_call *c, int i) noexcept nogil:
+    return NULL if i >= c.n_in or c.in_[i] == NULL else c.in_[i].data
+
+
+cdef inline int64_t padded(int64_t nbytes) noexcept nogil:
+    return (nbytes + 63) // 64 * 64
+
+
+def thread_scratch(int64_t queries, int64_t keys, int64_t past, int64_t head, int64_t v_head) -> int:
+    """Scratch bytes of a thread: a block's scores, and what its products need at worst."""
+    cdef int64_t m, n, i, j, found = 0
+    for i in range(2):
+        m = min(<int64_t> ROWS, queries) if i else queries % ROWS
+        for j in range(4):
+            n = min(<int64_t> KEYS, past if j < 2 else keys) if j & 1 else (past if j < 2 else keys) % KEYS
+            found = max(found, gemm_scratch(4, m, n, head, 1), gemm_scratch(4, m, v_head, n, 1))
+    return padded(min(<int64_t> ROWS, queries) * (past + keys) * 4) + padded(found)
+
+
+cdef struct Segment:
+    const float *k
+    const float *v
+    int64_t n, ldk, ldv
+
+
+cdef inline int64_t start_of(const ev_call *c, const Sizes *z, int64_t b) noexcept nogil:
+    """Where query 0 stands among the keys."""
+    return z.past if operand(c, 6) == NULL else count_of(c, z, b) - z.queries
+
+
+cdef inline int64_t count_of(const ev_call *c, const Sizes *z, int64_t b) noexcept nogil:
+    """How many keys count."""
+    cdef const int64_t *lens = <const int64_t *> operand(c, 6)
+    cdef int64_t total = z.past + z.keys
+    return total if lens == NULL else max(<int64_t> 0, min(lens[b], total))
+
+
+cdef inline int64_t first_key(const Sizes *z, int64_t at) noexcept nogil:
+    return 0 if z.left < 0 else max(<int64_t> 0, at - z.left)
+
+
+cdef inline int64_t end_key(const Sizes *z, int64_t at, int64_t count) noexcept nogil:
+    if z.causal:
+        count = min(count, at + 1)
+    if z.right >= 0:
+        count = min(count, at + z.right + 1)
+    return max(<int64_t> 0, count)
+
+
+cdef bint add_mask(const ev_call *c, const Sizes *z, int64_t at, int64_t first, int64_t end, float *row) noexcept nogil:
+    """Adds the mask, where there is one, to the scores of a query; whether any key takes part."""
+    cdef const uint8_t *bits = <const uint8_t *> operand(c, 3) + at
+    cdef const float *bias = <const float *> operand(c, 3) + at
+    cdef float best = -INFINITY
+    cdef int64_t i
+    if z.mask == 1:
+        for i in range(first, end):
+            if not bits[i]:
+                row[i] = -INFINITY
+    elif z.mask == 2:
+        for i in range(first, end):
+            row[i] += bias[i]
+    for i in range(first, end):
+        if not row[i] <= best:  # NaN takes part
+            return True
+    return False
+
+
+cdef void attend(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef const ev_call *c = <const ev_call *> ctx
+    cdef const Sizes *z = <const Sizes *> c.ints
+    cdef int64_t total = z.past + z.keys, blocks = (z.queries + ROWS - 1) // ROWS, group = z.q_heads // z.kv_heads
+    cdef int64_t item, b, h, kv, q0, m, i, j, n, part, at, start, count, low, high, first, last, left, right
+    cdef int64_t ldq, ldy
+    cdef float *scores = <float *> (<char *> c.scratch + worker * z.slot)
+    cdef void *scratch = <char *> scores + padded(min(<int64_t> ROWS, z.queries) * total * 4)
+    cdef float cap = <float> c.reals[1]
+    cdef const float *q
+    cdef float *y
+    cdef float *row
+    cdef ev_gemm g
+    cdef Segment segment[2]
+    cdef int s
+    for item in range(begin, end):
+        q0 = item % blocks * ROWS
+        h = item // blocks % z.q_heads
+        b = item // blocks // z.q_heads
+        kv = h // group
+        m = min(<int64_t> ROWS, z.queries - q0)
+        q, y = <const float *> c.in_[0].data, <float *> c.out[0].data
+        segment[0].n, segment[0].ldk, segment[0].ldv = z.past, z.head, z.v_head
+        segment[1].n = z.keys
+        if z.past:
+            segment[0].k = <const float *> c.in_[4].data + (b * z.kv_heads + kv) * z.past * z.head
+            segment[0].v = <const float *> c.in_[5].data + (b * z.kv_heads + kv) * z.past * z.v_head
+        if z.heads_last:
+            ldq, ldy = z.q_heads * z.head, z.q_heads * z.v_head
+            q += (b * z.queries + q0) * ldq + h * z.head
+            y += (b * z.queries + q0) * ldy + h * z.v_head
+            segment[1].ldk, segment[1].ldv = z.kv_heads * z.head, z.kv_heads * z.v_head
+            segment[1].k = <const float *> c.in_[1].data + b * z.keys * segment[1].ldk + kv * z.head
+            segment[1].v = <const float *> c.in_[2].data + b * z.keys * segment[1].ldv + kv * z.v_head
+        else:
+            ldq, ldy = z.head, z.v_head
+            q += ((b * z.q_heads + h) * z.queries + q0) * ldq
+            y += ((b * z.q_heads + h) * z.queries + q0) * ldy
+            segment[1].ldk, segment[1].ldv = z.head, z.v_head
+            segment[1].k = <const float *> c.in_[1].data + (b * z.kv_heads + kv) * z.keys * z.head
+            segment[1].v = <const float *> c.in_[2].data + (b * z.kv_heads + kv) * z.keys * z.v_head
+        start = start_of(c, z, b) + q0
+        count = count_of(c, z, b)
+        if z.mask:
+            count = min(count, z.mask_keys)
+        low, high = first_key(z, start), end_key(z, start + m - 1, count)
+
+        # The products' scores are those of keys [first, last).
+        first, last = total, 0
+        for s in range(2):
+            at = s * z.past
+            for part in range((segment[s].n + KEYS - 1) // KEYS):
+                j = part * KEYS
+                n = min(<int64_t> KEYS, segment[s].n - j)
+                if at + j + n <= low or at + j >= high:
+                    continue
+                first, last = min(first, at + j), at + j + n
+                gemm_init(&g, m, n, z.head, q, ldq, segment[s].k + j * segment[s].ldk, 1, scores + at + j, total)
+                g.csb, g.alpha, g.scratch = segment[s].ldk, c.reals[0], scratch
+                gemm_f32(&g)
+        if first >= last:
+            for i in range(m):
+                memset(y + i * ldy, 0, <size_t> z.v_head * 4)
+            continue
+
+        for i in range(m):
+            row = scores + i * total
+            left, right = max(first, first_key(z, start + i)), min(last, end_key(z, start + i, count))
+            if cap > 0:
+                for j in range(left, right):
+                    row[j] = cap * tanhf(row[j] / cap)
+            at = b * z.mask_b + h * z.mask_h + (q0 + i) * z.mask_q
+            if not add_mask(c, z, at, left, right, row):
+                memset(row + first, 0, <size_t> (last - first) * 4)
+                continue
+            K.softmax_rows_f32(0, 1, right - left, row + left, row + left)
+            memset(row + first, 0, <size_t> (left - first) * 4)
+            memset(row + right, 0, <size_t> (last - right) * 4)
+
+        for s in range(2):
+            at = s * z.past
+            for part in range((segment[s].n + KEYS - 1) // KEYS):
+                j = part * KEYS
+                n = min(<int64_t> KEYS, segment[s].n - j)
+                if at + j < first or at + j >= last:
+                    continue
+                gemm_init(&g, m, z.v_head, n, scores + at + j, total, segment[s].v + j * segment[s].ldv,
+                          segment[s].ldv, y, ldy)
+                g.beta, g.scratch = at + j > first, scratch
+                gemm_f32(&g)
+
+
+cdef void keep(const Sizes *z, const char *past, const char *x, int64_t size, char *y) noexcept nogil:
+    """present = past and new keys (or values), [batch, head, position, item]; items of `size` bytes a position."""
+    cdef int64_t b, h, t, item
+    for b in range(z.batch):
+        for h in range(z.kv_heads):
+            item = b * z.kv_heads + h
+            if z.past:
+                memcpy(y, past + item * z.past * size, <size_t> (z.past * size))
+                y += z.past * size
+            if z.heads_last:
+                for t in range(z.keys):
+                    memcpy(y + t * size, x + ((b * z.keys + t) * z.kv_heads + h) * size, <size_t> size)
+            else:
+                memcpy(y, x + item * z.keys * size, <size_t> (z.keys * size))
+            y += z.keys * size
+
+
+cdef int attention(const ev_call *c) noexcept nogil:
+    """in: Q, K, V, mask, past keys, past values, key counts (absent ones NULL); out: Y, and present keys and values or
+    NULL; ints: Sizes; reals: (scale, softcap)."""
+    cdef const Sizes *z = <const Sizes *> c.ints
+    if c.n_out > 1 and c.out[1] != NULL:
+        keep(z, <const char *> operand(c, 4), <const char *> c.in_[1].data, z.head * 4, <char *> c.out[1].data)
+    if c.n_out > 2 and c.out[2] != NULL:
+        keep(z, <const char *> operand(c, 5), <const char *> c.in_[2].data, z.v_head * 4, <char *> c.out[2].data)
+    parallel_for(attend, <void *> c, z.batch * z.q_heads * ((z.queries + ROWS - 1) // ROWS), 1, c.threads)
+    return EV_OK
+
+
+DRIVERS = {}
+register(DRIVERS, "attention", attention)
