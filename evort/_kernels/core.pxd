@@ -139,7 +139,6 @@ cdef extern from "conv.h" nogil:
     ctypedef struct ev_depthwise:
         int64_t h, w, oh, ow, kh, kw, sh, sw, dh, dw, pad_h, pad_w
         float lo, hi
-
     ctypedef struct ev_direct_image:
         ev_conv_window window
         int64_t channels
@@ -168,6 +167,24 @@ cdef extern from "nbits.h" nogil:
         const void *zeros
         int64_t zero_bytes, blocks
         int32_t bits, log_block, scale_type, zero_type
+
+cdef extern from "qconv.h" nogil:
+    int EV_QC_MR, EV_QC_NR, EV_QC_STEP, EV_QD_LANES
+    ctypedef struct ev_qextra:
+        int32_t quad
+        int8_t *w
+    ctypedef struct ev_qrun:
+        int64_t from_ "from"
+        int64_t at, n
+    ctypedef struct ev_qtaps:
+        int16_t a, b
+        int8_t wa, wb
+        int16_t last
+    ctypedef struct ev_qfinish:
+        int32_t type, zero, lo, hi, folds, activation
+        float a, b, unit
+        int32_t z_type, z_zero
+        float z_scale
 
 cdef extern from "ukr.h" nogil:
     int64_t ev_item_size(int32_t dtype)
@@ -298,6 +315,27 @@ cdef extern from "ukr.h" nogil:
         void (*direct_copy_f32)(const ev_direct_image *g, const float *x, int64_t od, int64_t oh,
                                 float *dst) noexcept nogil
         void (*direct_f32)(const ev_direct *d) noexcept nogil
+        void (*qc_prepare)(int64_t k, int s, int8_t *row, ev_qextra *extra, int32_t *count) noexcept nogil
+        void (*qc_weights)(int64_t n, int64_t step, int flip, const uint8_t *src, int8_t *dst,
+                           int32_t *total) noexcept nogil
+        void (*qc_tile)(int64_t m, int s, int64_t k, const int8_t *a, int64_t lda, const uint8_t *b,
+                        const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
+                        int64_t ld) noexcept nogil
+        void (*qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,
+                            int64_t ld) noexcept nogil
+        void (*qc_pack)(int64_t k, const uint8_t *image, const int32_t *offset, const ev_qrun *run, int runs,
+                        int careful, int flip, uint8_t *rows, uint8_t *dst) noexcept nogil
+        void (*qc_pack_i16)(int64_t k, const int16_t *image, const int32_t *offset, const ev_qrun *run, int runs,
+                            int careful, int16_t *rows, int16_t *dst) noexcept nogil
+        void (*qc_stage)(int type, int64_t n, int64_t step, const void *src, const void *params,
+                         void *dst) noexcept nogil
+        void (*qd_taps)(int64_t n, const uint8_t *x, const int32_t *offset, const ev_qtaps *taps, int64_t pairs,
+                        int32_t *sum) noexcept nogil
+        void (*qd_taps_i16)(int64_t n, const int16_t *x, const int32_t *offset, const int16_t *w, int64_t taps,
+                            int32_t *sum) noexcept nogil
+        void (*qc_shift)(int64_t n, int32_t factor, const int32_t *column, int32_t *sum) noexcept nogil
+        void (*qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
+                          float scale, const void *z, void *y) noexcept nogil
         void (*rnn_cell_f32)(int64_t n, const float *gate, float clip, float *h) noexcept nogil
         void (*lstm_cell_f32)(int64_t n, const float *gates, const float *p, float clip, int input_forget, float *cell,
                               float *h) noexcept nogil

@@ -10,9 +10,10 @@ import math
 
 import numpy as np
 
-from evort.ops.activation import activation_attrs, check_activation
+from evort.ops.activation import activation_attrs, activation_ints_reals, check_activation
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.conv import (
+    Window,
     conv_attrs,
     conv_shapes,
     conv_window,
@@ -46,15 +47,13 @@ def _check_zero_point(c: Call, index: int, like: int, channels: int = -1) -> Non
         raise c.error(f"zero point (input {index}) must have the element type of input {like}")
 
 
-def _centred(x: np.ndarray, zero_point: np.ndarray | None, axis: int = 0) -> np.ndarray:
+def _centred(x: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
     """x - zero_point as float64, in which sums of products of 8 and 16 bits are exact; a vector of zero points is one
-    for each index of the axis."""
+    for each index of the first axis."""
     x = x.astype(np.float64)
     if zero_point is None:
         return x
-    spread = [1] * x.ndim
-    spread[axis] = -1
-    return x - zero_point.reshape(spread if zero_point.size > 1 else ())
+    return x - zero_point.reshape((-1, *(1,) * (x.ndim - 1)) if zero_point.size != 1 else ())
 
 
 @op("ConvInteger", since=10)
@@ -75,6 +74,16 @@ class ConvInteger(Op):
                   w_zero: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
         window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
         return to_int32(convolve(_centred(x, x_zero), _centred(w, w_zero), window, c["group"]))
+
+    def bind(self, c: Call) -> Kernel | None:
+        window, out = conv_shapes(c, c.ins[0], c.ins[1])
+        ints = _ints(c, 0, window, out.shape[1], 0, False)
+        if ints is None:
+            return None
+        from evort._kernels.qconv import scratch_bytes
+
+        scratch = scratch_bytes(ints, c.threads, False)
+        return None if scratch < 0 else Kernel("qconv.integer", ints, scratch=scratch)
 
     def macs(self, c: Call) -> int:
         return c.outs[0].size * math.prod(c.ins[1].shape[1:])
@@ -133,8 +142,43 @@ def _finish(c: Call, total: np.ndarray, ins: list[np.ndarray | None]) -> np.ndar
     if ins[_X_ZERO].dtype.itemsize == 1:
         total = to_int32(total)
     scale = plain_scale(ins[_X_SCALE]) * plain_scale(ins[_W_SCALE])
-    scale = per_channel(scale, total.ndim) if scale.size > 1 else scale
+    scale = per_channel(scale, total.ndim) if scale.size != 1 else scale
     return finish(c, total, scale, ins[_Y_SCALE], ins[_Y_ZERO], ins[_Z], ins[_Z_SCALE], ins[_Z_ZERO])
+
+
+def _constant(c: Call, *indices: int) -> bool:
+    """Whether those of the inputs that are there are constants."""
+    return all(not c.has(i) or c.ins[i].value is not None for i in indices)
+
+
+def _good_scales(c: Call) -> bool:
+    """Whether the scales are constants, finite and positive."""
+    scales = [c.ins[i].value for i in (_X_SCALE, _W_SCALE, _Y_SCALE, _Z_SCALE) if c.has(i)]
+    return all(s is not None and np.isfinite(s).all() and (s > 0).all() for s in scales)
+
+
+def _ints(c: Call, x: int, window: Window, m: int, number: int, transposed: bool) -> tuple[int, ...] | None:
+    """The parameters of the drivers, or None where they do not take the window."""
+    place = window.ints()
+    if not place:
+        return None
+    spec = c.ins[x]
+    wide = spec.dtype == DType.INT16 or (spec.dtype == DType.FLOAT and c.ins[_X_ZERO].dtype == DType.INT16)
+    sizes = (spec.shape[0], spec.shape[1], m, 2 if wide else 1, int(spec.dtype == DType.FLOAT))
+    return (number, c["group"], *place, int(transposed), *sizes)
+
+
+def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
+    if not _good_scales(c) or not _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO):
+        return None
+    number, reals = activation_ints_reals(c)
+    ints = _ints(c, _X, window, c.outs[0].shape[1], number[0], transposed)
+    if ints is None:
+        return None
+    from evort._kernels.qconv import scratch_bytes
+
+    scratch = scratch_bytes(ints, c.threads, False)
+    return None if scratch < 0 else Kernel("qconv.linear", ints, reals, scratch)
 
 
 def _all(ins: tuple[np.ndarray | None, ...]) -> list[np.ndarray | None]:
@@ -169,7 +213,8 @@ class QLinearConv(Op):
         return _finish(c, total, given)
 
     def bind(self, c: Call) -> Kernel | None:
-        return None
+        window, _ = conv_shapes(c, c.ins[_X], c.ins[_W])
+        return _bind_linear(c, window, False)
 
     def macs(self, c: Call) -> int:
         return c.outs[0].size * math.prod(c.ins[_W].shape[1:])
@@ -197,12 +242,13 @@ class QLinearConvTranspose(Op):
         # One zero point for each output channel: w's second axis, group by group.
         parts = w.reshape(group, w.shape[0] // group, *w.shape[1:]).astype(np.float64)
         if zero is not None:
-            parts = parts - (zero.reshape(group, 1, -1, *(1,) * (w.ndim - 2)) if zero.size > 1 else zero.reshape(()))
+            parts = parts - (zero.reshape(group, 1, -1, *(1,) * (w.ndim - 2)) if zero.size != 1 else zero.reshape(()))
         total = unconvolve(_centred(x, given[_X_ZERO]), parts.reshape(w.shape), window, group)
         return _finish(c, total, given)
 
     def bind(self, c: Call) -> Kernel | None:
-        return None
+        window, _ = transposed_shapes(c, c.ins[_X], c.ins[_W])
+        return _bind_linear(c, window, True)
 
     def macs(self, c: Call) -> int:
         return c.ins[_X].size * math.prod(c.ins[_W].shape[1:])

@@ -32,7 +32,7 @@ def plain_scale(scale: np.ndarray | None) -> np.ndarray | None:
     """A scale of one element as a scalar, float32."""
     if scale is None:
         return None
-    return scale.astype(np.float32).reshape(scale.shape if scale.size > 1 else ())
+    return scale.astype(np.float32).reshape(scale.shape if scale.size != 1 else ())
 
 
 def requantize(total: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def requantize(total: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> 
 def rounded(r: np.ndarray, zero_point: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
     """clamp(rint(r) + zero_point, low, high) in the zero point's type; its own bounds where none are given."""
     limits = np.iinfo(zero_point.dtype)
-    zero = zero_point.reshape(zero_point.shape if zero_point.size > 1 else ()).astype(np.float64)
+    zero = zero_point.reshape(zero_point.shape if zero_point.size != 1 else ()).astype(np.float64)
     with np.errstate(all="ignore"):
         y = np.rint(r).astype(np.float64) + zero
         y = np.where(np.isnan(y), limits.min, y)

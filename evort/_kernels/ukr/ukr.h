@@ -18,6 +18,7 @@
 #include "interpolate.h"
 #include "nbits.h"
 #include "qelementwise.h"
+#include "qconv.h"
 #include "qgemm.h"
 #include "reduce.h"
 

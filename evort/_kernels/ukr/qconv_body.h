@@ -1,0 +1,536 @@
+/* Convolutions of integers.
+ *
+ *   W rows [K] of int8, where they lie or copied    B panels: K/4 quads of 16 columns, as uint8
+ *       w0 w1 w2 w3 | w4 ...                            b00 b10 b20 b30, b01 b11 b21 b31, ... | b40 ...
+ *
+ * vpmaddubsw multiplies a quad of W with those of eight columns and adds products in pairs, in 16 bits, where it
+ * saturates. It is made exact, whatever the weights: before a row is used, every group of weights whose results are
+ * added up in 16 bits is looked at, and as long as its positive or its negative weights add up to more than 128 (128 *
+ * 255 < 2^15), the largest leaves the row and joins its `extra` ones, which take a short way of their own. With weights
+ * as they come, that is one in a hundred. A group is S quads: S = 4 is faster, S = 2 has fewer extras.
+ *
+ * int8 images are uint8 with the highest bit flipped, 128 more; zero points are the driver's business. */
+
+enum { EV_FN(QC_LIMIT) = 128 };
+
+/* Rows of W ------------------------------------------------------------------------------------------------------- */
+
+static inline int EV_FN(qc_pair_fits)(int a, int b)
+{
+    return a + b <= EV_FN(QC_LIMIT) && a + b >= -EV_FN(QC_LIMIT);
+}
+
+/* Moves the largest weight of one sign out of group g of `row`: its lanes are bytes lane, lane+1, lane+4, lane+5 ... */
+static int32_t EV_FN(qc_move)(int8_t *row, int64_t g, int s, int lane, int sign, ev_qextra *extra, int32_t count,
+                              int32_t first)
+{
+    int64_t best = -1;
+    for (int q = 0; q < s; q++)
+        for (int t = 0; t < 2; t++) {
+            const int64_t at = (g * s + q) * 4 + lane + t;
+            if (row[at] * sign > 0 && (best < 0 || row[at] * sign > row[best] * sign)) best = at;
+        }
+    const int32_t quad = (int32_t)(best / 4);
+    const int byte = (int)(best % 4), other = byte ^ 1;
+    for (int32_t i = first; i < count; i++)
+        if (extra[i].quad == quad && !extra[i].w[byte] &&
+            EV_FN(qc_pair_fits)(extra[i].w[other], row[best])) {
+            extra[i].w[byte] = row[best];
+            row[best] = 0;
+            return count;
+        }
+    extra[count] = (ev_qextra){quad, {0, 0, 0, 0}};
+    extra[count].w[byte] = row[best];
+    row[best] = 0;
+    return count + 1;
+}
+
+/* Takes out of group g what could overflow; returns the new number of extras. */
+static __attribute__((noinline)) int32_t EV_FN(qc_relieve)(int8_t *row, int64_t g, int s, ev_qextra *extra,
+                                                           int32_t count)
+{
+    const int32_t first = count;
+    for (int lane = 0; lane < 4; lane += 2)
+        for (int sign = 1; sign >= -1; sign -= 2)
+            for (;;) {
+                int sum = 0;
+                for (int q = 0; q < s; q++)
+                    for (int t = 0; t < 2; t++) {
+                        const int w = row[(g * s + q) * 4 + lane + t] * sign;
+                        sum += w > 0 ? w : 0;
+                    }
+                if (sum <= EV_FN(QC_LIMIT)) break;
+                count = EV_FN(qc_move)(row, g, s, lane, sign, extra, count, first);
+            }
+    return count;
+}
+
+/* Makes a row of k weights (a multiple of EV_QC_STEP) fit for groups of s quads; *count extras go to `extra`, which has
+ * room for k/2. */
+static void EV_FN(qc_prepare)(int64_t k, int s, int8_t *row, ev_qextra *extra, int32_t *count)
+{
+    int32_t found = 0;
+#if defined(__AVX2__)
+    const __m128i ones = _mm_set1_epi8(1), limit = _mm_set1_epi16(EV_FN(QC_LIMIT)), zero = _mm_setzero_si128();
+    for (int64_t p = 0; p < k; p += 16) {
+        const __m128i w = _mm_loadu_si128((const __m128i *)(row + p));
+        __m128i up = _mm_maddubs_epi16(_mm_max_epi8(w, zero), ones);
+        __m128i down = _mm_maddubs_epi16(_mm_sub_epi8(zero, _mm_min_epi8(w, zero)), ones);
+        up = _mm_add_epi16(up, _mm_shuffle_epi32(up, 0xb1)); /* two quads */
+        down = _mm_add_epi16(down, _mm_shuffle_epi32(down, 0xb1));
+        if (s == 4) {
+            up = _mm_add_epi16(up, _mm_shuffle_epi32(up, 0x4e));
+            down = _mm_add_epi16(down, _mm_shuffle_epi32(down, 0x4e));
+        }
+        if (_mm_movemask_epi8(_mm_cmpgt_epi16(_mm_max_epi16(up, down), limit)))
+            for (int64_t g = p / (4 * s); g < (p + 16) / (4 * s); g++)
+                found = EV_FN(qc_relieve)(row, g, s, extra, found);
+    }
+#endif
+    (void)k, (void)s, (void)row, (void)extra;
+    *count = found;
+}
+
+/* n weights, `step` bytes apart, as int8 (flip: 0x80 for uint8, which become 128 less); returns their sum. */
+static void EV_FN(qc_weights)(int64_t n, int64_t step, int flip, const uint8_t *src, int8_t *dst, int32_t *total)
+{
+    int32_t sum = 0;
+    if (step == 1)
+        for (int64_t i = 0; i < n; i++) {
+            dst[i] = (int8_t)(src[i] ^ flip);
+            sum += dst[i];
+        }
+    else
+        for (int64_t i = 0; i < n; i++) {
+            dst[i] = (int8_t)(src[i * step] ^ flip);
+            sum += dst[i];
+        }
+    *total += sum;
+}
+
+/* Tiles ----------------------------------------------------------------------------------------------------------- */
+
+#if defined(__AVX2__)
+/* One quad (S of them) of a row with eight columns. In assembler, as compilers keep all broadcasts at once and spill. */
+#define EV_QC_FIRST "vpbroadcastd %[w0], %[s]\n\tvpmaddubsw %[s], %[b0], %[s]\n\t"
+#define EV_QC_NEXT(w, b) "vpbroadcastd %[" w "], %[t]\n\tvpmaddubsw %[t], %[" b "], %[t]\n\tvpaddw %[t], %[s], %[s]\n\t"
+#define EV_QC_LAST "vpmaddwd %[one], %[s], %[s]\n\tvpaddd %[s], %[acc], %[acc]"
+#define EV_QC_2(acc_, p)                                                                                          \
+    do {                                                                                                          \
+        __m256i s_, t_;                                                                                           \
+        __asm__(EV_QC_FIRST EV_QC_NEXT("w1", "b1") EV_QC_LAST                                                     \
+                : [s] "=&x"(s_), [t] "=&x"(t_), [acc] "+x"(acc_)                                                  \
+                : [w0] "m"(*(const int32_t *)(p)), [w1] "m"(*(const int32_t *)((p) + 4)), [b0] "x"(b0),           \
+                  [b1] "x"(b1), [one] "m"(one));                                                                  \
+    } while (0)
+#define EV_QC_4(acc_, p)                                                                                          \
+    do {                                                                                                          \
+        __m256i s_, t_;                                                                                           \
+        __asm__(EV_QC_FIRST EV_QC_NEXT("w1", "b1") EV_QC_NEXT("w2", "b2") EV_QC_NEXT("w3", "b3") EV_QC_LAST       \
+                : [s] "=&x"(s_), [t] "=&x"(t_), [acc] "+x"(acc_)                                                  \
+                : [w0] "m"(*(const int32_t *)(p)), [w1] "m"(*(const int32_t *)((p) + 4)),                         \
+                  [w2] "m"(*(const int32_t *)((p) + 8)), [w3] "m"(*(const int32_t *)((p) + 12)), [b0] "x"(b0),    \
+                  [b1] "x"(b1), [b2] "x"(b2), [b3] "x"(b3), [one] "m"(one));                                      \
+    } while (0)
+#define EV_QC_LOAD(i) _mm256_loadu_si256((const __m256i *)(b + (i)))
+
+static inline __attribute__((always_inline)) void EV_FN(qc_rows)(
+    const int s, int64_t k, const int8_t *a, int64_t lda, const uint8_t *panel, const ev_qextra *const *extra,
+    const int32_t *extras, int32_t *sum, int64_t ld, const int mr)
+{
+    static const int16_t one[16] __attribute__((aligned(32))) = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+#define EACH(X) X(0) X(1) X(2) X(3)
+#define X(i) __m256i p##i = _mm256_setzero_si256(), q##i = p##i;
+    EACH(X)
+#undef X
+    const uint8_t *b = panel;
+    for (; k > 0; k -= 4 * s, a += 4 * s, b += 64 * s) {
+        if (s == 2) {
+            {
+                const __m256i b0 = EV_QC_LOAD(0), b1 = EV_QC_LOAD(64);
+#define X(i) if (mr > i) EV_QC_2(p##i, a + i * lda);
+                EACH(X)
+#undef X
+            }
+            const __m256i b0 = EV_QC_LOAD(32), b1 = EV_QC_LOAD(96);
+#define X(i) if (mr > i) EV_QC_2(q##i, a + i * lda);
+            EACH(X)
+#undef X
+        } else {
+            {
+                const __m256i b0 = EV_QC_LOAD(0), b1 = EV_QC_LOAD(64), b2 = EV_QC_LOAD(128), b3 = EV_QC_LOAD(192);
+#define X(i) if (mr > i) EV_QC_4(p##i, a + i * lda);
+                EACH(X)
+#undef X
+            }
+            const __m256i b0 = EV_QC_LOAD(32), b1 = EV_QC_LOAD(96), b2 = EV_QC_LOAD(160), b3 = EV_QC_LOAD(224);
+#define X(i) if (mr > i) EV_QC_4(q##i, a + i * lda);
+            EACH(X)
+#undef X
+        }
+    }
+    const __m256i ones = _mm256_load_si256((const __m256i *)one);
+#define X(i)                                                                                                      \
+    if (mr > i) {                                                                                                 \
+        for (int32_t e = 0; e < extras[i]; e++) {                                                                 \
+            int32_t four;                                                                                         \
+            memcpy(&four, extra[i][e].w, 4);                                                                      \
+            const __m256i w = _mm256_set1_epi32(four);                                                            \
+            const uint8_t *at = panel + (int64_t)extra[i][e].quad * 64;                                           \
+            const __m256i u = _mm256_loadu_si256((const __m256i *)at), v = _mm256_loadu_si256((const __m256i *)(at + 32)); \
+            p##i = _mm256_add_epi32(p##i, _mm256_madd_epi16(_mm256_maddubs_epi16(u, w), ones));                   \
+            q##i = _mm256_add_epi32(q##i, _mm256_madd_epi16(_mm256_maddubs_epi16(v, w), ones));                   \
+        }                                                                                                         \
+        _mm256_storeu_si256((__m256i *)(sum + i * ld), p##i);                                                     \
+        _mm256_storeu_si256((__m256i *)(sum + i * ld + 8), q##i);                                                 \
+    }
+    EACH(X)
+#undef X
+#undef EACH
+}
+
+/* sum[i][0..16) = row i of W times the panel, m <= EV_QC_MR rows of k weights, lda apart; groups of s quads. */
+static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const int8_t *a, int64_t lda, const uint8_t *b,
+                           const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
+{
+#define CALL(mr)                                                                                                  \
+    if (s == 4) EV_FN(qc_rows)(4, k, a, lda, b, extra, extras, sum, ld, mr);                                      \
+    else EV_FN(qc_rows)(2, k, a, lda, b, extra, extras, sum, ld, mr)
+    switch (m) {
+    case 1: CALL(1); break;
+    case 2: CALL(2); break;
+    case 3: CALL(3); break;
+    default: CALL(4); break;
+    }
+#undef CALL
+}
+#else
+/* Without vpmaddubsw: products and sums in 32 bits, nothing to take out. */
+static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const int8_t *a, int64_t lda, const uint8_t *b,
+                           const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
+{
+    (void)s, (void)extra, (void)extras;
+    for (int64_t i = 0; i < m; i++, a += lda, sum += ld) {
+#if defined(__SSE2__)
+        __m128i acc[8];
+        for (int j = 0; j < 8; j++) acc[j] = _mm_setzero_si128();
+        const __m128i zero = _mm_setzero_si128();
+        for (int64_t p = 0; p < k; p += 4) {
+            int32_t four;
+            memcpy(&four, a + p, 4);
+            const __m128i x = _mm_srai_epi16(_mm_unpacklo_epi8(zero, _mm_cvtsi32_si128(four)), 8);
+            const __m128i w = _mm_unpacklo_epi64(x, x);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                const __m128i v = _mm_loadu_si128((const __m128i *)(b + p * 16 + j * 16));
+                acc[2 * j] = _mm_add_epi32(acc[2 * j], _mm_madd_epi16(_mm_unpacklo_epi8(v, zero), w));
+                acc[2 * j + 1] = _mm_add_epi32(acc[2 * j + 1], _mm_madd_epi16(_mm_unpackhi_epi8(v, zero), w));
+            }
+        }
+        int32_t halves[32];
+        memcpy(halves, acc, sizeof halves);
+        for (int j = 0; j < EV_QC_NR; j++) sum[j] = halves[2 * j] + halves[2 * j + 1];
+#else
+        for (int j = 0; j < EV_QC_NR; j++) sum[j] = 0;
+        for (int64_t p = 0; p < k; p += 4)
+            for (int j = 0; j < EV_QC_NR; j++)
+                for (int t = 0; t < 4; t++) sum[j] += a[p + t] * b[p * 16 + j * 4 + t];
+#endif
+    }
+}
+#endif
+
+/* The same for int16: rows of W and panels in pairs, [k/2][16][2]; k is even and at most 510, so that 32 bits hold the
+ * sums. */
+#if defined(__AVX2__)
+#define EV_QC_BYTES 32
+#define EV_QC_MADD(x, y) ((EV_FN(qcv))_mm256_madd_epi16((__m256i)(x), (__m256i)(y)))
+#elif defined(__SSE2__)
+#define EV_QC_BYTES 16
+#define EV_QC_MADD(x, y) ((EV_FN(qcv))_mm_madd_epi16((__m128i)(x), (__m128i)(y)))
+#else
+#define EV_QC_BYTES 16
+#define EV_QC_MADD(x, y) (((x) << 16 >> 16) * ((y) << 16 >> 16) + ((x) >> 16) * ((y) >> 16))
+#endif
+typedef int32_t EV_FN(qcv) __attribute__((vector_size(EV_QC_BYTES), may_alias));
+typedef int32_t EV_FN(qcvu) __attribute__((vector_size(EV_QC_BYTES), may_alias, aligned(2)));
+
+static void EV_FN(qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,
+                               int64_t ld)
+{
+    enum { W = EV_QC_BYTES / 4 };
+    for (int64_t i = 0; i < m; i++, a += lda, sum += ld)
+        for (int j = 0; j < EV_QC_NR; j += 2 * W) {
+            EV_FN(qcv) p = {0}, q = {0};
+            for (int64_t t = 0; t < k; t += 2) {
+                int32_t pair;
+                memcpy(&pair, a + t, 4);
+                const int16_t *at = b + t * 16 + 2 * j;
+                p += EV_QC_MADD(*(const EV_FN(qcvu) *)at, pair - (EV_FN(qcv)){0});
+                q += EV_QC_MADD(*(const EV_FN(qcvu) *)(at + 2 * W), pair - (EV_FN(qcv)){0});
+            }
+            *(EV_FN(qcvu) *)(sum + j) = p;
+            *(EV_FN(qcvu) *)(sum + j + W) = q;
+        }
+}
+
+/* Panels ---------------------------------------------------------------------------------------------------------- */
+
+/* One quad of 16 columns from four rows. */
+static inline void EV_FN(qc_quad)(const uint8_t *r0, const uint8_t *r1, const uint8_t *r2, const uint8_t *r3, int flip,
+                                  uint8_t *dst)
+{
+#if defined(__SSE2__)
+    const __m128i f = _mm_set1_epi8((char)flip);
+    const __m128i a = _mm_xor_si128(_mm_loadu_si128((const __m128i *)r0), f);
+    const __m128i b = _mm_xor_si128(_mm_loadu_si128((const __m128i *)r1), f);
+    const __m128i c = _mm_xor_si128(_mm_loadu_si128((const __m128i *)r2), f);
+    const __m128i d = _mm_xor_si128(_mm_loadu_si128((const __m128i *)r3), f);
+    const __m128i ab0 = _mm_unpacklo_epi8(a, b), ab1 = _mm_unpackhi_epi8(a, b);
+    const __m128i cd0 = _mm_unpacklo_epi8(c, d), cd1 = _mm_unpackhi_epi8(c, d);
+    _mm_storeu_si128((__m128i *)dst, _mm_unpacklo_epi16(ab0, cd0));
+    _mm_storeu_si128((__m128i *)(dst + 16), _mm_unpackhi_epi16(ab0, cd0));
+    _mm_storeu_si128((__m128i *)(dst + 32), _mm_unpacklo_epi16(ab1, cd1));
+    _mm_storeu_si128((__m128i *)(dst + 48), _mm_unpackhi_epi16(ab1, cd1));
+#else
+    for (int j = 0; j < EV_QC_NR; j++) {
+        dst[4 * j] = r0[j] ^ flip;
+        dst[4 * j + 1] = r1[j] ^ flip;
+        dst[4 * j + 2] = r2[j] ^ flip;
+        dst[4 * j + 3] = r3[j] ^ flip;
+    }
+#endif
+}
+
+/* k rows of a panel's columns to `rows`, 16 elements each (and 16 more behind the last). Where `careful`, nothing
+ * beyond a run is read. */
+static inline __attribute__((always_inline)) void EV_FN(qc_gather)(
+    int64_t k, const char *image, const int32_t *offset, const ev_qrun *run, int runs, int careful, char *rows,
+    const int64_t size)
+{
+    for (int64_t p = 0; p < k; p++, rows += EV_QC_NR * size)
+        for (int i = 0; i < runs; i++) {
+            const char *from = image + (run[i].from + offset[p]) * size;
+            /* A run may write past its end: what follows it is written later. */
+            if (careful) memcpy(rows + run[i].at * size, from, (size_t)(run[i].n * size));
+            else memcpy(rows + run[i].at * size, from, (size_t)(EV_QC_NR * size));
+        }
+}
+
+/* Row p of the panel: offset[p] in the image and on, along the runs. k is a multiple of 4; `rows` holds 16*(k+1)
+ * bytes. flip: 0x80 for int8. */
+static void EV_FN(qc_pack)(int64_t k, const uint8_t *image, const int32_t *offset, const ev_qrun *run, int runs,
+                           int careful, int flip, uint8_t *rows, uint8_t *dst)
+{
+    if (runs == 1 && !careful) {
+        const uint8_t *from = image + run->from;
+        for (int64_t p = 0; p < k; p += 4, dst += 64)
+            EV_FN(qc_quad)(from + offset[p], from + offset[p + 1], from + offset[p + 2], from + offset[p + 3], flip, dst);
+        return;
+    }
+    EV_FN(qc_gather)(k, (const char *)image, offset, run, runs, careful, (char *)rows, 1);
+    for (int64_t p = 0; p < k; p += 4, dst += 64, rows += 64)
+        EV_FN(qc_quad)(rows, rows + 16, rows + 32, rows + 48, flip, dst);
+}
+
+/* The same for int16, in pairs; k is even. */
+static void EV_FN(qc_pack_i16)(int64_t k, const int16_t *image, const int32_t *offset, const ev_qrun *run, int runs,
+                               int careful, int16_t *rows, int16_t *dst)
+{
+    EV_FN(qc_gather)(k, (const char *)image, offset, run, runs, careful, (char *)rows, 2);
+    for (int64_t p = 0; p < k; p += 2, dst += 32, rows += 32)
+        for (int j = 0; j < EV_QC_NR; j++) {
+            dst[2 * j] = rows[j];
+            dst[2 * j + 1] = rows[16 + j];
+        }
+}
+
+/* n elements of an image's row, `step` apart, to the staged image: uint8 (int8 flipped) or int16. */
+static void EV_FN(qc_stage)(int type, int64_t n, int64_t step, const void *src, const void *params, void *dst)
+{
+    if (type == EV_FLOAT) {
+        /* params: scale, zero point (as the staged image has it), lower and upper bound, 2 for an int16 image */
+        const float *x = src, *p = params, scale = p[0], least = p[2] - p[1], most = p[3] - p[1];
+        const int32_t zero = (int32_t)p[1];
+        if (p[4] == 2) {
+            int16_t *y = dst;
+            for (int64_t i = 0; i < n; i++) y[i] = (int16_t)(EV_FN(quantized)(x[i * step] / scale, least, most) + zero);
+        } else {
+            uint8_t *y = dst;
+            if (step == 1)
+                for (int64_t i = 0; i < n; i++) y[i] = (uint8_t)(EV_FN(quantized)(x[i] / scale, least, most) + zero);
+            else
+                for (int64_t i = 0; i < n; i++)
+                    y[i] = (uint8_t)(EV_FN(quantized)(x[i * step] / scale, least, most) + zero);
+        }
+    } else if (type == EV_INT16) {
+        const int16_t *x = src;
+        int16_t *y = dst;
+        for (int64_t i = 0; i < n; i++) y[i] = x[i * step];
+    } else {
+        const uint8_t *x = src;
+        uint8_t *y = dst;
+        const uint8_t flip = type == EV_INT8 ? 0x80 : 0;
+        if (step == 1)
+            for (int64_t i = 0; i < n; i++) y[i] = x[i] ^ flip;
+        else if (step == 2)
+            for (int64_t i = 0; i < n; i++) y[i] = x[2 * i] ^ flip;
+        else
+            for (int64_t i = 0; i < n; i++) y[i] = x[step * i] ^ flip;
+    }
+}
+
+/* Depthwise -------------------------------------------------------------------------------------------------------- */
+
+/* sum[j] = sum over the pairs of taps of wa * x[offset[a] + j] + wb * x[offset[b] + j], j in [0, n); n is a multiple of
+ * EV_QD_LANES, and so many elements can be read behind the last. Pairs up to one with `last` are added up in 16 bits,
+ * which hold them: see qd_program. */
+static void EV_FN(qd_taps)(int64_t n, const uint8_t *x, const int32_t *offset, const ev_qtaps *taps, int64_t pairs,
+                           int32_t *sum)
+{
+#if defined(__AVX2__)
+    for (int64_t j = 0; j < n; j += EV_QD_LANES, x += EV_QD_LANES, sum += EV_QD_LANES) {
+        __m256i c0 = _mm256_setzero_si256(), c1 = c0, c2 = c0, c3 = c0, s = c0, t = c0;
+        for (int64_t i = 0; i < pairs; i++) {
+            int16_t two;
+            memcpy(&two, &taps[i].wa, 2);
+            const __m256i w = _mm256_set1_epi16(two);
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(x + offset[taps[i].a]));
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(x + offset[taps[i].b]));
+            s = _mm256_add_epi16(s, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a, b), w));
+            t = _mm256_add_epi16(t, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a, b), w));
+            if (taps[i].last) {
+                c0 = _mm256_add_epi32(c0, _mm256_srai_epi32(_mm256_unpacklo_epi16(s, s), 16));
+                c1 = _mm256_add_epi32(c1, _mm256_srai_epi32(_mm256_unpackhi_epi16(s, s), 16));
+                c2 = _mm256_add_epi32(c2, _mm256_srai_epi32(_mm256_unpacklo_epi16(t, t), 16));
+                c3 = _mm256_add_epi32(c3, _mm256_srai_epi32(_mm256_unpackhi_epi16(t, t), 16));
+                s = t = _mm256_setzero_si256();
+            }
+        }
+        /* Lanes are 0-3 16-19, 4-7 20-23, 8-11 24-27, 12-15 28-31. */
+        _mm256_storeu_si256((__m256i *)sum, _mm256_permute2x128_si256(c0, c1, 0x20));
+        _mm256_storeu_si256((__m256i *)(sum + 8), _mm256_permute2x128_si256(c2, c3, 0x20));
+        _mm256_storeu_si256((__m256i *)(sum + 16), _mm256_permute2x128_si256(c0, c1, 0x31));
+        _mm256_storeu_si256((__m256i *)(sum + 24), _mm256_permute2x128_si256(c2, c3, 0x31));
+    }
+#else
+    for (int64_t j = 0; j < n; j++) sum[j] = 0;
+    for (int64_t i = 0; i < pairs; i++) {
+        const uint8_t *a = x + offset[taps[i].a], *b = x + offset[taps[i].b];
+        const int wa = taps[i].wa, wb = taps[i].wb;
+        for (int64_t j = 0; j < n; j++) sum[j] += a[j] * wa + b[j] * wb;
+    }
+#endif
+}
+
+/* int16 images: weights w[i] of taps i. The caller has seen to it that 32 bits hold the sums. */
+static void EV_FN(qd_taps_i16)(int64_t n, const int16_t *x, const int32_t *offset, const int16_t *w, int64_t taps,
+                               int32_t *sum)
+{
+    for (int64_t j = 0; j < n; j++) sum[j] = 0;
+    for (int64_t i = 0; i < taps; i++) {
+        const int16_t *a = x + offset[i];
+        const int32_t k = w[i];
+        for (int64_t j = 0; j < n; j++) sum[j] += a[j] * k;
+    }
+}
+
+/* After the sums --------------------------------------------------------------------------------------------------- */
+
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+
+/* sum[j] -= factor * column[j]. */
+static void EV_FN(qc_shift)(int64_t n, int32_t factor, const int32_t *column, int32_t *sum)
+{
+    for (int64_t j = 0; j < n; j++) sum[j] -= factor * column[j];
+}
+
+/* n results, quantized as bytes from r (n <= 256 elements). */
+static void EV_FN(qf_store)(const ev_qfinish *f, int64_t n, const float *r, void *y)
+{
+    const float least = (float)(f->lo - f->zero), most = (float)(f->hi - f->zero);
+    const int32_t zero = f->zero;
+    if (f->type == EV_INT16) {
+        int16_t *to = y;
+        for (int64_t j = 0; j < n; j++) to[j] = (int16_t)(EV_FN(quantized)(r[j], least, most) + zero);
+    } else {
+        uint8_t *to = y;
+        for (int64_t j = 0; j < n; j++) to[j] = (uint8_t)(EV_FN(quantized)(r[j], least, most) + zero);
+    }
+}
+
+#if defined(__AVX2__)
+/* Eight sums times scale, rounded; too large ones stay below 2^31. */
+#define EV_QF_EIGHT(i)                                                                                           \
+    _mm256_cvtps_epi32(_mm256_min_ps(top,                                                                        \
+        _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_loadu_si256((const __m256i *)(sum + (i))), add8)), \
+                      scale8)))
+
+/* Bytes where one product does; returns how many of the n are done. */
+static int64_t EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum, int32_t add, float scale, uint8_t *y)
+{
+    const __m256i add8 = _mm256_set1_epi32(add), zero = _mm256_set1_epi16((int16_t)f->zero);
+    const __m256 scale8 = _mm256_set1_ps(scale), top = _mm256_set1_ps(65536.0f);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i lo = _mm256_set1_epi8((char)f->lo), hi = _mm256_set1_epi8((char)f->hi);
+    int64_t j = 0;
+    for (; j + 32 <= n; j += 32, sum += 32) {
+        /* Saturated to int16 and then to the result's type, in the order 0-3 8-11 16-19 24-27 | 4-7 ... */
+        const __m256i u = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(0), EV_QF_EIGHT(8)), zero);
+        const __m256i v = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(16), EV_QF_EIGHT(24)), zero);
+        __m256i r;
+        if (f->type == EV_UINT8)
+            r = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(u, v), lo), hi);
+        else
+            r = _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(u, v), lo), hi);
+        _mm256_storeu_si256((__m256i *)(y + j), _mm256_permutevar8x32_epi32(r, order));
+    }
+    return j;
+}
+#endif
+
+/* n results from sums (or `wide` ones, where that is not NULL) + add, times scale; z: the residual, or NULL. */
+static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
+                             float scale, const void *z, void *y)
+{
+    enum { BLOCK = 256 };
+    const int64_t size = f->type == EV_FLOAT || f->type == EV_INT32 ? 4 : f->type == EV_INT16 ? 2 : 1;
+    int64_t j = 0;
+    if (f->type == EV_INT32) {
+        int32_t *to = y;
+        for (; j < n; j++) to[j] = sum[j] + (int32_t)add;
+        return;
+    }
+#if defined(__AVX2__)
+    if (f->folds && size == 1 && !wide) j = EV_FN(qf_fold)(f, n, sum, (int32_t)add, scale, y);
+#endif
+    for (; j < n; j += BLOCK) {
+        float r[BLOCK];
+        const int64_t m = n - j < BLOCK ? n - j : BLOCK;
+        if (wide)
+            for (int64_t i = 0; i < m; i++) r[i] = (float)(wide[j + i] + add) * scale;
+        else
+            for (int64_t i = 0; i < m; i++) r[i] = (float)(sum[j + i] + (int32_t)add) * scale;
+        if (!f->folds) {
+            if (z && f->z_type == EV_FLOAT) {
+                for (int64_t i = 0; i < m; i++) r[i] += ((const float *)z)[j + i];
+            } else if (z) {
+                const int32_t zero = f->z_zero;
+                const float step = f->z_scale;
+                if (f->z_type == EV_UINT8)
+                    for (int64_t i = 0; i < m; i++) r[i] += (float)(((const uint8_t *)z)[j + i] - zero) * step;
+                else if (f->z_type == EV_INT8)
+                    for (int64_t i = 0; i < m; i++) r[i] += (float)(((const int8_t *)z)[j + i] - zero) * step;
+                else
+                    for (int64_t i = 0; i < m; i++) r[i] += (float)(((const int16_t *)z)[j + i] - zero) * step;
+            }
+            if (f->activation != EV_ACT_NONE) EV_FN(unary_f32)(f->activation, m, r, r, f->a, f->b);
+            if (f->type != EV_FLOAT)
+                for (int64_t i = 0; i < m; i++) r[i] /= f->unit;
+        }
+        if (f->type == EV_FLOAT) memcpy((float *)y + j, r, (size_t)m * 4);
+        else EV_FN(qf_store)(f, m, r, (char *)y + j * size);
+    }
+}
+#pragma GCC pop_options

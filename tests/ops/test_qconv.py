@@ -1,0 +1,252 @@
+"""Integer convolutions: ONNX's cases; the compiled drivers against exact NumPy references, which they equal bit for
+bit, over odd windows, types and extremes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx_cases import check_node, node_cases
+from support import drivers_of, node_model, run_node
+from test_conv import windows
+
+from evort._kernels import core
+from evort.errors import EvortError
+from evort.session import Session
+
+TYPES = {"u8": np.uint8, "s8": np.int8, "s16": np.int16}
+CONSTANTS = (*range(1, 9), 10, 11)
+
+
+@pytest.fixture(params=core.available_isas())
+def isa(request: pytest.FixtureRequest) -> Any:
+    core.select_isa(request.param)
+    yield request.param
+    core.select_isa()
+
+
+@pytest.mark.parametrize("device", ["reference", "cpu"])
+@pytest.mark.parametrize("case", node_cases("ConvInteger", "QLinearConv"), ids=lambda case: case.name)
+def test_onnx_case(case: Any, device: str) -> None:
+    check_node(case, device)
+
+
+def every(dtype: Any, shape: Any, rng: np.random.Generator) -> np.ndarray:
+    """Numbers over the whole of a type, its ends more often than others."""
+    limits = np.iinfo(dtype)
+    x = rng.integers(limits.min, limits.max + 1, shape)
+    ends = rng.random(np.shape(x))
+    return np.where(ends < 0.1, limits.min, np.where(ends > 0.9, limits.max, x)).astype(dtype)
+
+
+def operands(
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    maps: int,
+    seed: int,
+    types: str = "u8 s8 u8",
+    float_x: bool = False,
+    many: bool = True,
+    zeros: str = "any",
+) -> list[np.ndarray | None]:
+    """Inputs of QLinearConv from x to B. types: of x, w and y ("f" for a float y). zeros: of x, w and y, "any", "none"
+    (of w), "low" or "high" (ends of the type)."""
+    rng = np.random.default_rng(seed)
+    x_type, w_type, y_type = (TYPES.get(name) for name in types.split())
+
+    def zero(dtype: Any, shape: Any = ()) -> np.ndarray:
+        limits = np.iinfo(dtype)
+        if zeros in ("low", "high"):
+            return np.full(shape, limits.min if zeros == "low" else limits.max, dtype)
+        return rng.integers(limits.min // 2, limits.max // 2, shape).astype(dtype)
+
+    image = every(x_type, x, rng)
+    x_scale = np.float32(rng.uniform(0.001, 0.1))
+    x_zero = zero(x_type)
+    channels = (maps,) if many else ()
+    w_scale = rng.uniform(0.001, 0.02, channels).astype(np.float32)
+    w_zero = np.zeros(channels, w_type) if zeros == "none" else zero(w_type, channels)
+    terms = max(1, int(np.prod(w)) // max(1, w[0]))
+    size = np.sqrt(terms) * 150 * (150 if x_type is not np.int16 else 3e4)
+    y_scale = np.float32(size * float(x_scale) * 0.01 / (100 if y_type is not np.int16 else 25000))
+    bias = rng.integers(-(1 << 14), 1 << 14, maps).astype(np.int32)
+    values = [image, x_scale, x_zero, every(w_type, w, rng), w_scale, w_zero]
+    if float_x:
+        span = np.iinfo(x_type)
+        values[0] = (x_scale * rng.uniform(span.min - span.max, span.max - span.min, x)).astype(np.float32)
+    return [*values, *((None, None) if y_type is None else (y_scale, zero(y_type))), bias]
+
+
+def same(op: str, inputs: list[Any], attrs: dict[str, Any], threads: int = 1, domain: str = "") -> str:
+    """Asserts that the driver gives the reference's bits; returns the driver's name."""
+    shape = np.array(run_node(op, inputs, attrs, device="reference", domain=domain, constants=CONSTANTS)[0])
+    session = Session(node_model(op, inputs, attrs, domain=domain, constants=CONSTANTS), threads=threads)
+    feeds = {f"in{i}": v for i, v in enumerate(inputs) if v is not None and i not in CONSTANTS}
+    got = session.run(feeds)["out0"]
+    assert got.dtype == shape.dtype
+    np.testing.assert_array_equal(got, shape)
+    return drivers_of(session)[0]
+
+
+def residual(inputs: list[Any], attrs: dict[str, Any], kind: str, op: str, domain: str) -> list[Any]:
+    if not kind:
+        return inputs
+    shape = run_node(op, inputs, attrs, device="reference", domain=domain)[0].shape
+    rng = np.random.default_rng(1)
+    if kind == "f":
+        return [*inputs, rng.standard_normal(shape).astype(np.float32)]
+    dtype = TYPES[kind]
+    return [*inputs, every(dtype, shape, rng), np.float32(0.013), np.array(rng.integers(0, 100), dtype)]
+
+
+ACTIVATIONS = (
+    {},
+    {"activation": "Relu"},
+    {"activation": "Clip", "activation_alpha": -1.5, "activation_beta": 2.25},
+    {"activation": "LeakyRelu", "activation_alpha": 0.125},
+    {"activation": "HardSwish"},
+)
+
+
+@st.composite
+def setups(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "types": " ".join(
+            draw(st.sampled_from(names)) for names in (["u8", "s8"], ["s8", "s8", "u8"], ["u8", "s8", "f"])
+        ),
+        "float_x": draw(st.booleans()),
+        "many": draw(st.booleans()),
+        "zeros": draw(st.sampled_from(["any", "none", "low", "high"])),
+    }
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(windows(), setups(), st.sampled_from(ACTIVATIONS), st.sampled_from(["", "", "f", "u8", "s8"]), st.integers(1, 3))
+def test_conv_equals_the_reference(window: Any, setup: Any, act: Any, z: str, threads: int) -> None:
+    attrs, x, w = window
+    inputs = operands(x, w, w[0], 0, **setup)
+    attrs = {**attrs, **act}
+    inputs = residual(inputs, attrs, z, "QLinearConv", "")
+    for name in core.available_isas():
+        core.select_isa(name)
+        assert same("QLinearConv", inputs, attrs, threads).startswith("qconv.")
+    core.select_isa()
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(windows(), st.sampled_from(["s8", "u8"]), st.sampled_from(["s16", "u8", "f"]), st.booleans(),
+       st.sampled_from(ACTIVATIONS), st.sampled_from(["", "s16"]))  # fmt: skip
+def test_conv_of_int16_equals_the_reference(window: Any, w_type: str, y: str, float_x: bool, act: Any, z: str) -> None:
+    attrs, x, w = window
+    attrs = {**attrs, **act}
+    inputs = operands(x, w, w[0], 0, f"s16 {w_type} {y}", float_x)
+    inputs = residual(inputs, attrs, z, "QLinearConv", "")
+    for name in core.available_isas():
+        core.select_isa(name)
+        assert same("QLinearConv", inputs, attrs, 2).startswith("qconv.")
+    core.select_isa()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(windows(transposed=True), setups(), st.sampled_from(ACTIVATIONS), st.sampled_from(["", "f", "u8"]),
+       st.integers(1, 2))  # fmt: skip
+def test_transposed_conv_equals_the_reference(window: Any, setup: Any, act: Any, z: str, threads: int) -> None:
+    attrs, x, w = window
+    inputs = operands(x, w, w[1] * attrs["group"], 0, **setup)
+    attrs = {**attrs, **act}
+    inputs = residual(inputs, attrs, z, "QLinearConvTranspose", "evort")
+    for name in core.available_isas():
+        core.select_isa(name)
+        assert same("QLinearConvTranspose", inputs, attrs, threads, "evort") == "qconv.linear"
+    core.select_isa()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(windows(), st.sampled_from([np.uint8, np.int8]), st.sampled_from([np.uint8, np.int8]), st.booleans())
+def test_conv_integer_is_exact(window: Any, x_type: Any, w_type: Any, many: bool) -> None:
+    attrs, x_shape, w_shape = window
+    rng = np.random.default_rng(0)
+    x, w = every(x_type, x_shape, rng), every(w_type, w_shape, rng)
+    x_zero = np.array(rng.integers(0, 128), x_type)
+    w_zero = rng.integers(0, 128, w_shape[0] if many else ()).astype(w_type)
+    per_map = w_zero.reshape(-1, *(1,) * (w.ndim - 1)) if many else w_zero
+    exact = run_node("Conv", [x.astype(float) - float(x_zero), w.astype(float) - per_map], attrs, device="reference")[0]
+    for name in core.available_isas():
+        core.select_isa(name)
+        got = run_node("ConvInteger", [x, w, x_zero, w_zero], attrs)[0]
+        assert got.dtype == np.int32
+        assert np.array_equal(got, exact)
+    core.select_isa()
+
+
+@pytest.mark.parametrize("x_type", ["u8", "s8"])
+@pytest.mark.parametrize("w_type", ["s8", "u8"])
+@pytest.mark.parametrize("zeros", ["low", "high", "none"])
+@pytest.mark.parametrize("ends", [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)])
+def test_extremes_do_not_saturate(isa: str, x_type: str, w_type: str, zeros: str, ends: tuple[int, int]) -> None:
+    """Every product at its largest, K = 65,536; weights all of one sign, or turn by turn (2)."""
+    inputs = operands((1, 16384, 2, 3), (5, 16384, 2, 2), 5, 0, f"{x_type} {w_type} f", zeros=zeros)
+    span = [np.iinfo(inputs[i].dtype) for i in (0, 3)]
+    inputs[0][:] = (span[0].min, span[0].max)[ends[0]]
+    inputs[3][:] = (span[1].min, span[1].max, span[1].max)[ends[1]]
+    if ends[1] == 2:
+        inputs[3][:, 1::3] = span[1].min
+    same("QLinearConv", inputs, {})
+
+
+def test_threads_change_no_bit(isa: str) -> None:
+    for x, w, attrs in (
+        ((1, 16, 40, 41), (24, 16, 3, 3), {"pads": [1, 1, 1, 1]}),
+        ((1, 64, 7, 7), (64, 64, 1, 1), {}),
+        ((1, 512, 1, 1), (64, 512, 1, 1), {}),
+        ((3, 8, 30, 30), (16, 1, 3, 3), {"group": 8, "strides": [2, 2]}),
+    ):
+        inputs = operands(x, w, w[0], 3)
+        one = run_node("QLinearConv", inputs, attrs, threads=1)[0]
+        for threads in (2, 3, 8):
+            assert np.array_equal(one, run_node("QLinearConv", inputs, attrs, threads=threads)[0])
+
+
+def test_large_images_are_staged_in_bands(isa: str) -> None:
+    for x, w, attrs in (
+        ((1, 64, 90, 90), (3, 64, 3, 3), {"pads": [1, 1, 1, 1], "strides": [1, 2]}),
+        ((1, 8, 70000), (2, 8, 9), {"pads": [4, 4], "strides": [3]}),
+        ((1, 2, 30, 60, 60), (3, 2, 3, 3, 3), {"pads": [1] * 6}),
+        ((1, 2, 300, 300), (4, 1, 5, 5), {"pads": [2] * 4, "group": 2}),
+    ):
+        same("QLinearConv", operands(x, w, w[0], 0), attrs)
+
+
+def test_nothing_to_do() -> None:
+    for x, w in (((0, 3, 5, 5), (3, 3, 3, 3)), ((1, 0, 5, 5), (2, 0, 3, 3)), ((2, 4, 5, 5), (0, 4, 3, 3))):
+        same("QLinearConv", operands(x, w, w[0], 0), {})
+
+
+BAD: list[tuple[dict[int, Any], dict[str, Any], str]] = [
+    ({8: np.zeros(2, np.int32)}, {}, "B must have shape"),
+    ({1: np.ones(2, np.float32)}, {}, "scale"),
+    ({2: np.int8(0)}, {}, "element type of input 0"),
+    ({4: np.ones(2, np.float32)}, {}, "one for each channel"),
+    ({6: None}, {}, "come together"),
+    ({7: None}, {}, "come together"),
+    ({9: np.zeros((1, 3, 4, 4), np.float32)}, {}, "Z must have shape"),
+    ({9: np.zeros((1, 3, 3, 3), np.uint8)}, {}, "z_scale"),
+    ({9: np.zeros((1, 3, 3, 3), np.float32), 10: np.float32(1)}, {}, "z_scale"),
+    ({10: np.float32(1)}, {}, "absent"),
+    ({}, {"activation": "PRelu"}, "slope"),
+    ({}, {"presum": -1}, "presum"),
+    ({}, {"strides": [0, 1]}, "strides"),
+    ({}, {"group": 2}, "groups"),
+]
+
+
+@pytest.mark.parametrize(("change", "attrs", "message"), BAD)
+def test_refuses(change: dict[int, Any], attrs: dict[str, Any], message: str) -> None:
+    inputs: list[Any] = [*operands((1, 3, 5, 5), (3, 3, 3, 3), 3, 0), None, None, None]
+    for i, value in change.items():
+        inputs[i] = None if value is None else np.asarray(value)
+    with pytest.raises(EvortError, match=message):
+        run_node("QLinearConv", inputs, attrs)
