@@ -255,7 +255,7 @@ class Runner:
         return ExecutionError(f"{call.node.label()}: {reason}. Inputs were ({operands})")
 
     def _run_eager(self, plan: Plan, env: dict[str, Any], dtypes: dict[str, DType]) -> None:
-        """Runs a node between stages by its reference, on values of any kind."""
+        """Runs a node between stages, on values of any kind."""
         bound = plan.eager
         node = bound.node
 
@@ -268,7 +268,8 @@ class Runner:
         inputs = [value(n) if n else None for n in node.inputs]
         c = Call(node, bound.attrs, [None if v is None else spec_of(*v) for v in inputs], self.threads)
         c.run_graph = lambda graph, feeds: self._run_nested(graph, feeds, value)
-        results, types = run_dynamic(bound.definition, c, [None if v is None else v[0] for v in inputs])
+        operands = [None if v is None else v[0] for v in inputs]
+        results, types = run_dynamic(bound.definition, c, operands, bound.definition.compute)
         for name, result, dtype in zip(node.outputs, results, types, strict=False):
             if not name:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,14 +53,16 @@ def interpret(graph: Graph, feeds: dict[str, Any], outer: dict[str, tuple[Any, D
     return [values[name][0] for name in graph.outputs]
 
 
-def run_dynamic(definition: Op, c: Call, inputs: list[Any]) -> tuple[list[Any], list[DType | None]]:
-    """Runs a reference on values of any kind; returns its outputs and their element types, None where the NumPy
-    dtype tells or there is none."""
+def run_dynamic(
+    definition: Op, c: Call, inputs: list[Any], run: Callable[..., Any] | None = None
+) -> tuple[list[Any], list[DType | None]]:
+    """Runs a reference (or `run` in its place) on values of any kind; returns its outputs and their element types, None
+    where the NumPy dtype tells or there is none."""
     try:
         c.outs = definition.infer(c)
     except (DataDependent, NeedsValue):
         c.outs = ()
-    results = run_reference(definition, c, inputs)
+    results = run_reference(definition, c, inputs, run)
     if c.outs:
         return results, [None if s is None else s.dtype for s in c.outs]
     # Held as bits (bfloat16 and the like): what such an operator passes on is of its first operand's type. Positions

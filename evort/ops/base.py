@@ -89,6 +89,11 @@ class Op:
         Results may be views of the inputs; inputs must not be changed."""
         raise NotImplementedError
 
+    def compute(self, c: Call, *inputs: Any) -> Any:
+        """As `reference`: what a session runs where no driver can, since the results' shapes depend on values. Operators
+        for which that is slow compute it in another way."""
+        return self.reference(c, *inputs)
+
     def bind(self, c: Call) -> Kernel | None:
         """The compiled driver for these dtypes and shapes, or None where there is none."""
         return None

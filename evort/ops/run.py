@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ WIDENED = FLOAT8 | {DType.BFLOAT16, DType.FLOAT4E2M1}
 OBJECTS = frozenset({DType.STRING, DType.SEQUENCE, DType.OPTIONAL})
 
 
-def run_reference(definition: Op, c: Call, inputs: list[Any]) -> list[Any]:
-    """The outputs of `definition.reference`, each in the storage dtype that `c.outs` gives (where it is set).
+def run_reference(definition: Op, c: Call, inputs: list[Any], run: Callable[..., Any] | None = None) -> list[Any]:
+    """The outputs of `definition.reference` (or of `run`, which does the same), each in the storage dtype that `c.outs` gives (where it is set).
 
     bfloat16, float8 and float4 operands are widened to float32 for operators that do not handle their bits.
     """
@@ -25,7 +26,7 @@ def run_reference(definition: Op, c: Call, inputs: list[Any]) -> list[Any]:
         inputs = [
             widen(x, s.dtype) if s is not None and s.dtype in WIDENED else x for x, s in zip(inputs, c.ins, strict=True)
         ]
-    results = definition.reference(c, *inputs)
+    results = (run or definition.reference)(c, *inputs)
     if not isinstance(results, tuple):
         results = (results,)
     if not c.outs:

@@ -111,9 +111,28 @@ def test_boxes_as_onnxruntime(centred, most, overlap, least):
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (want,) = session.run(None, dict(zip(names, inputs, strict=True)))
-    (got,) = run_node("NonMaxSuppression", inputs, {"center_point_box": centred})
-    np.testing.assert_array_equal(got, want)
+    for device in ("cpu", "reference"):
+        (got,) = run_node("NonMaxSuppression", inputs, {"center_point_box": centred}, device=device)
+        np.testing.assert_array_equal(got, want)
     assert len(want) > 0 or most == 0
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 4), st.integers(0, 40), st.integers(-1, 50))
+def test_boxes_as_the_reference(seed, batches, kinds, n, most):
+    """Few different coordinates and scores, so that boxes coincide, touch and tie; NaN and infinity among both."""
+    rng = np.random.default_rng(seed)
+    boxes = rng.integers(-2, 6, (batches, n, 4)).astype(np.float32)
+    scores = rng.integers(-2, 5, (batches, kinds, n)).astype(np.float32) / 4
+    for x in (boxes, scores):
+        x.reshape(-1)[rng.integers(0, max(x.size, 1), x.size // 20)] = rng.choice([np.nan, np.inf, -np.inf, -0.0])
+    inputs = [boxes, scores, np.array(most), np.array([rng.choice([0, 0.25, 0.5, 1])], np.float32)]
+    if rng.integers(2):
+        inputs.append(np.array([rng.choice([-np.inf, 0, 0.5, np.nan])], np.float32))
+    attrs = {"center_point_box": int(rng.integers(2))}
+    (want,) = run_node("NonMaxSuppression", inputs, attrs, device="reference")
+    (got,) = run_node("NonMaxSuppression", inputs, attrs)
+    np.testing.assert_array_equal(got, want, strict=True)
 
 
 def test_no_limit_means_no_boxes():
