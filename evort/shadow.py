@@ -166,13 +166,19 @@ def integer_tensors(graph: Graph) -> Iterator[tuple[str, tuple[float, int, DType
     for node in graph.nodes:
         definition = find(node.op, node.domain)
         formal = [] if definition is None else [name.strip("?*") for name in definition.inputs]
-        for i, name in enumerate(formal[: len(node.inputs)]):
+        lower = [name.lower() for name in formal]
+        for i, name in enumerate(lower[: len(node.inputs)]):
             if not name.endswith("_scale"):
                 continue
             found = _scale_of(graph, node, i)
-            tensor = node.inputs[i - 1] if i and formal[i - 1] == name[: -len("_scale")] else node.outputs[0]
+            owner = name.removesuffix("_scale")
+            tensor = node.inputs[lower.index(owner)] if owner in lower else node.outputs[0]
             if found is not None and graph.constant(tensor) is None:
                 yield tensor, found
+        for i in range(len(formal) - 1, len(node.inputs), 3) if node.op == "QLinearConcat" else ():
+            found = _scale_of(graph, node, i + 1)
+            if found is not None:
+                yield node.inputs[i], found
 
 
 def _scale_of(graph: Graph, node: Node, index: int) -> tuple[float, int, DType] | None:

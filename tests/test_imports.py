@@ -13,7 +13,7 @@ import evort
 PACKAGE = Path(evort.__file__).parent
 
 # types <- graph <- ops <- quant <- {etm, plan} <- backends <- runner <- {session, config, shadow}; a module may import
-# from its own layer and from those before it. The compiled kernels stand apart: they import nothing of the Python layers.
+# from its own layer and from those before it. The compiled kernels stand apart: they import none of the Python layers.
 LAYERS = [
     "_version",
     "errors",

@@ -35,28 +35,28 @@ def form(*ops: str, domain: str = "") -> Callable[[Form], Form]:
     return decorate
 
 
-def _input(node: Node, index: int) -> str:
+def operand(node: Node, index: int) -> str:
     return node.inputs[index] if index < len(node.inputs) else ""
 
 
-def _activation(ed: Edit, name: str) -> Quantized | None:
+def activation(ed: Edit, name: str) -> Quantized | None:
     """An operand of 8 or 16 bits with one scale."""
     found = quantized(ed, name)
     return found if found is not None and found.axis is None and found.dtype in _ACTIVATIONS else None
 
 
-def _triple(q: Quantized) -> list[str]:
+def triple(q: Quantized) -> list[str]:
     return [q.x, q.scale, q.zero]
 
 
-def _target(q: Quantized | None) -> list[str] | None:
+def target_of(q: Quantized | None) -> list[str] | None:
     """(scale, zero point) operands of the output; None where its type has no kernel."""
     if q is None:
         return ["", ""]
     return [q.scale, q.zero] if q.dtype in _ACTIVATIONS else None
 
 
-def _fused(node: Node) -> dict[str, object] | None:
+def fused_of(node: Node) -> dict[str, object] | None:
     """The activation attributes of a float operator; None for PRelu, which has an operand for each channel."""
     attrs = {k: v for k, v in node.attrs.items() if k.startswith("activation")}
     return None if attrs.get("activation") == "PRelu" else attrs
@@ -87,18 +87,14 @@ def _bias(ed: Edit, node: Node, name: str, x: Quantized, scales: np.ndarray, cou
 def _product(
     ed: Edit, node: Node, target: Quantized | None, operands: tuple[Quantized, Quantized], bias: str, residual: str
 ) -> list[str] | None:
-    out = _target(target)
+    out = target_of(target)
     if out is None:
         return None
     z = ["", "", ""]
     if residual:
         other = quantized(ed, residual)
-        z = (
-            [residual, "", ""]
-            if other is None or other.axis is not None or other.dtype not in BYTES
-            else _triple(other)
-        )
-    return [*_triple(operands[0]), *_triple(operands[1]), *out, bias, *z]
+        z = [residual, "", ""] if other is None or other.axis is not None or other.dtype not in BYTES else triple(other)
+    return [*triple(operands[0]), *triple(operands[1]), *out, bias, *z]
 
 
 def _channels(ed: Edit, w: Quantized, axis: int, rank: int, groups: int = 1) -> tuple[np.ndarray, int] | None:
@@ -114,7 +110,7 @@ def _channels(ed: Edit, w: Quantized, axis: int, rank: int, groups: int = 1) -> 
 
 @form("Conv", "ConvTranspose")
 def _conv(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
-    x, w, fused = _activation(ed, node.inputs[0]), quantized(ed, node.inputs[1]), _fused(node)
+    x, w, fused = activation(ed, node.inputs[0]), quantized(ed, node.inputs[1]), fused_of(node)
     rank = ed.shapes.rank(node.inputs[1])
     if x is None or w is None or fused is None or rank is None:
         return None
@@ -125,8 +121,8 @@ def _conv(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
     found = _channels(ed, w, 1 if transposed else 0, rank, groups)
     if found is None:
         return None
-    bias = _bias(ed, node, _input(node, 2), x, *found)
-    inputs = None if bias is None else _product(ed, node, target, (x, w), bias, _input(node, 3))
+    bias = _bias(ed, node, operand(node, 2), x, *found)
+    inputs = None if bias is None else _product(ed, node, target, (x, w), bias, operand(node, 3))
     if inputs is None:
         return None
     return (
@@ -136,31 +132,31 @@ def _conv(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
 
 @form("MatMul")
 def _matmul(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
-    a, b, fused = _activation(ed, node.inputs[0]), quantized(ed, node.inputs[1]), _fused(node)
+    a, b, fused = activation(ed, node.inputs[0]), quantized(ed, node.inputs[1]), fused_of(node)
     if a is None or b is None or fused is None or b.dtype not in _WEIGHTS:
         return None
     bias = ""
     if ed.value(b.x) is not None:
         found = _channels(ed, b, -1, ed.shapes.rank(b.x) or 0)
-        bias = None if found is None else _bias(ed, node, _input(node, 2), a, *found)
-    elif b.axis is not None or _input(node, 2):
+        bias = None if found is None else _bias(ed, node, operand(node, 2), a, *found)
+    elif b.axis is not None or operand(node, 2):
         return None
-    inputs = None if bias is None else _product(ed, node, target, (a, b), bias, _input(node, 3))
+    inputs = None if bias is None else _product(ed, node, target, (a, b), bias, operand(node, 3))
     return None if inputs is None else ("QLinearMatMul", "", inputs, fused)
 
 
 @form("Gemm")
 def _gemm(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
-    a, b, fused = _activation(ed, node.inputs[0]), quantized(ed, node.inputs[1]), _fused(node)
+    a, b, fused = activation(ed, node.inputs[0]), quantized(ed, node.inputs[1]), fused_of(node)
     attrs = node.attrs
     if a is None or b is None or fused is None or attrs.get("transA", 0) or attrs.get("alpha", 1.0) != 1.0:
         return None
     transposed = attrs.get("transB", 0)
     found = _channels(ed, b, 0 if transposed else 1, 2)
-    if found is None or (_input(node, 2) and attrs.get("beta", 1.0) != 1.0):
+    if found is None or (operand(node, 2) and attrs.get("beta", 1.0) != 1.0):
         return None
-    bias = _bias(ed, node, _input(node, 2), a, *found)
-    inputs = None if bias is None else _product(ed, node, target, (a, b), bias, _input(node, 3))
+    bias = _bias(ed, node, operand(node, 2), a, *found)
+    inputs = None if bias is None else _product(ed, node, target, (a, b), bias, operand(node, 3))
     return None if inputs is None else ("QLinearMatMul", "", inputs, {**fused, **({"transB": 1} if transposed else {})})
 
 
@@ -204,12 +200,12 @@ def _function(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
 
 def _pointwise(op: str) -> Form:
     def make(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
-        a, b, out, fused = *(quantized(ed, name) for name in node.inputs[:2]), _target(target), _fused(node)
+        a, b, out, fused = *(quantized(ed, name) for name in node.inputs[:2]), target_of(target), fused_of(node)
         if a is None or b is None or out is None or fused is None or a.axis is not None or b.axis is not None:
             return None
         if a.dtype not in BYTES or b.dtype != a.dtype or (target is not None and target.dtype != a.dtype):
             return None
-        return op, MICROSOFT, [*_triple(a), *_triple(b), *out], fused
+        return op, MICROSOFT, [*triple(a), *triple(b), *out], fused
 
     return make
 

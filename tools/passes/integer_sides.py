@@ -9,24 +9,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from evort.graph import Node
-from evort.ops.quantize import RANGES
-from evort_tools.passes.edit import Edit
-from evort_tools.passes.quantized import Quantized, dequantized, quantized
+import numpy as np
 
-# Where operators take float32, and where the scale and zero point of their output are.
-READS = {
-    ("", "QLinearConv"): (0,),
-    ("", "QLinearMatMul"): (0, 3),
-    ("evort", "QLinearConvTranspose"): (0,),
-}
+from evort.graph import Node
+from evort.ops.base import find
+from evort.quant import RANGES
+from evort_tools.passes.edit import Edit
+from evort_tools.passes.quantized import BYTES, Quantized, dequantized, quantized
+
+# Operators whose drivers quantize float32 operands as they read them; each operand is followed by its scale and zero
+# point.
+READS = frozenset({
+    ("", "QLinearConv"), ("", "QLinearMatMul"), ("evort", "QLinearConvTranspose"), ("com.microsoft", "QLinearAdd"),
+    ("com.microsoft", "QLinearMul"), ("com.microsoft", "QLinearConcat"), ("evort", "QLinearLayerNormalization"),
+    ("evort", "QLinearTriForward"),
+})  # fmt: skip
+# Where the scale of the output is; its zero point follows. Without both, the output is float32.
 WRITES = {
     ("", "QLinearConv"): 6,
     ("", "QLinearMatMul"): 6,
     ("evort", "QLinearConvTranspose"): 6,
+    ("evort", "QLinearLayerNormalization"): 5,
+    ("evort", "QLinearResize"): 3,
+    ("evort", "QLinearTriForward"): 7,
     ("com.microsoft", "QLinearAdd"): 6,
     ("com.microsoft", "QLinearMul"): 6,
+    ("com.microsoft", "QLinearConcat"): 0,
+    ("com.microsoft", "QLinearSoftmax"): 3,
+    ("com.microsoft", "QLinearAveragePool"): 3,
+    ("com.microsoft", "QLinearGlobalAveragePool"): 3,
+    ("com.microsoft", "QLinearReduceMean"): 3,
 }
+LOOKUP = ("evort", "Lookup")
 
 
 def run(ed: Edit) -> int:
@@ -41,19 +55,22 @@ def run(ed: Edit) -> int:
     return changes
 
 
-def _reading(ed: Edit, x: str, q: Quantized) -> list[tuple[Node, int]] | None:
-    """Where the users of an integer tensor could read float32 instead; None if one of them could not."""
-    found = []
-    for user in dict.fromkeys(ed.users(x)):
+def _readers(ed: Edit, x: str, users: list[Node], q: Quantized) -> bool:
+    """Whether all these users of an integer tensor could read float32 instead."""
+    for user in users:
+        kind = (user.domain, user.op)
         places = [i for i, name in enumerate(user.inputs) if name == x]
-        able = READS.get((user.domain, user.op), ())
-        if not all(i in able and _same_scale(ed, user, i, q) for i in places):
-            return None
-        found += [(user, i) for i in places]
-    return found
+        if kind == LOOKUP:
+            if places != [0] or q.dtype not in BYTES:
+                return False
+        elif kind not in READS or not all(_same_scale(ed, user, i, q) for i in places):
+            return False
+    return True
 
 
 def _same_scale(ed: Edit, user: Node, index: int, q: Quantized) -> bool:
+    if index + 2 >= len(user.inputs):
+        return False
     scale, zero = ed.value(user.inputs[index + 1]), ed.value(user.inputs[index + 2])
     return (
         scale is not None and zero is not None and scale.size == zero.size == 1
@@ -61,17 +78,25 @@ def _same_scale(ed: Edit, user: Node, index: int, q: Quantized) -> bool:
     )  # fmt: skip
 
 
+def _read_float(ed: Edit, x: str, users: list[Node], source: str, q: Quantized) -> None:
+    for user in users:
+        if (user.domain, user.op) == LOOKUP:
+            ed.set_input(user, 2, q.scale)
+            ed.set_input(user, 3, q.zero)
+        for index, name in enumerate(list(user.inputs)):
+            if name == x:
+                ed.set_input(user, index, source)
+
+
 def _into_consumers(ed: Edit, node: Node) -> bool:
     q = dequantized(ed, node)
     out = node.outputs[0]
     if q is None or out in ed.outputs or out in ed.captured:
         return False
-    places = _reading(ed, out, q)
-    if not places:
+    users = list(dict.fromkeys(ed.users(out)))
+    if not users or not _readers(ed, out, users, q):
         return False
-    source = node.inputs[0]
-    for user, index in places:
-        ed.set_input(user, index, source)
+    _read_float(ed, out, users, node.inputs[0], q)
     return True
 
 
@@ -82,29 +107,18 @@ def _into_producer(ed: Edit, node: Node) -> bool:
         return False
     x = q.x
     producer = ed.writer.get(x)
-    at = None if producer is None else WRITES.get((producer.domain, producer.op))
-    if at is None or x in ed.outputs or x in ed.captured:
+    if producer is None or x in ed.outputs or x in ed.captured:
         return False
     casts, others = [], []
     for user in dict.fromkeys(ed.users(x)):
         other = quantized(ed, user.outputs[0]) if user.op == "DequantizeLinear" and not user.domain else None
-        if other is not None and other.same(ed, q):
-            casts.append(user)
-        else:
-            others.append(user)
-    places = []
-    for user in others:
-        indices = [i for i, name in enumerate(user.inputs) if name == x]
-        able = READS.get((user.domain, user.op), ())
-        if not all(i in able and _same_scale(ed, user, i, q) for i in indices):
-            return False
-        places += [(user, i) for i in indices]
-    inputs = list(producer.inputs)
-    inputs[at] = inputs[at + 1] = ""
+        (casts if other is not None and other.same(ed, q) else others).append(user)
+    inputs = _float_output(ed, producer, q) if _readers(ed, x, others, q) else None
+    if inputs is None:
+        return False
     real = ed.insert(producer, producer.op, inputs, _clamped(ed, producer, q), hint=f"{x}/real", domain=producer.domain)
     ed.writer[real].name = producer.name
-    for user, index in places:
-        ed.set_input(user, index, real)
+    _read_float(ed, x, others, real, q)
     for cast in casts:
         ed.bypass(cast, real)
     ed.prune(x)
@@ -112,11 +126,30 @@ def _into_producer(ed: Edit, node: Node) -> bool:
     return True
 
 
+def _float_output(ed: Edit, producer: Node, q: Quantized) -> list[str] | None:
+    """The inputs with which an operator gives float32; None where it cannot."""
+    inputs = list(producer.inputs)
+    kind = (producer.domain, producer.op)
+    if kind == LOOKUP:
+        table = ed.value(inputs[1])
+        if table is None or table.dtype.kind == "f":
+            return None
+        real = ((table.astype(np.int64) - q.zeros(ed)[0]) * q.scales(ed)[0]).astype(np.float32)
+        inputs[1] = ed.constant(real, f"{producer.outputs[0]}/table")
+        return inputs
+    at = WRITES.get(kind)
+    if at is None or at + 1 >= len(inputs):
+        return None
+    inputs[at] = inputs[at + 1] = ""
+    return inputs
+
+
 def _clamped(ed: Edit, producer: Node, q: Quantized) -> dict[str, Any]:
     """The producer's attributes, its activation cut off where the integers end."""
     attrs = dict(producer.attrs)
     kind = attrs.get("activation", "")
-    if kind not in ("", "Relu", "Clip"):
+    definition = find(producer.op, producer.domain)
+    if definition is None or "activation" not in definition.attrs or kind not in ("", "Relu", "Clip"):
         return attrs
     scale, zero = float(q.scales(ed)[0]), int(q.zeros(ed)[0])
     low, high = ((end - zero) * scale for end in RANGES[q.dtype])

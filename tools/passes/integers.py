@@ -19,7 +19,7 @@ import numpy as np
 
 from evort.graph import Graph, Node
 from evort.ops.base import find
-from evort_tools.passes import integer_products, integer_sides
+from evort_tools.passes import integer_forms_nn, integer_products, integer_sides  # noqa: F401 (forms register themselves)
 from evort_tools.passes.constants import computed
 from evort_tools.passes.edit import Context, Edit
 from evort_tools.passes.integer_forms import FORMS

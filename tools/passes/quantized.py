@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evort.graph import Node
-from evort.ops.quantize import RANGES
+from evort.quant import RANGES
 from evort.types import STORAGE, DType
 from evort_tools.passes.edit import Edit
 
