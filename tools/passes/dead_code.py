@@ -21,9 +21,13 @@ def run(graph: Graph, ctx: Context) -> int:
         for sub in node.subgraphs():
             needed.update(sub.free_names())
     graph.nodes = kept[::-1]
-    for name in [n for n, t in graph.tensors.items() if t.data is not None and n not in needed]:
-        del graph.tensors[name]
-        changes += 1
+    there = {*graph.inputs, *needed}.union(*(node.outputs for node in graph.nodes))
+    for name, tensor in list(graph.tensors.items()):
+        if tensor.data is not None and name not in needed:
+            del graph.tensors[name]
+            changes += 1
+        elif name not in there:  # what was known of a tensor that is gone
+            del graph.tensors[name]
     return changes
 
 

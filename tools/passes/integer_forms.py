@@ -14,7 +14,7 @@ import numpy as np
 from evort.graph import Node
 from evort.ops.base import Call, complete_attrs, find
 from evort.ops.run import run_reference
-from evort.types import DType, Spec
+from evort.types import STORAGE, DType, Spec
 from evort_tools.passes.edit import Edit
 from evort_tools.passes.quantized import BYTES, Made, Quantized, lookup, quantized
 
@@ -94,7 +94,10 @@ def _product(
     if residual:
         other = quantized(ed, residual)
         z = [residual, "", ""] if other is None or other.axis is not None or other.dtype not in BYTES else triple(other)
-    return [*triple(operands[0]), *triple(operands[1]), *out, bias, *z]
+    w = operands[1]
+    if not w.zeros(ed).any():  # one zero for all channels is enough, and all weights can share it
+        w.zero = ed.constant(np.zeros((), STORAGE[w.dtype]), f"{node.outputs[0]}/zero_point", w.dtype)
+    return [*triple(operands[0]), *triple(w), *out, bias, *z]
 
 
 def _channels(ed: Edit, w: Quantized, axis: int, rank: int, groups: int = 1) -> tuple[np.ndarray, int] | None:

@@ -40,6 +40,8 @@ def run(graph: Graph, ctx: Context) -> int:
             changes += _moved(ed, node) or _formed(ed, node) or _cancelled(ed, node)
     changes += integer_products.run(ed)
     changes += integer_sides.run(ed)
+    for tensor in graph.tensors.values() if changes else ():
+        tensor.quant = None  # the operators' scales say it
     # From here on nothing needs to be told from its DequantizeLinear any more.
     ctx.fold_weights = True
     return changes
@@ -68,8 +70,11 @@ def _moved(ed: Edit, node: Node) -> bool:
         results = [ed.constant(v, f"{o}/value", source.dtype) for o, v in zip(node.outputs, folded, strict=True)]
     for index, result in enumerate(results):
         real = ed.insert(node, "DequantizeLinear", [result, source.scale, source.zero], hint=f"{result}/real")
+        name = node.outputs[index]
         ed.bypass(node, real, index)
         ed.prune(real)
+        if result in moved.outputs and ed.writer.get(result) is moved:
+            ed.rename(result, name)
     ed.prune(moved.outputs[0])
     return True
 
