@@ -7,6 +7,7 @@ requantize.py. Where the kernels take an operand as known (scales, zero points, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from evort.types import DType, Spec
 _BYTES = frozenset({DType.INT8, DType.UINT8})
 _INTS = _BYTES | {DType.INT16}
 _FLOAT = frozenset({DType.FLOAT})
+
+_SIZE = 24  # where the drivers' parameters say how many bytes a staged element takes
+_MOST_TAPS = 256  # of a depthwise convolution, in its driver
 
 # Indices of the inputs.
 _X, _X_SCALE, _X_ZERO, _W, _W_SCALE, _W_ZERO, _Y_SCALE, _Y_ZERO, _B, _Z, _Z_SCALE, _Z_ZERO = range(12)
@@ -80,7 +84,7 @@ class ConvInteger(Op):
         ints = _ints(c, 0, window, out.shape[1], 0, False)
         if ints is None:
             return None
-        from evort._kernels.qconv import scratch_bytes
+        from evort._kernels.qwindow import scratch_bytes
 
         scratch = scratch_bytes(ints, c.threads, False)
         return None if scratch < 0 else Kernel("qconv.integer", ints, scratch=scratch)
@@ -164,7 +168,7 @@ def _ints(c: Call, x: int, window: Window, m: int, number: int, transposed: bool
         return None
     spec = c.ins[x]
     wide = spec.dtype == DType.INT16 or (spec.dtype == DType.FLOAT and c.ins[_X_ZERO].dtype == DType.INT16)
-    sizes = (spec.shape[0], spec.shape[1], m, 2 if wide else 1, int(spec.dtype == DType.FLOAT))
+    sizes = (spec.shape[0], spec.shape[1], m, 2 if wide else 1, int(spec.dtype == DType.FLOAT), len(c.ins))
     return (number, c["group"], *place, int(transposed), *sizes)
 
 
@@ -175,10 +179,28 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     ints = _ints(c, _X, window, c.outs[0].shape[1], number[0], transposed)
     if ints is None:
         return None
-    from evort._kernels.qconv import scratch_bytes
+    from evort._kernels.qwindow import scratch_bytes
 
-    scratch = scratch_bytes(ints, c.threads, False)
-    return None if scratch < 0 else Kernel("qconv.linear", ints, reals, scratch)
+    w = c.ins[_W]
+    packed: list[tuple[str, Callable[[], np.ndarray]]] = []
+    depthwise = not transposed and w.shape[1] == 1 and 0 < w.size <= _MOST_TAPS * w.shape[0]
+    if depthwise and ints[_SIZE] == 1:  # bytes
+        depthwise = w.value is not None
+        packed = [("taps", lambda: _depthwise_program(c))]
+    scratch = scratch_bytes(ints, c.threads, depthwise)
+    if scratch < 0:
+        return None
+    if depthwise:
+        return Kernel("qdepthwise.linear", ints, reals, scratch, packed)
+    return Kernel("qconv.linear", ints, reals, scratch)
+
+
+def _depthwise_program(c: Call) -> np.ndarray:
+    """How the taps of each map are added up: see depthwise_program of the kernels."""
+    from evort._kernels.qdepthwise import depthwise_program
+
+    w = _centred(c.ins[_W].value, c.ins[_W_ZERO].value).astype(np.int16)
+    return np.frombuffer(depthwise_program(w.tobytes(), w.shape[0], w[0].size), np.int32)
 
 
 def _all(ins: tuple[np.ndarray | None, ...]) -> list[np.ndarray | None]:
