@@ -127,6 +127,9 @@ cdef extern from "qelementwise.h" nogil:
     ctypedef struct ev_qbinary:
         float scale_a, scale_b
         int32_t zero_a, zero_b, zero, lo, hi
+    ctypedef struct ev_place:
+        int32_t at, next
+        float part
 
 cdef extern from "conv.h" nogil:
     ctypedef struct ev_conv_window:
@@ -215,9 +218,22 @@ cdef extern from "ukr.h" nogil:
                         void *y) noexcept nogil
         void (*q_binary)(int dtype, int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
                          const ev_qbinary *p, void *y) noexcept nogil
-        void (*q_combine_f32)(int op, int64_t n, const float *a, int64_t sa, const float *b, int64_t sb, float scale_a,
-                              float scale_b, float *y) noexcept nogil
+        void (*q_combine_f32)(int op, int64_t n, const float *a, const float *b, float scale_a, float scale_b,
+                              float *y) noexcept nogil
         void (*q_lookup)(int64_t size, int64_t n, const uint8_t *x, const void *table, void *y) noexcept nogil
+        void (*q_moments)(int dtype, int64_t n, const void *x, int32_t zero, int64_t *sum,
+                          int64_t *square) noexcept nogil
+        void (*q_sum_cols)(int dtype, int64_t rows, int64_t step, int64_t n, const void *x, int32_t *sum) noexcept nogil
+        void (*q_affine_f32)(int64_t n, const float *x, float mean, float inverse, const float *scale,
+                             const float *bias, float *y) noexcept nogil
+        void (*q_pool_row)(int dtype, int64_t rows, const void *const *row, const ev_window *w, int32_t zero,
+                           int32_t *buf, int32_t *y) noexcept nogil
+        void (*q_line_f32)(int64_t n, int64_t taps, int64_t inner, const float *x, const int64_t *first,
+                           const float *w, float *y) noexcept nogil
+        void (*q_colours)(int64_t n, const float *table, const ev_place *const *place, const uint8_t *const *index,
+                          float *y) noexcept nogil
+        void (*q_places)(int64_t n, const float *x, float step, int64_t size, int64_t stride,
+                         ev_place *place) noexcept nogil
         void (*gemm_f32)(const ev_tile *t) noexcept nogil
         void (*gemm_f64)(const ev_tile *t) noexcept nogil
         void (*pack_f32)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,

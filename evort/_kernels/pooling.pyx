@@ -2,8 +2,9 @@
 output; ukr/pool_body.h computes it from the input rows under it."""
 from libc.math cimport INFINITY
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
-from evort._kernels.core cimport (EV_OK, EV_POOL_MAX, EV_POOL_SUM, ev_call, ev_epilogue, ev_ukr, ev_window,
-                                  parallel_for, register, ukernels)
+from libc.string cimport memcpy, memset
+from evort._kernels.core cimport (EV_FLOAT, EV_OK, EV_POOL_MAX, EV_POOL_SUM, ev_call, ev_epilogue, ev_item_size, ev_ukr,
+                                  ev_window, parallel_for, register, ukernels)
 
 cdef const ev_ukr *K = ukernels()
 
@@ -103,6 +104,69 @@ cdef int pool(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
+cdef enum:
+    # Where the integers of `quantized_average` are.
+    Q_DTYPE = 0, Q_OUT = 1, Q_ZERO = 2, Q_ZERO_OUT = 3, Q_LOW = 4, Q_HIGH = 5, Q_POINTERS = 6, Q_SCRATCH = 7, Q_AXES = 8
+
+
+cdef void weigh(const ev_window *w, int64_t lines, float factor, const int32_t *sums, float *y) noexcept nogil:
+    """y = sums times (factor / elements of the window), `lines` of the window's lines being counted."""
+    cdef int64_t o, first, count
+    cdef Axis a
+    cdef float whole = factor / <float> max(1, lines * w.kernel)
+    a.size, a.out, a.kernel, a.stride, a.dilation, a.pad = w.width, w.out, w.kernel, w.stride, w.dilation, w.pad
+    for o in range(w.out):
+        y[o] = <float> sums[o] * whole
+    for o in range(w.out):
+        count = part(&a, o, w.count_from, w.count_to, &first)
+        if count < w.kernel:
+            y[o] = <float> sums[o] * (factor / <float> max(1, lines * count))
+
+
+cdef void quantized_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef const ev_call *c = <const ev_call *> ctx
+    cdef int dtype = <int> c.ints[Q_DTYPE], out = <int> c.ints[Q_OUT]
+    cdef int64_t item, row, i, j, nd, nh, d0, h0, lines, plane, size = ev_item_size(out)
+    cdef const Axis *D = <const Axis *> (c.ints + Q_AXES)
+    cdef const Axis *H = D + 1
+    cdef ev_window w = window_of(D + 2)
+    cdef char *scratch = <char *> c.scratch + worker * c.ints[Q_SCRATCH]
+    cdef const void **rows = <const void **> scratch
+    cdef int32_t *buf = <int32_t *> (scratch + c.ints[Q_POINTERS])
+    cdef int32_t *sums = buf + w.width
+    cdef const char *x
+    cdef char *y = <char *> c.out[0].data + begin * w.out * size
+    for item in range(begin, end):
+        row, plane = item % H.out, item // H.out
+        x = <const char *> c.in_[0].data + plane // D.out * D.size * H.size * w.width
+        nd, nh = part(D, plane % D.out, 0, D.size, &d0), part(H, row, 0, H.size, &h0)
+        lines = part(D, plane % D.out, D.count_from, D.count_to, &i) * part(H, row, H.count_from, H.count_to, &j)
+        for i in range(nd):
+            for j in range(nh):
+                rows[i * nh + j] = x + ((d0 + i * D.dilation) * H.size + h0 + j * H.dilation) * w.width
+        if nd * nh > 0:
+            K.q_pool_row(dtype, nd * nh, rows, &w, <int32_t> c.ints[Q_ZERO], buf, sums)
+        else:
+            memset(sums, 0, w.out * sizeof(int32_t))
+        weigh(&w, lines, <float> c.reals[0], sums, <float *> (sums + w.out))
+        if out == EV_FLOAT:
+            memcpy(y, sums + w.out, w.out * sizeof(float))
+        else:
+            K.q_round(out, w.out, <const float *> (sums + w.out), 1.0, <int32_t> c.ints[Q_ZERO_OUT],
+                      <int32_t> c.ints[Q_LOW], <int32_t> c.ints[Q_HIGH], y)
+        y += w.out * size
+
+
+cdef int quantized_average(const ev_call *c) noexcept nogil:
+    """in: X [planes, depth, height, width] of bytes; out: Y. ints: (types of X and Y, zero points of X and Y, smallest
+    and largest Y, bytes of row pointers, scratch bytes of a thread, three axes as for `pool`); reals: (X's scale, in
+    units of Y's)."""
+    cdef const Axis *D = <const Axis *> (c.ints + Q_AXES)
+    cdef int64_t work = min(D[0].kernel, D[0].size) * min(D[1].kernel, D[1].size) * D[2].size
+    parallel_for(quantized_chunk, <void *> c, c.out[0].size // D[2].out, max(1, GRAIN // work), c.threads)
+    return EV_OK
+
+
 ctypedef fused element:
     float
     int8_t
@@ -162,3 +226,4 @@ cdef int max_with_indices(const ev_call *c) noexcept nogil:
 DRIVERS = {}
 register(DRIVERS, "pool", pool)
 register(DRIVERS, "max_with_indices", max_with_indices)
+register(DRIVERS, "quantized_average", quantized_average)

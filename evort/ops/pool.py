@@ -26,6 +26,11 @@ _WINDOW = {
 }
 
 
+def window_attrs() -> dict[str, Attr]:
+    """The attributes that `windows` reads."""
+    return dict(_WINDOW)
+
+
 class Window:
     """The windows along one axis: window o covers o*stride - pad + k*dilation, k in [0, kernel), of `size`
     elements. pad, pad_end: padding before and after; out: how many windows there are."""
@@ -96,7 +101,7 @@ def windows(c: Call) -> list[Window]:
     return found
 
 
-def _patches(x: np.ndarray, axes: list[Window], fill: Any) -> np.ndarray:
+def patches(x: np.ndarray, axes: list[Window], fill: Any) -> np.ndarray:
     """[N, C, out..., kernel...]: the windows of x, `fill` where they leave it."""
     pads = [(w.pad, max(0, w.needed - w.size)) for w in axes]
     x = np.pad(x, [(0, 0), (0, 0), *pads], constant_values=fill)
@@ -127,19 +132,25 @@ class _Pool(Op):
         axes = windows(c)
         if c.outs[0].size == 0 or len(axes) > 3:
             return None
-        axes = [Window(1, 1, 1, 1, 0, 0, 1)] * (3 - len(axes)) + axes
-        ints = []
-        for w in axes:
-            counts = (-w.pad, w.size + w.pad_end) if include_pad else (0, w.size)
-            ints += [w.size, w.out, w.kernel, w.stride, w.dilation, w.pad, *counts]
+        axes, ints = axis_ints(axes, include_pad)
         act, params = activation_ints_reals(c)
         depth, height, width = axes
-        pointers = _aligned(8 * min(depth.kernel, depth.size) * min(height.kernel, height.size))
-        scratch = pointers + _aligned(size * width.size)
+        pointers = aligned(8 * min(depth.kernel, depth.size) * min(height.kernel, height.size))
+        scratch = pointers + aligned(size * width.size)
         return Kernel("pooling.pool", (op, size, pointers, scratch, *ints, *act), params, scratch * c.threads)
 
 
-def _aligned(nbytes: int) -> int:
+def axis_ints(axes: list[Window], include_pad: bool) -> tuple[list[Window], list[int]]:
+    """One to three axes, led by axes of length 1 to make three, and the eight numbers of each for the drivers."""
+    axes = [Window(1, 1, 1, 1, 0, 0, 1)] * (3 - len(axes)) + axes
+    ints = []
+    for w in axes:
+        counts = (-w.pad, w.size + w.pad_end) if include_pad else (0, w.size)
+        ints += [w.size, w.out, w.kernel, w.stride, w.dilation, w.pad, *counts]
+    return axes, ints
+
+
+def aligned(nbytes: int) -> int:
     return -(-nbytes // 64) * 64
 
 
@@ -165,7 +176,7 @@ class MaxPool(_Pool):
 
     def reference(self, c: Call, x: np.ndarray) -> Any:
         axes, n = windows(c), x.ndim - 2
-        values = _patches(x, axes, _least(x.dtype))
+        values = patches(x, axes, _least(x.dtype))
         over = tuple(range(-n, 0))
         y = np.max(values, axis=over)
         result = apply_reference(c, y)
@@ -174,7 +185,7 @@ class MaxPool(_Pool):
         order = "F" if c["storage_order"] else "C"
         place = np.arange(prod(x.shape[2:]), dtype=np.int64).reshape(x.shape[2:], order=order)
         place = place + prod(x.shape[2:]) * np.arange(prod(x.shape[:2])).reshape(*x.shape[:2], *(1,) * n)
-        place = _patches(place, axes, -1)
+        place = patches(place, axes, -1)
         largest = np.expand_dims(y, over)
         first = (place >= 0) & ((values == largest) | (values != values))
         flat = first.reshape(*y.shape, -1)
@@ -207,7 +218,7 @@ class AveragePool(_Pool):
     def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
         axes, n = windows(c), x.ndim - 2
         with np.errstate(all="ignore"):
-            sums = np.sum(_patches(wide(x), axes, 0), axis=tuple(range(-n, 0)))
+            sums = np.sum(patches(wide(x), axes, 0), axis=tuple(range(-n, 0)))
             for i, w in enumerate(axes):
                 at = np.arange(w.out)[:, None] * w.stride - w.pad + np.arange(w.kernel) * w.dilation
                 low, high = (-w.pad, w.size + w.pad_end) if c["count_include_pad"] else (0, w.size)
@@ -236,7 +247,7 @@ class LpPool(_Pool):
         axes, p = windows(c), c["p"]
         with np.errstate(all="ignore"):
             powers = np.abs(wide(x)) ** p
-            y = np.sum(_patches(powers, axes, 0), axis=tuple(range(2 - x.ndim, 0))) ** (1 / p)
+            y = np.sum(patches(powers, axes, 0), axis=tuple(range(2 - x.ndim, 0))) ** (1 / p)
             return apply_reference(c, y.astype(x.dtype))
 
     def bind(self, c: Call) -> Kernel | None:

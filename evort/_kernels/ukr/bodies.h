@@ -10,7 +10,6 @@
 #include "elementwise_body.h"
 #include "binary_body.h"
 #include "cast_body.h"
-#include "qelementwise_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
 #include "qgemm_body.h"
@@ -25,6 +24,7 @@
 #include "recurrent_body.h"
 #include "interpolate_body.h"
 #include "nbits_body.h"
+#include "qelementwise_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),

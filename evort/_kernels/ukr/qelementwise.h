@@ -13,4 +13,11 @@ typedef struct {
     int32_t zero_a, zero_b, zero, lo, hi;
 } ev_qbinary;
 
+/* A coordinate among the elements of an axis: byte offsets of the neighbours, and how far it is from one to the other. */
+typedef struct {
+    int32_t at, next;
+    float part;
+    int32_t unused;
+} ev_place;
+
 #endif

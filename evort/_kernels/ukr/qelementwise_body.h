@@ -282,23 +282,20 @@ static void EV_FN(q_binary)(int dtype, int op, int64_t n, const void *a, int64_t
 }
 
 /* y = a * scale_a + b * scale_b, or a * b * scale_a, for numbers that are float32 already. y may be a or b. */
-static void EV_FN(q_combine_f32)(int op, int64_t n, const float *a, int64_t sa, const float *b, int64_t sb,
-                                 float scale_a, float scale_b, float *y)
+static void EV_FN(q_combine_f32)(int op, int64_t n, const float *a, const float *b, float scale_a, float scale_b,
+                                 float *y)
 {
-    float ba[EV_QW], bb[EV_QW], by[EV_QW];
     const EV_FN(qf) ra = EV_FN(q_allf)(scale_a), rb = EV_FN(q_allf)(scale_b);
     for (int64_t i = 0; i < n; i += EV_QW) {
-        const int64_t m = n - i < EV_QW ? n - i : EV_QW;
-        if (m == EV_QW && sa && sb) {
-            *(EV_FN(qf) *)(y + i) = EV_FN(q_combine)(op, *(const EV_FN(qf) *)(a + i), *(const EV_FN(qf) *)(b + i), ra, rb);
-            continue;
+        float ba[EV_QW] = {0}, bb[EV_QW] = {0}, by[EV_QW];
+        const int whole = n - i >= EV_QW;
+        if (!whole) {
+            memcpy(ba, a + i, (size_t)(n - i) * sizeof(float));
+            memcpy(bb, b + i, (size_t)(n - i) * sizeof(float));
         }
-        for (int64_t j = 0; j < EV_QW; j++) {
-            ba[j] = a[j < m ? (i + j) * sa : 0];
-            bb[j] = b[j < m ? (i + j) * sb : 0];
-        }
-        *(EV_FN(qf) *)by = EV_FN(q_combine)(op, *(const EV_FN(qf) *)ba, *(const EV_FN(qf) *)bb, ra, rb);
-        memcpy(y + i, by, (size_t)m * sizeof(float));
+        *(EV_FN(qf) *)(whole ? y + i : by) = EV_FN(q_combine)(op, *(const EV_FN(qf) *)(whole ? a + i : ba),
+                                                              *(const EV_FN(qf) *)(whole ? b + i : bb), ra, rb);
+        if (!whole) memcpy(y + i, by, (size_t)(n - i) * sizeof(float));
     }
 }
 
@@ -333,6 +330,186 @@ static void EV_FN(q_lookup)(int64_t size, int64_t n, const uint8_t *x, const voi
         }
 #endif
         for (; i < n; i++) ((uint8_t *)y)[i] = ((const uint8_t *)table)[x[i]];
+    }
+}
+
+/* Sums ---------------------------------------------------------------------------------------------------------- */
+
+/* *sum += x - zero, *square += (x - zero)^2 over n bytes. */
+static void EV_FN(q_moments)(int dtype, int64_t n, const void *x, int32_t zero, int64_t *sum, int64_t *square)
+{
+    const uint8_t *p = x;
+    int64_t i = 0;
+#ifdef __AVX2__
+    const __m256i z = _mm256_set1_epi16((short)zero), one = _mm256_set1_epi16(1);
+    while (i + 16 <= n) { /* each lane grows by at most 2 * 255^2 a step: 32 bits hold 16384 steps */
+        const int64_t end = i + (n - i < 16 * 8192 ? (n - i) & ~(int64_t)15 : 16 * 8192);
+        __m256i s = _mm256_setzero_si256(), q = s;
+        for (; i < end; i += 16) {
+            const __m128i b = _mm_loadu_si128((const __m128i *)(p + i));
+            __m256i v = dtype == EV_UINT8 ? _mm256_cvtepu8_epi16(b) : _mm256_cvtepi8_epi16(b);
+            v = _mm256_sub_epi16(v, z);
+            s = _mm256_add_epi32(s, _mm256_madd_epi16(v, one));
+            q = _mm256_add_epi32(q, _mm256_madd_epi16(v, v));
+        }
+        int32_t lanes[16];
+        _mm256_storeu_si256((__m256i *)lanes, s);
+        _mm256_storeu_si256((__m256i *)(lanes + 8), q);
+        for (int j = 0; j < 8; j++) {
+            *sum += lanes[j];
+            *square += lanes[8 + j];
+        }
+    }
+#endif
+    while (i < n) {
+        const int64_t end = i + (n - i < 8192 ? n - i : 8192);
+        int32_t s = 0, q = 0;
+        for (; i < end; i++) {
+            const int32_t v = (dtype == EV_UINT8 ? p[i] : (int8_t)p[i]) - zero;
+            s += v;
+            q += v * v;
+        }
+        *sum += s;
+        *square += q;
+    }
+}
+
+/* sum[j] += the j-th byte of each of `rows` rows, `step` bytes apart. */
+static void EV_FN(q_sum_cols)(int dtype, int64_t rows, int64_t step, int64_t n, const void *x, int32_t *sum)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        const uint8_t *p = (const uint8_t *)x + r * step;
+        if (dtype == EV_UINT8)
+            for (int64_t j = 0; j < n; j++) sum[j] += p[j];
+        else
+            for (int64_t j = 0; j < n; j++) sum[j] += (int8_t)p[j];
+    }
+}
+
+/* y = ((x - mean) * inverse) * scale[j] + bias[j]; y may be x. */
+static void EV_FN(q_affine_f32)(int64_t n, const float *x, float mean, float inverse, const float *scale,
+                                const float *bias, float *y)
+{
+    const EV_FN(qf) m = EV_FN(q_allf)(mean), s = EV_FN(q_allf)(inverse);
+    for (int64_t i = 0; i < n; i += EV_QW) {
+        float block[3][EV_QW] = {{0}}, out[EV_QW];
+        const int whole = n - i >= EV_QW;
+        if (!whole) {
+            memcpy(block[0], x + i, (size_t)(n - i) * sizeof(float));
+            memcpy(block[1], scale + i, (size_t)(n - i) * sizeof(float));
+            memcpy(block[2], bias + i, (size_t)(n - i) * sizeof(float));
+        }
+        EV_FN(qf) v = (*(const EV_FN(qf) *)(whole ? x + i : block[0]) - m) * s * *(const EV_FN(qf) *)(whole ? scale + i : block[1]);
+        EV_APART(v);
+        *(EV_FN(qf) *)(whole ? y + i : out) = v + *(const EV_FN(qf) *)(whole ? bias + i : block[2]);
+        if (!whole) memcpy(y + i, out, (size_t)(n - i) * sizeof(float));
+    }
+}
+
+/* Pools --------------------------------------------------------------------------------------------------------- */
+
+#define EV_QPLUS(a, b) ((a) + (b))
+#define T int32_t
+#define NAME ev_along_sum_s32
+#define F EV_QPLUS
+#include "pool_along.h"
+#undef EV_QPLUS
+
+#define EV_QDOWN(T)                                                             \
+    {                                                                           \
+        const T *a = row[0];                                                    \
+        for (int64_t j = 0; j < n; j++) buf[j] = a[j] - zero;                   \
+        for (int64_t r = 1; r < rows; r++) {                                    \
+            const T *b = row[r];                                                \
+            for (int64_t j = 0; j < n; j++) buf[j] += b[j] - zero;              \
+        }                                                                       \
+    }
+
+/* One row of windows: y = the sum of x - zero, x being the bytes of the `rows` rows under it; as pool_row_f32. */
+static void EV_FN(q_pool_row)(int dtype, int64_t rows, const void *const *row, const ev_window *w, int32_t zero,
+                              int32_t *restrict buf, int32_t *restrict y)
+{
+    const int64_t n = w->width;
+    if (dtype == EV_UINT8) EV_QDOWN(uint8_t) else EV_QDOWN(int8_t)
+    ev_along_sum_s32(w, buf, y, 0);
+}
+#undef EV_QDOWN
+
+/* Interpolation ------------------------------------------------------------------------------------------------- */
+
+/* One line resampled: y[o][j] = the sum over k < taps of w[o * taps + k] * x[first[o] + k][j], j < inner, added up in
+ * the order of k. */
+static void EV_FN(q_line_f32)(int64_t n, int64_t taps, int64_t inner, const float *restrict x, const int64_t *first,
+                              const float *w, float *restrict y)
+{
+    if (inner == 1 && taps == 2) {
+        for (int64_t o = 0; o < n; o++) {
+            float p = x[first[o]] * w[2 * o], q = x[first[o] + 1] * w[2 * o + 1];
+            EV_APART(p);
+            EV_APART(q);
+            y[o] = p + q;
+        }
+        return;
+    }
+    for (int64_t o = 0; o < n; o++)
+        for (int64_t k = 0; k < taps; k++) {
+            const float *a = x + (first[o] + k) * inner;
+            const float u = w[o * taps + k];
+            int64_t j = 0;
+            for (; j + EV_QW <= inner; j += EV_QW) {
+                EV_FN(qf) *sum = (EV_FN(qf) *)(y + o * inner + j), p = *(const EV_FN(qf) *)(a + j) * EV_FN(q_allf)(u);
+                EV_APART(p);
+                if (k) p = *sum + p;
+                *sum = p;
+            }
+            for (; j < inner; j++) {
+                float p = a[j] * u;
+                EV_APART(p);
+                y[o * inner + j] = k ? y[o * inner + j] + p : p;
+            }
+        }
+}
+
+typedef float EV_FN(q4) __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* n colours through a three-dimensional table of 4 interleaved channels: y[4 * i ..] is blended from the 8 corners
+ * around place[a][index[a][i]] on every axis a (place[a][i] without an index). Axis by axis, from the last. */
+static void EV_FN(q_colours)(int64_t n, const float *table, const ev_place *const *place, const uint8_t *const *index,
+                             float *y)
+{
+    const char *t = (const char *)table;
+    for (int64_t i = 0; i < n; i++) {
+        const ev_place *p[3];
+        for (int a = 0; a < 3; a++) p[a] = place[a] + (index ? index[a][i] : i);
+        EV_FN(q4) v[8];
+        for (int k = 0; k < 8; k++)
+            v[k] = *(const EV_FN(q4) *)(t + (k & 4 ? p[0]->next : p[0]->at) + (k & 2 ? p[1]->next : p[1]->at) +
+                                        (k & 1 ? p[2]->next : p[2]->at));
+        for (int a = 2, m = 4; a >= 0; a--, m /= 2) {
+            const EV_FN(q4) w = (EV_FN(q4)){0} + p[a]->part;
+            for (int k = 0; k < m; k++) {
+                EV_FN(q4) d = (v[2 * k + 1] - v[2 * k]) * w;
+                EV_APART(d);
+                v[k] = v[2 * k] + d;
+            }
+        }
+        ((EV_FN(q4) *)y)[i] = v[0];
+    }
+}
+
+/* Where x[i] / step lies among `size` elements `stride` bytes apart; beyond the borders it is the border, NaN the
+ * first. */
+static void EV_FN(q_places)(int64_t n, const float *x, float step, int64_t size, int64_t stride, ev_place *place)
+{
+    const float last = (float)(size - 1);
+    for (int64_t i = 0; i < n; i++) {
+        float v = x[i] / step;
+        v = v > 0.0f ? v : 0.0f;
+        v = v < last ? v : last;
+        const int32_t below = (int32_t)v;
+        place[i].at = below * (int32_t)stride;
+        place[i].next = (below < size - 1 ? below + 1 : below) * (int32_t)stride;
+        place[i].part = v - (float)below;
     }
 }
 

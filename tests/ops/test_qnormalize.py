@@ -1,0 +1,98 @@
+"""Softmax and layer normalization of quantized tensors."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qsupport import by_onnxruntime, everywhere, numbers, scale, zero
+from support import run_node
+
+from evort.errors import ShapeError
+
+SEEDS = st.integers(0, 2**32 - 1)
+BYTES = st.sampled_from([np.uint8, np.int8])
+LENGTHS = st.one_of(st.integers(1, 20), st.sampled_from([255, 256, 257, 1000]))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(LENGTHS, st.integers(0, 2), st.sampled_from([11, 13]), BYTES, st.booleans(), SEEDS)
+def test_softmax(n, axis, opset, dtype, to_float, seed):
+    rng = np.random.default_rng(seed)
+    shape = [3, 2, 4]
+    shape[axis] = n
+    low = 0 if dtype == np.uint8 else -128
+    operands = [numbers(rng, dtype, tuple(shape)), scale(rng), zero(rng, dtype)]
+    out = [np.float32(1 / 256), np.array(low, dtype)]
+    attrs = {"axis": axis - 3 if opset == 13 else axis, "opset": opset}
+    y = everywhere("qnormalize.softmax", "QLinearSoftmax", operands if to_float else operands + out, attrs)
+    if to_float:
+        x = operands[0].astype(np.float64) * operands[1]
+        x = x if opset == 13 else x.reshape(*shape[:axis], -1)
+        x = np.exp(x - x.max(axis, keepdims=True))
+        count = x.shape[axis]
+        want = (x / x.sum(axis, keepdims=True)).reshape(shape)
+        # Each exponential is off by up to 2^-24 of the largest, of which the sum has at least one.
+        assert np.abs(y - want).max() <= (count + 2) * 2.0**-24 + 4 * 2.0**-24
+    elif opset == 13:
+        assert np.abs(y.astype(int) - by_onnxruntime("QLinearSoftmax", operands + out, attrs)).max() <= 1
+
+
+def test_softmax_of_other_types_takes_the_reference():
+    rng = np.random.default_rng(0)
+    x = numbers(rng, np.int16, (5, 40))
+    y = everywhere(
+        "numpy", "QLinearSoftmax", [x, np.float32(1e-4), np.int16(0), np.float32(1 / 256), np.uint8(0)], {"opset": 13}
+    )
+    real = np.exp(x * 1e-4)
+    assert np.abs(y / 256 - real / real.sum(1, keepdims=True)).max() <= 0.5 / 256 + 1e-6
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 6),
+    LENGTHS,
+    st.sampled_from([np.uint8, np.int8, np.int16, np.float32]),
+    st.sampled_from([np.uint8, np.int8, np.int16, np.float32]),
+    st.booleans(),
+    SEEDS,
+)
+def test_layer_normalization(rows, n, kind, out, has_bias, seed):
+    rng = np.random.default_rng(seed)
+    integer = np.int8 if kind == np.float32 else kind
+    x = rng.standard_normal((rows, n)).astype(np.float32) if kind == np.float32 else numbers(rng, kind, (rows, n))
+    weight = rng.standard_normal(n).astype(np.float32)
+    bias = rng.standard_normal(n).astype(np.float32) if has_bias else None
+    unit = [None, None] if out == np.float32 else [np.float32(0.03), zero(rng, out)]
+    operands = [x, np.float32(0.02), zero(rng, integer), weight, bias, *unit]
+    y = everywhere("qnormalize.layer", "QLinearLayerNormalization", operands, {"epsilon": 1e-5}, "evort")
+    assert y.dtype == out
+    if kind == np.float32 or out == np.int16:
+        return
+    real = (x.astype(np.float64) - operands[2]) * np.float64(0.02)
+    centred = real - real.mean(1, keepdims=True)
+    want = centred / np.sqrt(np.square(centred).mean(1, keepdims=True) + 1e-5) * weight + (0 if bias is None else bias)
+    if out == np.float32:
+        # Normalized numbers are below sqrt(n) <= 32; their mean, taken off in float32, is off by 2^-25 of at most 2^16
+        # steps, which the smallest deviation, sqrt(1e-5) / 0.02 steps, makes 16 times larger.
+        np.testing.assert_allclose(y, want, atol=32 * 5 * 8 * 2.0**-24 + 5 * 2.0**-9, rtol=0)
+    else:
+        info = np.iinfo(out)
+        steps = np.clip(want / np.float64(np.float32(0.03)) + unit[1], info.min, info.max)
+        assert np.abs(steps - y).max() <= 0.5 + 0.35
+
+
+def test_rows_of_one_number_many_times():
+    x = np.full((2, 64), 200, np.uint8)
+    ones = np.ones(64, np.float32)
+    y = everywhere(
+        "qnormalize.layer", "QLinearLayerNormalization", [x, np.float32(0.1), np.uint8(3), ones], {}, "evort"
+    )
+    assert (y == 0).all()
+
+
+def test_what_does_not_fit_is_refused():
+    x, s, z = np.zeros((2, 3), np.uint8), np.float32(1), np.uint8(0)
+    with pytest.raises(ShapeError, match="shape \\[3\\]"):
+        run_node("QLinearLayerNormalization", [x, s, z, np.ones(2, np.float32)], domain="evort")
+    with pytest.raises(ShapeError, match="axis 2"):
+        run_node("QLinearSoftmax", [x, s, z, s, z], {"axis": 2, "opset": 13}, domain="com.microsoft")
