@@ -8,7 +8,7 @@ element in memory. `trans` is True for the transpose. With beta == 0 the output 
 0, or -1 where no memory for their packing buffer was to be had (they then did nothing); they use up to `threads`
 threads. Operands may not overlap outputs. Arguments are not checked: evort.blas's Python functions do that.
 """
-from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 
 cdef void saxpy(int64_t n, float alpha, const float *x, int64_t incx, float *y, int64_t incy) noexcept nogil
 cdef void daxpy(int64_t n, double alpha, const double *x, int64_t incx, double *y, int64_t incy) noexcept nogil
@@ -60,3 +60,16 @@ cdef int dgemm_batch(bint trans_a, bint trans_b, int64_t m, int64_t n, int64_t k
 cdef int igemm(bint trans_a, bint trans_b, int64_t m, int64_t n, int64_t k, int32_t alpha, const int8_t *a,
                int64_t lda, const int8_t *b, int64_t ldb, int32_t beta, int32_t *c, int64_t ldc,
                int32_t threads) noexcept nogil
+
+# C := alpha*A*W^T, A[m, k], W[n, k] of 2, 3, 4 or 8 bits in blocks: weight = (q - zero) * scale. A row of q is one
+# stream of bits, low bits first, of row_bytes bytes (at least ceil(k*bits/8)); scales[n, ceil(k/block)] are float16
+# bits where half_scales, else float32; zeros are packed rows of ceil(blocks*bits/8) bytes, or NULL for 2^(bits-1).
+# block is a power of two, 16 or more. rounded: up to three rows of A may be rounded to 16 bits, with a scale for each
+# 16 columns or fewer, which is faster.
+cdef int nbits_gemm(int64_t m, int64_t n, int64_t k, int32_t bits, int64_t block, float alpha, const float *a,
+                    int64_t lda, const uint8_t *q, int64_t row_bytes, const void *scales, bint half_scales,
+                    const uint8_t *zeros, bint rounded, float *c, int64_t ldc, int32_t threads) noexcept nogil
+
+# C := alpha*A*op(W), A[m, k], W dense [k, n] (trans: [n, k]) of float16, or of bfloat16 where brain.
+cdef int half_gemm(bint trans, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+                   const uint16_t *w, bint brain, float *c, int64_t ldc, int32_t threads) noexcept nogil

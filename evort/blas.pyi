@@ -13,7 +13,9 @@ __all__ = [
     "dot",
     "gemm",
     "gemm_batch",
+    "gemm_half",
     "gemm_int8",
+    "gemm_nbits",
     "gemv",
     "ger",
     "iamax",
@@ -72,3 +74,21 @@ def gemm_int8(
     b_zero: int | NDArray[Any] = 0,
     threads: int | None = None,
 ) -> NDArray[np.int32]: ...
+def gemm_nbits(
+    a: NDArray[np.float32],
+    q: NDArray[np.uint8],
+    scales: NDArray[np.float32] | NDArray[np.float16],
+    zeros: NDArray[np.uint8] | None = None,
+    c: NDArray[np.float32] | None = None,
+    bits: int = 4,
+    block: int = 32,
+    exact: bool = True,
+    threads: int | None = None,
+) -> NDArray[np.float32]: ...
+def gemm_half(
+    a: NDArray[np.float32],
+    w: NDArray[np.float16] | NDArray[np.uint16],
+    c: NDArray[np.float32] | None = None,
+    trans_w: bool = False,
+    threads: int | None = None,
+) -> NDArray[np.float32]: ...

@@ -3,6 +3,7 @@
     level 1   axpy copy swap scal dot nrm2 asum iamax      y := alpha*x + y, ...
     level 2   gemv ger                                     y := alpha*op(A)*x + beta*y;  A := alpha*x*y^T + A
     level 3   gemm gemm_batch gemm_int8                    C := alpha*op(A)*op(B) + beta*C
+    narrow    gemm_nbits gemm_half                         C := A*op(W), weights of 2 to 8 bits in blocks, or of 16
 
 The Python functions take float32 or float64 arrays of any strides (gemm_int8: int8 or uint8), check them, work in place on
 their outputs and release the GIL while they compute. They raise TypeError for a wrong type or dtype and ValueError for
@@ -11,13 +12,15 @@ shapes that do not fit, read-only or overlapping outputs.
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from evort._kernels cimport blas as core
 from evort._kernels.blas cimport real
-from libc.stdint cimport int8_t, int32_t, int64_t
+from evort._kernels.core cimport EV_BFLOAT16, EV_FLOAT, EV_FLOAT16, EV_UINT8
+from evort._kernels.nbits cimport ev_weights, narrow_weights, packed_weights
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 
 import numpy as np
 
 from evort._kernels.core import default_threads
 
-__all__ = ["asum", "axpy", "copy", "dot", "gemm", "gemm_batch", "gemm_int8", "gemv", "ger", "iamax", "nrm2", "scal",
+__all__ = ["asum", "axpy", "copy", "dot", "gemm", "gemm_batch", "gemm_half", "gemm_int8", "gemm_nbits", "gemv", "ger", "iamax", "nrm2", "scal",
            "swap"]
 
 
@@ -152,11 +155,29 @@ cdef int igemm(bint trans_a, bint trans_b, int64_t m, int64_t n, int64_t k, int3
                   1 if trans_b else ldb, ldb if trans_b else 1, True, NULL, 0, beta, c, ldc, threads)
 
 
+cdef int nbits_gemm(int64_t m, int64_t n, int64_t k, int32_t bits, int64_t block, float alpha, const float *a,
+                    int64_t lda, const uint8_t *q, int64_t row_bytes, const void *scales, bint half_scales,
+                    const uint8_t *zeros, bint rounded, float *c, int64_t ldc, int32_t threads) noexcept nogil:
+    cdef ev_weights w
+    packed_weights(&w, n, k, bits, block, q, scales, EV_FLOAT16 if half_scales else EV_FLOAT, zeros, EV_UINT8)
+    w.packed.row_bytes, w.rounded = row_bytes, rounded
+    return core.widened(&w, m, alpha, a, lda, c, ldc, threads)
+
+
+cdef int half_gemm(bint trans, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+                   const uint16_t *w, bint brain, float *c, int64_t ldc, int32_t threads) noexcept nogil:
+    cdef ev_weights weights
+    narrow_weights(&weights, n, k, not trans, EV_BFLOAT16 if brain else EV_FLOAT16, w)
+    return core.widened(&weights, m, alpha, a, lda, c, ldc, threads)
+
+
 # --- the interface for Python --------------------------------------------------------------------------------------
 
 cdef dict KINDS = {np.dtype(np.float32): "f", np.dtype(np.float64): "d", np.dtype(np.int8): "b",
-                   np.dtype(np.uint8): "B", np.dtype(np.int32): "i"}
-cdef dict NAMES = {"f": "float32", "d": "float64", "b": "int8", "B": "uint8", "i": "int32"}
+                   np.dtype(np.uint8): "B", np.dtype(np.int32): "i", np.dtype(np.float16): "e",
+                   np.dtype(np.uint16): "H"}
+cdef dict NAMES = {"f": "float32", "d": "float64", "b": "int8", "B": "uint8", "i": "int32", "e": "float16",
+                   "H": "uint16"}
 
 
 cdef class Operand:
@@ -559,3 +580,91 @@ def gemm_int8(a, b, c=None, alpha=1, beta=0, trans_a=False, trans_b=False, a_zer
     if status != 0:
         raise MemoryError("no memory for the packing buffer of a matrix product")
     return c
+
+
+cdef tuple rows_and_output(a, c, int64_t k, int64_t n):
+    """a[m, k] and c[m, n] (made where it is None) in float32, both with contiguous rows."""
+    cdef Operand oa = Operand(a, "a", 2, 2, "f"), oc
+    if oa.n[1] != k:
+        raise ValueError(f"a has {oa.n[1]} columns, but the weights take {k}")
+    if k > 1 and oa.s[1] != 1:
+        raise ValueError(f"a must have contiguous rows, not strides {a.strides}")
+    if c is None:
+        c = np.empty((oa.n[0], n), np.float32)
+    oc = Operand(c, "c", 2, 2, "f", True)
+    oc.must_have_shape((oa.n[0], n))
+    oc.must_differ_from(oa, False)
+    if n > 1 and oc.s[1] != 1:
+        raise ValueError(f"c must have contiguous rows, not strides {c.strides}")
+    return oa, oc
+
+
+cdef object must_be_dense(Operand o):
+    if not o.array.flags.c_contiguous:
+        raise ValueError(f"{o.name} must be contiguous, not of strides {o.array.strides}")
+
+
+def gemm_nbits(a, q, scales, zeros=None, c=None, bits=4, block=32, exact=True, threads=None):
+    """c := a W^T for weights W[n, k] of 2, 3, 4 or 8 bits in blocks of `block` along k: (q - zero) * scale. Returns c.
+
+    a[m, k], c[m, n] with contiguous rows; q uint8 [n, bytes], each row one stream of bits, low bits first, that holds k
+    numbers or whole blocks of them; scales float32 or float16 [n, ceil(k/block)]; zeros uint8 [n, ceil(blocks*bits/8)],
+    packed alike, None for 2^(bits-1). This is how onnxruntime's MatMulNBits packs 2, 4 and 8 bits. Weights are widened
+    as they are used; a product of one row reads them once. exact=False: up to three rows of a may be rounded to 16 bits
+    with a scale for each 16 columns or fewer, which is faster.
+    """
+    cdef Operand oq = Operand(q, "q", 2, 2, "B"), os = Operand(scales, "scales", 2, 2, "fe"), oz = None, oa, oc
+    cdef int64_t n = oq.n[0], k, blocks, size = block, numbers
+    cdef int32_t width = bits, thread_limit = thread_count(threads)
+    cdef bint rounded = not exact
+    cdef const uint8_t *points = NULL
+    cdef int status
+    if bits not in (2, 3, 4, 8):
+        raise ValueError(f"bits must be 2, 3, 4 or 8, not {bits}")
+    if size < 16 or size & (size - 1):
+        raise ValueError(f"block must be a power of two and at least 16, not {block}")
+    k = a.shape[1] if isinstance(a, np.ndarray) and a.ndim == 2 else 0
+    blocks = (k + size - 1) // size
+    oa, oc = rows_and_output(a, c, k, n)
+    numbers = oq.n[1] * 8 // width
+    if numbers < k or oq.n[1] > blocks * size * width // 8:
+        raise ValueError(f"q has {oq.n[1]} bytes a row; {k} weights of {bits} bits take {(k * width + 7) // 8}")
+    os.must_have_shape((n, blocks))
+    for o in (oq, os):
+        must_be_dense(o)
+        oc.must_differ_from(o, False)
+    if zeros is not None:
+        oz = Operand(zeros, "zeros", 2, 2, "B")
+        oz.must_have_shape((n, (blocks * width + 7) // 8))
+        must_be_dense(oz)
+        oc.must_differ_from(oz, False)
+        points = <const uint8_t *> oz.data
+    with nogil:
+        status = nbits_gemm(oa.n[0], n, k, width, size, 1, <const float *> oa.data, oa.s[0], <const uint8_t *> oq.data,
+                            oq.n[1], os.data, os.view.itemsize == 2, points, rounded, <float *> oc.data, oc.s[0],
+                            thread_limit)
+    if status != 0:
+        raise MemoryError("no memory for the scratch of a matrix product")
+    return oc.array
+
+
+def gemm_half(a, w, c=None, trans_w=False, threads=None):
+    """c := a op(w) for weights w of float16, or of bfloat16 as uint16 bits. Returns c.
+
+    a[m, k] and c[m, n] in float32 with contiguous rows; w [k, n], or [n, k] with trans_w, contiguous. Weights are widened
+    as they are used; a product of one row reads them once.
+    """
+    cdef Operand ow = Operand(w, "w", 2, 2, "eH"), oa, oc
+    cdef bint trans = trans_w, brain = ow.kind == "H"
+    cdef int64_t k = ow.n[1] if trans else ow.n[0], n = ow.n[0] if trans else ow.n[1]
+    cdef int32_t thread_limit = thread_count(threads)
+    cdef int status
+    oa, oc = rows_and_output(a, c, k, n)
+    must_be_dense(ow)
+    oc.must_differ_from(ow, False)
+    with nogil:
+        status = half_gemm(trans, oa.n[0], n, k, 1, <const float *> oa.data, oa.s[0], <const uint16_t *> ow.data, brain,
+                           <float *> oc.data, oc.s[0], thread_limit)
+    if status != 0:
+        raise MemoryError("no memory for the scratch of a matrix product")
+    return oc.array

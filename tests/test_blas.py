@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from evort import blas
 from evort._kernels import core
+from evort.ops.nbits import widen
 
 REALS = [np.float32, np.float64]
 WIDE = {np.dtype(np.float32): np.float64, np.dtype(np.float64): np.longdouble}
@@ -354,3 +355,61 @@ def test_concurrent_calls():
             got = pool.map(lambda x: blas.gemm(x[0], x[1], threads=3), inputs)
             for g, w in zip(got, want, strict=True):
                 np.testing.assert_array_equal(g, w)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.sampled_from([2, 3, 4, 8]), st.sampled_from([16, 32, 128]), st.integers(0, 6), st.integers(0, 40),
+       st.one_of(st.integers(1, 80), st.just(1100)), st.booleans(), st.booleans(), st.booleans(),
+       st.integers(1, 3))  # fmt: skip
+def test_gemm_nbits(bits, block, m, n, k, with_zeros, half, exact, threads):
+    rng = np.random.default_rng([bits, block, m, n, k])
+    blocks = -(-k // block)
+    q = rng.integers(0, 256, (n, -(-k * bits // 8) if half else blocks * block * bits // 8)).astype(np.uint8)
+    scales = (rng.random((n, blocks)) + 0.1).astype(np.float16 if half else np.float32)
+    zeros = rng.integers(0, 256, (n, -(-blocks * bits // 8))).astype(np.uint8) if with_zeros else None
+    w = widen(q, scales, zeros, bits, block, k).astype(np.float64)
+    a = rng.standard_normal((m, k + 3)).astype(np.float32)[:, :k]
+    c = np.full((m, n + 2), np.nan, np.float32)[:, :n]
+    got = blas.gemm_nbits(a, q, scales, zeros, c, bits, block, exact, threads)
+    assert got is c
+    # As tests/ops/test_nbits.py: zero points are taken off by a sum of their own; activations may be rounded.
+    sizes = np.abs(a).astype(np.float64) @ (np.abs(w) + np.repeat(scales, block, 1)[:, :k] * 2.0**bits).T
+    bound = gamma(k + 8, np.float32) * sizes
+    if not exact and m:
+        bound = bound + np.abs(a).max() / 65000 * np.abs(w).sum(1)
+    assert np.all(np.abs(got - a.astype(np.float64) @ w.T) <= bound)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("trans", [False, True])
+@pytest.mark.parametrize("shape", [(1, 5, 3), (3, 40, 600), (4, 530, 33), (20, 17, 65), (0, 3, 4), (2, 0, 5)])
+def test_gemm_half(kind, trans, shape):
+    m, n, k = shape
+    rng = np.random.default_rng(k)
+    w = rng.standard_normal((n, k) if trans else (k, n)).astype(np.float32)
+    stored = w.astype(np.float16) if kind == "float16" else (w.view(np.uint32) >> 16).astype(np.uint16)
+    real = stored.astype(np.float64) if kind == "float16" else (stored.astype(np.uint32) << 16).view(np.float32)
+    a = rng.standard_normal((m, k)).astype(np.float32)
+    for threads in (1, 2):
+        got = blas.gemm_half(a, stored, trans_w=trans, threads=threads)
+        check_product(got, 1, a, real.T if trans else real, 0, got)
+
+
+def test_narrow_weights_are_checked():
+    a, q, s = np.ones((2, 32), np.float32), np.zeros((5, 16), np.uint8), np.ones((5, 1), np.float32)
+    assert blas.gemm_nbits(a, q, s).shape == (2, 5)
+    wrong = [
+        (TypeError, {"a": a.astype(np.float64)}), (TypeError, {"q": q.astype(np.int8)}), (ValueError, {"a": a.T}),
+        (TypeError, {"scales": s.astype(np.float64)}), (ValueError, {"q": q[:, :15]}), (ValueError, {"scales": s.T}),
+        (ValueError, {"bits": 5}), (ValueError, {"block": 8}), (ValueError, {"block": 48}),
+        (ValueError, {"q": q[:, ::-1]}),
+        (ValueError, {"zeros": np.zeros((5, 2), np.uint8)}), (ValueError, {"c": np.ones((2, 4), np.float32)}),
+        (ValueError, {"a": np.ones((32, 2), np.float32).T}), (ValueError, {"threads": 0}),
+    ]  # fmt: skip
+    for error, change in wrong:
+        with pytest.raises(error):
+            blas.gemm_nbits(**{"a": a, "q": q, "scales": s, **change})
+    for error, w in ((TypeError, np.ones((32, 5), np.float32)), (ValueError, np.ones((31, 5), np.float16)),
+                     (ValueError, np.ones((5, 32), np.float16).T)):  # fmt: skip
+        with pytest.raises(error):
+            blas.gemm_half(a, w)

@@ -1,6 +1,7 @@
 """BLAS on any strides. Pointers are to the first element, element i of a vector is x[i*incx], element (i, j) of a
 matrix a[i*rsa + j*csa], and all of these may be negative. evort.blas puts CBLAS's conventions and Python's on top.
 """
+from evort._kernels.nbits cimport ev_weights
 from libc.stdint cimport int32_t, int64_t
 
 ctypedef fused real:
@@ -32,3 +33,7 @@ cdef int igemm(int64_t m, int64_t n, int64_t k, int32_t alpha, const void *a, in
                const void *a_zero, int64_t a_zero_step, const void *b, int64_t rsb, int64_t csb, bint b_signed,
                const void *b_zero, int64_t b_zero_step, int32_t beta, int32_t *c, int64_t ldc,
                int32_t threads) noexcept nogil
+
+# C[m, n] := alpha * A[m, k] W^T with weights that are widened as they are used; rows of A and C are contiguous.
+cdef int widened(const ev_weights *w, int64_t m, float alpha, const float *a, int64_t lda, float *c, int64_t ldc,
+                 int32_t threads) noexcept nogil

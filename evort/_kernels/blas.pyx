@@ -2,6 +2,7 @@
 from evort._kernels.core cimport ev_ukr, ukernels
 from evort._kernels.gemm cimport (ev_gemm, ev_igemm, gemm_batch_f32, gemm_batch_f64, gemm_batch_scratch, gemm_init,
                                   igemm as run_igemm, igemm_init, igemm_scratch)
+from evort._kernels.nbits cimport ev_weights, widened_product, widened_scratch
 from libc.stdlib cimport free
 
 cdef extern from "stdlib.h" nogil:
@@ -182,5 +183,17 @@ cdef int igemm(int64_t m, int64_t n, int64_t k, int32_t alpha, const void *a, in
         return -1
     g.scratch = scratch
     run_igemm(&g)
+    free(scratch)
+    return 0
+
+
+cdef int widened(const ev_weights *w, int64_t m, float alpha, const float *a, int64_t lda, float *c, int64_t ldc,
+                 int32_t threads) noexcept nogil:
+    cdef void *scratch = NULL
+    cdef int64_t padded = w.packed.blocks << w.packed.log_block if w.data == NULL else 0
+    threads = threads if threads > 1 else 1
+    if posix_memalign(&scratch, 64, widened_scratch(m, w.n, w.k, padded, threads) + 64) != 0:
+        return -1
+    widened_product(w, m, alpha, a, lda, c, ldc, NULL, threads, scratch)
     free(scratch)
     return 0

@@ -8,7 +8,7 @@ GatherBlockQuantized, and MatMul, Gemm, Conv and Gather with weights of 16 bits.
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_ACT_NONE, EV_BAD_INDEX, EV_BIAS_COLUMN, EV_BIAS_NONE, EV_BIAS_ROW, EV_FLOAT, EV_INT64, EV_NBITS_PAD, EV_NR_F32, EV_OK, EV_UINT8, ev_call,
+from evort._kernels.core cimport (EV_ACT_NONE, EV_BAD_INDEX, EV_BIAS_COLUMN, EV_BIAS_NONE, EV_BIAS_ROW, EV_FLOAT, EV_INT16, EV_INT64, EV_NBITS_PAD, EV_NR_F32, EV_OK, EV_UINT8, ev_call,
                                   ev_conv_window, ev_epilogue, ev_nbits, ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
 
@@ -257,12 +257,16 @@ cdef inline const void *operand(const ev_call *c, int64_t i) noexcept nogil:
 
 cdef void weights_of(const ev_call *c, int64_t n, int64_t k, int64_t bits, int64_t block, bint columns,
                      ev_weights *w) noexcept nogil:
-    """The node's weights: inputs 1, 2 and 3 where they are packed, input 1 where bits is 16."""
+    """The node's weights: inputs 1, 2 and 3 where they are packed, input 1 where bits is 16; int16 have scales [n]."""
     if bits == 16:
         narrow_weights(w, n, k, columns, c.in_[1].dtype, c.in_[1].data)
+        if c.in_[1].dtype == EV_INT16:
+            w.scale = <const float *> c.in_[2].data
     else:
         packed_weights(w, n, k, <int32_t> bits, block, c.in_[1].data, c.in_[2].data, c.in_[2].dtype, operand(c, 3),
                        EV_UINT8 if operand(c, 3) == NULL else c.in_[3].dtype)
+        if c.in_[1].rank == 2:
+            w.packed.row_bytes = c.in_[1].dims[1]
 
 
 def product_scratch(int64_t m, int64_t n, int64_t k, int64_t padded, int32_t threads) -> int:

@@ -1,16 +1,21 @@
-"""Drivers of RNN, GRU and LSTM in float32 with the default activation functions.
+"""Drivers of RNN, GRU and LSTM in float32 with the default activation functions; of GRU and LSTM with 8-bit weights too.
 
     for each direction
       products of all inputs with W, and the biases, as one matrix product       gates[T*N, G*H]
       for each step
         += products of the state with R; then the cell, sequence by sequence      (recurrent_body.h)
 
+With 8-bit weights, the inputs (all steps together) and each state are quantized by their range as the products read
+them; the weights lie the other way round, [I, G*H] and [H, G*H].
+
 W and R are read where the file has them. Only where several sequences take several steps, R is transposed into scratch
 once, so that no step has to pack it.
 """
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_ACT_NONE, EV_BIAS_COLUMN, EV_OK, ev_call, ev_epilogue, ev_ukr, register, ukernels)
+from evort._kernels.core cimport (EV_ACT_NONE, EV_BIAS_COLUMN, EV_BIAS_NONE, EV_FLOAT, EV_OK, EV_UINT8, ev_call, ev_epilogue, ev_ukr, register, ukernels)
+from evort._kernels.dynamic cimport ev_dynamic, find_range, range_scratch
+from evort._kernels.qgemm cimport ev_qgemm, qgemm, qgemm_init, qgemm_scratch
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
 
 cdef const ev_ukr *K = ukernels()
@@ -22,6 +27,7 @@ cdef enum Cell:
 
 ctypedef struct Sizes:
     int64_t steps, batch, inputs, hidden, gates
+    bint whole                   # weights of 8 bits
 
 ctypedef struct Scratch:
     float *products              # [T*N, G*H] of the inputs, in X's order
@@ -33,6 +39,7 @@ ctypedef struct Scratch:
     float *bias                  # [G*H]
     float *turned                # R transposed, [H, G*H], or NULL
     void *gemm
+    void *range                  # for find_range
 
 
 cdef inline float *operand(const ev_call *c, int i) noexcept nogil:
@@ -60,17 +67,23 @@ cdef int64_t lay_out(Scratch *s, char *base, const Sizes *z, int32_t threads) no
     s.h = take(&at, z.batch * z.hidden)
     s.cell = take(&at, z.batch * z.hidden)
     s.bias = take(&at, width)
-    s.turned = take(&at, z.hidden * width) if z.batch > 1 and z.steps > 2 else NULL
+    s.turned = take(&at, z.hidden * width) if z.batch > 1 and z.steps > 2 and not z.whole else NULL
     s.gemm = at
+    if z.whole:
+        at += max(qgemm_scratch(1, z.steps * z.batch, width, z.inputs, threads, False, False),
+                  qgemm_scratch(1, z.batch, width, z.hidden, threads, False, False))
+        at = base + (at - base + 63) // 64 * 64
+        s.range = at
+        return at + range_scratch(threads) - base
     at += max(gemm_scratch(4, z.steps * z.batch, width, z.inputs, threads),
               gemm_scratch(4, z.batch, width, z.hidden, threads))
     return at - base
 
 
-def recurrent_scratch(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden, int64_t gates,
-                      int32_t threads) -> int:
-    """Scratch bytes of the drivers."""
-    cdef Sizes z = Sizes(steps, batch, inputs, hidden, gates)
+def recurrent_scratch(int64_t steps, int64_t batch, int64_t inputs, int64_t hidden, int64_t gates, int32_t threads,
+                      bint whole=False) -> int:
+    """Scratch bytes of the drivers; whole: with weights of 8 bits."""
+    cdef Sizes z = Sizes(steps, batch, inputs, hidden, gates, whole)
     cdef Scratch s
     return lay_out(&s, NULL, &z, threads)
 
@@ -90,14 +103,64 @@ cdef void times_r(const ev_call *c, const Sizes *z, const Scratch *s, const floa
     gemm_f32(&g)
 
 
+ctypedef struct Weights:
+    const char *data             # [depth, G*H], of one direction
+    int32_t dtype
+    const float *scale
+    const char *zero             # or NULL
+    bint scales, zeros           # one for each column
+
+
+cdef void read_weights(const ev_call *c, int32_t index, int32_t scale, int64_t d, int64_t width, int64_t depth,
+                       const int64_t *each, Weights *w) noexcept nogil:
+    w.scales, w.zeros = each[0] != 0, each[1] != 0
+    w.data, w.dtype = <const char *> c.in_[index].data + d * depth * width, c.in_[index].dtype
+    w.scale = operand(c, scale) + d * (width if w.scales else 1)
+    w.zero = <const char *> operand(c, scale + 1)
+    if w.zero != NULL:
+        w.zero += d * (width if w.zeros else 1)
+
+
+cdef void times_whole(const ev_call *c, const Scratch *s, const Weights *w, int64_t m, int64_t k, int64_t width,
+                      int64_t first, int64_t count, const float *x, float *to, bint add,
+                      const float *bias) noexcept nogil:
+    """to[:, first:first+count] := (add: itself) + x W[:, first:first+count] + bias, with x[m, k] quantized."""
+    cdef ev_dynamic d
+    cdef ev_qgemm g
+    d.dtype = EV_UINT8
+    find_range(&d, m * k, x, c.threads, s.range)
+    qgemm_init(&g, m, count, k, x, EV_FLOAT, w.data + first, w.dtype, to + first, EV_FLOAT)
+    g.a.as_type, g.a.scale, g.a.zero, g.a.zero_step = EV_UINT8, d.scale, &d.zero, 0
+    g.b.rs, g.b.cs = width, 1
+    if w.zero != NULL:
+        g.b.zero, g.b.zero_step = w.zero + (first if w.zeros else 0), 1 if w.zeros else 0
+    g.ldc = width
+    if w.scales:
+        g.q.scale, g.q.scale_axis, g.q.factor = w.scale + first, EV_BIAS_COLUMN, d.scale
+    else:
+        g.q.scale_axis, g.q.factor = EV_BIAS_NONE, d.scale * w.scale[0]
+    if bias != NULL:
+        g.q.bias, g.q.bias_type, g.q.bias_axis = bias, EV_FLOAT, EV_BIAS_COLUMN
+    if add:
+        g.q.residual, g.q.residual_type, g.q.ldr = to + first, EV_FLOAT, width
+    g.threads, g.scratch = c.threads, s.gemm
+    qgemm(&g)
+
+
 cdef int run(const ev_call *c, Cell kind, int64_t gates) noexcept nogil:
     """in: X, W, R, B, sequence_lens, initial_h, initial_c, P (NULL where absent); out: Y, Y_h, Y_c (likewise); ints:
     (steps, sequences, inputs, hidden size, direction 0 forward, 1 reverse, 2 both, layout, GRU: linear_before_reset or
-    LSTM: input_forget); reals: (clip,)."""
+    LSTM: input_forget); reals: (clip,).
+
+    With weights of 8 bits: also in: scale and zero points (or NULL) of W and of R, from index 8 (GRU: 6) on; ints: whether
+    each of these four has one number for each column."""
     cdef Sizes z
     cdef Scratch s
     cdef const int64_t *v = c.ints
+    cdef Weights ww, rw
+    cdef int32_t scales = 8 if kind == LSTM else 6
     z.steps, z.batch, z.inputs, z.hidden, z.gates = v[0], v[1], v[2], v[3], gates
+    z.whole = c.in_[1].dtype != EV_FLOAT
     cdef int64_t ways = 2 if v[4] == 2 else 1, layout = v[5], width = gates * z.hidden, hidden = z.hidden
     cdef int64_t d, t, n, at, length, i, index, bytes = hidden * <int64_t> sizeof(float)
     cdef bint flag = v[6] != 0, reverse, linear_gru = kind == GRU and flag
@@ -121,7 +184,7 @@ cdef int run(const ev_call *c, Cell kind, int64_t gates) noexcept nogil:
         reverse = v[4] == 1 or d == 1
         w, r = operand(c, 1) + d * width * z.inputs, operand(c, 2) + d * width * hidden
         b = NULL if operand(c, 3) == NULL else operand(c, 3) + d * 2 * width
-        p = NULL if operand(c, 7) == NULL else operand(c, 7) + d * 3 * hidden
+        p = NULL if kind != LSTM or operand(c, 7) == NULL else operand(c, 7) + d * 3 * hidden
         gemm_init(&g, z.steps * z.batch, width, z.inputs, x, z.inputs, w, 1, s.products, width)
         g.rsb, g.csb = 1, z.inputs
         g.threads, g.scratch = c.threads, s.gemm
@@ -131,7 +194,13 @@ cdef int run(const ev_call *c, Cell kind, int64_t gates) noexcept nogil:
                 s.bias[i] = b[i] if linear_gru else b[i] + b[width + i]
             e.bias, e.bias_axis = s.bias, EV_BIAS_COLUMN
         g.epilogue = &e
-        gemm_f32(&g)
+        if z.whole:
+            read_weights(c, 1, scales, d, width, z.inputs, v + 7, &ww)
+            read_weights(c, 2, scales + 2, d, width, hidden, v + 9, &rw)
+            times_whole(c, &s, &ww, z.steps * z.batch, z.inputs, width, 0, width, x, s.products, False,
+                        NULL if b == NULL else s.bias)
+        else:
+            gemm_f32(&g)
         if s.turned != NULL:
             K.move_transpose(4, hidden, width, r, hidden, s.turned, width)
         for n in range(z.batch):
@@ -141,7 +210,7 @@ cdef int run(const ev_call *c, Cell kind, int64_t gates) noexcept nogil:
                 memcpy(s.h + n * hidden, first + at, bytes)
             else:
                 memset(s.h + n * hidden, 0, bytes)
-            first = operand(c, 6)
+            first = operand(c, 6) if kind == LSTM else NULL
             if first != NULL:
                 memcpy(s.cell + n * hidden, first + at, bytes)
             else:
@@ -154,12 +223,24 @@ cdef int run(const ev_call *c, Cell kind, int64_t gates) noexcept nogil:
                 memcpy(s.gates + n * width, s.products + index * width, width * sizeof(float))
             if linear_gru:
                 e.bias, e.bias_axis = NULL if b == NULL else b + width, EV_BIAS_COLUMN if b != NULL else 0
-                times_r(c, &z, &s, r, 0, width, s.h, s.state, 0, &e)
+                if z.whole:
+                    times_whole(c, &s, &rw, z.batch, hidden, width, 0, width, s.h, s.state, False,
+                                NULL if b == NULL else b + width)
+                else:
+                    times_r(c, &z, &s, r, 0, width, s.h, s.state, 0, &e)
             elif kind == GRU:
-                times_r(c, &z, &s, r, 0, 2 * hidden, s.h, s.gates, 1, NULL)
+                if z.whole:
+                    times_whole(c, &s, &rw, z.batch, hidden, width, 0, 2 * hidden, s.h, s.gates, True, NULL)
+                else:
+                    times_r(c, &z, &s, r, 0, 2 * hidden, s.h, s.gates, 1, NULL)
                 for n in range(z.batch):
                     K.gru_reset_f32(hidden, s.gates + n * width, clip, s.h + n * hidden, s.kept + n * hidden)
-                times_r(c, &z, &s, r, 2 * hidden, hidden, s.kept, s.gates, 1, NULL)
+                if z.whole:
+                    times_whole(c, &s, &rw, z.batch, hidden, width, 2 * hidden, hidden, s.kept, s.gates, True, NULL)
+                else:
+                    times_r(c, &z, &s, r, 2 * hidden, hidden, s.kept, s.gates, 1, NULL)
+            elif z.whole:
+                times_whole(c, &s, &rw, z.batch, hidden, width, 0, width, s.h, s.gates, True, NULL)
             else:
                 times_r(c, &z, &s, r, 0, width, s.h, s.gates, 1, NULL)
             for n in range(z.batch):

@@ -5,7 +5,8 @@ blocks; and how Conv, Gemm and MatMul run with weights of float16 or bfloat16.
 
 A row (of an output column or channel) is one stream of bits, little-endian: number p of the row takes the bits
 [bits*p, bits*(p+1)) of it. For 2, 4 and 8 bits that is onnxruntime's packing, low bits first; 3 bits are as dense,
-8 weights in 3 bytes. Rows are filled up to whole blocks. Zero points are packed alike, or given as floats; where there
+8 weights in 3 bytes. Rows are filled up to whole blocks, or (an extension of evort, with weights of two axes, [rows,
+ceil(K*bits/8)]) end where their last weight does. Zero points are packed alike, or given as floats; where there
 are none, they are 2^(bits-1). Scales may be float16 beside float32 activations, which onnxruntime does not have: a
 block of 32 weights of 4 bits then takes 18 bytes.
 
@@ -69,7 +70,10 @@ def _check_packing(c: Call, n: int, k: int, first: int) -> None:
     if not 16 <= block < _LIMIT or block & (block - 1):
         raise c.error(f"block_size must be a power of two and at least 16, not {block}")
     blocks = -(-k // block)
-    expect(c, first, (n, blocks, block * bits // 8), "the packed weights")
+    if c.ins[first].rank == 2:
+        expect(c, first, (n, -(-k * bits // 8)), "the packed weights")
+    else:
+        expect(c, first, (n, blocks, block * bits // 8), "the packed weights")
     if c.ins[first + 1].shape not in ((n, blocks), (n * blocks,)):
         raise c.error(f"the scales must have shape [{n}, {blocks}]")
     if c.has(first + 2):
@@ -223,8 +227,8 @@ class ConvNBits(Op):
     def weights(c: Call) -> Spec:
         """The weights' specification as they would be unpacked. Raises ShapeError."""
         x, group, kernel = c.ins[0], c["group"], c["kernel_shape"]
-        if c.ins[1].rank != 3 or x.rank < 3 or len(kernel) != x.rank - 2:
-            raise c.error("X must be [N, C, D1, ...], W packed in three axes, and kernel_shape one size for each D")
+        if c.ins[1].rank < 2 or x.rank < 3 or len(kernel) != x.rank - 2:
+            raise c.error("X must be [N, C, D1, ...], W packed, and kernel_shape one size for each D")
         if group < 1 or x.shape[1] % group or any(not 0 < k < _LIMIT for k in kernel):
             raise c.error(f"group {group} or kernel_shape {kernel} does not fit {x.shape[1]} channels")
         return Spec(DType.FLOAT, (c.ins[1].shape[0], x.shape[1] // group, *kernel))

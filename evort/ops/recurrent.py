@@ -87,6 +87,10 @@ class _Recurrent(Op):
         steps = c.ins[0].shape[0] * c.ins[0].shape[1]
         return steps * (math.prod(c.ins[1].shape) + math.prod(c.ins[2].shape))
 
+    def seen(self, h: np.ndarray) -> np.ndarray:
+        """A state as the product with R sees it."""
+        return h
+
     @staticmethod
     def _ways(c: Call) -> int:
         return 2 if c["direction"] == "bidirectional" else 1
@@ -203,7 +207,7 @@ class RNN(_Recurrent):
         bias = np.zeros((len(w), hidden), x.dtype) if b is None else b[:, :hidden] + b[:, hidden:]
 
         def step(p: np.ndarray, h: np.ndarray, cell: np.ndarray | None, d: int) -> tuple[np.ndarray, None]:
-            return functions[d][0](p + h @ r[d].T), None
+            return functions[d][0](p + self.seen(h) @ r[d].T), None
 
         return self._run(c, x, w, lens, h0, None, hidden, step, bias)
 
@@ -242,9 +246,10 @@ class GRU(_Recurrent):
 
         def step(p: np.ndarray, h: np.ndarray, cell: np.ndarray | None, d: int) -> tuple[np.ndarray, None]:
             f, g = functions[d]
-            z, reset = np.split(f(p[:, : 2 * hidden] + h @ r[d, : 2 * hidden].T), 2, axis=1)
+            z, reset = np.split(f(p[:, : 2 * hidden] + self.seen(h) @ r[d, : 2 * hidden].T), 2, axis=1)
             last = r[d, 2 * hidden :].T
-            new = g(p[:, 2 * hidden :] + (reset * (h @ last + inner[d]) if before else (reset * h) @ last))
+            inside = reset * (self.seen(h) @ last + inner[d]) if before else self.seen(reset * h) @ last
+            new = g(p[:, 2 * hidden :] + inside)
             return (1 - z) * new + z * h, None
 
         return self._run(c, x, w, lens, h0, None, hidden, step, bias)
@@ -283,7 +288,7 @@ class LSTM(_Recurrent):
         def step(product: np.ndarray, state: np.ndarray, cell: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
             f, g, h = functions[d]
             peep_i, peep_o, peep_f = np.split(p[d], 3)
-            i, o, forget, new = np.split(product + state @ r[d].T, 4, axis=1)
+            i, o, forget, new = np.split(product + self.seen(state) @ r[d].T, 4, axis=1)
             i = f(i + peep_i * cell)
             forget = 1 - i if c["input_forget"] else f(forget + peep_f * cell)
             cell = forget * cell + i * g(new)

@@ -4,7 +4,7 @@
  *
  * A row is one stream of bits, little-endian: number p of the row takes the bits [bits*p, bits*(p+1)) of it. With 2, 4
  * and 8 bits that is the packing of onnxruntime's MatMulNBits; zero points are packed alike, a row of them for each
- * row. Rows have whole blocks of numbers; those past k mean nothing. */
+ * row. Rows have whole blocks of numbers, of which those past k mean nothing, or end with the byte of the last number. */
 #ifndef EV_NBITS_H
 #define EV_NBITS_H
 

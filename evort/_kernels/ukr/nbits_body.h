@@ -271,12 +271,13 @@ NB_INLINE void EV_FN(nb_rows)(const ev_nbits *w, int64_t row, const float *xs, c
         for (int r = 0; r < rows; r++) EV_FN(nb_blocks)(w, row + r, first, count, scale[r], shift[r]);
         const int64_t n = count << shift_by;
         for (int64_t p = 0; p < n; p += chunk, q += bytes) {
-            uint8_t edge[2][48 * NB_W / 8];
+            uint8_t edge[2][6 * NB_W];
             const uint8_t *from[2] = {q, q + w->row_bytes};
-            if (p + chunk > n) /* a row's last chunk, cut short */
+            const int64_t room = w->row_bytes - (((first << shift_by) + p) * bits >> 3);
+            if (room < bytes) /* a row's last chunk, cut short */
                 for (int r = 0; r < rows; r++) {
                     memset(edge[r], 0, sizeof edge[r]);
-                    memcpy(edge[r], from[r], (size_t)((n - p) * bits / 8));
+                    if (room > 0) memcpy(edge[r], from[r], (size_t)room);
                     from[r] = edge[r];
                 }
             total0 += EV_FN(nb_term)(bits, whole, w->zeros != NULL, from[0], xs, sums, scale[0] + (p >> shift_by),
@@ -344,13 +345,17 @@ NB_INLINE void EV_FN(nb_panel)(const ev_nbits *w, const int bits, int64_t j0, in
                 }
                 known = block;
             }
+            const int64_t room = w->row_bytes - ((p0 + p) * bits >> 3);
             for (int r = 0; r < rows; r++, q += w->row_bytes) {
-                memcpy(&low[r], q, 4);
-                if (bits == 3) {
-                    uint16_t rest;
-                    memcpy(&rest, q + 4, 2);
-                    high[r] = low[r] >> 30 | (uint32_t)rest << 2;
+                uint16_t rest = 0;
+                if (room >= 4 + 2 * (bits == 3)) {
+                    memcpy(&low[r], q, 4);
+                    if (bits == 3) memcpy(&rest, q + 4, 2);
+                } else { /* a row's end */
+                    memcpy(&low[r], q, (size_t)(room < 4 ? room : 4));
+                    if (room > 4) memcpy(&rest, q + 4, (size_t)(room - 4));
                 }
+                if (bits == 3) high[r] = low[r] >> 30 | (uint32_t)rest << 2;
             }
             const NB_I v = *(const EV_FN(vu32u) *)low, t = *(const EV_FN(vu32u) *)high;
             float *out = dst + p * EV_NR_F32 + part;

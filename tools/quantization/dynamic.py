@@ -1,0 +1,161 @@
+"""The dynamic scheme: integer weights, activations quantized by the range that they turn out to have. Needs no data.
+
+    model = dynamic(model, DynamicOptions(bits=8))
+
+    MatMul, Gemm    DynamicQuantizeMatMul      weights int8, one scale for each column; with 16 bits int16, and then
+    Conv            DynamicQuantizeConv        activations stay as they are: the weights are widened as they are used
+    LSTM, GRU       DynamicQuantizeLSTM, DynamicQuantizeGRU                     (8 bits)
+    Gather          GatherBlockQuantized, one scale for each row of the table   (8 bits)
+
+Left in float, as it cannot pay there:
+- a layer of fewer than MIN_CHANNELS output channels, and a depthwise convolution: each number of the activation takes
+  part in that few products, which cost no more than finding the range and quantizing it;
+- a product of two activations, as in attention: both sides would be quantized on each run;
+- ConvTranspose, RNN and layers that have no integer form: an activation PRelu, other functions than the default ones
+  in LSTM and GRU, weights that are no constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from evort.graph import Graph, Model, Node
+from evort.quant import qparams, quantize
+from evort.types import DType
+from evort_tools.quantization.weighted import Layer, node_like, rewrite
+from evort_tools.quantization.weights import WeightOptions, replaced, round_to_nearest, snr
+
+MIN_CHANNELS = 16
+_GATES = {"LSTM": (4, 8, ["sigmoid", "tanh", "tanh"]), "GRU": (3, 6, ["sigmoid", "tanh"])}
+
+
+class DynamicOptions:
+    """bits: of the weights, 8 or 16. symmetric: int8 with zero point 0; else uint8 with a zero point for each channel.
+    activations: bits of activations beside weights of 8 bits, 8 or 16. skip: names of layers to leave."""
+
+    def __init__(
+        self,
+        bits: int = 8,
+        symmetric: bool = True,
+        activations: int = 8,
+        skip: Callable[[str], bool] | None = None,
+    ):
+        if bits not in (8, 16) or activations not in (8, 16):
+            raise ValueError(f"bits must be 8 or 16, not {bits} for weights and {activations} for activations")
+        self.bits = bits
+        self.symmetric = symmetric
+        self.activations = activations
+        self.skip = skip or (lambda name: False)
+
+
+def quantize_channels(rows: np.ndarray, options: DynamicOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Weights [n, k] as (integers [n, k], scales [n], zero points [n] or None). Raises ValueError for weights that are
+    not finite."""
+    if not np.isfinite(rows).all():
+        raise ValueError("weights hold NaN or infinity")
+    symmetric = options.symmetric or options.bits == 16
+    dtype = DType.INT16 if options.bits == 16 else DType.INT8 if symmetric else DType.UINT8
+    scale, zero = qparams(rows.min(1), rows.max(1), dtype, symmetric, narrow=True)
+    q = quantize(rows, scale, zero, dtype, axis=0)
+    return q, scale, None if symmetric else zero
+
+
+def floats(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray:
+    """The weights that integers [n, k] stand for."""
+    wide = q.astype(np.float32)
+    return (wide if zero is None else wide - zero[:, None]) * scale[:, None]
+
+
+def dynamic(model: Model, options: DynamicOptions, report: list[dict[str, object]] | None = None) -> Model:
+    """A copy of a model in which layers have integer weights. report: as in `weights.weight_only`. Raises ValueError,
+    naming the layer, for weights that are not finite."""
+
+    def replace(layer: Layer) -> list[Node] | None:
+        if options.skip(layer.name):
+            return None
+        try:
+            found = _table(layer, options) if layer.node.op == "Gather" else _product(layer, options)
+        except ValueError as error:
+            raise ValueError(f"{layer.name}: {error}") from None
+        if found is None:
+            return None
+        nodes, got = found
+        if report is not None:
+            report.append({"name": layer.name, "bits": options.bits, "snr": snr(layer.rows, got)})
+        return nodes
+
+    def recurrent(graph: Graph, node: Node) -> list[Node] | None:
+        name = node.name or node.outputs[0]
+        if options.bits == 16 or options.skip(name):
+            return None
+        return _recurrent(graph, node, options)
+
+    return rewrite(model, replace, recurrent)
+
+
+def _product(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndarray] | None:
+    node, n = layer.node, len(layer.rows)
+    if node.op not in ("MatMul", "Gemm", "Conv") or n < MIN_CHANNELS or node.attrs.get("activation") == "PRelu":
+        return None
+    w = layer.graph.tensors[layer.weight]
+    if node.op == "Conv" and w.shape[1] == 1 and node.attrs.get("group", 1) > 1:
+        return None
+    q, scale, zero = quantize_channels(layer.rows, options)
+    suffix = f"{q.dtype.name}{'c' if layer.columns else 'r'}"
+    bias, attrs = layer.bias, layer.activation()
+    if node.op == "Conv":
+        op, domain, value, attrs = "DynamicQuantizeConv", "evort", q.reshape(w.shape), dict(node.attrs)
+    else:
+        op, domain, value = "DynamicQuantizeMatMul", "com.microsoft", q.T
+        suffix += "k"  # [K, N], whichever way the constant lay
+        if bias and layer.graph.tensors[bias].shape == (1, n):
+            bias = layer.add("bias", layer.graph.tensors[bias].data.reshape(n))
+    if options.activations == 16 and options.bits == 8:
+        attrs["bits"] = 16
+    names = [layer.input(0), layer.add(suffix, value), layer.add(f"{suffix}:scale", scale),
+             "" if zero is None else layer.add(f"{suffix}:zero", zero), bias, layer.input(3)]  # fmt: skip
+    return node_like(layer, op, names, attrs, domain), floats(q, scale, zero)
+
+
+def _table(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndarray] | None:
+    if options.bits == 16:
+        return None
+    block = 16
+    while block < layer.rows.shape[1]:
+        block *= 2
+    how = WeightOptions(8, block, options.symmetric, search=False, half_scales=False)
+    packed = round_to_nearest(layer.rows, how)
+    nodes = replaced(layer, packed, how)
+    return None if nodes is None else (nodes, packed.floats())
+
+
+def _recurrent(graph: Graph, node: Node, options: DynamicOptions) -> list[Node] | None:
+    """LSTM or GRU with the default functions; None for other nodes."""
+    if node.op not in _GATES or node.domain not in ("", "ai.onnx") or node.attrs.get("layout", 0):
+        return None
+    gates, scales, functions = _GATES[node.op]
+    tensors = [graph.tensors.get(name) for name in node.inputs[1:3]]
+    if any(t is None or t.data is None or t.dtype != DType.FLOAT or t.data.ndim != 3 for t in tensors):
+        return None
+    given = [str(f).lower() for f in node.attrs.get("activations", [])]
+    if given not in ([], functions, functions * 2) or tensors[1].shape[2] * gates < MIN_CHANNELS:
+        return None
+    inputs = [*node.inputs, *("" for _ in range(scales - len(node.inputs)))]
+    for index, tensor in enumerate(tensors, start=1):
+        ways, rows, depth = tensor.data.shape
+        try:
+            q, scale, zero = quantize_channels(tensor.data.reshape(ways * rows, depth), options)
+        except ValueError as error:
+            raise ValueError(f"{node.name or node.outputs[0]}: {error}") from None
+        part = Layer(graph, node, tensor.name, tensor.data, False)
+        value = q.reshape(ways, rows, depth).swapaxes(1, 2)
+        inputs[index] = part.add(f"{q.dtype.name}t", value)
+        inputs.append(part.add(f"{q.dtype.name}t:scale", scale.reshape(ways, rows)))
+        inputs.append("" if zero is None else part.add(f"{q.dtype.name}t:zero", zero.reshape(ways, rows)))
+    domain = "com.microsoft" if node.op == "LSTM" else "evort"
+    attrs = {key: value for key, value in node.attrs.items() if key != "layout"}
+    while not inputs[-1]:
+        inputs.pop()
+    return [Node(f"DynamicQuantize{node.op}", inputs, list(node.outputs), attrs, domain, node.name)]

@@ -1,0 +1,241 @@
+"""Weight-only schemes: few bits in groups (round to nearest), float16 and bfloat16. Activations stay float32.
+
+    model = weight_only(model, WeightOptions(bits=4, block=32))
+
+MatMul, Gemm and Conv become MatMulNBits and ConvNBits, embeddings GatherBlockQuantized (evort/ops/nbits.py says how
+they store weights); with 16 bits the operators stay and take narrower weights.
+
+A layer is left as it is where that would not make it at least a fifth smaller (rows so short that scales weigh more);
+and where it is a depthwise convolution: those hold few weights, and their own kernel is far faster than a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from evort.graph import Model, Node
+from evort.ops import lowp
+from evort.ops.nbits import BITS, pack, widen
+from evort.types import DType
+from evort_tools.quantization.weighted import Layer, node_like, rewrite
+
+ROWS = 1 << 18  # weights that are quantized at a time, so that memory does not grow with the layer
+SHRINKS = np.linspace(1.0, 0.55, 19)
+
+
+class WeightOptions:
+    """How weights are stored.
+
+    bits: 2, 3, 4 or 8, in groups; or 16. block: weights that share a scale, a power of two from 16 on. symmetric: the
+    zero point is the middle of the range; else each group has one. search: try ranges that clip the largest weights,
+    and keep what has the smallest squared error, group by group. half_scales: scales as float16, else float32.
+    kind: with 16 bits, DType.FLOAT16 (weights beyond 65504 make it bfloat16, layer by layer) or DType.BFLOAT16.
+    exact: compute with activations as they are; else products of few rows may round them to 16 bits, which costs less
+    than 2^-16 of the largest activation beside and is twice as fast. skip: names of layers to leave.
+    """
+
+    def __init__(
+        self,
+        bits: int = 4,
+        block: int = 64,
+        symmetric: bool = True,
+        search: bool = True,
+        half_scales: bool = True,
+        kind: DType = DType.FLOAT16,
+        exact: bool = False,
+        skip: Callable[[str], bool] | None = None,
+    ):
+        if bits not in (*BITS, 16):
+            raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, 16, not {bits}")
+        if bits != 16 and (block < 16 or block & (block - 1)):
+            raise ValueError(f"block must be a power of two and at least 16, not {block}")
+        if kind not in (DType.FLOAT16, DType.BFLOAT16):
+            raise ValueError(f"kind must be FLOAT16 or BFLOAT16, not {kind!r}")
+        self.bits = bits
+        self.block = block
+        self.symmetric = symmetric
+        self.search = search
+        self.half_scales = half_scales
+        self.kind = kind
+        self.exact = exact
+        self.skip = skip or (lambda name: False)
+
+
+class Packed:
+    """Weights [n, k] in groups: q uint8 [n, blocks * block], scales [n, blocks], zeros uint8 [n, blocks] or None."""
+
+    __slots__ = ("bits", "block", "k", "q", "scales", "zeros")
+
+    def __init__(self, q: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, bits: int, block: int, k: int):
+        self.q, self.scales, self.zeros = q, scales, zeros
+        self.bits, self.block, self.k = bits, block, k
+
+    def data(self) -> np.ndarray:
+        """As MatMulNBits takes them, without filling up the last group: [n, bytes]."""
+        return pack(self.q[:, : self.k], self.bits)
+
+    def points(self) -> np.ndarray | None:
+        """The zero points, packed, or None."""
+        return None if self.zeros is None else pack(self.zeros, self.bits)
+
+    def floats(self) -> np.ndarray:
+        """The numbers that they stand for, float32 [n, k]."""
+        return widen(self.data(), self.scales, self.points(), self.bits, self.block, self.k)
+
+
+def group_scales(
+    groups: np.ndarray, bits: int, symmetric: bool, search: bool = True, half: bool = True,
+    importance: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Scale (float32; of float16's precision with `half`) and zero point (float32, whole) of each group of weights.
+
+    groups [..., block]. symmetric: the zero point is 2^(bits-1), and the weight of largest magnitude is put on the end
+    of the range that has one number more, so scales may be negative. search: ranges that clip are tried too. importance
+    [..., block]: of each weight's squared error. A group of zeros has scale 1.
+    """
+    levels, middle = (1 << bits) - 1, 1 << (bits - 1)
+    lo, hi = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    ends = np.where(-lo > hi, lo, hi) / -middle if symmetric else (hi - lo) / levels
+    best_scale = best_zero = best_error = None
+    for shrink in SHRINKS if search else SHRINKS[:1]:
+        # Of the symmetric ranges, one that reaches the largest magnitude on its short side is tried as well.
+        for side in (1.0, -middle / max(1, middle - 1)) if symmetric and search else (1.0,):
+            scale = (ends * (shrink * side)).astype(np.float32)
+            if half:
+                scale = np.clip(scale, -65504, 65504).astype(np.float16).astype(np.float32)
+            scale = np.where(np.abs(scale) > 1e-30, scale, np.float32(1))
+            zero = (
+                np.full_like(scale, middle)
+                if symmetric
+                else np.clip(np.rint(-lo * np.float32(shrink) / scale), 0, levels)
+            )
+            if not search:
+                return scale, zero
+            q = np.clip(np.rint(groups / scale[..., None]) + zero[..., None], 0, levels)
+            error = ((q - zero[..., None]) * scale[..., None] - groups) ** 2
+            error = (error if importance is None else error * importance).sum(-1)
+            if best_error is None:
+                best_scale, best_zero, best_error = scale, zero, error
+            else:
+                better = error < best_error
+                best_scale = np.where(better, scale, best_scale)
+                best_zero = np.where(better, zero, best_zero)
+                best_error = np.where(better, error, best_error)
+    return best_scale, best_zero
+
+
+def round_to_nearest(rows: np.ndarray, options: WeightOptions) -> Packed:
+    """Weights [n, k] in groups along k, each rounded to the nearest number. Raises ValueError for weights that are not
+    finite."""
+    n, k = rows.shape
+    bits, block = options.bits, options.block
+    blocks = -(-k // block)
+    q = np.empty((n, blocks * block), np.uint8)
+    scales, zeros = np.empty((n, blocks), np.float32), np.empty((n, blocks), np.uint8)
+    step = max(1, ROWS // (blocks * block))
+    for at in range(0, n, step):
+        part = np.zeros((min(step, n - at), blocks * block), np.float32)
+        part[:, :k] = rows[at : at + step]
+        if not np.isfinite(part).all():
+            raise ValueError("weights hold NaN or infinity")
+        groups = part.reshape(-1, blocks, block)
+        scale, zero = group_scales(groups, bits, options.symmetric, options.search, options.half_scales)
+        whole = np.clip(np.rint(groups / scale[..., None]) + zero[..., None], 0, (1 << bits) - 1)
+        end = at + len(part)
+        q[at:end], scales[at:end], zeros[at:end] = whole.reshape(part.shape), scale, zero
+    kind = np.float16 if options.half_scales else np.float32
+    return Packed(q, scales.astype(kind), None if options.symmetric else zeros, bits, block, k)
+
+
+def pays(layer: Layer, options: WeightOptions) -> bool:
+    """Whether a layer becomes at least a fifth smaller, and is no depthwise convolution."""
+    k = layer.rows.shape[1]
+    grouped = layer.node.op == "Conv" and layer.node.attrs.get("group", 1) > 1
+    if grouped and layer.graph.tensors[layer.weight].shape[1] == 1:
+        return False
+    if options.bits == 16:
+        return True
+    scale = (2 if options.half_scales else 4) + options.bits / 8
+    return -(-k * options.bits // 8) + -(-k // options.block) * scale <= 0.8 * 4 * k
+
+
+def replaced(layer: Layer, packed: Packed, options: WeightOptions) -> list[Node] | None:
+    """The nodes that compute a layer with packed weights; None where there is no operator for it."""
+    node = layer.node
+    attrs: dict[str, object] = {"bits": packed.bits, "block_size": packed.block}
+    suffix = f"q{packed.bits}{'c' if layer.columns else 'r'}"
+    points = packed.points()
+    if node.op == "Gather":
+        if packed.k * packed.bits % 8:
+            return None
+        data = layer.add(f"{suffix}:table", packed.data())
+        scales = layer.add(f"{suffix}:table:scale", packed.scales.astype(np.float32))
+        names = [data, layer.input(1), scales, "" if points is None else layer.add(f"{suffix}:zero", points)]
+        return node_like(layer, "GatherBlockQuantized", names, attrs, "com.microsoft")
+    if node.op not in ("MatMul", "Gemm", "Conv"):
+        return None
+    names = [layer.input(0), layer.add(suffix, packed.data()), layer.add(f"{suffix}:scale", packed.scales),
+             "" if points is None else layer.add(f"{suffix}:zero", points)]  # fmt: skip
+    if node.op == "Conv":
+        shape = layer.graph.tensors[layer.weight].shape
+        attrs = {**node.attrs, **attrs, "kernel_shape": list(shape[2:])}
+        return node_like(layer, "ConvNBits", [*names, layer.bias, layer.input(3), layer.input(4)], attrs, "evort")
+    n = len(packed.q)
+    attrs |= {"K": packed.k, "N": n, **layer.activation()}
+    if not options.exact:
+        attrs["accuracy_level"] = 2
+    bias = layer.bias
+    if bias and layer.graph.tensors[bias].shape == (1, n):
+        bias = layer.add("bias", layer.graph.tensors[bias].data.reshape(n))
+    return node_like(layer, "MatMulNBits", [*names, "", bias, layer.input(3)], attrs, "com.microsoft")
+
+
+def narrowed(layer: Layer, kind: DType) -> list[Node] | None:
+    """The layer with weights of 16 bits; None where its operator takes none."""
+    node, w = layer.node, layer.graph.tensors[layer.weight].data
+    if node.op not in ("MatMul", "Gemm", "Conv", "Gather"):
+        return None
+    if kind == DType.FLOAT16 and np.abs(w).max() > 65504:
+        kind = DType.BFLOAT16
+    value = w.astype(np.float16) if kind == DType.FLOAT16 else lowp.narrow(w, kind)
+    name = layer.add("f16" if kind == DType.FLOAT16 else "bf16", value, kind)
+    names = list(node.inputs)
+    attrs = dict(node.attrs)
+    if node.op == "Gather":
+        names[0], attrs["output_dtype"] = name, int(DType.FLOAT)
+    else:
+        names[1] = name
+    return node_like(layer, node.op, names, attrs)
+
+
+def weight_only(model: Model, options: WeightOptions, report: list[dict[str, object]] | None = None) -> Model:
+    """A copy of a model whose weights take fewer bits. Each layer that changes is added to `report`: its name, and the
+    signal-to-noise ratio of its weights in decibels (snr). Raises ValueError, naming the layer, for weights that are
+    not finite."""
+
+    def replace(layer: Layer) -> list[Node] | None:
+        if options.skip(layer.name) or not pays(layer, options):
+            return None
+        if options.bits == 16:
+            return narrowed(layer, options.kind)
+        if layer.node.op == "ConvTranspose":
+            return None
+        try:
+            packed = round_to_nearest(layer.rows, options)
+        except ValueError as error:
+            raise ValueError(f"{layer.name}: {error}") from None
+        found = replaced(layer, packed, options)
+        if found is not None and report is not None:
+            report.append({"name": layer.name, "bits": options.bits, "snr": snr(layer.rows, packed.floats())})
+        return found
+
+    return rewrite(model, replace)
+
+
+def snr(want: np.ndarray, got: np.ndarray) -> float:
+    """10 log10 of the power of `want` over that of the difference; infinity where there is none."""
+    noise = float(((want - got) ** 2).sum(dtype=np.float64))
+    power = float((want**2).sum(dtype=np.float64))
+    return float("inf") if noise == 0 else 10 * float(np.log10(max(power, 1e-300) / noise))
