@@ -2,6 +2,7 @@
 
     pointwise_f32   1x1, stride 1: the image is the product's right operand as it lies
     direct_f32      a padded copy of a band of the image is the right operand, read at each tap's offset
+    winograd_f32    3x3, stride 1, enough channels: a quarter of the products
     im2col_f32      any other: the right operand is packed from the image, panel by panel, never built as a whole
     depthwise_f32   one input channel a group: no product, a stencil over the image
     transpose_f32   ConvTranspose: products in blocks, then their sums row by row of the output
@@ -12,9 +13,9 @@ reals (activation parameters a, b); in: X, W, B or NULL, Z or NULL, slope or NUL
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
-from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_OK, ev_call,
-                                  ev_conv_window, ev_depthwise, ev_direct, ev_direct_image, ev_epilogue, ev_ukr,
-                                  parallel_for, register, ukernels)
+from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_MR, EV_OK, ev_call,
+                                  ev_conv_window, ev_depthwise, ev_direct, ev_direct_image, ev_epilogue, ev_tile, ev_ukr,
+                                  ev_winograd_output, parallel_for, register, ukernels)
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
 
 cdef const ev_ukr *K = ukernels()
@@ -346,10 +347,12 @@ def transpose_scratch(int64_t c, int64_t m, ints, int32_t threads) -> int:
 
 
 include "conv_direct.pxi"
+include "conv_winograd.pxi"
 
 DRIVERS = {}
 register(DRIVERS, "pointwise_f32", pointwise_f32)
 register(DRIVERS, "im2col_f32", im2col_f32)
 register(DRIVERS, "direct_f32", direct_f32)
+register(DRIVERS, "winograd_f32", winograd_f32)
 register(DRIVERS, "depthwise_f32", depthwise_f32)
 register(DRIVERS, "transpose_f32", transpose_f32)

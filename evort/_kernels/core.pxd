@@ -160,6 +160,9 @@ cdef extern from "conv.h" nogil:
         const float *bias
         const float *residual
         float lo, hi
+    ctypedef struct ev_winograd_output:
+        int64_t rows, cols, height, width, step, ldy
+        float lo, hi
 
 cdef extern from "nbits.h" nogil:
     int EV_NBITS_PAD
@@ -352,6 +355,12 @@ cdef extern from "ukr.h" nogil:
         void (*qc_shift)(int64_t n, int32_t factor, const int32_t *column, int32_t *sum) noexcept nogil
         void (*qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
                           float scale, const void *z, void *y) noexcept nogil
+        void (*winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,
+                                     int64_t ldu, int64_t step) noexcept nogil
+        void (*winograd_input_f32)(int64_t rows, int64_t cols, const float *x, int64_t pitch, float *v, int64_t ld,
+                                   int64_t step) noexcept nogil
+        void (*winograd_output_f32)(const ev_winograd_output *g, const float *o, float bias, const float *residual,
+                                    float *y) noexcept nogil
         void (*rnn_cell_f32)(int64_t n, const float *gate, float clip, float *h) noexcept nogil
         void (*lstm_cell_f32)(int64_t n, const float *gates, const float *p, float clip, int input_forget, float *cell,
                               float *h) noexcept nogil

@@ -268,16 +268,17 @@ class Conv(Op):
             from evort.ops.nbits import bind_convolution
 
             return bind_convolution(c, w, 16, 0, 2)
-        from evort._kernels.conv import direct_scratch, products_scratch
+        from evort._kernels.conv import direct_scratch, products_scratch, winograd_scratch
 
         number, reals = activation_ints_reals(c)
         group, channels, taps = c["group"], w.shape[1], math.prod(window.kernel)
         ints = (*number, group, *place)
         if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1:
             return Kernel("conv.depthwise_f32", ints, reals)
-        scratch = direct_scratch(x.shape[1], w.shape[0], x.shape[0], ints, c.threads)
-        if scratch:
-            return Kernel("conv.direct_f32", ints, reals, scratch)
+        for driver, scratch_of in (("conv.winograd_f32", winograd_scratch), ("conv.direct_f32", direct_scratch)):
+            scratch = scratch_of(x.shape[1], w.shape[0], x.shape[0], ints, c.threads)
+            if scratch:
+                return Kernel(driver, ints, reals, scratch)
         plain = taps == 1 and set(window.strides) == {1} and window.out == window.image
         sizes = (w.shape[0] // group, math.prod(window.out), channels * taps)
         scratch = products_scratch(out.shape[0] * group, *sizes, c.threads)

@@ -52,4 +52,13 @@ typedef struct {
     float lo, hi;
 } ev_direct;
 
+/* Where the tiles of a block of Winograd's convolution go (winograd_body.h). */
+typedef struct {
+    int64_t rows, cols;               /* of tiles */
+    int64_t height, width;            /* of outputs that are wanted: the last tiles may reach beyond */
+    int64_t step;                     /* from one of the 36 elements to the next */
+    int64_t ldy;                      /* row stride of y and of the residual */
+    float lo, hi;
+} ev_winograd_output;
+
 #endif

@@ -1,0 +1,197 @@
+/* Winograd's convolution F(4x4, 3x3): a tile of 4x4 outputs from 6x6 inputs with 36 products for 144, by
+ *
+ *   Y = A^T [ sum over channels (G g G^T) * (B^T d B) ] A          (Lavin and Gray, 2016)
+ *
+ * where g is the kernel, d the inputs and * takes elements. The interpolation points are 0, +-sqrt(1/2), +-sqrt(2) and
+ * infinity: as cheap as the usual 0, +-1, +-2, and a quarter of their rounding errors (measured with 256 channels). For each of the 36 elements the sum over channels is a
+ * matrix product, weights [m, c] times tiles [c, t]. The kernels here make its operands and turn its results into
+ * outputs; VW tiles (or channels, of the weights) at a time. Uses the vectors of gemm_body.h. */
+
+#define V EV_FN(vf32)
+#define VU EV_FN(vf32u)
+#define VI EV_FN(vi32)
+#define VW (EV_VECTOR_BYTES / 4)
+
+#define EV_SQRT_HALF 0.70710678f
+#define EV_SQRT_TWO 1.41421356f
+
+/* The transforms along one axis; element i of the operand and of the result are s apart. */
+static inline __attribute__((always_inline)) void EV_FN(winograd_bt)(V *x, const int s)
+{
+    const V p = x[4 * s] - 2 * x[2 * s], q = (x[3 * s] - 2 * x[s]) * EV_SQRT_HALF;
+    const V r = x[4 * s] - 0.5f * x[2 * s], t = (x[3 * s] - 0.5f * x[s]) * EV_SQRT_TWO;
+    x[0] = x[0] + (x[4 * s] - 2.5f * x[2 * s]);
+    x[5 * s] = x[s] + (x[5 * s] - 2.5f * x[3 * s]);
+    x[s] = p + q;
+    x[2 * s] = p - q;
+    x[3 * s] = r + t;
+    x[4 * s] = r - t;
+}
+
+static inline __attribute__((always_inline)) void EV_FN(winograd_at)(V *x, const int s)
+{
+    const V p = x[s] + x[2 * s], q = x[s] - x[2 * s], r = x[3 * s] + x[4 * s], t = x[3 * s] - x[4 * s];
+    x[0] = x[0] + p + r;
+    x[s] = EV_SQRT_HALF * q + EV_SQRT_TWO * t;
+    x[2 * s] = 0.5f * p + 2 * r;
+    x[3 * s] = EV_SQRT_HALF / 2 * q + EV_SQRT_TWO * 2 * t + x[5 * s];
+}
+
+static inline __attribute__((always_inline)) void EV_FN(winograd_g)(V *x, const int s)
+{
+    const V p = (x[0] + 0.5f * x[2 * s]) * (-2.0f / 3), q = x[s] * (-2.0f / 3 * EV_SQRT_HALF);
+    const V r = (x[0] + 2 * x[2 * s]) * (1.0f / 6), t = x[s] * (1.0f / 6 * EV_SQRT_TWO);
+    x[5 * s] = x[2 * s];
+    x[s] = p + q;
+    x[2 * s] = p - q;
+    x[3 * s] = r + t;
+    x[4 * s] = r - t;
+}
+
+/* Four vectors as 4x4 matrices, one in each 128 bits, transposed. */
+static inline __attribute__((always_inline)) void EV_FN(transpose_4x4)(V *x)
+{
+#if EV_VECTOR_BYTES == 32
+    const VI low = {0, 8, 1, 9, 4, 12, 5, 13}, high = {2, 10, 3, 11, 6, 14, 7, 15};
+    const VI first = {0, 1, 8, 9, 4, 5, 12, 13}, last = {2, 3, 10, 11, 6, 7, 14, 15};
+#else
+    const VI low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
+#endif
+    const V a = __builtin_shuffle(x[0], x[1], low), b = __builtin_shuffle(x[0], x[1], high);
+    const V c = __builtin_shuffle(x[2], x[3], low), d = __builtin_shuffle(x[2], x[3], high);
+    x[0] = __builtin_shuffle(a, c, first);
+    x[1] = __builtin_shuffle(a, c, last);
+    x[2] = __builtin_shuffle(b, d, first);
+    x[3] = __builtin_shuffle(b, d, last);
+}
+
+/* Kernels of m output and c input channels to u[element][m][ldu]; elements are `step` apart. ldu is a multiple of VW. */
+static void EV_FN(winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,
+                                        int64_t ldu, int64_t step)
+{
+    for (int64_t i = 0; i < m; i++, w += stride_m, u += ldu)
+        for (int64_t j = 0; j < c; j += VW) {
+            V x[36];
+            float g[9][VW];
+            for (int64_t k = 0; k < VW; k++)
+                for (int t = 0; t < 9; t++) g[t][k] = j + k < c ? w[(j + k) * stride_c + t] : 0;
+#pragma GCC unroll 3
+            for (int t = 0; t < 3; t++) {
+                x[t * 6] = *(const VU *)g[t * 3];
+                x[t * 6 + 1] = *(const VU *)g[t * 3 + 1];
+                x[t * 6 + 2] = *(const VU *)g[t * 3 + 2];
+                EV_FN(winograd_g)(x + t * 6, 1);
+            }
+#pragma GCC unroll 6
+            for (int t = 0; t < 6; t++) EV_FN(winograd_g)(x + t, 6);
+#pragma GCC unroll 36
+            for (int t = 0; t < 36; t++) *(VU *)(u + t * step + j) = x[t];
+        }
+}
+
+/* rows x cols tiles of one channel, from a zero-padded copy, to v[element][tile]: panels of 16 tiles, `ld` apart;
+ * elements are `step` apart. The last vector is filled up with the last tile. */
+static void EV_FN(winograd_input_f32)(int64_t rows, int64_t cols, const float *x, int64_t pitch, float *v, int64_t ld,
+                                      int64_t step)
+{
+    int64_t row = 0, col = 0;
+    for (int64_t t = 0; t < rows * cols; t += VW) {
+        const float *from[VW];
+        for (int k = 0; k < VW; k++) {
+            from[k] = x + 4 * (row * pitch + col);
+            if (row * cols + col + 1 == rows * cols) continue;
+            if (++col == cols) col = 0, row++;
+        }
+        V d[36];
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; i++) {
+            V left[4], right[4];
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) {
+                const float *p = from[k] + i * pitch;
+#if EV_VECTOR_BYTES == 32
+                const float *q = from[k + 4] + i * pitch;
+                left[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(q), 1);
+                right[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(q + 4), 1);
+#else
+                left[k] = *(const VU *)p;
+                right[k] = *(const VU *)(p + 4);
+#endif
+            }
+            EV_FN(transpose_4x4)(left);
+            EV_FN(transpose_4x4)(right);
+            V *to = d + i * 6;
+            to[0] = left[0], to[1] = left[1], to[2] = left[2], to[3] = left[3], to[4] = right[0], to[5] = right[1];
+            EV_FN(winograd_bt)(to, 1);
+        }
+        float *to = v + t / 16 * ld + t % 16;
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; j++) {
+            EV_FN(winograd_bt)(d + j, 6);
+#pragma GCC unroll 6
+            for (int i = 0; i < 6; i++) *(VU *)(to + (i * 6 + j) * step) = d[i * 6 + j];
+        }
+    }
+}
+
+/* Four outputs of a row: whole or the first n of them. */
+typedef float EV_FN(quad) __attribute__((vector_size(16), may_alias, aligned(4)));
+
+static inline void EV_FN(winograd_store)(EV_FN(quad) r, int64_t n, float *y)
+{
+    if (n >= 4) *(EV_FN(quad) *)y = r;
+    else
+        for (int64_t j = 0; j < n; j++) y[j] = r[j];
+}
+
+/* The same after the residual and the clamp. */
+static void EV_FN(winograd_add)(EV_FN(quad) r, int64_t n, float lo, float hi, const float *add, float *y)
+{
+    for (int64_t j = 0; j < 4 && j < n; j++) y[j] = EV_FN(clip)(add[j] + r[j], lo, hi);
+}
+
+/* The outputs of one channel from o[element][tile], + bias, + residual (NULL, or y itself), clamped. */
+static void EV_FN(winograd_output_f32)(const ev_winograd_output *g, const float *o, float bias, const float *residual,
+                                       float *y)
+{
+    const V lo = g->lo - (V){0}, hi = g->hi - (V){0};
+    const int64_t count = g->rows * g->cols;
+    int64_t row = 0, col = 0;
+    for (int64_t t = 0; t < count; t += VW) {
+        V m[36];
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; j++) {
+#pragma GCC unroll 6
+            for (int i = 0; i < 6; i++) m[i * 6 + j] = *(const VU *)(o + (i * 6 + j) * g->step + t);
+            EV_FN(winograd_at)(m + j, 6);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            V *r = m + i * 6;
+            EV_FN(winograd_at)(r, 1);
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) {
+                r[k] += bias;
+                if (!residual) r[k] = EV_MIN_F32(hi, EV_MAX_F32(lo, r[k]));
+            }
+            EV_FN(transpose_4x4)(r); /* r[k]: row i of tile t + k, and of tile t + k + 4 */
+        }
+        for (int k = 0; k < VW && t + k < count; k++) {
+            const int64_t at = 4 * (row * g->ldy + col), height = g->height - 4 * row, width = g->width - 4 * col;
+            for (int64_t i = 0; i < 4 && i < height; i++) {
+                const EV_FN(quad) r = *(const EV_FN(quad) *)((const float *)(m + i * 6 + k % 4) + k / 4 * 4);
+                float *to = y + at + i * g->ldy;
+                if (residual) EV_FN(winograd_add)(r, width, g->lo, g->hi, residual + at + i * g->ldy, to);
+                else EV_FN(winograd_store)(r, width, to);
+            }
+            if (++col == g->cols) col = 0, row++;
+        }
+    }
+}
+
+#undef EV_SQRT_HALF
+#undef EV_SQRT_TWO
+#undef V
+#undef VU
+#undef VI
+#undef VW
