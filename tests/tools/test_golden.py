@@ -93,6 +93,8 @@ def test_what_golden_data_must_be(golden, tolerance, message):
 def test_random_results_are_not_golden():
     with pytest.raises(ConversionError, match="draws random numbers without a seed"):
         evort_tools.convert(relu_model("RandomUniformLike"), golden={"x": X})
+    seeded = evort_tools.convert(relu_model("RandomUniformLike", seed=3.0), golden={"x": X})
+    assert etm.read(seeded).model.golden.outputs["y"].min() >= 0
 
 
 def test_errors_of_floats():
