@@ -12,6 +12,7 @@
 #include "cast_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
+#include "qpack_body.h"
 #include "qgemm_body.h"
 #include "requant_body.h"
 #include "reduce_body.h"

@@ -32,24 +32,102 @@ static void EV_FN(qlimits)(const ev_requant *q, float *least, float *most)
     *most = (float)EV_FN(quantized)(hi, low, high);
 }
 
-/* n <= EV_QNR results, in whole rows of 16 where they are that many. */
-static inline __attribute__((always_inline)) void EV_FN(qstore)(const float *x, int64_t n, const int type,
-                                                                const float least, const float most, int32_t zero, void *c)
+/* A row of EV_QNR numbers, as vectors. Explicitly so: of loops over 16 elements GCC makes vectors of 8, 4, 2 and 1. */
+typedef float EV_FN(qf) __attribute__((vector_size(EV_QBYTES), may_alias));
+typedef float EV_FN(qfu) __attribute__((vector_size(EV_QBYTES), may_alias, aligned(4)));
+typedef int32_t EV_FN(qi) __attribute__((vector_size(EV_QBYTES), may_alias));
+typedef int32_t EV_FN(qiu) __attribute__((vector_size(EV_QBYTES), may_alias, aligned(4)));
+#define EV_QW (EV_QBYTES / 4)
+#define EV_QV (EV_QNR / EV_QW)
+#define EV_EACH_QV _Pragma("GCC unroll 4") for (int v = 0; v < EV_QV; v++)
+
+typedef struct {
+    EV_FN(qf) v[EV_QV];
+} EV_FN(qrow);
+
+/* n <= EV_QNR results to memory, of 16 that were computed. */
+static inline __attribute__((always_inline)) void EV_FN(qcopy)(void *c, const void *x, int64_t n, const int size)
 {
+    if (n == EV_QNR) memcpy(c, x, EV_QNR * size);
+    else memcpy(c, x, (size_t)(n * size));
+}
+
+#define EV_QPICK(mask, x, y) ((EV_FN(qf))(((mask) & (EV_FN(qi))(x)) | (~(mask) & (EV_FN(qi))(y))))
+
+/* x clamped, rounded to nearest even (by adding 1.5 * 2^23, which leaves the integer in the low bits), plus zero, as
+ * `type`; NaN becomes `least`. */
+static inline __attribute__((always_inline)) void EV_FN(qstore)(EV_FN(qrow) x, int64_t n, const int type,
+                                                                const float least, const float most, int32_t zero,
+                                                                void *c)
+{
+    union {
+        EV_FN(qi) v[EV_QV];
+        EV_FN(qf) f[EV_QV];
+        int32_t i[EV_QNR];
+    } y;
     if (type == EV_FLOAT) {
-        if (n == EV_QNR) memcpy(c, x, EV_QNR * sizeof *x);
-        else memcpy(c, x, (size_t)n * sizeof *x);
-    } else if (type == EV_INT16) {
-        int16_t y[EV_QNR];
-        for (int j = 0; j < EV_QNR; j++) y[j] = (int16_t)(EV_FN(quantized)(x[j], least, most) + zero);
-        if (n == EV_QNR) memcpy(c, y, sizeof y);
-        else memcpy(c, y, (size_t)n * sizeof *y);
-    } else {
-        uint8_t y[EV_QNR];
-        for (int j = 0; j < EV_QNR; j++) y[j] = (uint8_t)(EV_FN(quantized)(x[j], least, most) + zero);
-        if (n == EV_QNR) memcpy(c, y, sizeof y);
-        else memcpy(c, y, (size_t)n);
+        if (n == EV_QNR) {
+            EV_EACH_QV ((EV_FN(qfu) *)c)[v] = x.v[v];
+        } else {
+            EV_EACH_QV y.f[v] = x.v[v];
+            memcpy(c, &y, (size_t)n * 4);
+        }
+        return;
     }
+    const EV_FN(qf) lo = least - (EV_FN(qf)){0}, hi = most - (EV_FN(qf)){0};
+    EV_EACH_QV {
+        EV_FN(qf) f = x.v[v];
+#if defined(__AVX2__)
+        f = _mm256_min_ps(_mm256_max_ps(f, lo), hi); /* NaN: the second operand */
+#else
+        f = EV_QPICK(f > lo, f, lo);
+        f = EV_QPICK(f < hi, f, hi);
+#endif
+        y.v[v] = (EV_FN(qi))(f + 0x1.8p23f) + (zero - 0x4b400000);
+    }
+#if defined(__AVX2__)
+    const __m256i packed = _mm256_packs_epi32((__m256i)y.v[0], (__m256i)y.v[1]);
+    const __m256i shorts = _mm256_permute4x64_epi64(packed, 0xd8);
+    if (type == EV_INT16) {
+        if (n == EV_QNR) _mm256_storeu_si256(c, shorts);
+        else memcpy(c, &shorts, (size_t)n * 2);
+        return;
+    }
+    const __m128i low = _mm256_castsi256_si128(shorts), high = _mm256_extracti128_si256(shorts, 1);
+    const __m128i bytes = type == EV_UINT8 ? _mm_packus_epi16(low, high) : _mm_packs_epi16(low, high);
+    if (n == EV_QNR) _mm_storeu_si128(c, bytes);
+    else memcpy(c, &bytes, (size_t)n);
+#else
+    if (type == EV_INT16) {
+        int16_t shorts[EV_QNR];
+        for (int j = 0; j < EV_QNR; j++) shorts[j] = (int16_t)y.i[j];
+        EV_FN(qcopy)(c, shorts, n, 2);
+    } else {
+        uint8_t bytes[EV_QNR];
+        for (int j = 0; j < EV_QNR; j++) bytes[j] = (uint8_t)y.i[j];
+        EV_FN(qcopy)(c, bytes, n, 1);
+    }
+#endif
+}
+
+/* Row i of the sums, with what is added, as floats times the scale. */
+static inline __attribute__((always_inline)) EV_FN(qrow) EV_FN(qscaled)(
+    const ev_sums *s, int64_t i, const int32_t *row, const int32_t *col, const float *row_scale, const float *col_scale)
+{
+    EV_FN(qrow) x;
+    const EV_FN(qi) add = row[i] - (EV_FN(qi)){0};
+    const EV_FN(qiu) *sum = (const EV_FN(qiu) *)(s->sum + i * EV_QNR);
+    EV_EACH_QV {
+        const EV_FN(qi) t = sum[v] + add + ((const EV_FN(qiu) *)col)[v];
+#if defined(__AVX2__)
+        x.v[v] = (EV_FN(qf))_mm256_cvtepi32_ps((__m256i)t);
+#else
+        x.v[v] = __builtin_convertvector(t, EV_FN(qf));
+#endif
+        if (row_scale) x.v[v] *= row_scale[i];
+        else x.v[v] *= ((const EV_FN(qfu) *)col_scale)[v];
+    }
+    return x;
 }
 
 /* Rows whose results are one product each, clamped. */
@@ -58,51 +136,70 @@ static inline __attribute__((always_inline)) void EV_FN(qfold_rows)(
     const float *col_scale, const float least, const float most, const int type, int64_t size)
 {
     char *c = (char *)s->c + (s->i0 * s->ldc + s->j0) * size;
-    const int32_t *sum = s->sum;
-    for (int64_t i = 0; i < s->m; i++, sum += EV_QNR, c += s->ldc * size) {
-        float x[EV_QNR];
-        if (row_scale)
-            for (int j = 0; j < EV_QNR; j++) x[j] = (float)(sum[j] + row[i] + col[j]) * row_scale[i];
-        else
-            for (int j = 0; j < EV_QNR; j++) x[j] = (float)(sum[j] + row[i] + col[j]) * col_scale[j];
-        EV_FN(qstore)(x, s->n, type, least, most, q->y_zero, c);
-    }
+    const int32_t zero = q->y_zero;
+    for (int64_t i = 0; i < s->m; i++, c += s->ldc * size)
+        EV_FN(qstore)(EV_FN(qscaled)(s, i, row, col, row_scale, col_scale), s->n, type, least, most, zero, c);
 }
 
-/* x (n elements of row i) + residual. */
-static void EV_FN(qresidual)(const ev_requant *q, int64_t i, int64_t j0, int64_t n, float *x)
+/* n numbers of a quantized residual, less its zero point; the others are anything. */
+static inline __attribute__((always_inline)) EV_FN(qrow) EV_FN(qresidual)(const ev_requant *q, int64_t at, int64_t n)
 {
-    const int64_t at = i * q->ldr + j0;
+    const int size = q->residual_type == EV_FLOAT ? 4 : q->residual_type == EV_INT16 ? 2 : 1;
+    const char *from = (const char *)q->residual + at * size;
+    char part[EV_QNR * 4] __attribute__((aligned(64)));
+    EV_FN(qrow) z;
+    if (n < EV_QNR) {
+        memset(part, 0, sizeof part);
+        memcpy(part, from, (size_t)(n * size));
+        from = part;
+    }
     if (q->residual_type == EV_FLOAT) {
-        const float *z = (const float *)q->residual + at;
-        for (int64_t j = 0; j < n; j++) x[j] += z[j];
-        return;
+        EV_EACH_QV z.v[v] = ((const EV_FN(qfu) *)from)[v];
+        return z;
     }
-    float z[EV_QNR];
-    if (q->residual_type == EV_UINT8)
-        for (int64_t j = 0; j < n; j++) z[j] = (float)(((const uint8_t *)q->residual)[at + j] - q->residual_zero);
-    else if (q->residual_type == EV_INT8)
-        for (int64_t j = 0; j < n; j++) z[j] = (float)(((const int8_t *)q->residual)[at + j] - q->residual_zero);
-    else
-        for (int64_t j = 0; j < n; j++) z[j] = (float)(((const int16_t *)q->residual)[at + j] - q->residual_zero);
-    for (int64_t j = 0; j < n; j++) x[j] += z[j] * q->residual_scale;
+    EV_FN(qi) r[EV_QV];
+#if defined(__AVX2__)
+    EV_EACH_QV {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(from + v * 8 * size));
+        if (q->residual_type == EV_UINT8) r[v] = (EV_FN(qi))_mm256_cvtepu8_epi32(bytes);
+        else if (q->residual_type == EV_INT8) r[v] = (EV_FN(qi))_mm256_cvtepi8_epi32(bytes);
+        else r[v] = (EV_FN(qi))_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(from + v * 16)));
+        z.v[v] = (EV_FN(qf))_mm256_cvtepi32_ps((__m256i)(r[v] - q->residual_zero));
+    }
+#else
+    for (int j = 0; j < EV_QNR; j++)
+        ((int32_t *)r)[j] = q->residual_type == EV_UINT8  ? ((const uint8_t *)from)[j]
+                            : q->residual_type == EV_INT8 ? ((const int8_t *)from)[j]
+                                                          : ((const int16_t *)from)[j];
+    EV_EACH_QV z.v[v] = __builtin_convertvector(r[v] - q->residual_zero, EV_FN(qf));
+#endif
+    EV_EACH_QV z.v[v] *= q->residual_scale;
+    return z;
 }
 
-static void EV_FN(qactivate)(const ev_requant *q, int64_t i, int64_t n, float *x)
+static void EV_FN(qactivate)(const ev_requant *q, int64_t i, float *x)
 {
-    if (q->activation == EV_ACT_NONE) return;
-    if (q->activation == EV_ACT_HARD_SIGMOID || q->activation == EV_ACT_HARD_SWISH) { /* as elsewhere, but not fused */
-        const int swish = q->activation == EV_ACT_HARD_SWISH;
-        for (int64_t j = 0; j < n; j++) {
-            float y = swish ? x[j] / 6.0f + 0.5f : q->a * x[j] + q->b;
+    switch (q->activation) {
+    case EV_ACT_HARD_SIGMOID: /* these two as elsewhere, but not fused */
+        for (int j = 0; j < EV_QNR; j++) {
+            float y = q->a * x[j] + q->b;
             y = y < 0.0f ? 0.0f : y;
-            y = y > 1.0f ? 1.0f : y;
-            x[j] = swish ? x[j] * y : y;
+            x[j] = y > 1.0f ? 1.0f : y;
         }
-        return;
+        break;
+    case EV_ACT_HARD_SWISH:
+        for (int j = 0; j < EV_QNR; j++) {
+            float y = x[j] / 6.0f + 0.5f;
+            y = y < 0.0f ? 0.0f : y;
+            x[j] *= y > 1.0f ? 1.0f : y;
+        }
+        break;
+    case EV_ACT_PRELU:
+        EV_FN(unary_f32)(EV_ACT_LEAKY_RELU, EV_QNR, x, x, q->slope[i], 0.0f);
+        break;
+    default:
+        EV_FN(unary_f32)(q->activation, EV_QNR, x, x, q->a, q->b);
     }
-    if (q->activation == EV_ACT_PRELU) EV_FN(unary_f32)(EV_ACT_LEAKY_RELU, n, x, x, q->slope[i], 0.0f);
-    else EV_FN(unary_f32)(q->activation, n, x, x, q->a, q->b);
 }
 
 /* Everything else, step by step. */
@@ -110,40 +207,59 @@ static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int3
                                const float *row_scale, const float *col_scale, int folds, float least, float most,
                                int64_t size)
 {
-    const int float_bias = q->bias && q->bias_type == EV_FLOAT;
-    const float *bias = float_bias ? q->bias : NULL;
+    const float *bias = q->bias && q->bias_type == EV_FLOAT ? q->bias : NULL;
+    float col_bias[EV_QNR] = {0};
+    if (bias && q->bias_axis == EV_BIAS_COLUMN) EV_FN(qcopy)(col_bias, bias + s->j0, s->n, 4);
     for (int64_t i = 0; i < s->m; i++) {
         char *c = (char *)s->c + ((s->i0 + i) * s->ldc + s->j0) * size;
-        float x[EV_QNR] = {0};
-        for (int64_t j = 0; j < s->n; j++) {
-            const float f = s->wide ? (float)(s->wide[i * EV_QNR + j] + row[i] + col[j])
-                                    : (float)(s->sum[i * EV_QNR + j] + row[i] + col[j]);
-            x[j] = f * (row_scale ? row_scale[i] : col_scale[j]);
-        }
+        EV_FN(qrow) x;
+        if (s->wide)
+            for (int j = 0; j < EV_QNR; j++)
+                ((float *)&x)[j] = (float)(s->wide[i * EV_QNR + j] + row[i] + col[j]) * (row_scale ? row_scale[i] : col_scale[j]);
+        else
+            x = EV_FN(qscaled)(s, i, row, col, row_scale, col_scale);
         if (!folds) {
-            if (float_bias && q->bias_axis == EV_BIAS_ROW)
-                for (int64_t j = 0; j < s->n; j++) x[j] += bias[s->i0 + i];
-            else if (float_bias)
-                for (int64_t j = 0; j < s->n; j++) x[j] += bias[s->j0 + j];
-            if (q->residual) EV_FN(qresidual)(q, s->i0 + i, s->j0, s->n, x);
-            EV_FN(qactivate)(q, s->i0 + i, s->n, x);
-            if (q->type != EV_FLOAT)
-                for (int64_t j = 0; j < EV_QNR; j++) x[j] /= q->y_scale;
+            if (bias && q->bias_axis == EV_BIAS_ROW) EV_EACH_QV x.v[v] += bias[s->i0 + i];
+            else if (bias) EV_EACH_QV x.v[v] += ((const EV_FN(qfu) *)col_bias)[v];
+            if (q->residual) {
+                const EV_FN(qrow) z = EV_FN(qresidual)(q, (s->i0 + i) * q->ldr + s->j0, s->n);
+                EV_EACH_QV x.v[v] += z.v[v];
+            }
+            if (q->activation == EV_ACT_RELU) { /* NaN stays */
+                EV_EACH_QV x.v[v] = EV_QPICK(x.v[v] < 0.0f, (EV_FN(qf)){0}, x.v[v]);
+            } else if (q->activation != EV_ACT_NONE) {
+                EV_FN(qactivate)(q, s->i0 + i, (float *)&x);
+            }
+            if (q->type != EV_FLOAT) EV_EACH_QV x.v[v] /= q->y_scale;
         }
-        EV_FN(qstore)(x, s->n, q->type, least, most, q->y_zero, c);
+        switch (q->type) {
+        case EV_FLOAT: EV_FN(qstore)(x, s->n, EV_FLOAT, least, most, 0, c); break;
+        case EV_INT16: EV_FN(qstore)(x, s->n, EV_INT16, least, most, q->y_zero, c); break;
+        case EV_INT8: EV_FN(qstore)(x, s->n, EV_INT8, least, most, q->y_zero, c); break;
+        default: EV_FN(qstore)(x, s->n, EV_UINT8, least, most, q->y_zero, c);
+        }
     }
 }
 
 /* int32 results: C := beta*C + alpha*sum + bias. */
 static void EV_FN(qraw_rows)(const ev_requant *q, const ev_sums *s, const int32_t *row, const int32_t *col)
 {
+    const int32_t alpha = q->alpha, beta = q->beta;
     for (int64_t i = 0; i < s->m; i++) {
-        int32_t *c = (int32_t *)s->c + (s->i0 + i) * s->ldc + s->j0;
-        for (int64_t j = 0; j < s->n; j++) {
-            const int32_t sum = s->wide ? (int32_t)s->wide[i * EV_QNR + j] : s->sum[i * EV_QNR + j];
-            const int32_t r = sum * q->alpha + row[i] + col[j];
-            c[j] = q->beta ? r + q->beta * c[j] : r;
-        }
+        int32_t *c = (int32_t *)s->c + (s->i0 + i) * s->ldc + s->j0, y[EV_QNR];
+        EV_FN(qiu) *to = (EV_FN(qiu) *)(s->n == EV_QNR ? c : y);
+        const EV_FN(qi) add = row[i] - (EV_FN(qi)){0};
+        if (s->wide)
+            for (int j = 0; j < EV_QNR; j++) y[j] = (int32_t)s->wide[i * EV_QNR + j];
+        const EV_FN(qiu) *sum = (const EV_FN(qiu) *)(s->wide ? y : s->sum + i * EV_QNR);
+        if (beta && s->n == EV_QNR)
+            EV_EACH_QV to[v] = sum[v] * alpha + add + ((const EV_FN(qiu) *)col)[v] + beta * to[v];
+        else
+            EV_EACH_QV to[v] = sum[v] * alpha + add + ((const EV_FN(qiu) *)col)[v];
+        if (s->n == EV_QNR) continue;
+        if (beta)
+            for (int64_t j = 0; j < s->n; j++) y[j] += beta * c[j];
+        memcpy(c, y, (size_t)s->n * 4);
     }
 }
 
@@ -177,11 +293,9 @@ static void EV_FN(qfinish)(const ev_requant *q, const ev_sums *s)
     const int64_t size = q->type == EV_FLOAT ? 4 : q->type == EV_INT16 ? 2 : 1;
     const int plain = folds || (q->type == EV_FLOAT && !q->residual && (!q->bias || biased) && q->activation == EV_ACT_NONE);
     if (s->wide || !plain) EV_FN(qchain_rows)(q, s, row, col, rows, col_scale, folds, least, most, size);
-    else if (q->type == EV_FLOAT)
-        EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_FLOAT, 4);
-    else if (size == 2)
-        EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_INT16, 2);
-    else
-        EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_UINT8, 1);
+    else if (q->type == EV_FLOAT) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_FLOAT, 4);
+    else if (q->type == EV_INT16) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_INT16, 2);
+    else if (q->type == EV_INT8) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_INT8, 1);
+    else EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_UINT8, 1);
 }
 #pragma GCC pop_options
