@@ -53,8 +53,11 @@ def write_operator_index() -> None:
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "op":
                     domain = next((k.value.value for k in call.keywords if k.arg == "domain"), "")
                     index[domain, call.args[0].value] = path.stem
-    rows = "".join(f"    {key!r}: {module!r},\n" for key, module in sorted(index.items()))
-    text = f'"""Where each operator is defined; written by setup.py."""\n\nINDEX = {{\n{rows}}}\n'
+    rows: dict[str, list[str]] = {}
+    for (domain, name), module in sorted(index.items()):
+        rows.setdefault(module, []).append(f"{domain}::{name}")
+    lines = "".join(f'    "{module}": "{" ".join(names)}",\n' for module, names in sorted(rows.items()))
+    text = f'"""The operators (domain::name) of each family; written by setup.py."""\n\nFAMILIES = {{\n{lines}}}\n'
     target = ROOT / "evort" / "ops" / "_index.py"
     if not target.is_file() or target.read_text() != text:
         target.write_text(text)

@@ -13,10 +13,10 @@ import numpy as np
 
 from evort._kernels.executor import Program, StepFailed
 from evort.backends.cpu import CpuBackend
-from evort.backends.reference import run_dynamic, spec_of
 from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph
 from evort.ops.base import Call
+from evort.ops.run import run_dynamic, spec_of
 from evort.plan import Bound, Plan, Stage, build, constant_specs
 from evort.types import STORAGE, DType, Spec
 

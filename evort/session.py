@@ -9,7 +9,6 @@ import numpy as np
 
 from evort._kernels import core
 from evort.backends.cpu import CpuBackend
-from evort.backends.reference import interpret
 from evort.errors import InputError, UnsupportedError
 from evort.etm import read
 from evort.graph import Graph, Model
@@ -239,6 +238,8 @@ class Session:
         return results if len(results) == len(self.outputs) else {v.name: results[v.name] for v in self.outputs}
 
     def _interpret(self, feeds: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
+        from evort.backends.reference import interpret
+
         results = dict(zip((v.name for v in self.outputs), interpret(self.model.graph, feeds), strict=True))
         for name, array in (into or {}).items():
             array[...] = results[name]

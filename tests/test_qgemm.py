@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evort._kernels import core
+from evort.ops.activation import ACTIVATIONS
 
 SOURCE = """
 # cython: language_level=3

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from evort.graph import Graph
-from evort.ops.base import Call, DataDependent, NeedsValue, Op
-from evort.ops.run import run_reference
+from evort.ops.base import Call
+from evort.ops.run import run_dynamic, spec_of
 from evort.plan import Bound
-from evort.types import DType, Spec, dtype_of
-
-
-def spec_of(value: Any, dtype: DType | None = None) -> Spec:
-    """The specification of a run-time value, the value included; lists are sequences, None an empty optional."""
-    if value is None:
-        return Spec(DType.OPTIONAL, ())
-    if isinstance(value, list):
-        return Spec(DType.SEQUENCE, (len(value),))
-    return Spec(dtype_of(value) if dtype is None else dtype, value.shape, value)
+from evort.types import DType
 
 
 def interpret(graph: Graph, feeds: dict[str, Any], outer: dict[str, tuple[Any, DType | None]] | None = None):
@@ -51,24 +41,3 @@ def interpret(graph: Graph, feeds: dict[str, Any], outer: dict[str, tuple[Any, D
                 plain = isinstance(result, np.ndarray | np.generic)
                 values[name] = (np.asarray(result) if plain else result, dtype if plain else None)
     return [values[name][0] for name in graph.outputs]
-
-
-def run_dynamic(
-    definition: Op, c: Call, inputs: list[Any], run: Callable[..., Any] | None = None
-) -> tuple[list[Any], list[DType | None]]:
-    """Runs a reference (or `run` in its place) on values of any kind; returns its outputs and their element types, None
-    where the NumPy dtype tells or there is none."""
-    try:
-        c.outs = definition.infer(c)
-    except (DataDependent, NeedsValue):
-        c.outs = ()
-    results = run_reference(definition, c, inputs, run)
-    if c.outs:
-        return results, [None if s is None else s.dtype for s in c.outs]
-    # Held as bits (bfloat16 and the like): what such an operator passes on is of its first operand's type. Positions
-    # and counts beside it are what they are.
-    first = next((s for s in c.ins if s is not None), None)
-    if first is None or first.value is None or dtype_of(first.value) == first.dtype:
-        return results, [None] * len(results)
-    bits = first.value.dtype
-    return results, [first.dtype if getattr(r, "dtype", None) == bits else None for r in results]

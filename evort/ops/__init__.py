@@ -5,7 +5,6 @@ operators: `import evort` is to take milliseconds. setup.py writes the table of 
 """
 
 from evort.ops import binary, conv, elementwise, layout, linear, pool
-from evort.ops._index import INDEX
 from evort.ops.base import (
     Attr,
     Call,
@@ -14,13 +13,10 @@ from evort.ops.base import (
     NeedsValue,
     Op,
     find,
-    import_later,
     lookup,
     op,
     registered,
 )
-
-import_later(INDEX)
 
 __all__ = [
     "Attr",

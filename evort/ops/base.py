@@ -32,7 +32,7 @@ import numpy as np
 from evort._records import REQUIRED, Call, Kernel, NeedsValue
 from evort.errors import ShapeError, UnsupportedError
 from evort.graph import Graph, Node
-from evort.types import ANY, DType, Spec
+from evort.types import ANY, STORAGE, DType, Spec
 
 
 class DataDependent(Exception):
@@ -90,8 +90,8 @@ class Op:
         raise NotImplementedError
 
     def compute(self, c: Call, *inputs: Any) -> Any:
-        """As `reference`: what a session runs where no driver can, since the results' shapes depend on values. Operators
-        for which that is slow compute it in another way."""
+        """As `reference`: what a session runs where no driver can, since the results' shapes depend on values.
+        Operators for which that is slow compute it in another way."""
         return self.reference(c, *inputs)
 
     def bind(self, c: Call) -> Kernel | None:
@@ -154,10 +154,13 @@ def register(definition: Op, name: str, since: int = 1, domain: str = "") -> Non
         _REGISTRY[domain, name] = definition
 
 
-def import_later(index: dict[tuple[str, str], str]) -> None:
-    """Takes the table (domain, name) -> module of evort.ops; a module is imported when one of its operators is asked
-    for."""
-    _INDEX.update(index)
+def index() -> dict[tuple[str, str], str]:
+    """The module of evort.ops that defines an operator, by (domain, name); imported when its operator is asked for."""
+    if not _INDEX:
+        from evort.ops._index import FAMILIES
+
+        _INDEX.update({tuple(name.split("::")): module for module, names in FAMILIES.items() for name in names.split()})
+    return _INDEX
 
 
 def _import_family(module: str) -> None:
@@ -173,7 +176,7 @@ def find(name: str, domain: str = "") -> Op | None:
     """The definition of an operator, or None. The domains "" and "ai.onnx" are the same."""
     key = "" if domain == "ai.onnx" else domain, name
     found = _REGISTRY.get(key)
-    if found is None and key in _INDEX:
+    if found is None and key in index():
         _import_family(_INDEX[key])
         found = _REGISTRY.get(key)
     return found
@@ -193,7 +196,7 @@ def lookup(node: Node) -> Op:
 
 def registered() -> dict[tuple[str, str], Op]:
     """All definitions, by (domain, name)."""
-    for module in sorted(set(_INDEX.values())):
+    for module in sorted(set(index().values())):
         _import_family(module)
     return dict(sorted(_REGISTRY.items()))
 
@@ -262,6 +265,13 @@ def check_dtypes(definition: Op, c: Call) -> None:
             )
 
 
+def element_type(c: Call, number: int) -> DType:
+    """The element type of that number. Raises ShapeError where there is none."""
+    if number not in STORAGE:
+        raise c.error(f"{number} is the number of no element type")
+    return DType(number)
+
+
 def wide(x: np.ndarray) -> np.ndarray:
     """Floats as float64, for references that sum or exponentiate; anything else as it is."""
     return x.astype(np.float64) if x.dtype.kind == "f" else x
@@ -269,5 +279,5 @@ def wide(x: np.ndarray) -> np.ndarray:
 
 __all__ = [
     "REQUIRED", "Attr", "Call", "DataDependent", "Kernel", "NeedsValue", "Op", "check_arity", "check_dtypes",
-    "complete_attrs", "find", "import_later", "lookup", "op", "register", "registered", "wide",
+    "complete_attrs", "element_type", "find", "index", "lookup", "op", "register", "registered", "wide",
 ]  # fmt: skip

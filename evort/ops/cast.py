@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evort.errors import ExecutionError
-from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, element_type, op
 from evort.ops.run import WIDENED
 from evort.types import BITS, FLOATS, INTS, STORAGE, SUBBYTE, DType, Spec
 
@@ -16,13 +16,6 @@ _D = DType
 _NATIVE = FLOATS | INTS | {_D.BOOL}
 _HELD: dict[DType, DType] = {_D.INT4: _D.INT8, _D.UINT4: _D.UINT8, _D.INT2: _D.INT8, _D.UINT2: _D.UINT8}
 _COMPLEX = frozenset({_D.COMPLEX64, _D.COMPLEX128})
-
-
-def element_type(c: Call, number: int) -> DType:
-    """The element type of that number. Raises ShapeError where there is none."""
-    if number not in STORAGE:
-        raise c.error(f"{number} is the number of no element type")
-    return DType(number)
 
 
 def convert(x: np.ndarray, source: DType, to: DType, saturate: bool = True, round_mode: str = "up") -> np.ndarray:

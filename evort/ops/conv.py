@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -32,7 +33,7 @@ class Window:
     reads (Conv) or adds to (ConvTranspose, Col2Im). out: the number of positions that the kernel takes.
     """
 
-    __slots__ = ("dilations", "image", "kernel", "out", "pads", "strides")
+    __slots__ = ("_ints", "dilations", "image", "kernel", "out", "pads", "strides")
 
     def __init__(self, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int],
                  image: Sequence[int], out: Sequence[int]):  # fmt: skip
@@ -42,6 +43,7 @@ class Window:
         self.pads = tuple(pads)
         self.image = tuple(image)
         self.out = tuple(out)
+        self._ints: tuple[int, ...] | None = None
 
     def taps(self) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
         """For each tap that meets the image: its index, the positions at which it does, and the image's elements."""
@@ -64,12 +66,16 @@ class Window:
         """The parameters of the compiled drivers: image, out, kernel, strides, dilations and pads of three axes. Axes
         of one element and one tap are left out, so that the last one is long where any is. Empty where more than
         three are left, or one is too long."""
+        if self._ints is not None:
+            return self._ints
         rows = (self.image, self.out, self.kernel, self.strides, self.dilations, self.pads)
         axes = [axis for axis in zip(*rows, strict=True) if axis[:3] != (1, 1, 1) or axis[5]]
         if len(axes) > 3 or max(self.image) > _MOST:
-            return ()
-        axes = [(1, 1, 1, 1, 1, 0)] * (3 - len(axes)) + axes
-        return tuple(chain.from_iterable(zip(*axes, strict=True)))
+            self._ints = ()
+        else:
+            axes = [(1, 1, 1, 1, 1, 0)] * (3 - len(axes)) + axes
+            self._ints = tuple(chain.from_iterable(zip(*axes, strict=True)))
+        return self._ints
 
 
 def same_dtype(c: Call, *indices: int) -> None:
@@ -93,16 +99,23 @@ def weights_dtype(c: Call, *indices: int) -> None:
     same_dtype(c, 0, *indices, *(() if narrow else (1,)))
 
 
-def _list(c: Call, name: str, rank: int, default: int, low: int) -> tuple[int, ...]:
-    """An attribute with `rank` integers of at least `low`."""
-    values = c[name]
+def _numbers(name: str, values: Sequence[int] | None, rank: int, default: int, low: int) -> tuple[int, ...]:
+    """An attribute with `rank` integers of at least `low`. Raises ValueError."""
     if values is None:
         return (default,) * rank
     if len(values) != rank:
-        raise c.error(f"{name} has {len(values)} items; {rank} are needed")
+        raise ValueError(f"{name} has {len(values)} items; {rank} are needed")
     if rank and (min(values) < low or max(values) >= _LIMIT):
-        raise c.error(f"{name} {list(values)} must be at least {low} and less than 2**31")
+        raise ValueError(f"{name} {list(values)} must be at least {low} and less than 2**31")
     return tuple(values)
+
+
+def _list(c: Call, name: str, rank: int, default: int, low: int) -> tuple[int, ...]:
+    """The same of a node. Raises ShapeError."""
+    try:
+        return _numbers(name, c[name], rank, default, low)
+    except ValueError as error:
+        raise c.error(str(error)) from None
 
 
 def _auto_pad(c: Call) -> str:
@@ -126,12 +139,29 @@ def conv_window(c: Call, image: tuple[int, ...], kernel: tuple[int, ...], auto_p
 
     Raises ShapeError for attributes out of range and for an image smaller than the kernel.
     """
+    given = [None if values is None else tuple(values) for values in (c["strides"], c["dilations"], c["pads"])]
+    try:
+        return _window(image, kernel, *given, auto_pad)
+    except ValueError as error:
+        raise c.error(str(error)) from None
+
+
+@lru_cache(256)
+def _window(
+    image: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    dilations: tuple[int, ...] | None,
+    pads: tuple[int, ...] | None,
+    auto_pad: str,
+) -> Window:
+    """The window, kept for the next layer of the same geometry. Raises ValueError."""
     rank = len(image)
     if 0 in kernel:
-        raise c.error("the kernel has no elements")
-    strides = _list(c, "strides", rank, 1, 1)
-    dilations = _list(c, "dilations", rank, 1, 1)
-    pads = _list(c, "pads", 2 * rank, 0, 0)
+        raise ValueError("the kernel has no elements")
+    strides = _numbers("strides", strides, rank, 1, 1)
+    dilations = _numbers("dilations", dilations, rank, 1, 1)
+    pads = _numbers("pads", pads, 2 * rank, 0, 0)
     same, padded = auto_pad.startswith("SAME"), auto_pad == "NOTSET"
     before, out = [], []
     for i, size in enumerate(image):
@@ -144,7 +174,7 @@ def conv_window(c: Call, image: tuple[int, ...], kernel: tuple[int, ...], auto_p
             first, last = (pads[i], pads[rank + i]) if padded else (0, 0)
             room = size + first + last - extent
             if room < 0:
-                raise c.error(f"the kernel spans {extent} along spatial axis {i}, more than the padded image")
+                raise ValueError(f"the kernel spans {extent} along spatial axis {i}, more than the padded image")
             places = room // step + 1
         before.append(first)
         out.append(places)

@@ -14,7 +14,6 @@ from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.copies import copy_kernel, itemsize, row_major
 from evort.ops.layout import INDEX, INT64
-from evort.ops.lowp import widen
 from evort.types import MAX_RANK, DType, Spec
 
 REDUCTIONS = ("none", "add", "mul", "min", "max")  # R_NONE, ... in gather.pyx
@@ -58,7 +57,11 @@ class Gather(Op):
         y = np.take(x, inside(c, indices, x.shape[c["axis"]]), c["axis"])
         if not c["output_dtype"]:
             return y
-        return y.astype(np.float32) if c.ins[0].dtype == DType.FLOAT16 else widen(y, DType.BFLOAT16)
+        if c.ins[0].dtype == DType.FLOAT16:
+            return y.astype(np.float32)
+        from evort.ops.lowp import widen
+
+        return widen(y, DType.BFLOAT16)
 
     def bind(self, c: Call) -> Kernel | None:
         x, axis = c.ins[0], self.place(c)

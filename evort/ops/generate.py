@@ -9,7 +9,7 @@ from math import ceil, isfinite, prod
 
 import numpy as np
 
-from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.ops.base import Attr, Call, Kernel, Op, element_type, op
 from evort.ops.copies import itemsize
 from evort.ops.layout import INDEX, INT64
 from evort.types import FLOATS, INTS, STORAGE, DType, Spec, dtype_of
@@ -18,13 +18,6 @@ from evort.types import FLOATS, INTS, STORAGE, DType, Spec, dtype_of
 def pattern(value: np.ndarray) -> int:
     """The bytes of one element (8 at most), as the 64-bit integer that begins with them in memory."""
     return int(np.frombuffer(value.tobytes().ljust(8, b"\0"), np.int64)[0])
-
-
-def chosen(c: Call, number: int) -> DType:
-    """The element type that an attribute names."""
-    if number not in STORAGE:
-        raise c.error(f"element type {number} is not one that evort knows")
-    return DType(number)
 
 
 @op("Constant", since=13)
@@ -59,7 +52,7 @@ class Constant(Op):
 
     def infer(self, c: Call) -> list[Spec]:
         value = self.value(c)
-        return [Spec(dtype_of(value) if c["dtype"] is None else chosen(c, c["dtype"]), value.shape, value)]
+        return [Spec(dtype_of(value) if c["dtype"] is None else element_type(c, c["dtype"]), value.shape, value)]
 
     def reference(self, c: Call) -> np.ndarray:
         return self.value(c)
@@ -89,7 +82,7 @@ class ConstantOfShape(Op):
         value, shape = self.value(c), c.ints(0)
         if any(d < 0 for d in shape):
             raise c.error(f"shape {list(shape)} has a negative dimension")
-        return [Spec(dtype_of(value) if c["dtype"] is None else chosen(c, c["dtype"]), shape)]
+        return [Spec(dtype_of(value) if c["dtype"] is None else element_type(c, c["dtype"]), shape)]
 
     def reference(self, c: Call, shape: np.ndarray) -> np.ndarray:
         value = self.value(c)
@@ -193,7 +186,7 @@ class EyeLike(Op):
     def infer(self, c: Call) -> list[Spec]:
         if c.ins[0].rank != 2:
             raise c.error("the input must be a matrix")
-        dtype = c.ins[0].dtype if c["dtype"] is None else chosen(c, c["dtype"])
+        dtype = c.ins[0].dtype if c["dtype"] is None else element_type(c, c["dtype"])
         if dtype not in FLOATS | INTS | {DType.BOOL}:
             raise c.error(f"dtype {dtype.name.lower()} is not numeric")
         return [Spec(dtype, c.ins[0].shape)]

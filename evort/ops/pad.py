@@ -32,9 +32,14 @@ class Take(Op):
         """The operands of `tables`, known ones."""
         raise NotImplementedError
 
+    def known(self, c: Call) -> list[np.ndarray | None]:
+        """The tables for the node's operands, made once until `bind` has used them."""
+        if c.memo is None:
+            c.memo = self.tables(c, c.ins[0].shape, *self.values(c))
+        return c.memo
+
     def infer(self, c: Call) -> list[Spec]:
-        x = c.ins[0]
-        tables = self.tables(c, x.shape, *self.values(c))
+        x, tables = c.ins[0], self.known(c)
         return [Spec(x.dtype, tuple(d if t is None else len(t) for d, t in zip(x.shape, tables, strict=True)))]
 
     def take(self, x: np.ndarray, tables: list[np.ndarray | None], fill: object) -> np.ndarray:
@@ -49,11 +54,12 @@ class Take(Op):
     def bind(self, c: Call) -> Kernel | None:
         x = c.ins[0]
         fill = self.fill if self.fill is not None and c.has(self.fill) else None
-        return take_kernel(itemsize(x), x.shape, self.tables(c, x.shape, *self.values(c)), fill)
+        kernel = take_kernel(itemsize(x), x.shape, self.known(c), fill)
+        c.memo = None
+        return kernel
 
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
-        x = c.ins[0]
-        return ALL_VIEW if all(t is None for t in self.tables(c, x.shape, *self.values(c))) else None
+        return ALL_VIEW if all(t is None for t in self.known(c)) else None
 
 
 @op("Pad", since=18)

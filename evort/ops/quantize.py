@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from evort.ops.base import Attr, Call, Kernel, Op, op
+from evort.ops.base import Attr, Call, Kernel, Op, element_type, op
 from evort.ops.broadcast import MAX_LOOPS, loops
-from evort.ops.cast import element_type
 from evort.types import FLOAT8, STORAGE, DType, Spec
 
 _D = DType

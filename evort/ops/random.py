@@ -14,8 +14,7 @@ import struct
 import numpy as np
 
 from evort.errors import ExecutionError
-from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
-from evort.ops.cast import convert, element_type
+from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, element_type, op
 from evort.types import ANY, FLOAT8, FLOATS, NUMERIC, STORAGE, DType, Spec
 
 
@@ -53,6 +52,13 @@ def _words(c: Call, count: int) -> np.ndarray:
 def _units(c: Call, count: int) -> np.ndarray:
     """Numbers in [0, 1) of 24 bits, as float64: their products with float32 numbers are exact."""
     return (_words(c, count) >> 8) / 2.0**24
+
+
+def _stored(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """float64 numbers in the storage of a type."""
+    from evort.ops.cast import convert
+
+    return convert(x, DType.DOUBLE, dtype)
 
 
 class _Random(Op):
@@ -98,7 +104,7 @@ class _Normal(Op):
         w = _words(c, 2 * ((spec.size + 1) // 2)).astype(np.float64).reshape(-1, 2)
         radius, angle = np.sqrt(-2 * np.log((w[:, 0] + 1) / 2**32)), w[:, 1] * (2 * np.pi / 2**32)
         z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[: spec.size]
-        return convert((z * c["scale"] + c["mean"]).reshape(spec.shape), DType.DOUBLE, spec.dtype)
+        return _stored((z * c["scale"] + c["mean"]).reshape(spec.shape), spec.dtype)
 
     def bind(self, c: Call) -> Kernel | None:
         return _kernel(c, NORMAL, c["scale"], c["mean"]) if c.outs[0].dtype == DType.FLOAT else None
@@ -114,7 +120,7 @@ class _Uniform(Op):
             u = ((w[:, 0] >> 5) * 2.0**26 + (w[:, 1] >> 6)) / 2**53
         else:
             u = _units(c, spec.size)
-        return convert((u * _span(c) + c["low"]).reshape(spec.shape), DType.DOUBLE, spec.dtype)
+        return _stored((u * _span(c) + c["low"]).reshape(spec.shape), spec.dtype)
 
     def bind(self, c: Call) -> Kernel | None:
         return _kernel(c, UNIFORM, _span(c), c["low"]) if c.outs[0].dtype == DType.FLOAT else None

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from evort.ops.base import Call, Op
-from evort.types import FLOAT8, STORAGE, DType
+from evort.ops.base import Call, DataDependent, NeedsValue, Op
+from evort.types import FLOAT8, STORAGE, DType, Spec, dtype_of
 
 # Held as bits that stand for a float32.
 WIDENED = FLOAT8 | {DType.BFLOAT16, DType.FLOAT4E2M1}
@@ -16,7 +16,8 @@ OBJECTS = frozenset({DType.STRING, DType.SEQUENCE, DType.OPTIONAL})
 
 
 def run_reference(definition: Op, c: Call, inputs: list[Any], run: Callable[..., Any] | None = None) -> list[Any]:
-    """The outputs of `definition.reference` (or of `run`, which does the same), each in the storage dtype that `c.outs` gives (where it is set).
+    """The outputs of `definition.reference` (or of `run`, which does the same), each in the storage dtype that `c.outs`
+    gives (where it is set).
 
     bfloat16, float8 and float4 operands are widened to float32 for operators that do not handle their bits.
     """
@@ -47,3 +48,33 @@ def _stored(definition: Op, dtype: DType, result: Any) -> Any:
 
         return narrow(result.astype(np.float32, copy=False), dtype)
     return result.astype(storage, copy=False)
+
+
+def spec_of(value: Any, dtype: DType | None = None) -> Spec:
+    """The specification of a run-time value, the value included; lists are sequences, None an empty optional."""
+    if value is None:
+        return Spec(DType.OPTIONAL, ())
+    if isinstance(value, list):
+        return Spec(DType.SEQUENCE, (len(value),))
+    return Spec(dtype_of(value) if dtype is None else dtype, value.shape, value)
+
+
+def run_dynamic(
+    definition: Op, c: Call, inputs: list[Any], run: Callable[..., Any] | None = None
+) -> tuple[list[Any], list[DType | None]]:
+    """Runs a reference (or `run` in its place) on values of any kind; returns its outputs and their element types, None
+    where the NumPy dtype tells or there is none."""
+    try:
+        c.outs = definition.infer(c)
+    except (DataDependent, NeedsValue):
+        c.outs = ()
+    results = run_reference(definition, c, inputs, run)
+    if c.outs:
+        return results, [None if s is None else s.dtype for s in c.outs]
+    # Held as bits (bfloat16 and the like): what such an operator passes on is of its first operand's type. Positions
+    # and counts beside it are what they are.
+    first = next((s for s in c.ins if s is not None), None)
+    if first is None or first.value is None or dtype_of(first.value) == first.dtype:
+        return results, [None] * len(results)
+    bits = first.value.dtype
+    return results, [first.dtype if getattr(r, "dtype", None) == bits else None for r in results]

@@ -298,7 +298,7 @@ def test_softmax_may_overwrite_its_input():
 
 
 def session_reference(model, x):
-    from evort.backends import interpret
+    from evort.backends.reference import interpret
 
     return interpret(model.graph, {"in0": x})[0]
 
