@@ -7,10 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
+from support import drivers_of, node_model, run_node
 
 from evort._kernels import conv, core
 from evort.session import Session
-from tests.support import drivers_of, node_model, run_node
 
 EPS = 2.0**-24  # half a unit in the last place of 1, float32
 
