@@ -6,6 +6,10 @@
 static: weights and activations are integers; ranges of activations come from calibration data: an npz file with
 arrays by input name, samples along the first axis, an npy file, or a folder of images (--mean, --std, --size ...).
 
+dynamic: weights are integers; activations become integers by the range that they have in each run. Needs no data.
+weight-only: weights take 2, 3, 4 or 8 bits in groups, or 16; activations stay float32. Calibration data lets it round
+with GPTQ.
+
 The input and outputs of the model stay float32. What has no integer form stays in float, and is listed.
 """
 
@@ -55,6 +59,7 @@ class Result:
         self.samples = 0
         self.sizes: dict[str, int] = {}
         self.methods: dict[str, float] = {}
+        self.layers: list[dict[str, object]] = []
 
     def to_bytes(self) -> bytes:
         """The `.etm` file's bytes, which `evort.load` takes."""
@@ -70,6 +75,7 @@ class Result:
             "integer_nodes": self.integer_nodes,
             "kept_in_float": self.kept,
             "noise_by_method": self.methods,
+            "layers": self.layers,
             "encodings": {name: e.as_dict() for name, e in self.encodings.items()},
         }
 
@@ -110,7 +116,13 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
         data = open_calibration(calib, model.graph, images, options.samples)
     result = Result(copy_model(model), options)
     result.sizes["weights_before"] = total_bytes(model.graph)
-    _static(model, data, result, progress)
+    if options.scheme == "static":
+        _static(model, data, result, progress)
+    else:
+        from evort_tools.quantization.schemes import by_layer
+
+        result.model, result.layers, result.kept = by_layer(model, data, options)
+        result.integer_nodes = len(result.layers)
     result.sizes["weights_after"] = total_bytes(result.model.graph)
     if options.verify and data is not None:
         _verify(model, data, result, progress)

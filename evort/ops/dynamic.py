@@ -1,7 +1,7 @@
 """Dynamic quantization: weights are integers, activations are quantized by the range that they turn out to have.
 
     DynamicQuantizeMatMul      com.microsoft; with int16 weights, 16 bits and the fused epilogue an extension of evort
-    DynamicQuantizeConv        evort
+    DynamicQuantizeConv        evort; and DynamicQuantizeConvTranspose
 
 8 bits: the activation becomes uint8 as ONNX's DynamicQuantizeLinear has it; 16: int16 with zero point 0 and scale
 max |x| / 32767. Sums are exact (requantize.py says what follows them). Weights of int16 are widened as they are used,
@@ -14,9 +14,20 @@ import math
 
 import numpy as np
 
-from evort.ops.activation import activation_attrs, activation_ints_reals, check_activation
+from evort.ops.activation import activation_attrs, activation_ints_reals, apply_reference, check_activation
 from evort.ops.base import Attr, Call, Kernel, Op, op
-from evort.ops.conv import conv_attrs, conv_shapes, conv_window, convolve, expect, per_channel
+from evort.ops.conv import (
+    Window,
+    conv_attrs,
+    conv_shapes,
+    conv_window,
+    convolve,
+    expect,
+    per_channel,
+    transposed_shapes,
+    transposed_window,
+    unconvolve,
+)
 from evort.ops.linear import matmul_shape
 from evort.ops.nbits import bind_convolution
 from evort.ops.requantize import finish, quantized, to_int32
@@ -124,11 +135,8 @@ class DynamicQuantizeMatMul(Op):
         return c.outs[0].size * c.ins[0].shape[-1]
 
 
-@op("DynamicQuantizeConv", domain="evort")
-class DynamicQuantizeConv(Op):
-    """Conv with integer weights: Y = activation((X_q - x_zero) * (w - w_zero_point) * x_scale * w_scale + B + Z), with
-    X [N, C, D...] quantized by its range. w [M, C/group, k...] int8, uint8 or int16, w_scale and w_zero_point one or
-    [M]; B [M], Z and Y [N, M, D'...] in float32. bits: of X, 8 or 16; with w of int16, X is not quantized."""
+class _Convolution(Op):
+    """What the two convolutions have in common."""
 
     inputs, outputs = ("X", "w", "w_scale", "w_zero_point?", "B?", "Z?"), ("Y",)
     dtypes = {
@@ -136,50 +144,125 @@ class DynamicQuantizeConv(Op):
         "w_zero_point": _BYTES,
         **dict.fromkeys(("X", "w_scale", "B", "Z"), _FLOAT),
     }
-    attrs = {**conv_attrs(), "bits": Attr("int", 8), **activation_attrs()}
     inplace = ((0, 5),)
 
+    def _shapes(self, c: Call) -> tuple[Window, Spec]:
+        raise NotImplementedError
+
     def infer(self, c: Call) -> list[Spec]:
-        _, out = conv_shapes(c, c.ins[0], c.ins[1])
+        _, out = self._shapes(c)
         check_weights(c, 1, 2, 3, out.shape[1])
         expect(c, 4, (out.shape[1],), "B")
         expect(c, 5, out.shape, "Z")
         check_activation(c)
         return [out]
 
+    def _finished(self, c: Call, total: np.ndarray, scale: np.ndarray, b: np.ndarray | None,
+                  z: np.ndarray | None) -> np.ndarray:  # fmt: skip
+        """activation((total * scale + Z) + B), in float32 and in this order."""
+        with np.errstate(all="ignore"):
+            r = total.astype(np.float32) * scale
+            r = r if z is None else r + z
+            r = r if b is None else r + per_channel(b, r.ndim)
+            return apply_reference(c, r)
+
+    def _spread(self, v: np.ndarray, rank: int) -> np.ndarray:
+        """A scale (or zero point) of output channels, to go with a result of that rank."""
+        return per_channel(v, rank) if v.size > 1 else v.reshape(())
+
+    def bind(self, c: Call) -> Kernel | None:
+        from evort.ops.qconv import _ints
+
+        window, out = self._shapes(c)
+        if c.ins[1].dtype == DType.INT16:
+            return None
+        zero = Spec(DType.INT16 if c["bits"] == 16 else DType.UINT8, ())
+        inner = Call(c.node, c.attrs, [c.ins[0], Spec(DType.FLOAT, ()), zero, *(None for _ in range(9))], c.threads)
+        ints = _ints(inner, 0, window, out.shape[1], 0, self.transposed)
+        if ints is None:
+            return None
+        from evort._kernels.dynamic import convolution_scratch
+        from evort._kernels.qwindow import scratch_bytes
+
+        scratch = scratch_bytes(ints, c.threads, False)
+        number, reals = activation_ints_reals(c)
+        if scratch < 0:
+            return None
+        scratch = convolution_scratch(scratch, c.threads)
+        return Kernel("dynamic.convolution", (*ints, c["bits"], *number), reals, scratch)
+
+
+@op("DynamicQuantizeConv", domain="evort")
+class DynamicQuantizeConv(_Convolution):
+    """Conv with integer weights: Y = activation((X_q - x_zero) * (w - w_zero_point) * x_scale * w_scale + Z + B), with
+    X [N, C, D...] quantized by its range. w [M, C/group, k...] int8, uint8 or int16, w_scale and w_zero_point one or
+    [M]; B [M], Z and Y [N, M, D'...] in float32. bits: of X, 8 or 16; with w of int16, X is not quantized."""
+
+    attrs = {**conv_attrs(), "bits": Attr("int", 8), **activation_attrs()}
+    transposed = False
+
+    def _shapes(self, c: Call) -> tuple[Window, Spec]:
+        return conv_shapes(c, c.ins[0], c.ins[1])
+
     def reference(self, c: Call, x: np.ndarray, w: np.ndarray, w_scale: np.ndarray, w_zero: np.ndarray | None = None,
                   b: np.ndarray | None = None, z: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
         window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
-        spread = [None if v is None else per_channel(v, x.ndim) if v.size > 1 else v.reshape(()) for v in (w_scale, b)]
+        across = (-1, *(1,) * (w.ndim - 1))
         if w.dtype == np.int16:
-            wide = w * (w_scale.reshape(-1, *(1,) * (w.ndim - 1)) if w_scale.size > 1 else w_scale.reshape(()))
-            return finish(c, convolve(x, wide, window, c["group"]), np.float32(1), None, None, z, bias=spread[1])
+            wide = w * (w_scale.reshape(across) if w_scale.size > 1 else w_scale.reshape(()))
+            return self._finished(c, convolve(x, wide, window, c["group"]), np.float32(1), b, z)
         scale, zero = dynamic_range(x, c["bits"])
         centre = w.astype(np.float64)
         if w_zero is not None:
-            centre = centre - (w_zero.reshape(-1, *(1,) * (w.ndim - 1)) if w_zero.size > 1 else w_zero.reshape(()))
+            centre = centre - (w_zero.reshape(across) if w_zero.size > 1 else w_zero.reshape(()))
         total = convolve(centred(quantized(x, scale, zero), zero), centre, window, c["group"])
         if c["bits"] == 8:
             total = to_int32(total)
-        return finish(c, total, scale * spread[0], None, None, z, bias=spread[1])
+        return self._finished(c, total, scale * self._spread(w_scale, x.ndim), b, z)
 
     def bind(self, c: Call) -> Kernel | None:
-        x, w = c.ins[0], c.ins[1]
-        window, out = conv_shapes(c, x, w)
-        place = window.ints()
-        if not place:
-            return None
-        if w.dtype == DType.INT16:
-            return bind_convolution(c, w, 16, 0, 4) if c.ins[2].shape == (out.shape[1],) else None
-        from evort._kernels.dynamic import convolution_scratch
-
-        number, reals = activation_ints_reals(c)
-        group, taps = c["group"], math.prod(window.kernel)
-        plain_one = taps == 1 and set(window.strides) == {1} and window.out == window.image
-        sizes = (out.shape[1] // group, math.prod(window.out), w.shape[1] * taps)
-        scratch = convolution_scratch(x.size, out.shape[0] * group, *sizes, c["bits"], plain_one, c.threads)
-        ints = (*number, group, *place, c["bits"], _step(c, 2), _step(c, 3), int(plain_one))
-        return Kernel("dynamic.convolution", ints, reals, scratch)
+        if c.ins[1].dtype == DType.INT16:
+            fits = c.ins[2].shape == c.ins[1].shape[:1]
+            return bind_convolution(c, c.ins[1], 16, 0, 4) if fits else None
+        return super().bind(c)
 
     def macs(self, c: Call) -> int:
         return c.outs[0].size * math.prod(c.ins[1].shape[1:])
+
+
+@op("DynamicQuantizeConvTranspose", domain="evort")
+class DynamicQuantizeConvTranspose(_Convolution):
+    """ConvTranspose with integer weights, as DynamicQuantizeConv is Conv: w [C, M/group, k...]. Weights of int16 run in
+    NumPy."""
+
+    attrs = {
+        **conv_attrs(),
+        "output_padding": Attr("ints"),
+        "output_shape": Attr("ints"),
+        "bits": Attr("int", 8),
+        **activation_attrs(),
+    }
+    transposed = True
+
+    def _shapes(self, c: Call) -> tuple[Window, Spec]:
+        return transposed_shapes(c, c.ins[0], c.ins[1])
+
+    def reference(self, c: Call, x: np.ndarray, w: np.ndarray, w_scale: np.ndarray, w_zero: np.ndarray | None = None,
+                  b: np.ndarray | None = None, z: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
+        window, group = transposed_window(c, x.shape[2:], w.shape[2:]), c["group"]
+        parts = w.reshape(group, w.shape[0] // group, *w.shape[1:]).astype(np.float64)  # one channel: second axis
+        across = (group, 1, -1, *(1,) * (w.ndim - 2))
+        if w.dtype == np.int16:
+            wide = parts * (w_scale.reshape(across) if w_scale.size > 1 else w_scale.reshape(()))
+            y = unconvolve(x, wide.reshape(w.shape).astype(np.float32), window, group)
+            return self._finished(c, y, np.float32(1), b, z)
+        scale, zero = dynamic_range(x, c["bits"])
+        if w_zero is not None:
+            parts = parts - (w_zero.reshape(across) if w_zero.size > 1 else w_zero.reshape(()))
+        total = unconvolve(centred(quantized(x, scale, zero), zero), parts.reshape(w.shape), window, group)
+        if c["bits"] == 8:
+            total = to_int32(total)
+        return self._finished(c, total, scale * self._spread(w_scale, x.ndim), b, z)
+
+    def macs(self, c: Call) -> int:
+        return c.ins[0].size * math.prod(c.ins[1].shape[1:])

@@ -130,6 +130,30 @@ def test_conv(case, bits):
         assert np.all(np.abs(want - exact) <= 0.501 * step * ones + 1e-4)
 
 
+TRANSPOSED = [
+    ((1, 8, 5, 6), 6, (3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 0]}),
+    ((2, 12, 7), 8, (4,), {"strides": [3], "group": 4}),
+    ((1, 4, 3, 4, 5), 3, (2, 1, 2), {"dilations": [2, 1, 1]}),
+]
+
+
+@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_conv_transpose(case, bits):
+    shape, m, kernel, attrs = case
+    rng = np.random.default_rng(6)
+    x, group = rng.standard_normal(shape).astype(np.float32), attrs.get("group", 1)
+    for kind, many in ((np.int8, (m,)), (np.uint8, ())):
+        w = weights(rng, (shape[1], m // group, *kernel), kind)
+        scale = np.asarray(rng.random(many) * 0.01, np.float32)
+        zero = weights(rng, many, kind) if kind == np.uint8 else None
+        inputs = [x, w, scale, zero, rng.standard_normal(m).astype(np.float32)]
+        plain = {**attrs, "bits": bits, "activation": "Relu"}
+        want = both("DynamicQuantizeConvTranspose", inputs, plain, "evort", "dynamic.convolution")
+        z = rng.standard_normal(want.shape).astype(np.float32)
+        both("DynamicQuantizeConvTranspose", [*inputs, z], plain, "evort", "dynamic.convolution")
+
+
 def gamma(k: int) -> float:
     eps = 2.0**-24
     return (k + 8) * eps / (1 - (k + 8) * eps)

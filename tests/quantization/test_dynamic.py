@@ -65,7 +65,7 @@ def test_8_bits(symmetric, activations):
     ]  # fmt: skip
     kept = [n.name for n in small.graph.nodes if n.op == "Conv"]
     assert kept == ["depthwise", "few"]
-    assert [row["name"] for row in report] == ["embed", "up", "down", "conv"]
+    assert [row["name"] for row in report] == ["embed", "lstm", "gru", "up", "down", "conv"]
     assert all(row["snr"] > 38 for row in report)  # a normal distribution over 8 bits
     assert "numpy" not in drivers_of(Session(small, shapes={"ids": (6, 3)}))
     assert size(small) < 0.32 * size(model)
@@ -80,6 +80,16 @@ def test_16_bits():
     assert [n.op for n in small.graph.nodes].count("DynamicQuantizeConv") == 1
     assert "numpy" not in drivers_of(Session(small, shapes={"ids": (6, 3)}))
     assert snr(run(model, IDS), run(small, IDS)) > 80
+
+
+def test_conv_transpose():
+    w, b = normal(8, 12, 3, 3), normal(24)
+    nodes = [Node("ConvTranspose", ["x", "w", "b"], ["y"], {"strides": [2, 2], "group": 2})]
+    model = make_model(nodes, {"x": (DType.FLOAT, (1, 8, 5, 6))}, ["y"], {"w": w, "b": b})
+    small = dynamic(model, DynamicOptions())
+    assert [n.op for n in small.graph.nodes] == ["DynamicQuantizeConvTranspose"]
+    x = normal(1, 8, 5, 6)
+    assert snr(Session(model).run({"x": x})["y"], Session(small).run({"x": x})["y"]) > 35
 
 
 def test_skips_and_refuses():

@@ -4,6 +4,7 @@
 
     MatMul, Gemm    DynamicQuantizeMatMul      weights int8, one scale for each column; with 16 bits int16, and then
     Conv            DynamicQuantizeConv        activations stay as they are: the weights are widened as they are used
+    ConvTranspose   DynamicQuantizeConvTranspose                                (8 bits)
     LSTM, GRU       DynamicQuantizeLSTM, DynamicQuantizeGRU                     (8 bits)
     Gather          GatherBlockQuantized, one scale for each row of the table   (8 bits)
 
@@ -11,7 +12,7 @@ Left in float, as it cannot pay there:
 - a layer of fewer than MIN_CHANNELS output channels, and a depthwise convolution: each number of the activation takes
   part in that few products, which cost no more than finding the range and quantizing it;
 - a product of two activations, as in attention: both sides would be quantized on each run;
-- ConvTranspose, RNN and layers that have no integer form: an activation PRelu, other functions than the default ones
+- RNN, and layers that have no integer form: an activation PRelu, other functions than the default ones
   in LSTM and GRU, weights that are no constants.
 """
 
@@ -90,14 +91,20 @@ def dynamic(model: Model, options: DynamicOptions, report: list[dict[str, object
         name = node.name or node.outputs[0]
         if options.bits == 16 or options.skip(name):
             return None
-        return _recurrent(graph, node, options)
+        found = _recurrent(graph, node, options)
+        if found is not None and report is not None:
+            report.append({"name": name, "bits": 8, "snr": found[1]})
+        return None if found is None else found[0]
 
     return rewrite(model, replace, recurrent)
 
 
 def _product(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndarray] | None:
     node, n = layer.node, len(layer.rows)
-    if node.op not in ("MatMul", "Gemm", "Conv") or n < MIN_CHANNELS or node.attrs.get("activation") == "PRelu":
+    known = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+    if node.op not in known or n < MIN_CHANNELS or node.attrs.get("activation") == "PRelu":
+        return None
+    if node.op == "ConvTranspose" and options.bits == 16:
         return None
     w = layer.graph.tensors[layer.weight]
     if node.op == "Conv" and w.shape[1] == 1 and node.attrs.get("group", 1) > 1:
@@ -107,6 +114,10 @@ def _product(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndar
     bias, attrs = layer.bias, layer.activation()
     if node.op == "Conv":
         op, domain, value, attrs = "DynamicQuantizeConv", "evort", q.reshape(w.shape), dict(node.attrs)
+    elif node.op == "ConvTranspose":
+        group, per = node.attrs.get("group", 1), w.shape[1]
+        parts = np.swapaxes(q.reshape(group, per, w.shape[0] // group, *w.shape[2:]), 1, 2)
+        op, domain, value, attrs = "DynamicQuantizeConvTranspose", "evort", parts.reshape(w.shape), dict(node.attrs)
     else:
         op, domain, value = "DynamicQuantizeMatMul", "com.microsoft", q.T
         suffix += "k"  # [K, N], whichever way the constant lay
@@ -131,8 +142,8 @@ def _table(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndarra
     return None if nodes is None else (nodes, packed.floats())
 
 
-def _recurrent(graph: Graph, node: Node, options: DynamicOptions) -> list[Node] | None:
-    """LSTM or GRU with the default functions; None for other nodes."""
+def _recurrent(graph: Graph, node: Node, options: DynamicOptions) -> tuple[list[Node], float] | None:
+    """LSTM or GRU with the default functions, and its weights' signal-to-noise ratio; None for other nodes."""
     if node.op not in _GATES or node.domain not in ("", "ai.onnx") or node.attrs.get("layout", 0):
         return None
     gates, scales, functions = _GATES[node.op]
@@ -142,6 +153,7 @@ def _recurrent(graph: Graph, node: Node, options: DynamicOptions) -> list[Node] 
     given = [str(f).lower() for f in node.attrs.get("activations", [])]
     if given not in ([], functions, functions * 2) or tensors[1].shape[2] * gates < MIN_CHANNELS:
         return None
+    want, got = [], []
     inputs = [*node.inputs, *("" for _ in range(scales - len(node.inputs)))]
     for index, tensor in enumerate(tensors, start=1):
         ways, rows, depth = tensor.data.shape
@@ -149,6 +161,8 @@ def _recurrent(graph: Graph, node: Node, options: DynamicOptions) -> list[Node] 
             q, scale, zero = quantize_channels(tensor.data.reshape(ways * rows, depth), options)
         except ValueError as error:
             raise ValueError(f"{node.name or node.outputs[0]}: {error}") from None
+        want.append(tensor.data.reshape(-1))
+        got.append(floats(q, scale, zero).reshape(-1))
         part = Layer(graph, node, tensor.name, tensor.data, False)
         value = q.reshape(ways, rows, depth).swapaxes(1, 2)
         inputs[index] = part.add(f"{q.dtype.name}t", value)
@@ -158,4 +172,5 @@ def _recurrent(graph: Graph, node: Node, options: DynamicOptions) -> list[Node] 
     attrs = {key: value for key, value in node.attrs.items() if key != "layout"}
     while not inputs[-1]:
         inputs.pop()
-    return [Node(f"DynamicQuantize{node.op}", inputs, list(node.outputs), attrs, domain, node.name)]
+    new = Node(f"DynamicQuantize{node.op}", inputs, list(node.outputs), attrs, domain, node.name)
+    return [new], snr(np.concatenate(want), np.concatenate(got))

@@ -30,7 +30,9 @@ def _size(text: str) -> tuple[int, int]:
 class Options:
     """How to quantize. Each field is a flag of `evort quantize` and a key of its TOML file (`--config`)."""
 
-    scheme: str = _option("static", "what becomes integers, and when ranges are found", choices=SCHEMES)
+    scheme: str = _option(
+        "static", "what becomes integers, and when ranges are found", choices=(*SCHEMES, "dynamic", "weight-only")
+    )
     method: str = _option(
         "auto",
         "how ranges are found from calibration data; auto takes, for each tensor, what harms the next layer least",
@@ -58,6 +60,16 @@ class Options:
     )
     threads: int | None = _option(None, "threads to run the model with", metavar="N")
     verify: bool = _option(True, "run the result on calibration samples and report its signal-to-noise ratio")
+    bits: int | None = _option(
+        None, "of weights: dynamic 8 or 16 (default 8), weight-only 2, 3, 4, 8 or 16 (default 4)", metavar="N"
+    )
+    block: int = _option(64, "weight-only: how many weights share a scale: 16, 32, 64 ... (64)", metavar="N")
+    zero_points: bool = _option(False, "dynamic, weight-only: a zero point for each channel or group of weights")
+    rounding: str = _option(
+        "auto", "weight-only: to the nearest number, or GPTQ; auto takes GPTQ where there is calibration data",
+        choices=("auto", "nearest", "gptq"),
+    )  # fmt: skip
+    storage: str = _option("float16", "weight-only: what 16 bits are", choices=("float16", "bfloat16"))
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -192,14 +192,15 @@ def replaced(layer: Layer, packed: Packed, options: WeightOptions) -> list[Node]
     return node_like(layer, "MatMulNBits", [*names, "", bias, layer.input(3)], attrs, "com.microsoft")
 
 
-def narrowed(layer: Layer, kind: DType) -> list[Node] | None:
-    """The layer with weights of 16 bits; None where its operator takes none."""
+def narrowed(layer: Layer, kind: DType) -> tuple[list[Node], float] | None:
+    """The layer with weights of 16 bits, and their signal-to-noise ratio; None where its operator takes none."""
     node, w = layer.node, layer.graph.tensors[layer.weight].data
     if node.op not in ("MatMul", "Gemm", "Conv", "Gather"):
         return None
     if kind == DType.FLOAT16 and np.abs(w).max() > 65504:
         kind = DType.BFLOAT16
     value = w.astype(np.float16) if kind == DType.FLOAT16 else lowp.narrow(w, kind)
+    got = value.astype(np.float32) if kind == DType.FLOAT16 else lowp.widen(value, kind)
     name = layer.add("f16" if kind == DType.FLOAT16 else "bf16", value, kind)
     names = list(node.inputs)
     attrs = dict(node.attrs)
@@ -207,7 +208,7 @@ def narrowed(layer: Layer, kind: DType) -> list[Node] | None:
         names[0], attrs["output_dtype"] = name, int(DType.FLOAT)
     else:
         names[1] = name
-    return node_like(layer, node.op, names, attrs)
+    return node_like(layer, node.op, names, attrs), snr(w, got)
 
 
 def weight_only(model: Model, options: WeightOptions, report: list[dict[str, object]] | None = None) -> Model:
@@ -219,7 +220,10 @@ def weight_only(model: Model, options: WeightOptions, report: list[dict[str, obj
         if options.skip(layer.name) or not pays(layer, options):
             return None
         if options.bits == 16:
-            return narrowed(layer, options.kind)
+            half = narrowed(layer, options.kind)
+            if half is not None and report is not None:
+                report.append({"name": layer.name, "bits": 16, "snr": half[1]})
+            return None if half is None else half[0]
         if layer.node.op == "ConvTranspose":
             return None
         try:
