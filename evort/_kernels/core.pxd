@@ -337,7 +337,8 @@ cdef extern from "ukr.h" nogil:
         void (*qc_prepare)(int64_t k, int s, int8_t *row, ev_qextra *extra, int32_t *count) noexcept nogil
         void (*qc_weights)(int64_t n, int64_t step, int flip, const uint8_t *src, int8_t *dst,
                            int32_t *total) noexcept nogil
-        void (*qc_tile)(int64_t m, int s, int64_t k, const int8_t *a, int64_t lda, const uint8_t *b,
+        void (*qc_widen)(int64_t k, const int8_t *row, int16_t *to) noexcept nogil
+        void (*qc_tile)(int64_t m, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
                         const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
                         int64_t ld) noexcept nogil
         void (*qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,

@@ -23,6 +23,10 @@ from evort._kernels.qwindow cimport (MACS_PER_TASK, WIDE_K, Axis, Job, Plan, lis
 
 cdef const ev_ukr *K = ukernels()
 
+cdef enum:
+    FEW_4 = 20                   # groups of 16 weights in a hundred that have something taken out
+    FEW_2 = 30
+
 
 cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
     return (a + b - 1) // b
@@ -184,6 +188,22 @@ cdef bint column_sums(const Job *job, const Block *k) noexcept nogil:
     return True
 
 
+cdef int choose_groups(const Block *k, int64_t rows, int8_t *a) noexcept nogil:
+    """How many quads a group has: as many as leave little to be taken out of the rows."""
+    cdef int s = 4
+    cdef int64_t i, groups
+    cdef int32_t found
+    while s > 1:
+        groups = 0
+        for i in range(rows):
+            K.qc_prepare(k.kp, s, a + i * k.kp, NULL, &found)
+            groups += found
+        if 100 * EV_QC_STEP * groups <= (FEW_4 if s == 4 else FEW_2) * rows * k.kp:
+            break
+        s = s // 2
+    return s
+
+
 cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
     cdef const Plan *p = &job.plan
     cdef int8_t *a = <int8_t *> (k.scratch + p.at_a)
@@ -193,26 +213,26 @@ cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
     cdef const ev_qextra *extras[4]
     cdef int32_t found[4]
     cdef int32_t total[4]
-    cdef int64_t m, i, j, some, w_zero, channel, moved
+    cdef int16_t *wide = <int16_t *> (a + EV_QC_MR * k.kp)
+    cdef int64_t m, i, j, some, w_zero, channel
     cdef int s
     cdef bint shifted = column_sums(job, k)
     m = k.m0
     while m < k.m1:
         some = min(<int64_t> EV_QC_MR, k.m1 - m)
-        s, moved = 4, 0
         for i in range(some):
             total[i] = weights_row(job, k, m + i, a + i * k.kp)
             extras[i] = extra + i * (k.kp // 2)
-            K.qc_prepare(k.kp, 4, a + i * k.kp, extra + i * (k.kp // 2), &found[i])
-            moved += found[i]
-        if 40 * moved > some * k.kp:
-            s = 2
-            for i in range(some):
-                weights_row(job, k, m + i, a + i * k.kp)
-                K.qc_prepare(k.kp, 2, a + i * k.kp, extra + i * (k.kp // 2), &found[i])
+        s = choose_groups(k, some, a)
+        for i in range(some):
+            if s == 1:
+                K.qc_widen(k.kp, a + i * k.kp, wide + i * k.kp)
+            else:
+                K.qc_prepare(k.kp, s, a + i * k.kp, extra + i * (k.kp // 2), &found[i])
         j = 0
         while j < k.n:
-            K.qc_tile(some, s, k.kp, a, k.kp, panel + j * k.kp, extras, found, sum + j, p.columns)
+            K.qc_tile(some, s, k.kp, wide if s == 1 else <const void *> a, k.kp, panel + j * k.kp, extras, found,
+                      sum + j, p.columns)
             j += EV_QC_NR
         for i in range(some):
             channel = k.group * p.rows + m + i

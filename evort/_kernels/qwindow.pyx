@@ -146,7 +146,7 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
     p.at_rows = at
     at += round64((p.kp + 1) * EV_QC_NR * p.size)
     p.at_a = at
-    at += round64(EV_QC_MR * p.kp * p.size)
+    at += round64(EV_QC_MR * p.kp * 3)
     p.at_extra = at
     at += round64(EV_QC_MR * p.kp * 4) if p.size == 1 else 0
     p.at_column = at

@@ -6,8 +6,9 @@
  * vpmaddubsw multiplies a quad of W with those of eight columns and adds products in pairs, in 16 bits, where it
  * saturates. It is made exact, whatever the weights: before a row is used, every group of weights whose results are
  * added up in 16 bits is looked at, and as long as its positive or its negative weights add up to more than 128 (128 *
- * 255 < 2^15), the largest leaves the row and joins its `extra` ones, which take a short way of their own. With weights
- * as they come, that is one in a hundred. A group is S quads: S = 4 is faster, S = 2 has fewer extras.
+ * 255 < 2^15), the largest leaves the row and joins its `extra` ones, which take a short way of their own. A group is S
+ * quads: S = 4 is faster, S = 2 has fewer extras. Where even those are many, S = 1 stands for vpmaddwd, for which a quad
+ * is split into 16-bit numbers; it needs twice as many multiplications, and nothing is taken out.
  *
  * int8 images are uint8 with the highest bit flipped, 128 more; zero points are the driver's business. */
 
@@ -66,7 +67,7 @@ static __attribute__((noinline)) int32_t EV_FN(qc_relieve)(int8_t *row, int64_t 
 }
 
 /* Makes a row of k weights (a multiple of EV_QC_STEP) fit for groups of s quads; *count extras go to `extra`, which has
- * room for k/2. */
+ * room for k/2. Where it is NULL, the row stays as it is, and *count says how many 16 weights have such a group. */
 static void EV_FN(qc_prepare)(int64_t k, int s, int8_t *row, ev_qextra *extra, int32_t *count)
 {
     int32_t found = 0;
@@ -82,13 +83,26 @@ static void EV_FN(qc_prepare)(int64_t k, int s, int8_t *row, ev_qextra *extra, i
             up = _mm_add_epi16(up, _mm_shuffle_epi32(up, 0x4e));
             down = _mm_add_epi16(down, _mm_shuffle_epi32(down, 0x4e));
         }
-        if (_mm_movemask_epi8(_mm_cmpgt_epi16(_mm_max_epi16(up, down), limit)))
+        if (!_mm_movemask_epi8(_mm_cmpgt_epi16(_mm_max_epi16(up, down), limit))) continue;
+        if (!extra) found++;
+        else
             for (int64_t g = p / (4 * s); g < (p + 16) / (4 * s); g++)
                 found = EV_FN(qc_relieve)(row, g, s, extra, found);
     }
 #endif
     (void)k, (void)s, (void)row, (void)extra;
     *count = found;
+}
+
+/* A row for tiles with s = 1: quads w0 w2 w1 w3 of int16. */
+static void EV_FN(qc_widen)(int64_t k, const int8_t *row, int16_t *to)
+{
+    for (int64_t p = 0; p < k; p += 4) {
+        to[p] = row[p];
+        to[p + 1] = row[p + 2];
+        to[p + 2] = row[p + 1];
+        to[p + 3] = row[p + 3];
+    }
 }
 
 /* n weights, `step` bytes apart, as int8 (flip: 0x80 for uint8, which become 128 less); returns their sum. */
@@ -189,12 +203,57 @@ static inline __attribute__((always_inline)) void EV_FN(qc_rows)(
 #undef EACH
 }
 
-/* sum[i][0..16) = row i of W times the panel, m <= EV_QC_MR rows of k weights, lda apart; groups of s quads. */
-static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const int8_t *a, int64_t lda, const uint8_t *b,
+#define EV_QC_1(acc_, p)                                                                                          \
+    do {                                                                                                          \
+        __m256i s_, t_;                                                                                           \
+        __asm__("vpbroadcastd %[w0], %[s]\n\tvpmaddwd %[s], %[b0], %[s]\n\tvpbroadcastd %[w1], %[t]\n\t"           \
+                "vpmaddwd %[t], %[b1], %[t]\n\tvpaddd %[s], %[acc], %[acc]\n\tvpaddd %[t], %[acc], %[acc]"        \
+                : [s] "=&x"(s_), [t] "=&x"(t_), [acc] "+x"(acc_)                                                  \
+                : [w0] "m"(*(const int32_t *)(p)), [w1] "m"(*(const int32_t *)((p) + 2)), [b0] "x"(b0),           \
+                  [b1] "x"(b1));                                                                                  \
+    } while (0)
+
+/* The same for widened rows. */
+static inline __attribute__((always_inline)) void EV_FN(qc_wide_rows)(
+    int64_t k, const int16_t *a, int64_t lda, const uint8_t *b, int32_t *sum, int64_t ld, const int mr)
+{
+    const __m256i low = _mm256_set1_epi16(0xff);
+#define EACH(X) X(0) X(1) X(2) X(3)
+#define X(i) __m256i p##i = _mm256_setzero_si256(), q##i = p##i;
+    EACH(X)
+#undef X
+    for (; k > 0; k -= 4, a += 4, b += 64) {
+        const __m256i u = EV_QC_LOAD(0), v = EV_QC_LOAD(32);
+        {
+            const __m256i b0 = _mm256_and_si256(u, low), b1 = _mm256_srli_epi16(u, 8);
+#define X(i) if (mr > i) EV_QC_1(p##i, a + i * lda);
+            EACH(X)
+#undef X
+        }
+        const __m256i b0 = _mm256_and_si256(v, low), b1 = _mm256_srli_epi16(v, 8);
+#define X(i) if (mr > i) EV_QC_1(q##i, a + i * lda);
+        EACH(X)
+#undef X
+    }
+#define X(i)                                                      \
+    if (mr > i) {                                                 \
+        _mm256_storeu_si256((__m256i *)(sum + i * ld), p##i);     \
+        _mm256_storeu_si256((__m256i *)(sum + i * ld + 8), q##i); \
+    }
+    EACH(X)
+#undef X
+#undef EACH
+}
+
+/* sum[i][0..16) = row i of W times the panel, m <= EV_QC_MR rows of k weights, lda apart; groups of s quads. With s = 1,
+ * rows are of int16, from qc_widen. */
+static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a_, int64_t lda, const uint8_t *b,
                            const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
 {
+    const int8_t *a = a_;
 #define CALL(mr)                                                                                                  \
-    if (s == 4) EV_FN(qc_rows)(4, k, a, lda, b, extra, extras, sum, ld, mr);                                      \
+    if (s == 1) EV_FN(qc_wide_rows)(k, (const int16_t *)a, lda, b, sum, ld, mr);                                  \
+    else if (s == 4) EV_FN(qc_rows)(4, k, a, lda, b, extra, extras, sum, ld, mr);                                 \
     else EV_FN(qc_rows)(2, k, a, lda, b, extra, extras, sum, ld, mr)
     switch (m) {
     case 1: CALL(1); break;
@@ -205,10 +264,11 @@ static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const int8_t *a, int64_t
 #undef CALL
 }
 #else
-/* Without vpmaddubsw: products and sums in 32 bits, nothing to take out. */
-static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const int8_t *a, int64_t lda, const uint8_t *b,
+/* Without vpmaddubsw: products and sums in 32 bits, nothing to take out or to widen. */
+static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a_, int64_t lda, const uint8_t *b,
                            const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
 {
+    const int8_t *a = a_;
     (void)s, (void)extra, (void)extras;
     for (int64_t i = 0; i < m; i++, a += lda, sum += ld) {
 #if defined(__SSE2__)
