@@ -12,7 +12,6 @@ except ModuleNotFoundError as error:
         f"{error}: this is evort's source tree, whose kernels are not built. Install it (pip install .) and run from "
         "another folder, or build in place (python setup.py build_ext --inplace)"
     ) from error
-from evort._version import __version__
 from evort.errors import (
     ConversionError,
     EtmFormatError,
@@ -41,6 +40,15 @@ __all__ = [
     "load",
     "show_config",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """`evort.__version__`, read when asked for: a module takes its time at import, however small."""
+    if name == "__version__":
+        from evort._version import __version__
+
+        return __version__
+    raise AttributeError(f"module 'evort' has no attribute {name!r}")
 
 
 def show_config() -> None:

@@ -16,9 +16,8 @@ from evort.backends.cpu import CpuBackend
 from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph
 from evort.ops.base import Call
-from evort.ops.run import run_dynamic, spec_of
 from evort.plan import Bound, Plan, Stage, build, constant_specs
-from evort.types import STORAGE, DType, Spec
+from evort.types import STORAGE, DType, Spec, spec_of
 
 MAX_PLANS = 16
 
@@ -256,6 +255,8 @@ class Runner:
 
     def _run_eager(self, plan: Plan, env: dict[str, Any], dtypes: dict[str, DType]) -> None:
         """Runs a node between stages, on values of any kind."""
+        from evort.ops.run import run_dynamic
+
         bound = plan.eager
         node = bound.node
 

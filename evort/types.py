@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -169,7 +170,16 @@ _BY_NAME = {
     "uint2": _D.UINT2,
 }
 
+def spec_of(value: Any, dtype: DType | None = None) -> Spec:
+    """The specification of a run-time value, the value included; lists are sequences, None an empty optional."""
+    if value is None:
+        return Spec(DType.OPTIONAL, ())
+    if isinstance(value, list):
+        return Spec(DType.SEQUENCE, (len(value),))
+    return Spec(dtype_of(value) if dtype is None else dtype, value.shape, value)
+
+
 __all__ = [
     "ANY", "BITS", "FLOAT8", "FLOATS", "FROM_NUMPY", "INTS", "MAX_RANK", "NUMERIC", "SIGNED_INTS", "STORAGE", "SUBBYTE",
-    "SUBBYTE_INTS", "UNSIGNED_INTS", "DType", "Spec", "dtype_of",
+    "SUBBYTE_INTS", "UNSIGNED_INTS", "DType", "Spec", "dtype_of", "spec_of",
 ]  # fmt: skip

@@ -8,18 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from evort._kernels import conv, elementwise, executor, layout, linear, pooling
+from evort._kernels import conv, elementwise, executor, layout, linear  # noqa: F401 (see _DRIVERS)
 from evort.errors import UnsupportedError
 from evort.ops.base import Call, Kernel, Op
-from evort.ops.run import run_reference
 from evort.types import MAX_RANK
 
-# Nearly every model runs these: imported here, so that loading a model does not wait for them.
-_DRIVERS: dict[str, object] = {
-    f"{module.__name__.rpartition('.')[2]}.{name}": capsule
-    for module in (conv, elementwise, executor, layout, linear, pooling)
-    for name, capsule in module.DRIVERS.items()
-}
+# Those that were asked for, by "module.name". Nearly every model runs those of the modules above: they are
+# imported with the package, so that loading a model does not wait for them.
+_DRIVERS: dict[str, object] = {}
 
 
 def driver_capsule(name: str) -> object:
@@ -59,6 +55,8 @@ class CpuBackend:
             kernel = definition.bind(c)
             if kernel is not None:
                 return kernel, None
+        from evort.ops.run import run_reference
+
         return None, lambda arrays: run_reference(definition, c, arrays)
 
     def capsule(self, kernel: Kernel) -> object:

@@ -8,9 +8,9 @@ import numpy as np
 
 from evort.graph import Graph
 from evort.ops.base import Call
-from evort.ops.run import run_dynamic, spec_of
+from evort.ops.run import run_dynamic
 from evort.plan import Bound
-from evort.types import DType
+from evort.types import DType, spec_of
 
 
 def interpret(graph: Graph, feeds: dict[str, Any], outer: dict[str, tuple[Any, DType | None]] | None = None):

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from evort.ops.base import Call, DataDependent, NeedsValue, Op
-from evort.types import FLOAT8, STORAGE, DType, Spec, dtype_of
+from evort.types import FLOAT8, STORAGE, DType, dtype_of
 
 # Held as bits that stand for a float32.
 WIDENED = FLOAT8 | {DType.BFLOAT16, DType.FLOAT4E2M1}
+# No tensors of numbers: nodes on these run between the stages of a plan.
 OBJECTS = frozenset({DType.STRING, DType.SEQUENCE, DType.OPTIONAL})
 
 
@@ -48,15 +49,6 @@ def _stored(definition: Op, dtype: DType, result: Any) -> Any:
 
         return narrow(result.astype(np.float32, copy=False), dtype)
     return result.astype(storage, copy=False)
-
-
-def spec_of(value: Any, dtype: DType | None = None) -> Spec:
-    """The specification of a run-time value, the value included; lists are sequences, None an empty optional."""
-    if value is None:
-        return Spec(DType.OPTIONAL, ())
-    if isinstance(value, list):
-        return Spec(DType.SEQUENCE, (len(value),))
-    return Spec(dtype_of(value) if dtype is None else dtype, value.shape, value)
 
 
 def run_dynamic(

@@ -18,7 +18,6 @@ import numpy as np
 
 from evort.errors import EvortError, ShapeError, UnsupportedError
 from evort.ops.base import DataDependent, NeedsValue, check_arity, check_dtypes, complete_attrs, find, lookup
-from evort.ops.run import OBJECTS, run_reference
 from evort.types import BITS, STORAGE, dtype_of
 
 cdef enum:  # where a tensor's memory is, as in `executor.Program`
@@ -148,7 +147,7 @@ cdef class _Builder:
             produced.update(c.node.outputs)
         for name in self.stage.reads:
             spec = self.specs[name]
-            if spec.value is None and spec.dtype not in OBJECTS:
+            if spec.value is None and not is_object(spec):
                 storage.add(name, INPUT, len(plan.reads), spec.bytes(), -1)
                 plan.reads.append(name)
         cdef list calls = [], bounds = []

@@ -174,13 +174,15 @@ cdef Trace trace(Stage stage, dict specs, int threads):
 cdef bint has_objects(list specs) except -1:
     """Whether strings, sequences or optionals are among them."""
     cdef Spec spec
-    cdef int code
     for spec in specs:
-        if spec is not None:
-            code = spec.dtype
-            if code == STRING or code >= SEQUENCE:
-                return True
+        if spec is not None and is_object(spec):
+            return True
     return False
+
+
+cdef bint is_object(Spec spec) except -1:
+    cdef int code = spec.dtype
+    return code == STRING or code >= SEQUENCE
 
 
 cdef bint holds(Spec spec) except -1:
@@ -231,6 +233,8 @@ cdef bint evaluate(Bound bound, Call c, list ins, list outs) except -1:
             total += spec.bytes()
     if total > KNOWN_BYTES or bound.node.nested():
         return False
+    from evort.ops.run import run_reference
+
     results = run_reference(bound.definition, c, [None if s is None else (<Spec> s).value for s in ins])
     for spec, result in zip(outs, results):
         if spec is not None:
