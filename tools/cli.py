@@ -76,13 +76,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, argv: list[str] | None = None) -> int:
     """Runs the command of one module, as `evort NAME` and `python tools/NAME.py` do."""
-    module = import_module(f"evort_tools.{COMMANDS[name][0]}")
-    command = argparse.ArgumentParser(
-        prog=f"evort {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    module.add_arguments(command)
-    args = command.parse_args(argv)
     try:
+        module = import_module(f"evort_tools.{COMMANDS[name][0]}")
+        command = argparse.ArgumentParser(
+            prog=f"evort {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
+        args = command.parse_args(argv)
         return module.run(args)
     except (EvortError, OSError, ValueError) as error:
         print(f"evort {name}: {error}", file=sys.stderr)

@@ -28,13 +28,18 @@ from typing import Any
 
 from evort import etm
 from evort.graph import Model
+from evort.session import Session
+from evort_tools.bench import latency
 from evort_tools.common import bytes_text
-from evort_tools.quantization import static
+from evort_tools.passes import lower
+from evort_tools.quantization import improve, layers, static
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import Calibration, CalibrationError, Images, open_calibration
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
 from evort_tools.quantization.qdq import copy_model, insert, total_bytes
+from evort_tools.quantization.report import write_page
+from evort_tools.quantization.schemes import by_layer
 
 # progress(what, number of steps or None) starts a stage; what it returns is called after each step.
 Progress = Callable[[str, int | None], Callable[[], None]]
@@ -43,14 +48,16 @@ Progress = Callable[[str, int | None], Callable[[], None]]
 class Result:
     """A quantized model and what it cost.
 
-    model: the graph that goes into the file. encodings: of the tensors that are integers in it. kept: {label of a
-    node: why it stays in float}. sqnr: {output: signal-to-noise ratio in dB against float32}, on `samples` calibration
-    samples; empty where it was not measured. sizes: bytes of constants before and after; `source` and `file` of the
-    files, where there are such. methods: noise over signal by calibration method, where those were compared.
+    model: the graph that goes into the file. real: the float model that the encodings are for (with the changes of the
+    helpers). encodings: of the tensors that are integers. layers: what changed, each with its name; kept:
+    {label of a node: why it stays in float}. sqnr: {output: signal-to-noise ratio in dB against float32}, on `samples`
+    calibration samples; empty where it was not measured. sizes: bytes of constants before and after; `source` and
+    `file` of the files, where there are such. methods: noise over signal by calibration method, where those were
+    compared; helpers: noise over signal with each helper that was kept, in the order in which they were applied.
     """
 
     def __init__(self, model: Model, options: Options):
-        self.model = model
+        self.model = self.real = model
         self.options = options
         self.encodings: dict[str, Encoding] = {}
         self.kept: dict[str, str] = {}
@@ -60,6 +67,7 @@ class Result:
         self.sizes: dict[str, int] = {}
         self.methods: dict[str, float] = {}
         self.layers: list[dict[str, object]] = []
+        self.helpers: dict[str, float] = {}
 
     def to_bytes(self) -> bytes:
         """The `.etm` file's bytes, which `evort.load` takes."""
@@ -73,9 +81,10 @@ class Result:
             "samples": self.samples,
             "sqnr_db": self.sqnr,
             "integer_nodes": self.integer_nodes,
+            "layers": self.layers,
             "kept_in_float": self.kept,
             "noise_by_method": self.methods,
-            "layers": self.layers,
+            "helpers": self.helpers,
             "encodings": {name: e.as_dict() for name, e in self.encodings.items()},
         }
 
@@ -85,64 +94,113 @@ def quantize(
     output: str | os.PathLike[str] | None = None,
     calib: Any = None,
     progress: Progress | None = None,
+    report: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Result:
     """Quantizes a model: the path of an ONNX or `.etm` file, an ONNX model's bytes or ModelProto, or an evort Model.
 
     output: the `.etm` file to write; None to write none (`Result.to_bytes`). calib: calibration data: a path (npz,
     npy, folder), {input: array of samples}, an array for the only input, or an iterable of samples {input: array}.
-    options: the fields of `evort_tools.quantization.options.Options`.
+    report: an HTML page to write, with what each layer costs (needs calibration data). options: the fields of
+    `evort_tools.quantization.options.Options`.
 
     Raises CalibrationError for data that is missing or of no use, ConversionError for a model that evort cannot run,
     ValueError for options, OSError for files. The file appears complete or not at all.
     """
     chosen = from_mapping(options)
     source, size = _open(model, chosen)
+    if calib is not None:
+        calib = _calibration(calib, source, chosen)
+    elif report is not None:
+        raise CalibrationError("a report needs calibration data (--calib FILE): typical inputs to run both models on")
     result = quantize_model(source, calib, chosen, progress)
     if size is not None:
         result.sizes["source"] = size
     if output is not None:
         etm.write(result.model, output)
         result.sizes["file"] = os.stat(output).st_size
+    if report is not None:
+        _write_report(source, result, calib, str(output or "model"), report, progress)
     return result
+
+
+def _write_report(
+    source: Model,
+    result: Result,
+    data: Calibration,
+    title: str,
+    path: str | os.PathLike[str],
+    progress: Progress | None,
+) -> None:
+    """Compares both models layer by layer, measures both, and writes the page."""
+    options = result.options
+    samples = data.head(min(_REPORTED, static.trial_count(source, data)))
+    step = (progress or _silent)("comparing layers", len(samples))
+    found = layers.compare(result.real, result.model, result.encodings, samples, options.threads, step)
+    rows = []
+    for what, before, after in (("file", "source", "file"), ("constants", "weights_before", "weights_after")):
+        if before in result.sizes and after in result.sizes:
+            rows.append((what, bytes_text(result.sizes[before]), bytes_text(result.sizes[after])))
+    feeds, measured = samples[0], []
+    for model in (source, result.model):
+        session = Session(model, threads=options.threads or 1)
+        spent = latency(session, feeds, 0.5)["p50_ms"]
+        measured.append((bytes_text(session.memory().arena), f"{spent:.3f} ms"))
+    rows += [("arena", measured[0][0], measured[1][0]), ("latency, median", measured[0][1], measured[1][1])]
+    rows += [(f"output {name!r}: SQNR", "", f"{sqnr:.1f} dB") for name, sqnr in result.sqnr.items()]
+    notes = [f"Scheme {options.scheme}; compared on {len(samples)} calibration samples."]
+    if result.helpers:
+        notes.append(f"Helpers that lowered the error: {', '.join(result.helpers)}.")
+    write_page(path, title, rows, found, notes, result.kept)
+
+
+_REPORTED = 8  # samples on which layers are compared
+
+
+def _silent(what: str, count: int | None) -> Callable[[], None]:
+    return lambda: None
+
+
+def _calibration(calib: Any, model: Model, options: Options) -> Calibration:
+    images = Images(options.scale, options.mean, options.std, options.size, options.bgr, options.channels_last)
+    return open_calibration(calib, model.graph, images, options.samples)
 
 
 def quantize_model(model: Model, calib: Any, options: Options, progress: Progress | None = None) -> Result:
     """`quantize` for a graph on which the float passes have run; the graph stays as it is."""
-    progress = progress or (lambda what, count: lambda: None)
-    data = None
-    if calib is not None:
-        images = Images(options.scale, options.mean, options.std, options.size, options.bgr, options.channels_last)
-        data = open_calibration(calib, model.graph, images, options.samples)
-    result = Result(copy_model(model), options)
+    progress = progress or _silent
+    data = None if calib is None else _calibration(calib, model, options)
+    result = Result(model, options)
     result.sizes["weights_before"] = total_bytes(model.graph)
     if options.scheme == "static":
-        _static(model, data, result, progress)
+        _static(data, result, progress)
     else:
-        from evort_tools.quantization.schemes import by_layer
-
         result.model, result.layers, result.kept = by_layer(model, data, options)
-        result.integer_nodes = len(result.layers)
+    result.integer_nodes = len(result.layers)
     result.sizes["weights_after"] = total_bytes(result.model.graph)
     if options.verify and data is not None:
         _verify(model, data, result, progress)
     return result
 
 
-def _static(model: Model, data: Calibration | None, result: Result, progress: Progress) -> None:
+def _static(data: Calibration | None, result: Result, progress: Progress) -> None:
     options = result.options
     if data is None:
         raise CalibrationError("the static scheme needs calibration data (--calib FILE): a few hundred typical inputs")
     settings = static.Settings(
-        options.method, options.activations, options.percentile, tuple(options.exclude), options.per_channel,
-        options.threads,
+        options.method, options.activations, options.percentile, options.exclude, options.per_channel, options.threads
+    )
+    helpers = improve.Helpers(
+        options.equalize, options.smooth, options.clip_weights, options.adaround, options.bias_correction,
+        options.smooth_alpha,
     )  # fmt: skip
-    found = static.calibrate(model, data, settings, progress)
-    result.encodings = found.encodings
-    result.kept = static.kept_in_float(model, found.selection)
-    result.integer_nodes = len(found.selection.nodes)
-    result.methods = found.ratios
+    changed, found, result.helpers = improve.quantize(result.model, data, settings, helpers, progress)
+    result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
+    result.kept = static.kept_in_float(changed, found.selection)
+    result.layers = [{"name": node.name or node.outputs[0], "operator": node.op} for node in found.selection.nodes]
+    result.model = copy_model(changed)
     insert(result.model.graph, found.encodings)
+    lower(result.model)
 
 
 def _verify(model: Model, data: Calibration, result: Result, progress: Progress) -> None:
@@ -179,6 +237,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calib", metavar="PATH", help="calibration data: .npz, .npy or a folder of images")
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file; flags go before it")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--report", metavar="FILE.html", help="a page with what each layer costs")
     add_flags(parser)
 
 
@@ -194,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
     if not os.path.isdir(folder):
         raise ValueError(f"{folder}: there is no such folder to write {os.path.basename(output)} to")
     with _bar(quiet=args.json) as progress:
-        result = quantize(args.model, output, calib, progress, **asdict(options))
+        result = quantize(args.model, output, calib, progress, args.report, **asdict(options))
     if args.json:
         print(json.dumps({"output": output, **result.as_dict()}, indent=2, default=str))
     else:
@@ -234,7 +293,9 @@ def _print(result: Result, output: str) -> None:
     for name, sqnr in result.sqnr.items():
         console.print(f"output {name!r}: signal to quantization noise {sqnr:.1f} dB ({result.samples} samples)")
     nodes = len(result.model.graph.nodes)
-    console.print(f"{result.integer_nodes} operators in integers, {nodes} nodes in the file")
+    console.print(f"{len(result.layers)} operators changed, {nodes} nodes in the file")
+    if result.helpers:
+        console.print(f"helpers that lowered the error: {', '.join(result.helpers)}")
     if result.kept:
         kept = Table("kept in float", "why")
         for label, why in result.kept.items():

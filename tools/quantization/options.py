@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-SCHEMES = ("static",)
+SCHEMES = ("static", "dynamic", "weight-only")
+SWITCH = ("auto", "on", "off")
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -30,9 +31,7 @@ def _size(text: str) -> tuple[int, int]:
 class Options:
     """How to quantize. Each field is a flag of `evort quantize` and a key of its TOML file (`--config`)."""
 
-    scheme: str = _option(
-        "static", "what becomes integers, and when ranges are found", choices=(*SCHEMES, "dynamic", "weight-only")
-    )
+    scheme: str = _option("static", "what becomes integers, and when ranges are found", choices=SCHEMES)
     method: str = _option(
         "auto",
         "how ranges are found from calibration data; auto takes, for each tensor, what harms the next layer least",
@@ -43,6 +42,23 @@ class Options:
     per_channel: bool = _option(True, "a scale for each output channel of weights")
     exclude: tuple[str, ...] = _option(
         (), "a node, tensor, operator or pattern (with * and ?) that stays in float (repeatable)", metavar="NAME"
+    )
+    equalize: str = _option(
+        "auto",
+        "cross-layer equalization: channels scaled so that the weights on either side use the integers alike; "
+        "auto keeps it where it lowers the error on calibration samples",
+        choices=SWITCH,
+    )
+    smooth: str = _option(
+        "off", "SmoothQuant: the range of activations' channels goes over into the weights", choices=SWITCH
+    )
+    smooth_alpha: float = _option(0.5, "how much of that range goes over, from 0 to 1 (0.5)", metavar="A")
+    clip_weights: str = _option(
+        "off", "weights' outliers are clipped to where a channel's squared error is least", choices=SWITCH
+    )
+    adaround: str = _option("auto", "AdaRound: weights are rounded up or down for the layer's output", choices=SWITCH)
+    bias_correction: str = _option(
+        "auto", "what rounding the weights adds to a layer's output on average is taken off its bias", choices=SWITCH
     )
     samples: int | None = _option(None, "the most calibration samples to use (all)", metavar="N")
     scale: float = _option(1 / 255, "images: what values are multiplied by (1/255)")
@@ -81,6 +97,8 @@ class Options:
                 setattr(self, f.name, tuple(value) if isinstance(value, list) else (value,))
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
+        if not 0 <= self.smooth_alpha <= 1:
+            raise ValueError(f"smooth_alpha must be from 0 to 1, not {self.smooth_alpha}")
         if not 50 <= self.percentile <= 100:
             raise ValueError(f"percentile must be from 50 to 100, not {self.percentile}")
 
@@ -133,8 +151,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, action="append", default=argparse.SUPPRESS, help=text, **more)
         else:
             kind = read or (type(plain) if plain is not None else int)
-            note = f" (default: {plain})" if isinstance(plain, str) else ""
-            parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text + note, **more)
+            note = f" (default: {plain})" if isinstance(plain, str) and plain else ""
+            if not text.endswith(")"):
+                text += note
+            parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text, **more)
 
 
 def from_arguments(args: argparse.Namespace, config: Mapping[str, Any]) -> Options:

@@ -143,8 +143,9 @@ def _drop_unread(graph: Graph, encodings: Mapping[str, Encoding]) -> None:
 
 
 def copy_model(model: Model) -> Model:
-    """A copy of a model whose graph can be changed; constants' data is shared. Nested graphs are copied too."""
-    return Model(copy_graph(model.graph), dict(model.opsets), dict(model.metadata), model.producer)
+    """A copy of a model whose graph can be changed; constants' data is shared. Golden data is left out,
+    since a changed model would not give it."""
+    return Model(copy_graph(model.graph), dict(model.opsets), dict(model.metadata), model.producer, dict(model.bounds))
 
 
 def copy_graph(graph: Graph) -> Graph:

@@ -1,0 +1,156 @@
+"""The accuracy helpers, one after the other; "auto" keeps one only where it lowers the error on calibration samples.
+
+before calibration, since they change the weights:   equalize, smooth
+after it, on top of the encodings:                   clip (weights' outliers), adaround, bias correction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from evort.graph import Model, Node, Tensor
+from evort.types import DType
+from evort_tools.quantization import adaround, bias, equalize, smooth, static
+from evort_tools.quantization.compare import expected_outputs, output_errors, total_ratio
+from evort_tools.quantization.data import Calibration
+from evort_tools.quantization.encodings import Encoding
+from evort_tools.quantization.qdq import copy_model, fake_quantized, total_bytes
+from evort_tools.quantization.select import PRODUCTS
+from evort_tools.quantization.static import Calibrated, Settings
+
+Progress = Callable[[str, int | None], Callable[[], None]]
+# A helper must lower the error by this share to be kept.
+_WORTH = 0.98
+# Models with more bytes of weights are not copied for a trial: memory stays below 2.5 times the model's size.
+LARGE = 1 << 25
+_SHRINKS = np.linspace(0.5, 1.0, 51)
+
+
+@dataclass
+class Helpers:
+    """Which helpers to use: each "on", "off" or "auto". smooth_alpha: see `smooth.smooth`."""
+
+    equalize: str = "auto"
+    smooth: str = "off"
+    clip: str = "off"
+    adaround: str = "auto"
+    bias: str = "auto"
+    smooth_alpha: float = 0.5
+
+
+class Trial:
+    """The error that a quantization has on a few calibration samples. fitting: others, for helpers that learn from data
+    (the same ones where there are not enough): what is learnt by heart is no improvement."""
+
+    def __init__(self, model: Model, data: Calibration, threads: int | None):
+        count = static.trial_count(model, data)
+        found = data.head(2 * count)
+        self.samples, self.fitting = (found[::2], found[1::2]) if len(found) > 3 else (found, found)
+        self.expected: list[Any] = expected_outputs(model, self.samples, threads)
+        self._threads = threads
+
+    def ratio(self, model: Model, encodings: Mapping[str, Encoding]) -> float:
+        """Noise over signal of the outputs of a model with these encodings."""
+        errors = output_errors(fake_quantized(model, encodings), self.samples, self.expected, self._threads)
+        return total_ratio(errors)
+
+
+def quantize(
+    model: Model, data: Calibration, settings: Settings, helpers: Helpers, progress: Progress
+) -> tuple[Model, Calibrated, dict[str, float]]:
+    """Calibrates a model with the helpers that are on.
+
+    Returns (a float model with their changes in it, what calibration found, {helper that was kept: noise over signal of
+    the outputs with it}); `qdq.insert` on the two gives the quantized graph. The model given is not changed.
+    """
+    found = static.calibrate(model, data, settings, progress)
+    kept: dict[str, float] = {}
+    steps = [
+        ("equalize", helpers.equalize, lambda m, f: _equalized(m, data, settings, progress)),
+        ("smooth", helpers.smooth, lambda m, f: _smoothed(m, data, settings, helpers.smooth_alpha, progress)),
+        ("clip", helpers.clip, lambda m, f: (m, clipped(m, f))),
+        ("adaround", helpers.adaround, lambda m, f: _rounded(m, f, trial.fitting, settings, progress)),
+        ("bias", helpers.bias, lambda m, f: _corrected(m, f, trial.fitting, settings, progress)),
+    ]
+    if not found.encodings or all(switch == "off" for _, switch, _ in steps):
+        return model, found, kept
+    trial = Trial(model, data, settings.threads)
+    ratio = trial.ratio(model, found.encodings)
+    large = total_bytes(model.graph) > LARGE
+    for name, switch, make in steps:
+        if switch == "off" or (switch == "auto" and name in ("equalize", "adaround") and large):
+            continue
+        changed, again = make(model, found)
+        got = trial.ratio(changed, again.encodings)
+        if switch == "on" or got < _WORTH * ratio:
+            model, found, ratio = changed, again, got
+            kept[name] = got
+    return model, found, kept
+
+
+def _equalized(model: Model, data: Calibration, settings: Settings, progress: Progress) -> tuple[Model, Calibrated]:
+    changed = copy_model(model)
+    equalize.equalize(changed.graph)
+    return changed, static.calibrate(changed, data, settings, progress)
+
+
+def _smoothed(
+    model: Model, data: Calibration, settings: Settings, alpha: float, progress: Progress
+) -> tuple[Model, Calibrated]:
+    changed = copy_model(model)
+    smooth.smooth(changed, data, alpha, settings.threads, progress("finding the range of channels", data.count))
+    return changed, static.calibrate(changed, data, settings, progress)
+
+
+def with_encodings(found: Calibrated, encodings: Mapping[str, Encoding]) -> Calibrated:
+    """The same calibration with other encodings in place of some."""
+    return replace(found, encodings={**found.encodings, **encodings})
+
+
+def clipped(model: Model, found: Calibrated) -> Calibrated:
+    """Weights' outliers clipped: each channel's scale is shrunk to where its weights' squared error is least."""
+    better: dict[str, Encoding] = {}
+    for name in found.selection.weights:
+        w, old = model.graph.constant(name), found.encodings[name]
+        best = np.full(old.scale.shape, np.inf)
+        shrink = np.ones(old.scale.shape)
+        others = None if old.axis is None else tuple(i for i in range(w.ndim) if i != old.axis)
+        for factor in _SHRINKS[::-1]:
+            scale = (old.scale * np.float32(factor)).astype(np.float32)
+            trial = Encoding(old.dtype, scale, old.zero_point, old.axis, narrow=True)
+            error = np.square(trial.fake(w) - w).sum(axis=others, dtype=np.float64)
+            shrink = np.where(error < best, factor, shrink)
+            best = np.minimum(best, error)
+        scale = (old.scale * shrink).astype(np.float32)
+        better[name] = Encoding(old.dtype, scale, old.zero_point, old.axis, narrow=True, method="weights, clipped")
+    return with_encodings(found, better)
+
+
+def _products(found: Calibrated) -> list[Node]:
+    return [node for node in found.selection.nodes if node.op in PRODUCTS]
+
+
+def _rounded(
+    model: Model, found: Calibrated, samples: Sequence[Any], settings: Settings, progress: Progress
+) -> tuple[Model, Calibrated]:
+    nodes = _products(found)
+    step = progress("rounding weights", len(nodes))
+    weights = adaround.adaround(model, nodes, found.encodings, samples, settings.threads, step)
+    changed = copy_model(model)
+    for name, value in weights.items():
+        changed.graph.add(Tensor(name, DType.FLOAT, value.shape, value))
+    return changed, found
+
+
+def _corrected(
+    model: Model, found: Calibrated, samples: Sequence[Any], settings: Settings, progress: Progress
+) -> tuple[Model, Calibrated]:
+    step = progress("correcting biases", len(samples))
+    changes = bias.corrections(model, _products(found), found.encodings, samples, settings.threads, step)
+    changed = copy_model(model)
+    bias.add_to_biases(changed.graph, changes)
+    return changed, found
