@@ -11,8 +11,8 @@
 #define EV_QW 4
 #endif
 #define EV_QB (2 * EV_QW) /* items of a block: the loops treat an incomplete one in a buffer */
-typedef float EV_FN(qf) __attribute__((vector_size(4 * EV_QW), aligned(4), may_alias));
-typedef int32_t EV_FN(qi) __attribute__((vector_size(4 * EV_QW), aligned(4), may_alias));
+typedef float EV_FN(ef) __attribute__((vector_size(4 * EV_QW), aligned(4), may_alias));
+typedef int32_t EV_FN(ei) __attribute__((vector_size(4 * EV_QW), aligned(4), may_alias));
 
 /* Makes v a number of its own, rounded to float32. */
 #ifdef __aarch64__
@@ -24,22 +24,22 @@ typedef int32_t EV_FN(qi) __attribute__((vector_size(4 * EV_QW), aligned(4), may
 /* No integer type that is quantized to reaches it, and adding 1.5 * 2^23 to what does not rounds it. */
 #define EV_QMOST 0x1p21f
 
-EV_INLINE EV_FN(qf) EV_FN(q_allf)(float v) { return (EV_FN(qf)){0} + v; }
-EV_INLINE EV_FN(qi) EV_FN(q_all)(int32_t v) { return (EV_FN(qi)){0} + v; }
+EV_INLINE EV_FN(ef) EV_FN(q_allf)(float v) { return (EV_FN(ef)){0} + v; }
+EV_INLINE EV_FN(ei) EV_FN(q_all)(int32_t v) { return (EV_FN(ei)){0} + v; }
 
 /* Items i .. i + EV_QW - 1. */
-EV_INLINE EV_FN(qi) EV_FN(q_load)(const int dtype, const void *x, int64_t i)
+EV_INLINE EV_FN(ei) EV_FN(q_load)(const int dtype, const void *x, int64_t i)
 {
 #ifdef __AVX2__
     const uint8_t *p = (const uint8_t *)x + i * (dtype == EV_UINT8 || dtype == EV_INT8 ? 1 : 2);
     switch (dtype) {
-    case EV_UINT8: return (EV_FN(qi))_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    case EV_INT8: return (EV_FN(qi))_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    case EV_UINT16: return (EV_FN(qi))_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
-    default: return (EV_FN(qi))_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)p));
+    case EV_UINT8: return (EV_FN(ei))_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    case EV_INT8: return (EV_FN(ei))_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    case EV_UINT16: return (EV_FN(ei))_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    default: return (EV_FN(ei))_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)p));
     }
 #else
-    EV_FN(qi) v;
+    EV_FN(ei) v;
     for (int j = 0; j < EV_QW; j++)
         v[j] = dtype == EV_UINT8    ? ((const uint8_t *)x)[i + j]
                : dtype == EV_INT8   ? ((const int8_t *)x)[i + j]
@@ -58,23 +58,23 @@ EV_INLINE int32_t EV_FN(q_item)(const int dtype, const void *x, int64_t i)
 }
 
 /* Rounded; beyond EV_QMOST anything that saturates to the same side, NaN to the lower one. */
-EV_INLINE EV_FN(qi) EV_FN(q_rint)(EV_FN(qf) v)
+EV_INLINE EV_FN(ei) EV_FN(q_rint)(EV_FN(ef) v)
 {
 #ifdef __AVX2__
-    return (EV_FN(qi))_mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(EV_QMOST), (__m256)v));
+    return (EV_FN(ei))_mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(EV_QMOST), (__m256)v));
 #else
-    const EV_FN(qf) most = EV_FN(q_allf)(EV_QMOST), magic = EV_FN(q_allf)(0x1.8p23f);
-    const EV_FN(qi) low = v > -most;
-    v = (EV_FN(qf))(((EV_FN(qi))v & low) | ((EV_FN(qi))-most & ~low));
-    const EV_FN(qi) high = v < most;
-    v = (EV_FN(qf))(((EV_FN(qi))v & high) | ((EV_FN(qi))most & ~high));
+    const EV_FN(ef) most = EV_FN(q_allf)(EV_QMOST), magic = EV_FN(q_allf)(0x1.8p23f);
+    const EV_FN(ei) low = v > -most;
+    v = (EV_FN(ef))(((EV_FN(ei))v & low) | ((EV_FN(ei))-most & ~low));
+    const EV_FN(ei) high = v < most;
+    v = (EV_FN(ef))(((EV_FN(ei))v & high) | ((EV_FN(ei))most & ~high));
     v = v + magic;
-    return (EV_FN(qi))v - 0x4b400000;
+    return (EV_FN(ei))v - 0x4b400000;
 #endif
 }
 
 /* y[i ..] = a, then b, plus zero, clamped to [lo, hi]. */
-EV_INLINE void EV_FN(q_store)(const int dtype, EV_FN(qi) a, EV_FN(qi) b, int32_t zero, int32_t lo, int32_t hi, void *y,
+EV_INLINE void EV_FN(q_store)(const int dtype, EV_FN(ei) a, EV_FN(ei) b, int32_t zero, int32_t lo, int32_t hi, void *y,
                               int64_t i)
 {
 #ifdef __AVX2__
@@ -91,15 +91,15 @@ EV_INLINE void EV_FN(q_store)(const int dtype, EV_FN(qi) a, EV_FN(qi) b, int32_t
     }
 #endif
     for (int k = 0; k < 2; k++) {
-        EV_FN(qi) v = k ? b : a;
-        const EV_FN(qi) l = EV_FN(q_all)(lo - zero), h = EV_FN(q_all)(hi - zero);
+        EV_FN(ei) v = k ? b : a;
+        const EV_FN(ei) l = EV_FN(q_all)(lo - zero), h = EV_FN(q_all)(hi - zero);
 #ifdef __AVX2__
-        v = (EV_FN(qi))_mm256_min_epi32(_mm256_max_epi32((__m256i)v, (__m256i)l), (__m256i)h) + zero;
+        v = (EV_FN(ei))_mm256_min_epi32(_mm256_max_epi32((__m256i)v, (__m256i)l), (__m256i)h) + zero;
         const __m128i low = _mm256_castsi256_si128((__m256i)v), high = _mm256_extracti128_si256((__m256i)v, 1);
         const __m128i s = dtype == EV_UINT16 ? _mm_packus_epi32(low, high) : _mm_packs_epi32(low, high);
         _mm_storeu_si128((__m128i *)((uint16_t *)y + i) + k, s);
 #else
-        const EV_FN(qi) below = v < l, above = v > h;
+        const EV_FN(ei) below = v < l, above = v > h;
         v = (l & below) | (v & ~below);
         v = ((h & above) | (v & ~above)) + zero;
         for (int j = 0; j < EV_QW; j++) {
@@ -111,12 +111,12 @@ EV_INLINE void EV_FN(q_store)(const int dtype, EV_FN(qi) a, EV_FN(qi) b, int32_t
     }
 }
 
-EV_INLINE EV_FN(qf) EV_FN(q_float)(EV_FN(qi) v)
+EV_INLINE EV_FN(ef) EV_FN(q_float)(EV_FN(ei) v)
 {
 #ifdef __AVX2__
-    return (EV_FN(qf))_mm256_cvtepi32_ps((__m256i)v);
+    return (EV_FN(ef))_mm256_cvtepi32_ps((__m256i)v);
 #else
-    return __builtin_convertvector(v, EV_FN(qf));
+    return __builtin_convertvector(v, EV_FN(ef));
 #endif
 }
 
@@ -136,13 +136,13 @@ EV_INLINE EV_FN(qf) EV_FN(q_float)(EV_FN(qi) v)
 EV_INLINE void EV_FN(q_dequantize_rows)(const int dtype, const int each, int64_t n, const void *x, const float *scale,
                                         const void *zero, float *y)
 {
-    const EV_FN(qi) z0 = EV_FN(q_all)(EV_FN(q_item)(dtype, zero, 0));
-    const EV_FN(qf) s0 = EV_FN(q_allf)(*scale);
+    const EV_FN(ei) z0 = EV_FN(q_all)(EV_FN(q_item)(dtype, zero, 0));
+    const EV_FN(ef) s0 = EV_FN(q_allf)(*scale);
     int64_t i = 0;
     for (; i + EV_QW <= n; i += EV_QW) {
-        const EV_FN(qi) z = each ? EV_FN(q_load)(dtype, zero, i) : z0;
-        const EV_FN(qf) s = each ? *(const EV_FN(qf) *)(scale + i) : s0;
-        *(EV_FN(qf) *)(y + i) = EV_FN(q_float)(EV_FN(q_load)(dtype, x, i) - z) * s;
+        const EV_FN(ei) z = each ? EV_FN(q_load)(dtype, zero, i) : z0;
+        const EV_FN(ef) s = each ? *(const EV_FN(ef) *)(scale + i) : s0;
+        *(EV_FN(ef) *)(y + i) = EV_FN(q_float)(EV_FN(q_load)(dtype, x, i) - z) * s;
     }
     for (; i < n; i++) {
         const int64_t j = each ? i : 0;
@@ -168,14 +168,14 @@ EV_INLINE void EV_FN(q_quantize_block)(const int dtype, const int each, const in
                                        const float *scale, const void *zeros, int32_t zero, int32_t lo, int32_t hi,
                                        void *y)
 {
-    const EV_FN(qi) least = EV_FN(q_all)(-(int32_t)EV_QMOST);
-    EV_FN(qi) q[2];
+    const EV_FN(ei) least = EV_FN(q_all)(-(int32_t)EV_QMOST);
+    EV_FN(ei) q[2];
     for (int k = 0; k < 2; k++) {
-        const EV_FN(qf) v = *(const EV_FN(qf) *)(x + k * EV_QW);
-        const EV_FN(qf) s = each ? *(const EV_FN(qf) *)(scale + k * EV_QW) : EV_FN(q_allf)(*scale);
+        const EV_FN(ef) v = *(const EV_FN(ef) *)(x + k * EV_QW);
+        const EV_FN(ef) s = each ? *(const EV_FN(ef) *)(scale + k * EV_QW) : EV_FN(q_allf)(*scale);
         q[k] = EV_FN(q_rint)(divide ? v / s : v * s);
         if (each) {
-            const EV_FN(qi) below = q[k] < least;
+            const EV_FN(ei) below = q[k] < least;
             q[k] = ((least & below) | (q[k] & ~below)) + EV_FN(q_load)(dtype, zeros, k * EV_QW);
         }
     }
@@ -225,10 +225,10 @@ static void EV_FN(q_round)(int dtype, int64_t n, const float *x, float factor, i
 
 /* Two operands ------------------------------------------------------------------------------------------------- */
 
-EV_INLINE EV_FN(qf) EV_FN(q_combine)(const int op, EV_FN(qf) a, EV_FN(qf) b, EV_FN(qf) scale_a, EV_FN(qf) scale_b)
+EV_INLINE EV_FN(ef) EV_FN(q_combine)(const int op, EV_FN(ef) a, EV_FN(ef) b, EV_FN(ef) scale_a, EV_FN(ef) scale_b)
 {
     if (op == EV_QMUL) return a * b * scale_a;
-    EV_FN(qf) p = a * scale_a, q = b * scale_b;
+    EV_FN(ef) p = a * scale_a, q = b * scale_b;
     EV_APART(p);
     EV_APART(q);
     return p + q;
@@ -237,11 +237,11 @@ EV_INLINE EV_FN(qf) EV_FN(q_combine)(const int op, EV_FN(qf) a, EV_FN(qf) b, EV_
 EV_INLINE void EV_FN(q_binary_block)(const int dtype, const int op, const void *a, const int sa, const void *b,
                                      const int sb, const ev_qbinary *p, void *y)
 {
-    const EV_FN(qf) scale_a = EV_FN(q_allf)(p->scale_a), scale_b = EV_FN(q_allf)(p->scale_b);
-    EV_FN(qi) q[2];
+    const EV_FN(ef) scale_a = EV_FN(q_allf)(p->scale_a), scale_b = EV_FN(q_allf)(p->scale_b);
+    EV_FN(ei) q[2];
     for (int k = 0; k < 2; k++) {
-        const EV_FN(qi) va = sa ? EV_FN(q_load)(dtype, a, k * EV_QW) : EV_FN(q_all)(EV_FN(q_item)(dtype, a, 0));
-        const EV_FN(qi) vb = sb ? EV_FN(q_load)(dtype, b, k * EV_QW) : EV_FN(q_all)(EV_FN(q_item)(dtype, b, 0));
+        const EV_FN(ei) va = sa ? EV_FN(q_load)(dtype, a, k * EV_QW) : EV_FN(q_all)(EV_FN(q_item)(dtype, a, 0));
+        const EV_FN(ei) vb = sb ? EV_FN(q_load)(dtype, b, k * EV_QW) : EV_FN(q_all)(EV_FN(q_item)(dtype, b, 0));
         q[k] = EV_FN(q_rint)(EV_FN(q_combine)(op, EV_FN(q_float)(va - p->zero_a), EV_FN(q_float)(vb - p->zero_b),
                                               scale_a, scale_b));
     }
@@ -285,7 +285,7 @@ static void EV_FN(q_binary)(int dtype, int op, int64_t n, const void *a, int64_t
 static void EV_FN(q_combine_f32)(int op, int64_t n, const float *a, const float *b, float scale_a, float scale_b,
                                  float *y)
 {
-    const EV_FN(qf) ra = EV_FN(q_allf)(scale_a), rb = EV_FN(q_allf)(scale_b);
+    const EV_FN(ef) ra = EV_FN(q_allf)(scale_a), rb = EV_FN(q_allf)(scale_b);
     for (int64_t i = 0; i < n; i += EV_QW) {
         float ba[EV_QW] = {0}, bb[EV_QW] = {0}, by[EV_QW];
         const int whole = n - i >= EV_QW;
@@ -293,8 +293,8 @@ static void EV_FN(q_combine_f32)(int op, int64_t n, const float *a, const float 
             memcpy(ba, a + i, (size_t)(n - i) * sizeof(float));
             memcpy(bb, b + i, (size_t)(n - i) * sizeof(float));
         }
-        *(EV_FN(qf) *)(whole ? y + i : by) = EV_FN(q_combine)(op, *(const EV_FN(qf) *)(whole ? a + i : ba),
-                                                              *(const EV_FN(qf) *)(whole ? b + i : bb), ra, rb);
+        *(EV_FN(ef) *)(whole ? y + i : by) = EV_FN(q_combine)(op, *(const EV_FN(ef) *)(whole ? a + i : ba),
+                                                              *(const EV_FN(ef) *)(whole ? b + i : bb), ra, rb);
         if (!whole) memcpy(y + i, by, (size_t)(n - i) * sizeof(float));
     }
 }
@@ -390,7 +390,7 @@ static void EV_FN(q_sum_cols)(int dtype, int64_t rows, int64_t step, int64_t n, 
 static void EV_FN(q_affine_f32)(int64_t n, const float *x, float mean, float inverse, const float *scale,
                                 const float *bias, float *y)
 {
-    const EV_FN(qf) m = EV_FN(q_allf)(mean), s = EV_FN(q_allf)(inverse);
+    const EV_FN(ef) m = EV_FN(q_allf)(mean), s = EV_FN(q_allf)(inverse);
     for (int64_t i = 0; i < n; i += EV_QW) {
         float block[3][EV_QW] = {{0}}, out[EV_QW];
         const int whole = n - i >= EV_QW;
@@ -399,9 +399,9 @@ static void EV_FN(q_affine_f32)(int64_t n, const float *x, float mean, float inv
             memcpy(block[1], scale + i, (size_t)(n - i) * sizeof(float));
             memcpy(block[2], bias + i, (size_t)(n - i) * sizeof(float));
         }
-        EV_FN(qf) v = (*(const EV_FN(qf) *)(whole ? x + i : block[0]) - m) * s * *(const EV_FN(qf) *)(whole ? scale + i : block[1]);
+        EV_FN(ef) v = (*(const EV_FN(ef) *)(whole ? x + i : block[0]) - m) * s * *(const EV_FN(ef) *)(whole ? scale + i : block[1]);
         EV_APART(v);
-        *(EV_FN(qf) *)(whole ? y + i : out) = v + *(const EV_FN(qf) *)(whole ? bias + i : block[2]);
+        *(EV_FN(ef) *)(whole ? y + i : out) = v + *(const EV_FN(ef) *)(whole ? bias + i : block[2]);
         if (!whole) memcpy(y + i, out, (size_t)(n - i) * sizeof(float));
     }
 }
@@ -457,7 +457,7 @@ static void EV_FN(q_line_f32)(int64_t n, int64_t taps, int64_t inner, const floa
             const float u = w[o * taps + k];
             int64_t j = 0;
             for (; j + EV_QW <= inner; j += EV_QW) {
-                EV_FN(qf) *sum = (EV_FN(qf) *)(y + o * inner + j), p = *(const EV_FN(qf) *)(a + j) * EV_FN(q_allf)(u);
+                EV_FN(ef) *sum = (EV_FN(ef) *)(y + o * inner + j), p = *(const EV_FN(ef) *)(a + j) * EV_FN(q_allf)(u);
                 EV_APART(p);
                 if (k) p = *sum + p;
                 *sum = p;
