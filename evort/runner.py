@@ -151,7 +151,8 @@ class Runner:
                 for name, value in plan.known.items():
                     results[name] = self._deliver(value, name, into)
                 for name, index in plan.keep_ids.items():
-                    env[name] = program.view(index, inputs, outputs)
+                    if name not in env:
+                        env[name] = program.view(index, inputs, outputs)
                     dtypes[name] = plan.specs[name].dtype
                 if plan.eager is not None:
                     self._run_eager(plan, env, dtypes)
