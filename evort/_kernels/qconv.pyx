@@ -26,6 +26,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     FEW_4 = 20                   # groups of 16 weights in a hundred that have something taken out
     FEW_2 = 30
+    FEW_COLUMNS = 48             # not worth looking at the rows for
 
 
 cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
@@ -193,6 +194,8 @@ cdef int choose_groups(const Block *k, int64_t rows, int8_t *a) noexcept nogil:
     cdef int s = 4
     cdef int64_t i, groups
     cdef int32_t found
+    if k.n < FEW_COLUMNS:
+        return 1
     while s > 1:
         groups = 0
         for i in range(rows):
@@ -214,7 +217,7 @@ cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
     cdef int32_t found[4]
     cdef int32_t total[4]
     cdef int16_t *wide = <int16_t *> (a + EV_QC_MR * k.kp)
-    cdef int64_t m, i, j, some, w_zero, channel
+    cdef int64_t m, i, j, some, w_zero, channel, four
     cdef int s
     cdef bint shifted = column_sums(job, k)
     m = k.m0
@@ -224,6 +227,7 @@ cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
             total[i] = weights_row(job, k, m + i, a + i * k.kp)
             extras[i] = extra + i * (k.kp // 2)
         s = choose_groups(k, some, a)
+        four = ceil_div(k.k, 4) * 4 if s == 1 else k.kp
         for i in range(some):
             if s == 1:
                 K.qc_widen(k.kp, a + i * k.kp, wide + i * k.kp)
@@ -231,8 +235,8 @@ cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
                 K.qc_prepare(k.kp, s, a + i * k.kp, extra + i * (k.kp // 2), &found[i])
         j = 0
         while j < k.n:
-            K.qc_tile(some, s, k.kp, wide if s == 1 else <const void *> a, k.kp, panel + j * k.kp, extras, found,
-                      sum + j, p.columns)
+            K.qc_tile(some, -1 if s == 1 and k.n - j <= EV_QC_NR // 2 else s, four,
+                      wide if s == 1 else <const void *> a, k.kp, panel + j * k.kp, extras, found, sum + j, p.columns)
             j += EV_QC_NR
         for i in range(some):
             channel = k.group * p.rows + m + i

@@ -17,6 +17,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     LIMIT = 128                  # weights of one sign in a group add up to this at most: 128 * 255 < 2^15
     MOST_TAPS = WIDE_K
+    APART = 48                   # rows of so many results are finished where they lie
 
 
 cdef int64_t weights_of(const Job *job, int64_t m, int16_t *to) noexcept nogil:
@@ -42,24 +43,30 @@ cdef void rows(const Job *job, int64_t image, int64_t m, char *scratch, int64_t 
     cdef int16_t *w = <int16_t *> (scratch + p.at_a)
     cdef int64_t y = (image * p.m + m) * a[0].out * a[1].out * a[2].out + at
     cdef const char *z = NULL
+    cdef int64_t z_size = 0
     total = weights_of(job, m, w)
     if p.size == 1:
         K.qd_taps(whole, <const uint8_t *> scratch + base, offset, job.taps + job.starts[m],
                   job.starts[m + 1] - job.starts[m], sum)
     else:
         K.qd_taps_i16(whole, <const int16_t *> scratch + base, offset, w, p.taps, sum)
-    if width < pitch:
+    add = row_add(job, m, total)
+    if width < pitch and (width < APART or p.size == 2):
         for i in range(1, count):
             memmove(sum + i * width, sum + i * pitch, width * sizeof(int32_t))
+        width, count = count * width, 1
+    elif width == pitch:
+        width, count = count * width, 1
     if p.size == 2:
         wide = <int64_t *> (scratch + p.at_column)
-        for i in range(count * width):
+        for i in range(width):
             wide[i] = sum[i]
     if job.o.z != NULL:
-        z = <const char *> job.o.z.data + y * ev_item_size(job.o.z.dtype)
-    add = row_add(job, m, total)
-    K.qc_finish(&job.finish, count * width, sum, wide, add, row_scale(job, m), z,
-                <char *> job.o.y.data + y * ev_item_size(job.finish.type))
+        z, z_size = <const char *> job.o.z.data, ev_item_size(job.o.z.dtype)
+    for i in range(count):
+        K.qc_finish(&job.finish, width, sum + i * pitch, wide, add, row_scale(job, m),
+                    NULL if z == NULL else z + (y + i * width) * z_size,
+                    <char *> job.o.y.data + (y + i * width) * ev_item_size(job.finish.type))
 
 
 cdef void channels(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:

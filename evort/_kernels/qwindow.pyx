@@ -134,13 +134,13 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
     at += round64(4 * p.taps)
     p.at_sum = at
     if depthwise:
-        at += round64(4 * (CHUNK + EV_QD_LANES))
+        at += round64(4 * (CHUNK + 2 * EV_QD_LANES))
         p.at_column = at         # the sums in 64 bits
         at += 0 if p.size == 1 else 8 * CHUNK
         p.at_a = at
         p.slot = round64(at + 2 * p.taps)
         return
-    at += round64(EV_QC_MR * p.columns * 4)  # or one row of 64 bits
+    at += round64((EV_QC_MR * p.columns + EV_QD_LANES) * 4)  # or one row of 64 bits
     p.at_panel = at
     at += round64(p.kp * p.columns * p.size)
     p.at_rows = at
@@ -278,6 +278,8 @@ cdef void stage(const Job *job, const char *x, int64_t channels, int64_t first, 
                     begin = 0 if from_ >= 0 else min(a[2].length, ceil_div(-from_, a[2].step))
                     end = 0 if from_ >= a[2].size else min(a[2].length, ceil_div(a[2].size - from_, a[2].step))
                     end = max(begin, end)
+                    if begin > 0 or end < a[2].length:   # padding, which the rows leave as it is
+                        fill(to, p.plane, p.size, job.x_zero)
                     for d in range(a[0].length):
                         for h in range(a[1].length):
                             row = (d + base[0]) * a[0].step + a[0].phase_of[pd]
@@ -288,14 +290,13 @@ cdef void stage(const Job *job, const char *x, int64_t channels, int64_t first, 
                                 from_ = (h + base[1]) * a[1].step + a[1].phase_of[ph]
                                 row = -1 if from_ < 0 or from_ >= a[1].size else row + from_
                             if row < 0:
-                                fill(to, a[2].length, p.size, job.x_zero)
+                                if begin == 0 and end == a[2].length:
+                                    fill(to, a[2].length, p.size, job.x_zero)
                             else:
-                                fill(to, begin, p.size, job.x_zero)
                                 from_ = (c * inside + row * a[2].size + a[2].phase_of[pw]
                                          + (base[2] + begin) * a[2].step)
                                 K.qc_stage(job.o.x.dtype, end - begin, a[2].step, x + from_ * item, job.stage,
                                            to + begin * p.size)
-                                fill(to + end * p.size, a[2].length - end, p.size, job.x_zero)
                             to += a[2].length * p.size
 
 

@@ -97,7 +97,15 @@ static void EV_FN(qc_prepare)(int64_t k, int s, int8_t *row, ev_qextra *extra, i
 /* A row for tiles with s = 1: quads w0 w2 w1 w3 of int16. */
 static void EV_FN(qc_widen)(int64_t k, const int8_t *row, int16_t *to)
 {
-    for (int64_t p = 0; p < k; p += 4) {
+    int64_t p = 0;
+#if defined(__AVX2__)
+    const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+    for (; p + 16 <= k; p += 16) {
+        const __m128i w = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(row + p)), order);
+        _mm256_storeu_si256((__m256i *)(to + p), _mm256_cvtepi8_epi16(w));
+    }
+#endif
+    for (; p < k; p += 4) {
         to[p] = row[p];
         to[p + 1] = row[p + 2];
         to[p + 2] = row[p + 1];
@@ -109,13 +117,28 @@ static void EV_FN(qc_widen)(int64_t k, const int8_t *row, int16_t *to)
 static void EV_FN(qc_weights)(int64_t n, int64_t step, int flip, const uint8_t *src, int8_t *dst, int32_t *total)
 {
     int32_t sum = 0;
+    int64_t i = 0;
+#if defined(__AVX2__)
+    if (step == 1) {
+        const __m256i ones = _mm256_set1_epi8(1), wide = _mm256_set1_epi16(1), f = _mm256_set1_epi8((char)flip);
+        __m256i acc = _mm256_setzero_si256();
+        for (; i + 32 <= n; i += 32) {
+            const __m256i w = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(src + i)), f);
+            _mm256_storeu_si256((__m256i *)(dst + i), w);
+            acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(ones, w), wide));
+        }
+        int32_t part[8];
+        memcpy(part, &acc, sizeof part);
+        for (int j = 0; j < 8; j++) sum += part[j];
+    }
+#endif
     if (step == 1)
-        for (int64_t i = 0; i < n; i++) {
+        for (; i < n; i++) {
             dst[i] = (int8_t)(src[i] ^ flip);
             sum += dst[i];
         }
     else
-        for (int64_t i = 0; i < n; i++) {
+        for (; i < n; i++) {
             dst[i] = (int8_t)(src[i * step] ^ flip);
             sum += dst[i];
         }
@@ -215,7 +238,8 @@ static inline __attribute__((always_inline)) void EV_FN(qc_rows)(
 
 /* The same for widened rows. */
 static inline __attribute__((always_inline)) void EV_FN(qc_wide_rows)(
-    int64_t k, const int16_t *a, int64_t lda, const uint8_t *b, int32_t *sum, int64_t ld, const int mr)
+    int64_t k, const int16_t *a, int64_t lda, const uint8_t *b, int32_t *sum, int64_t ld, const int mr,
+    const int narrow)
 {
     const __m256i low = _mm256_set1_epi16(0xff);
 #define EACH(X) X(0) X(1) X(2) X(3)
@@ -223,13 +247,15 @@ static inline __attribute__((always_inline)) void EV_FN(qc_wide_rows)(
     EACH(X)
 #undef X
     for (; k > 0; k -= 4, a += 4, b += 64) {
-        const __m256i u = EV_QC_LOAD(0), v = EV_QC_LOAD(32);
+        const __m256i u = EV_QC_LOAD(0);
         {
             const __m256i b0 = _mm256_and_si256(u, low), b1 = _mm256_srli_epi16(u, 8);
 #define X(i) if (mr > i) EV_QC_1(p##i, a + i * lda);
             EACH(X)
 #undef X
         }
+        if (narrow) continue;
+        const __m256i v = EV_QC_LOAD(32);
         const __m256i b0 = _mm256_and_si256(v, low), b1 = _mm256_srli_epi16(v, 8);
 #define X(i) if (mr > i) EV_QC_1(q##i, a + i * lda);
         EACH(X)
@@ -246,13 +272,14 @@ static inline __attribute__((always_inline)) void EV_FN(qc_wide_rows)(
 }
 
 /* sum[i][0..16) = row i of W times the panel, m <= EV_QC_MR rows of k weights, lda apart; groups of s quads. With s = 1,
- * rows are of int16, from qc_widen. */
+ * rows are of int16, from qc_widen; -1: the same, and only the first eight columns are wanted. */
 static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a_, int64_t lda, const uint8_t *b,
                            const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
 {
     const int8_t *a = a_;
 #define CALL(mr)                                                                                                  \
-    if (s == 1) EV_FN(qc_wide_rows)(k, (const int16_t *)a, lda, b, sum, ld, mr);                                  \
+    if (s == 1) EV_FN(qc_wide_rows)(k, (const int16_t *)a, lda, b, sum, ld, mr, 0);                               \
+    else if (s < 0) EV_FN(qc_wide_rows)(k, (const int16_t *)a, lda, b, sum, ld, mr, 1);                           \
     else if (s == 4) EV_FN(qc_rows)(4, k, a, lda, b, extra, extras, sum, ld, mr);                                 \
     else EV_FN(qc_rows)(2, k, a, lda, b, extra, extras, sum, ld, mr)
     switch (m) {
@@ -264,21 +291,27 @@ static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a_, int64_t 
 #undef CALL
 }
 #else
-/* Without vpmaddubsw: products and sums in 32 bits, nothing to take out or to widen. */
-static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a_, int64_t lda, const uint8_t *b,
+/* Without vpmaddubsw: products and sums in 32 bits, nothing to take out. */
+static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
                            const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
 {
-    const int8_t *a = a_;
-    (void)s, (void)extra, (void)extras;
-    for (int64_t i = 0; i < m; i++, a += lda, sum += ld) {
+    (void)extra, (void)extras;
+    for (int64_t i = 0; i < m; i++, sum += ld) {
+        const int8_t *row = (const int8_t *)a + i * lda;
+        const int16_t *wide = s > 1 ? NULL : (const int16_t *)a + i * lda;
 #if defined(__SSE2__)
         __m128i acc[8];
         for (int j = 0; j < 8; j++) acc[j] = _mm_setzero_si128();
         const __m128i zero = _mm_setzero_si128();
         for (int64_t p = 0; p < k; p += 4) {
-            int32_t four;
-            memcpy(&four, a + p, 4);
-            const __m128i x = _mm_srai_epi16(_mm_unpacklo_epi8(zero, _mm_cvtsi32_si128(four)), 8);
+            __m128i x;
+            if (wide) {
+                x = _mm_shufflelo_epi16(_mm_loadl_epi64((const __m128i *)(wide + p)), 0xd8);
+            } else {
+                int32_t four;
+                memcpy(&four, row + p, 4);
+                x = _mm_srai_epi16(_mm_unpacklo_epi8(zero, _mm_cvtsi32_si128(four)), 8);
+            }
             const __m128i w = _mm_unpacklo_epi64(x, x);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
@@ -291,10 +324,11 @@ static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a_, int64_t 
         memcpy(halves, acc, sizeof halves);
         for (int j = 0; j < EV_QC_NR; j++) sum[j] = halves[2 * j] + halves[2 * j + 1];
 #else
+        static const int place[4] = {0, 2, 1, 3}; /* in a widened quad */
         for (int j = 0; j < EV_QC_NR; j++) sum[j] = 0;
         for (int64_t p = 0; p < k; p += 4)
             for (int j = 0; j < EV_QC_NR; j++)
-                for (int t = 0; t < 4; t++) sum[j] += a[p + t] * b[p * 16 + j * 4 + t];
+                for (int t = 0; t < 4; t++) sum[j] += (wide ? wide[p + place[t]] : row[p + t]) * b[p * 16 + j * 4 + t];
 #endif
     }
 }
@@ -527,15 +561,14 @@ static void EV_FN(qf_store)(const ev_qfinish *f, int64_t n, const float *r, void
         _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_loadu_si256((const __m256i *)(sum + (i))), add8)), \
                       scale8)))
 
-/* Bytes where one product does; returns how many of the n are done. */
-static int64_t EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum, int32_t add, float scale, uint8_t *y)
+/* Bytes where one product does. Up to 31 sums more than n are read. */
+static void EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum, int32_t add, float scale, uint8_t *y)
 {
     const __m256i add8 = _mm256_set1_epi32(add), zero = _mm256_set1_epi16((int16_t)f->zero);
     const __m256 scale8 = _mm256_set1_ps(scale), top = _mm256_set1_ps(65536.0f);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const __m256i lo = _mm256_set1_epi8((char)f->lo), hi = _mm256_set1_epi8((char)f->hi);
-    int64_t j = 0;
-    for (; j + 32 <= n; j += 32, sum += 32) {
+    for (int64_t j = 0; j < n; j += 32, sum += 32) {
         /* Saturated to int16 and then to the result's type, in the order 0-3 8-11 16-19 24-27 | 4-7 ... */
         const __m256i u = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(0), EV_QF_EIGHT(8)), zero);
         const __m256i v = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(16), EV_QF_EIGHT(24)), zero);
@@ -544,13 +577,19 @@ static int64_t EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum
             r = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(u, v), lo), hi);
         else
             r = _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(u, v), lo), hi);
-        _mm256_storeu_si256((__m256i *)(y + j), _mm256_permutevar8x32_epi32(r, order));
+        r = _mm256_permutevar8x32_epi32(r, order);
+        if (n - j >= 32) _mm256_storeu_si256((__m256i *)(y + j), r);
+        else {
+            uint8_t some[32];
+            _mm256_storeu_si256((__m256i *)some, r);
+            memcpy(y + j, some, (size_t)(n - j));
+        }
     }
-    return j;
 }
 #endif
 
-/* n results from sums (or `wide` ones, where that is not NULL) + add, times scale; z: the residual, or NULL. */
+/* n results from sums (or `wide` ones, where that is not NULL) + add, times scale; z: the residual, or NULL. Behind the
+ * sums, 31 more can be read. */
 static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
                              float scale, const void *z, void *y)
 {
@@ -563,7 +602,10 @@ static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
         return;
     }
 #if defined(__AVX2__)
-    if (f->folds && size == 1 && !wide) j = EV_FN(qf_fold)(f, n, sum, (int32_t)add, scale, y);
+    if (f->folds && size == 1 && !wide) {
+        EV_FN(qf_fold)(f, n, sum, (int32_t)add, scale, y);
+        return;
+    }
 #endif
     for (; j < n; j += BLOCK) {
         float r[BLOCK];
