@@ -353,3 +353,88 @@ def test_int16_sums_do_not_wrap(client):
     a, b = np.full((1, k), -32768, np.int16), np.full((k, 1), -128, np.int8)
     o = defaults(a, b, np.zeros((1, 1), np.float32), factor=0.5)
     assert every_way(client, o)[0, 0] == 32768.0 * 128 * k / 2
+
+
+def provable(rng, lines, k, s, full):
+    """int8 weights [lines, k] for which `presum` = s holds; `full`: up to its limit, wherever that can be."""
+    w = np.zeros((lines, -(-k // (4 * s)), s, 2, 2), np.int64)  # group, quad, half of a quad, element
+    lanes = w.transpose(0, 1, 3, 2, 4).reshape(-1, 2 * s)  # what one 16-bit lane adds up
+    for sign, top in ((1, 128), (-1, 128)):
+        share = rng.dirichlet(np.ones(2 * s) * (0.1 if full else 1), len(lanes))
+        part = np.floor(share * (top + 0.999 if full else top * rng.random((len(lanes), 1)))).astype(np.int64)
+        lanes = (
+            np.where(rng.random(lanes.shape) < 0.5, sign * part, lanes)
+            if sign > 0
+            else np.where(lanes == 0, -part, lanes)
+        )
+    if full:  # the limit itself, in one element and spread
+        lanes[::3] = 0
+        lanes[::3, 0] = 127
+        lanes[::3, 1] = 1
+        lanes[1::3] = 0
+        lanes[1::3, -1] = -128
+    w = lanes.reshape(lines, -1, 2, s, 2).transpose(0, 1, 3, 2, 4).reshape(lines, -1)[:, :k]
+    return np.clip(w, -128, 127).astype(np.int8)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_presum_is_exact_up_to_the_limit_of_its_proof(client, data):
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    m, n = draw(st.integers(2, 40)), draw(st.integers(2, 40))
+    k = draw(st.one_of(st.integers(0, 70), st.sampled_from([1023, 1024, 1025, 2100])))
+    s, in_b = draw(st.sampled_from([1, 2, 4])), draw(st.booleans())
+    w = provable(rng, n if in_b else m, k, s, draw(st.booleans()))
+    for lane in (0, 1):  # the proof, as qgemm.pxd states it
+        groups = np.pad(w.astype(int), ((0, 0), (0, -k % (4 * s)))).reshape(len(w), -1, s, 2, 2)[:, :, :, lane]
+        assert (np.maximum(groups, 0).sum((2, 3)) <= 128).all() and (np.minimum(groups, 0).sum((2, 3)) >= -128).all()
+    x_type = draw(st.sampled_from([np.uint8, np.int8]))
+    info = np.iinfo(x_type)
+    x = array(rng, x_type, (m, k) if in_b else (k, n), False, draw(st.integers(0, 2)))
+    if draw(st.booleans()):
+        x = np.full_like(x, info.max)
+    zero = array(rng, x_type, (1,), draw(st.booleans()))
+    none = np.zeros(1, np.int8)
+    a, b = (x, w.T if draw(st.booleans()) else np.ascontiguousarray(w.T)) if in_b else (w, x)
+    centred = x.astype(np.int64) - int(zero[0])
+    want = centred @ w.T.astype(np.int64) if in_b else w.astype(np.int64) @ centred
+    bias = rng.integers(-999, 999, n).astype(np.int32)
+    o = defaults(a, b, np.zeros((m, n), np.int32), a_zero=zero if in_b else none, b_zero=none if in_b else zero, presum=s,
+                 weights_in_b=in_b, bias=bias, bias_type=6, bias_axis="column", packs=not in_b and draw(st.booleans()))  # fmt: skip
+    np.testing.assert_array_equal(every_way(client, o), (want + bias).astype(np.int32))
+
+
+def test_presum_is_not_taken_without_its_conditions(client):
+    """Weights with a zero point, or activations with one for each row, go the exact way."""
+    rng = np.random.default_rng(0)
+    a, b = array(rng, np.uint8, (9, 50), True), array(rng, np.int8, (50, 20), True)
+    for a_zero, b_zero in ((np.uint8([3]), np.int8([1])), (array(rng, np.uint8, (9,), False), np.int8([0]))):
+        o = defaults(a, b, np.zeros((9, 20), np.int32), a_zero=a_zero, b_zero=b_zero, presum=4, weights_in_b=True)
+        want = (a.astype(int) - a_zero.astype(int)[:, None]) @ (b.astype(int) - b_zero)
+        np.testing.assert_array_equal(every_way(client, o), want)
+
+
+def test_presum_quantizes_float_operands(client):
+    rng = np.random.default_rng(0)
+    w = provable(rng, 20, 70, 2, True)
+    x = rng.normal(0, 1, (9, 70)).astype(np.float32)
+    for kind, zero in ((np.uint8, 128), (np.int8, -3)):
+        info = np.iinfo(kind)
+        q = np.clip(np.rint(x / np.float32(0.02)) + zero, info.min, info.max).astype(int)
+        o = defaults(x, np.ascontiguousarray(w.T), np.zeros((9, 20), np.int32), as_types=(TYPE[np.dtype(kind)], 0),
+                     in_scales=(0.02, 1.0), a_zero=np.array([zero], kind), presum=2, weights_in_b=True)  # fmt: skip
+        np.testing.assert_array_equal(every_way(client, o), (q - zero) @ w.T.astype(int))
+
+
+@pytest.mark.parametrize("shape", [(1, 5000, 100), (5000, 1, 100), (1, 70, 9000), (70, 1, 9000)])
+def test_one_row_or_column(client, shape):
+    """Beyond the blocks in which vectors are taken."""
+    m, n, k = shape
+    rng = np.random.default_rng(0)
+    for order in (0, 1):
+        a, b = array(rng, np.int8, (m, k), False, order), array(rng, np.uint8, (k, n), False, order)
+        b_zero, a_zero = array(rng, np.uint8, (n,), False), array(rng, np.int8, (m,), False)
+        o = defaults(a, b, np.zeros((m, n), np.int32), a_zero=a_zero, b_zero=b_zero)
+        want = (a.astype(int) - a_zero.astype(int)[:, None]) @ (b.astype(int) - b_zero.astype(int))
+        np.testing.assert_array_equal(every_way(client, o), want)

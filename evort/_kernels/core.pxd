@@ -390,6 +390,19 @@ cdef extern from "ukr.h" nogil:
         void (*nbits_panel_f32)(const ev_nbits *w, int64_t j0, int64_t n, int64_t p0, int64_t kc,
                                 float *dst) noexcept nogil
         void (*nbits_widen_f32)(const ev_nbits *w, int64_t row, int64_t p0, int64_t n, float *out) noexcept nogil
+        void (*qgemm_u8)(int64_t m, int64_t n, int64_t quads, const uint8_t *a, int64_t lda,
+                          const uint8_t *b, int a_unsigned, int presum, int add, int32_t *c) noexcept nogil
+        void (*qhas_u8)(int *has) noexcept nogil
+        void (*qquad_rows)(const ev_qoperand *a, int64_t i0, int64_t m, int64_t p0, int64_t k, int flip,
+                          uint8_t *dst) noexcept nogil
+        void (*qquad_panels)(const ev_qoperand *b, int64_t p0, int64_t k, int64_t j0, int64_t n, int flip,
+                          uint8_t *dst) noexcept nogil
+        void (*qrow_sums)(int64_t m, int64_t k, const int8_t *a, int64_t lda, int add, int32_t *sums) noexcept nogil
+        void (*qpanel_sums)(int64_t n, int64_t quads, const int8_t *b, int add, int32_t *sums) noexcept nogil
+        void (*qdot)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
+                          int32_t *sums, int64_t inc) noexcept nogil
+        void (*qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
+                          int32_t *sums) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

@@ -39,7 +39,10 @@ ctypedef struct ev_qgemm:
     # multiple of 16.) Called from several threads at once, with disjoint dst. Not with float32.
     ev_pack_b pack
     const void *pack_ctx
-    # S of the operator's attribute `presum`: proven for the int8 operand whose zero point is 0, `weights`; 0: not proven.
+    # S of the operator's attribute `presum`, 0 where nothing is proven. With it, for each row (column) of the weights, which
+    # are int8 with zero point 0, and each group of 4*S successive k (from k = 0): the positive weights at k % 4 in {0, 1}
+    # add up to at most 128, the negative ones to at least -128, and the same at k % 4 in {2, 3}. (255 * 128 fits 16
+    # bits.) Where the instruction set has a product of bytes, it is then used; results are the same. S = 1, 2 or 4.
     int32_t presum
     bint weights_in_b            # which operand the proof is about; the other is uint8 or int8 with one zero point
     void *c                      # row-major, row stride ldc in elements

@@ -10,6 +10,11 @@
               micro-kernel: sums of mc rows (ukr/qgemm_body.h)
               after the last p: requantization (ukr/requant_body.h)
 
+With `presum`, bytes take the place of pairs, four k at a time, where the instruction set has a product of bytes. The
+activation's zero point then stays in its elements: sum (x - z) w = sum x w - z sum w.
+
+A product with one row or one column reads the matrix once, as it lies.
+
 int16 operands: a block of kc products of 16 by 8 bits fits int32 (KC), and blocks add up in int64. Their zero point is
 not taken off, as the difference may not fit 16 bits: sum (x - z) w = sum x w - z sum w.
 """
@@ -23,7 +28,12 @@ cdef const ev_ukr *K = ukernels()
 cdef float ONE = 1
 
 cdef enum:
-    KC = 496                     # at most 510, as 255 pairs of products of 16 by 8 bits fit int32
+    KC = 512
+    WIDE_KC = 496                # at most 510, as 255 pairs of products of 16 by 8 bits fit int32
+    QUAD_KC = 1024
+    VECTOR_K = 4096              # one row or column: elements of it at a time
+    VECTOR_N = 1024              # and results
+    VECTOR_MACS_PER_THREAD = 1 << 16
     B_BYTES = 80 * 1024
     SUM_BYTES = 128 * 1024
     MACS_PER_THREAD = 1 << 17
@@ -33,13 +43,22 @@ ctypedef struct Plan:
     int64_t kc, nc, mc, mi       # block sizes
     int64_t parts_m, parts_n     # the grid of shares
     int64_t step_m, step_n       # size of a share
-    int64_t at_b, at_a, at_sums, at_wide, at_adds  # where a thread's scratch holds what; the stage is at 0
+    int64_t at_b, at_a, at_sums, at_wide, at_row_adds, at_col_adds  # of a thread's scratch; the stage is at 0
     int64_t slot                 # scratch bytes of a thread
+    bint keeps                   # sums of a whole block [mi, nc] are kept
+
+cdef enum Method:
+    PAIRS
+    WIDE
+    QUADS
+    ROW                          # one row of A, times B as it lies
+    COLUMN                       # A as it lies, times one column of B
 
 ctypedef struct Job:
     const ev_qgemm *g            # of the first matrix of the batch
     int64_t stride_a, stride_b, stride_c
     Plan plan
+    Method method
 
 
 cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
@@ -61,9 +80,11 @@ cdef inline int64_t size_of(int32_t dtype) noexcept nogil:
     return 4 if dtype in (EV_FLOAT, EV_INT32) else 2 if dtype == EV_INT16 else 1
 
 
-cdef void make_plan(Plan *plan, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs, bint wide) noexcept nogil:
+cdef void make_plan(Plan *plan, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs,
+                    Method method) noexcept nogil:
     cdef int64_t shares = max(1, min(<int64_t> threads, m * n * k // MACS_PER_THREAD))
-    cdef int64_t best = -1, cost, parts_m, step_m, step_n
+    cdef int64_t best = -1, cost, parts_m, step_m, step_n, size = 1 if method == QUADS else 2
+    cdef int64_t most_k = QUAD_KC if method == QUADS else WIDE_KC if method == WIDE else KC
     if shares == threads > 1:    # more where there is much work: processors may be of different speed, or busy
         shares *= max(1, min(<int64_t> SHARES_PER_THREAD, m * n * k // (4 * MACS_PER_THREAD * shares)))
     for parts_m in range(1, shares + 1):
@@ -77,28 +98,81 @@ cdef void make_plan(Plan *plan, int64_t m, int64_t n, int64_t k, int32_t threads
             plan.step_m, plan.step_n = step_m, step_n
     plan.parts_m = ceil_div(m, plan.step_m)
     plan.parts_n = ceil_div(n, plan.step_n)
-    plan.kc = even_block(k, KC, 16)
-    plan.nc = even_block(plan.step_n, max(<int64_t> EV_QNR, B_BYTES // (plan.kc * 2) // EV_QNR * EV_QNR), EV_QNR)
+    plan.kc = even_block(k, most_k, 16)
+    plan.nc = even_block(plan.step_n, max(<int64_t> EV_QNR, B_BYTES // (plan.kc * size) // EV_QNR * EV_QNR), EV_QNR)
     plan.mc = even_block(plan.step_m, EV_QMC, EV_QMR)
     plan.mi = plan.mc
-    if k > plan.kc or wide:
+    plan.keeps = k > plan.kc or method == WIDE
+    if plan.keeps:
         plan.mi = even_block(plan.step_m, max(plan.mc, SUM_BYTES // (4 * plan.nc) // plan.mc * plan.mc), plan.mc)
-    cdef bint keeps = k > plan.kc or wide                # sums of a whole block [mi, nc]
     plan.at_b = up_to(EV_QNR * plan.kc * 2 if packs else 0, 64)
-    plan.at_a = plan.at_b + plan.nc * plan.kc * 2
-    plan.at_sums = plan.at_a + up_to(plan.mc * plan.kc * 2, 64)
-    plan.at_wide = plan.at_sums + 4 * (plan.mi * plan.nc if keeps and not wide else plan.mc * EV_QNR)
-    plan.at_adds = plan.at_wide + (8 * plan.mi * plan.nc if wide else 0)
-    plan.slot = up_to(plan.at_adds + (4 * (plan.mc + plan.nc) if wide else 0), 64)
+    plan.at_a = plan.at_b + plan.nc * plan.kc * size
+    plan.at_sums = plan.at_a + up_to(plan.mc * plan.kc * size, 64)
+    plan.at_wide = plan.at_sums + 4 * (plan.mi * plan.nc if plan.keeps and method != WIDE else plan.mc * EV_QNR)
+    plan.at_row_adds = plan.at_wide + (8 * plan.mi * plan.nc if method == WIDE else 0)
+    plan.at_col_adds = plan.at_row_adds + (4 * plan.mi if method == QUADS else 0)
+    plan.slot = up_to(plan.at_col_adds + (4 * plan.nc if method == QUADS else 0), 64)
+
+
+cdef int64_t plan_bytes(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs,
+                        Method method) noexcept nogil:
+    cdef Plan plan
+    make_plan(&plan, m, n, k, <int32_t> max(1, threads // count), packs, method)
+    return plan.slot * min(<int64_t> threads, count * plan.parts_m * plan.parts_n)
 
 
 cdef int64_t qgemm_scratch(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs,
                            bint wide) noexcept nogil:
-    cdef Plan plan
+    cdef int64_t bytes
     if m <= 0 or n <= 0 or count <= 0:
         return 0
-    make_plan(&plan, m, n, k, <int32_t> max(1, threads // count), packs, wide)
-    return plan.slot * min(<int64_t> threads, count * plan.parts_m * plan.parts_n)
+    if wide:
+        return plan_bytes(count, m, n, k, threads, packs, WIDE)
+    bytes = max(plan_bytes(count, m, n, k, threads, packs, PAIRS), plan_bytes(count, m, n, k, threads, packs, QUADS))
+    return bytes if m > 1 and n > 1 else max(bytes, threads * vector_slot(k))
+
+
+cdef inline int64_t vector_slot(int64_t k) noexcept nogil:
+    """Scratch bytes of a thread for one row or column: int16 of it, sums, and sums as a column of rows."""
+    return up_to(2 * min(k, <int64_t> VECTOR_K), 64) + 4 * VECTOR_N + 4 * EV_QMC * EV_QNR
+
+
+cdef inline bint is_bytes(const ev_qoperand *x) noexcept nogil:
+    return x.type == EV_UINT8 or x.type == EV_INT8
+
+
+cdef inline int32_t zero_point(const ev_qoperand *x, int64_t line) noexcept nogil:
+    """The zero point of a line of an operand that has, or becomes, 8 bits."""
+    if x.zero == NULL:
+        return 0
+    if (x.as_type if x.type == EV_FLOAT else x.type) == EV_UINT8:
+        return (<const uint8_t *> x.zero)[line * x.zero_step]
+    return (<const int8_t *> x.zero)[line * x.zero_step]
+
+
+cdef bint takes_quads(const ev_qgemm *g) noexcept nogil:
+    """Whether the proof of `presum` holds for these operands, and the instruction set has the product."""
+    cdef const ev_qoperand *w = &g.b if g.weights_in_b else &g.a
+    cdef const ev_qoperand *x = &g.a if g.weights_in_b else &g.b
+    cdef int64_t lines = g.n if g.weights_in_b else g.m, i
+    cdef int has = 0
+    if g.presum <= 0 or w.type != EV_INT8 or x.zero_step != 0 or (g.pack != NULL and g.weights_in_b):
+        return False
+    for i in range(lines if w.zero_step != 0 else 1):
+        if zero_point(w, i) != 0:
+            return False
+    K.qhas_u8(&has)
+    return has != 0
+
+
+cdef Method choose(const ev_qgemm *g) noexcept nogil:
+    if g.a.type == EV_INT16 or g.b.type == EV_INT16 or is_int16(&g.a) or is_int16(&g.b):
+        return WIDE
+    if g.pack == NULL and g.m == 1 and is_bytes(&g.b) and (g.b.rs == 1 or g.b.cs == 1):
+        return ROW
+    if g.pack == NULL and g.n == 1 and is_bytes(&g.a) and (g.a.rs == 1 or g.a.cs == 1):
+        return COLUMN
+    return QUADS if takes_quads(g) else PAIRS
 
 
 cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
@@ -117,8 +191,14 @@ cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
             g.q.residual = <const char *> g.q.residual + index * job.stride_c * size_of(g.q.residual_type)
         i = item % per_matrix // plan.parts_n * plan.step_m
         j = item % plan.parts_n * plan.step_n
-        share(plan, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n),
-              <char *> g.scratch + worker * plan.slot)
+        if job.method >= ROW:
+            vector_share(job.method, &g, i, i + plan.step_m, <char *> g.scratch + worker * vector_slot(g.k))
+        elif job.method == QUADS:
+            quad_share(plan, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n),
+                       <char *> g.scratch + worker * plan.slot)
+        else:
+            share(plan, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n),
+                  <char *> g.scratch + worker * plan.slot)
 
 
 cdef void share(const Plan *plan, const ev_qgemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin, int64_t j_end,
@@ -129,8 +209,7 @@ cdef void share(const Plan *plan, const ev_qgemm *g, int64_t i_begin, int64_t i_
     cdef int32_t *kept = <int32_t *> (scratch + plan.at_sums)
     cdef int64_t *wide = <int64_t *> (scratch + plan.at_wide)
     cdef int32_t *sums
-    cdef bint is_wide = g.a.type == EV_INT16 or g.b.type == EV_INT16 or is_int16(&g.a) or is_int16(&g.b)
-    cdef bint keeps = g.k > plan.kc or is_wide
+    cdef bint is_wide = choose(g) == WIDE, keeps = plan.keeps
     cdef int64_t mi = plan.mi if keeps else i_end - i_begin, i1, i0, j0, j, p0, mb, nb, kb, pairs, ii
     cdef bint last
     cdef ev_sums s
@@ -220,18 +299,163 @@ cdef void pack_b(const ev_qgemm *g, int64_t p0, int64_t kb, int64_t j0, int64_t 
         j += EV_QNR
 
 
+cdef void quad_share(const Plan *plan, const ev_qgemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,
+                     int64_t j_end, char *scratch) noexcept nogil:
+    """As `share`, in quads: x is the activation, less 128 where it is int8, w the weights."""
+    cdef uint8_t *b = <uint8_t *> (scratch + plan.at_b)
+    cdef uint8_t *a_stage = <uint8_t *> (scratch + plan.at_a)
+    cdef const uint8_t *a
+    cdef int32_t *kept = <int32_t *> (scratch + plan.at_sums)
+    cdef int32_t *row_adds = <int32_t *> (scratch + plan.at_row_adds)
+    cdef int32_t *col_adds = <int32_t *> (scratch + plan.at_col_adds)
+    cdef int32_t *sums
+    cdef const ev_qoperand *x = &g.a if g.weights_in_b else &g.b
+    cdef int flip = 0x80 if (x.as_type if x.type == EV_FLOAT else x.type) == EV_INT8 else 0
+    cdef int a_flip = flip if g.weights_in_b else 0, b_flip = 0 if g.weights_in_b else flip
+    cdef int32_t zero = zero_point(x, 0) + flip
+    cdef int presum = 4 if g.presum % 4 == 0 else 2 if g.presum % 2 == 0 else 1    # groups that fit into those proven
+    cdef bint row_sums = zero != 0 and not g.weights_in_b, col_sums = zero != 0 and g.weights_in_b
+    cdef int64_t mi = plan.mi if plan.keeps else i_end - i_begin
+    cdef int64_t i1, i0, j0, j, p0, mb, nb, kb, quads, lda, r, at
+    cdef bint last
+    cdef ev_sums s
+    memset(&s, 0, sizeof(s))
+    s.c, s.ldc = g.c, g.ldc
+    j0 = j_begin
+    while j0 < j_end:
+        nb = min(plan.nc, j_end - j0)
+        i1 = i_begin
+        while i1 < i_end:
+            p0 = 0
+            last = False
+            while not last:                              # once even for k == 0
+                kb = min(plan.kc, g.k - p0)
+                last = p0 + kb >= g.k
+                quads = (kb + 3) // 4
+                quads_b(g, p0, kb, j0, nb, b_flip, scratch, b)
+                if col_sums:
+                    K.qpanel_sums(nb, quads, <const int8_t *> b, p0 > 0, col_adds)
+                    for r in range(up_to(nb, EV_QNR) if last else 0):
+                        col_adds[r] *= -zero
+                i0 = i1
+                while i0 < min(i1 + mi, i_end):
+                    mb = min(plan.mc, min(i1 + mi, i_end) - i0)
+                    if g.a.type != EV_FLOAT and g.a.cs == 1 and a_flip == 0 and kb % 4 == 0:
+                        a, lda = <const uint8_t *> g.a.data + i0 * g.a.rs + p0, g.a.rs
+                    else:
+                        K.qquad_rows(&g.a, i0, mb, p0, kb, a_flip, a_stage)
+                        a, lda = a_stage, 4 * quads
+                    at = i0 - i1 if plan.keeps else 0
+                    if row_sums:
+                        K.qrow_sums(mb, kb, <const int8_t *> a, lda, p0 > 0, row_adds + at)
+                        for r in range(mb if last else 0):
+                            row_adds[at + r] *= -zero
+                    j = 0
+                    while j < nb:
+                        s.i0, s.m, s.j0, s.n = i0, mb, j0 + j, min(<int64_t> EV_QNR, nb - j)
+                        sums = kept + ((j // EV_QNR * plan.mi + i0 - i1) * EV_QNR if plan.keeps else 0)
+                        K.qgemm_u8(mb, s.n, quads, a, lda, b + j * quads * 4, g.weights_in_b, presum, p0 > 0,
+                                   sums)
+                        if last:
+                            s.sum = sums
+                            s.row_add = row_adds + at if row_sums else NULL
+                            s.col_add = col_adds + j if col_sums else NULL
+                            K.qfinish(&g.q, &s)
+                        j += EV_QNR
+                    i0 += plan.mc
+                p0 += kb
+            i1 += mi
+        j0 += plan.nc
+
+
+cdef void quads_b(const ev_qgemm *g, int64_t p0, int64_t kb, int64_t j0, int64_t nb, int flip, void *stage,
+                  uint8_t *panels) noexcept nogil:
+    """B[p0:p0+kb, j0:j0+nb] as panels of quads."""
+    cdef ev_qoperand x = g.b
+    cdef int64_t j = 0
+    if g.pack == NULL:
+        K.qquad_panels(&g.b, p0, kb, j0, nb, flip, panels)
+        return
+    x.data, x.rs, x.cs = stage, EV_QNR, 1
+    while j < nb:
+        g.pack(g.pack_ctx, p0, kb, j0 + j, min(<int64_t> EV_QNR, nb - j), stage)
+        K.qquad_panels(&x, 0, kb, 0, min(<int64_t> EV_QNR, nb - j), flip, panels)
+        panels += (kb + 3) // 4 * 4 * EV_QNR
+        j += EV_QNR
+
+
+cdef void vector_share(Method method, const ev_qgemm *g, int64_t begin, int64_t end, char *scratch) noexcept nogil:
+    """Results [begin, end) of the one row or column."""
+    cdef bint by_row = method == ROW
+    cdef const ev_qoperand *w = &g.b if by_row else &g.a
+    cdef ev_qoperand v = g.a if by_row else g.b          # the vector as a row
+    cdef int64_t ks = w.rs if by_row else w.cs, js = w.cs if by_row else w.rs
+    cdef int64_t length = g.n if by_row else g.m, j0, j, nb, p0, kb, p, mb
+    cdef int16_t *x = <int16_t *> scratch
+    cdef int32_t *sums = <int32_t *> (scratch + up_to(2 * min(g.k, <int64_t> VECTOR_K), 64))
+    cdef int32_t *rows = sums + VECTOR_N
+    cdef const uint8_t *at
+    cdef int32_t total
+    cdef ev_sums s
+    memset(&s, 0, sizeof(s))
+    s.c, s.ldc, s.m, s.n = g.c, g.ldc, 1, 1
+    if not by_row:
+        v.rs, v.cs = v.cs, v.rs
+    j0 = begin
+    while j0 < min(end, length):
+        nb = min(<int64_t> VECTOR_N, min(end, length) - j0)
+        memset(sums, 0, nb * sizeof(int32_t))
+        total = 0
+        p0 = 0
+        while p0 < g.k:
+            kb = min(<int64_t> VECTOR_K, g.k - p0)
+            K.qrows(&v, 0, 1, p0, kb, x)
+            for p in range(kb if w.zero != NULL else 0):
+                total += x[p]
+            at = <const uint8_t *> w.data + p0 * ks + j0 * js
+            if ks == 1:
+                K.qdot(nb, kb, x, at, js, w.type == EV_INT8, sums, 1)
+            else:
+                K.qaxpy(nb, kb, x, at, ks, w.type == EV_INT8, sums)
+            p0 += kb
+        for j in range(nb if w.zero != NULL else 0):
+            sums[j] -= zero_point(w, j0 + j) * total
+        j = 0
+        while j < nb:
+            if by_row:
+                s.j0, s.n, s.sum = j0 + j, min(<int64_t> EV_QNR, nb - j), sums + j
+                K.qfinish(&g.q, &s)
+                j += EV_QNR
+            else:
+                mb = min(<int64_t> EV_QMC, nb - j)
+                for p in range(mb):
+                    rows[p * EV_QNR] = sums[j + p]
+                s.i0, s.m, s.sum = j0 + j, mb, rows
+                K.qfinish(&g.q, &s)
+                j += mb
+        j0 += nb
+
+
 cdef void qgemm_batch(const ev_qgemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
                       int64_t stride_c) noexcept nogil:
     cdef Job job
-    cdef int64_t items, grain
-    cdef bint wide = g.a.type == EV_INT16 or g.b.type == EV_INT16 or is_int16(&g.a) or is_int16(&g.b)
+    cdef Plan *plan = &job.plan
+    cdef int64_t items, grain = 1, parts
     if g.m <= 0 or g.n <= 0 or count <= 0:
         return
     job.g, job.stride_a, job.stride_b, job.stride_c = g, stride_a, stride_b, stride_c
-    make_plan(&job.plan, g.m, g.n, g.k, <int32_t> max(1, g.threads // count), g.pack != NULL, wide)
-    items = count * job.plan.parts_m * job.plan.parts_n
-    grain = max(1, MACS_PER_THREAD // max(1, job.plan.step_m * job.plan.step_n * g.k))
-    parallel_for(shares, &job, items, grain if count > 1 else 1, <int32_t> min(<int64_t> g.threads, items))
+    job.method = choose(g)
+    if job.method >= ROW:
+        parts = max(1, min(<int64_t> g.threads, g.m * g.n * g.k // VECTOR_MACS_PER_THREAD)) if count == 1 else 1
+        plan.parts_m, plan.parts_n = parts, 1
+        plan.step_m = up_to(ceil_div(g.m * g.n, parts), EV_QNR)
+        plan.parts_m = ceil_div(g.m * g.n, plan.step_m)
+        grain = max(1, VECTOR_MACS_PER_THREAD // max(1, g.m * g.n * g.k)) if count > 1 else 1
+    else:
+        make_plan(plan, g.m, g.n, g.k, <int32_t> max(1, g.threads // count), g.pack != NULL, job.method)
+        grain = max(1, MACS_PER_THREAD // max(1, plan.step_m * plan.step_n * g.k)) if count > 1 else 1
+    items = count * plan.parts_m * plan.parts_n
+    parallel_for(shares, &job, items, grain, <int32_t> min(<int64_t> g.threads, items))
 
 
 cdef void qgemm(const ev_qgemm *g) noexcept nogil:

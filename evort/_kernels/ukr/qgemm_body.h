@@ -80,3 +80,193 @@ static void EV_FN(qgemm_i16)(int64_t m, int64_t n, int64_t pairs, const int16_t 
 #undef CALL
     }
 }
+
+/* Quads: four successive k of bytes side by side, one operand unsigned, the other (the weights) signed. Products of
+ * bytes are summed to 16 bits, two at a time (vpmaddubsw), PRESUM such sums are added up there and only then widened;
+ * whoever made the weights has proven that nothing of this overflows. */
+#if defined(__AVX2__)
+static inline __attribute__((always_inline)) void EV_FN(qtile_u8)(
+    int64_t quads, const uint8_t *a, int64_t lda, const uint8_t *b, const int a_unsigned, const int presum, int add,
+    int32_t *c, const int mr, const int narrow)
+{
+    const uint8_t *a3 = a + 3 * lda;
+    const __m256i one = _mm256_set1_epi16(1);
+#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define X(i) __m256i p##i = _mm256_setzero_si256(), q##i = p##i;
+    EACH(X)
+#undef X
+#define LOADB(at) _mm256_loadu_si256((const __m256i *)(b + (at)))
+#define QUAD(x, y) (a_unsigned ? _mm256_maddubs_epi16(x, y) : _mm256_maddubs_epi16(y, x))
+#define STEP(count)                                                                                    \
+    _Pragma("GCC unroll 1") for (; quads >= (count); quads -= (count), a += 4 * (count), a3 += 4 * (count), \
+                                 b += 64 * (count)) {                                                  \
+        EACH(X)                                                                                        \
+    }
+#define X(i)                                                                                           \
+        if (mr > i) {                                                                                  \
+            __m256i s, t;                                                                              \
+            int32_t w;                                                                                 \
+            _Pragma("GCC unroll 4") for (int g = 0; g < COUNT; g++) {                                  \
+                memcpy(&w, (i < 3 ? a : a3) + (i % 3) * lda + 4 * g, 4);                               \
+                const __m256i x = _mm256_set1_epi32(w);                                                \
+                const __m256i sg = QUAD(x, LOADB(64 * g));                                             \
+                s = g ? _mm256_add_epi16(s, sg) : sg;                                                  \
+                if (!narrow) {                                                                         \
+                    const __m256i tg = QUAD(x, LOADB(64 * g + 32));                                    \
+                    t = g ? _mm256_add_epi16(t, tg) : tg;                                              \
+                }                                                                                      \
+            }                                                                                          \
+            p##i = _mm256_add_epi32(p##i, _mm256_madd_epi16(s, one));                                  \
+            if (!narrow) q##i = _mm256_add_epi32(q##i, _mm256_madd_epi16(t, one));                     \
+        }
+#define COUNT presum
+    STEP(presum)
+#undef COUNT
+#define COUNT 1
+    STEP(1)
+#undef COUNT
+#undef X
+#define X(i)                                                                                           \
+    if (mr > i) {                                                                                      \
+        __m256i *to = (__m256i *)(c + i * EV_QNR);                                                     \
+        if (add) p##i = _mm256_add_epi32(p##i, _mm256_loadu_si256(to));                                \
+        _mm256_storeu_si256(to, p##i);                                                                 \
+        if (!narrow && add) q##i = _mm256_add_epi32(q##i, _mm256_loadu_si256(to + 1));                 \
+        if (!narrow) _mm256_storeu_si256(to + 1, q##i);                                                \
+    }
+    EACH(X)
+#undef X
+#undef EACH
+#undef STEP
+#undef QUAD
+#undef LOADB
+}
+
+static inline __attribute__((always_inline)) void EV_FN(qrows_u8)(
+    int64_t m, int64_t n, int64_t quads, const uint8_t *a, int64_t lda, const uint8_t *b, const int a_unsigned,
+    const int presum, int add, int32_t *c)
+{
+#define CALL(mr)                                                                                       \
+    if (n > EV_QNR / 2) EV_FN(qtile_u8)(quads, a, lda, b, a_unsigned, presum, add, c, mr, 0);          \
+    else EV_FN(qtile_u8)(quads, a, lda, b, a_unsigned, presum, add, c, mr, 1)
+    for (; m >= EV_QMR; m -= EV_QMR, a += EV_QMR * lda, c += EV_QMR * EV_QNR) { CALL(6); }
+    for (; m >= 2; m -= 2, a += 2 * lda, c += 2 * EV_QNR) { CALL(2); }
+    if (m) { CALL(1); }
+#undef CALL
+}
+#endif
+
+/* As qgemm_i16; the rows of A are lda bytes apart. presum: 1, 2 or 4. */
+static void EV_FN(qgemm_u8)(int64_t m, int64_t n, int64_t quads, const uint8_t *a, int64_t lda, const uint8_t *b,
+                            int a_unsigned, int presum, int add, int32_t *c)
+{
+#if defined(__AVX2__)
+#define CALL(u) \
+    if (presum >= 4) EV_FN(qrows_u8)(m, n, quads, a, lda, b, u, 4, add, c); \
+    else if (presum >= 2) EV_FN(qrows_u8)(m, n, quads, a, lda, b, u, 2, add, c); \
+    else EV_FN(qrows_u8)(m, n, quads, a, lda, b, u, 1, add, c)
+    if (a_unsigned) { CALL(1); }
+    else { CALL(0); }
+#undef CALL
+#else
+    for (int64_t i = 0; i < m; i++, a += lda, c += EV_QNR)
+        for (int64_t j = 0; j < n; j++) {
+            int32_t sum = add ? c[j] : 0;
+            for (int64_t p = 0; p < 4 * quads; p++) {
+                const uint8_t x = a[p], y = b[p / 4 * 4 * EV_QNR + 4 * j + p % 4];
+                sum += a_unsigned ? x * (int8_t)y : (int8_t)x * y;
+            }
+            c[j] = sum;
+        }
+#endif
+}
+
+/* Whether this instruction set has a product of bytes that is worth using. */
+static void EV_FN(qhas_u8)(int *has)
+{
+#if defined(__AVX2__)
+    *has = 1;
+#else
+    *has = 0;
+#endif
+}
+
+/* One row or column: sums[j*inc] += the sum over k of x[p] w[j*ld + p], for n rows of W. */
+static void EV_FN(qdot)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
+                        int32_t *sums, int64_t inc)
+{
+    for (int64_t j = 0; j < n; j += 4, w += 4 * ld, sums += 4 * inc) {
+        const int64_t rows = n - j < 4 ? n - j : 4;
+        int32_t total[4] = {0};
+        int64_t p = 0;
+#if defined(__AVX2__)
+        const uint8_t *r[4];
+        for (int i = 0; i < 4; i++) r[i] = w + (i < rows ? i : 0) * ld;
+        __m256i acc[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+#define LOOP(cvt)                                                                                      \
+        for (; p + 16 <= k; p += 16) {                                                                 \
+            const __m256i v = _mm256_loadu_si256((const __m256i *)(x + p));                            \
+            _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)                                        \
+                acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(v, cvt(_mm_loadu_si128((const __m128i *)(r[i] + p))))); \
+        }
+        if (is_signed) { LOOP(_mm256_cvtepi8_epi16) }
+        else { LOOP(_mm256_cvtepu8_epi16) }
+#undef LOOP
+        for (int i = 0; i < 4; i++) {
+            __m128i t = _mm_add_epi32(_mm256_castsi256_si128(acc[i]), _mm256_extracti128_si256(acc[i], 1));
+            t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+            total[i] = _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+        }
+#endif
+        for (int64_t i = 0; i < rows; i++) {
+            int32_t t = total[i];
+            if (is_signed)
+                for (int64_t q = p; q < k; q++) t += x[q] * ((const int8_t *)w)[i * ld + q];
+            else
+                for (int64_t q = p; q < k; q++) t += x[q] * w[i * ld + q];
+            sums[i * inc] += t;
+        }
+    }
+}
+
+/* sums[j] += the sum over k of x[p] w[p*ld + j], for n columns of W. */
+static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
+                         int32_t *sums)
+{
+    enum { ROWS = 8 };
+    for (int64_t p = 0; p < k; p += ROWS, w += ROWS * ld) {
+        int16_t y[ROWS];
+        const uint8_t *r[ROWS]; /* rows past the last: that one, times 0 */
+        for (int64_t i = 0; i < ROWS; i++) {
+            y[i] = p + i < k ? x[p + i] : 0;
+            r[i] = w + (p + i < k ? i : k - 1 - p) * ld;
+        }
+        int64_t j = 0;
+#if defined(__AVX2__)
+        __m256i xs[ROWS / 2];
+        for (int i = 0; i < ROWS / 2; i++)
+            xs[i] = _mm256_set1_epi32((int32_t)((uint16_t)y[2 * i] | (uint32_t)(uint16_t)y[2 * i + 1] << 16));
+#define LOOP(cvt)                                                                                      \
+        for (; j + 16 <= n; j += 16) {                                                                 \
+            __m256i s = _mm256_loadu_si256((const __m256i *)(sums + j));                               \
+            __m256i t = _mm256_loadu_si256((const __m256i *)(sums + j + 8));                           \
+            _Pragma("GCC unroll 4") for (int i = 0; i < ROWS / 2; i++) {                               \
+                const __m128i u = _mm_loadu_si128((const __m128i *)(r[2 * i] + j));                    \
+                const __m128i v = _mm_loadu_si128((const __m128i *)(r[2 * i + 1] + j));                \
+                s = _mm256_add_epi32(s, _mm256_madd_epi16(cvt(_mm_unpacklo_epi8(u, v)), xs[i]));       \
+                t = _mm256_add_epi32(t, _mm256_madd_epi16(cvt(_mm_unpackhi_epi8(u, v)), xs[i]));       \
+            }                                                                                          \
+            _mm256_storeu_si256((__m256i *)(sums + j), s);                                             \
+            _mm256_storeu_si256((__m256i *)(sums + j + 8), t);                                         \
+        }
+        if (is_signed) { LOOP(_mm256_cvtepi8_epi16) }
+        else { LOOP(_mm256_cvtepu8_epi16) }
+#undef LOOP
+#endif
+        for (int i = 0; i < ROWS; i++)
+            if (is_signed)
+                for (int64_t q = j; q < n; q++) sums[q] += y[i] * ((const int8_t *)r[i])[q];
+            else
+                for (int64_t q = j; q < n; q++) sums[q] += y[i] * r[i][q];
+    }
+}

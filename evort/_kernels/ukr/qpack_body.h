@@ -173,3 +173,103 @@ static void EV_FN(qpanels)(const ev_qoperand *b, int64_t p0, int64_t k, int64_t 
         }
     }
 }
+
+/* n elements of a line, `step` apart, as bytes at dst[i*to]; `flip` is 0x80 to make int8 uint8. */
+static void EV_FN(qbytes)(const ev_qoperand *x, int64_t line, int64_t n, const void *src, int64_t step, int flip,
+                          uint8_t *dst, int64_t to)
+{
+    if (x->type != EV_FLOAT) {
+        const uint8_t *s = src;
+        for (int64_t i = 0; i < n; i++) dst[i * to] = (uint8_t)(s[i * step] ^ flip);
+        return;
+    }
+    const int32_t zero = EV_FN(qzero)(x, line);
+    int16_t part[64];
+    for (int64_t i = 0; i < n; i += 64) {
+        const int64_t some = n - i < 64 ? n - i : 64;
+        EV_FN(qline)(x, line, some, (const float *)src + i * step, step, part, 1);
+        for (int64_t j = 0; j < some; j++) dst[(i + j) * to] = (uint8_t)((part[j] + zero) ^ flip);
+    }
+}
+
+/* As qrows: rows of ceil(k/4) quads. */
+static void EV_FN(qquad_rows)(const ev_qoperand *a, int64_t i0, int64_t m, int64_t p0, int64_t k, int flip, uint8_t *dst)
+{
+    const int64_t size = EV_FN(qsize)(a->type), length = (k + 3) / 4 * 4;
+    for (int64_t i = 0; i < m; i++, dst += length) {
+        EV_FN(qbytes)(a, i0 + i, k, (const char *)a->data + ((i0 + i) * a->rs + p0 * a->cs) * size, a->cs, flip, dst, 1);
+        for (int64_t p = k; p < length; p++) dst[p] = 0;
+    }
+}
+
+/* As qpanels: panels of quads. */
+static void EV_FN(qquad_panels)(const ev_qoperand *b, int64_t p0, int64_t k, int64_t j0, int64_t n, int flip,
+                                uint8_t *dst)
+{
+    enum { W = EV_QNR };
+    const int64_t size = EV_FN(qsize)(b->type), length = (k + 3) / 4 * 4 * W;
+    for (int64_t j = 0; j < n; j += W, dst += length) {
+        const int64_t width = n - j < W ? n - j : W;
+        const char *src = (const char *)b->data + (p0 * b->rs + (j0 + j) * b->cs) * size;
+        int64_t p = 0;
+#if defined(__AVX2__)
+        const __m128i f = _mm_set1_epi8((char)flip);
+        if (width == W && size == 1 && b->cs == 1)
+            for (; p + 4 <= k; p += 4) {
+                __m128i r[4];
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++)
+                    r[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(src + (p + i) * b->rs)), f);
+                const __m128i a0 = _mm_unpacklo_epi8(r[0], r[1]), a1 = _mm_unpackhi_epi8(r[0], r[1]);
+                const __m128i b0 = _mm_unpacklo_epi8(r[2], r[3]), b1 = _mm_unpackhi_epi8(r[2], r[3]);
+                __m128i *to = (__m128i *)(dst + p * W);
+                _mm_storeu_si128(to, _mm_unpacklo_epi16(a0, b0));
+                _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a0, b0));
+                _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(a1, b1));
+                _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(a1, b1));
+            }
+        else if (width == W && size == 1 && b->rs == 1)
+            for (; p + 16 <= k; p += 16)
+                for (int g = 0; g < 4; g++) {
+                    __m128i r[4], t[4];
+#pragma GCC unroll 4
+                    for (int i = 0; i < 4; i++)
+                        r[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(src + p + (4 * g + i) * b->cs)), f);
+                    t[0] = _mm_unpacklo_epi32(r[0], r[1]), t[1] = _mm_unpackhi_epi32(r[0], r[1]);
+                    t[2] = _mm_unpacklo_epi32(r[2], r[3]), t[3] = _mm_unpackhi_epi32(r[2], r[3]);
+                    __m128i *to = (__m128i *)(dst + p * W) + g;
+                    _mm_storeu_si128(to, _mm_unpacklo_epi64(t[0], t[2]));
+                    _mm_storeu_si128(to + 4, _mm_unpackhi_epi64(t[0], t[2]));
+                    _mm_storeu_si128(to + 8, _mm_unpacklo_epi64(t[1], t[3]));
+                    _mm_storeu_si128(to + 12, _mm_unpackhi_epi64(t[1], t[3]));
+                }
+#endif
+        if (p == k) continue;
+        memset(dst + p * W, 0, (size_t)(length - p * W));
+        for (int64_t i = 0; i < width; i++)
+            for (int64_t r = 0; r < 4; r++) /* element r of each quad */
+                EV_FN(qbytes)(b, j0 + j + i, (k - p - r + 3) / 4, src + (i * b->cs + (p + r) * b->rs) * size, 4 * b->rs,
+                              flip, dst + p * W + 4 * i + r, 4 * W);
+    }
+}
+
+/* sums[i] (+)= the sum of k int8 of row i. */
+static void EV_FN(qrow_sums)(int64_t m, int64_t k, const int8_t *a, int64_t lda, int add, int32_t *sums)
+{
+    for (int64_t i = 0; i < m; i++, a += lda) {
+        int32_t sum = add ? sums[i] : 0;
+        for (int64_t p = 0; p < k; p++) sum += a[p];
+        sums[i] = sum;
+    }
+}
+
+/* sums[j] (+)= the sums of the columns of panels of int8 quads, all of whole panels. */
+static void EV_FN(qpanel_sums)(int64_t n, int64_t quads, const int8_t *b, int add, int32_t *sums)
+{
+    for (int64_t j = 0; j < n; j += EV_QNR, sums += EV_QNR) {
+        int32_t sum[EV_QNR] = {0};
+        for (int64_t p = 0; p < quads; p++, b += 4 * EV_QNR)
+            for (int i = 0; i < EV_QNR; i++) sum[i] += b[4 * i] + b[4 * i + 1] + b[4 * i + 2] + b[4 * i + 3];
+        for (int i = 0; i < EV_QNR; i++) sums[i] = sum[i] + (add ? sums[i] : 0);
+    }
+}
