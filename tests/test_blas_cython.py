@@ -5,6 +5,7 @@ import pytest
 
 from evort._kernels import core
 from evort.ops.activation import ACTIVATIONS
+from evort.ops.nbits import widen
 
 SOURCE = """
 # cython: language_level=3
@@ -12,7 +13,7 @@ from evort.blas cimport *
 from evort._kernels.core cimport ev_epilogue, EV_BIAS_ROW, EV_BIAS_COLUMN
 from evort._kernels.gemm cimport (ev_gemm, ev_igemm, gemm_f32, gemm_init, gemm_scratch, igemm as run_igemm, igemm_init,
                                   igemm_scratch)
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uintptr_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uintptr_t
 from libc.string cimport memset
 
 # One call of each function of evort.blas, all without the GIL; ints and reals are its arguments in order.
@@ -133,6 +134,16 @@ def byte_windows(a, b, int64_t stride, int32_t[:, ::1] c, uint8_t[::1] b_zero, i
     g.threads, g.scratch = threads, &scratch[0]
     with nogil:
         run_igemm(&g)
+
+def narrow(float[:, ::1] a, uint8_t[:, ::1] q, float[:, ::1] scales, uint16_t[:, ::1] half, float[:, ::1] c,
+           float[:, ::1] d, int bits, int64_t block, float alpha):
+    cdef int64_t m = a.shape[0], k = a.shape[1], n = c.shape[1]
+    cdef int status
+    with nogil:
+        status = nbits_gemm(m, n, k, bits, block, alpha, &a[0, 0], k, &q[0, 0], q.shape[1], &scales[0, 0], False, NULL,
+                            False, &c[0, 0], n, 2)
+        status += half_gemm(False, m, n, k, alpha, &a[0, 0], k, &half[0, 0], True, &d[0, 0], n, 2)
+    return status
 
 def scratch_bytes(int64_t m, int64_t n, int64_t k, int threads):
     return gemm_scratch(4, m, n, k, threads), igemm_scratch(m, n, k, threads)
@@ -322,3 +333,19 @@ def test_scratch_is_modest(client):
         for threads in (1, 2, 8):
             most = 192 * 1024 if 4 * m * k > 3 << 20 else 128 * 1024
             assert max(client.scratch_bytes(m, n, k, threads)) <= most * threads
+
+
+@pytest.mark.parametrize("m", [1, 6])
+def test_narrow_weights(client, m):
+    rng = np.random.default_rng(m)
+    n, k, bits, block = 9, 70, 3, 16
+    a = rng.standard_normal((m, k)).astype(np.float32)
+    q = rng.integers(0, 256, (n, -(-k * bits // 8))).astype(np.uint8)
+    scales = rng.random((n, -(-k // block))).astype(np.float32)
+    half = (rng.standard_normal((k, n)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    c, d = np.empty((m, n), np.float32), np.empty((m, n), np.float32)
+    assert client.narrow(a, q, scales, half, c, d, bits, block, 0.5) == 0
+    real = (half.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    for got, w in ((c, widen(q, scales, None, bits, block, k).T.astype(np.float64)), (d, real)):
+        bound = (k + 16) * EPS / (1 - (k + 16) * EPS) * (np.abs(a) @ np.abs(w))
+        assert np.all(np.abs(got - 0.5 * (a @ w)) <= bound)
