@@ -161,6 +161,9 @@ cdef void vector_part(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
             narrow_rows(job, j0, j1)
     for i in range(job.m):
         y = job.y + i * job.ldy
+        if w.scale != NULL:      # here, rather than weight by weight
+            for j in range(j0, j1):
+                y[j] *= w.scale[j]
         if job.alpha != 1:
             K.scal_f32(j1 - j0, job.alpha, y + j0, 1)
         if bias != NULL:
@@ -184,7 +187,7 @@ cdef void narrow_rows(const VectorJob *job, int64_t j0, int64_t j1) noexcept nog
         while p < w.k:
             count = min(<int64_t> TILE, w.k - p)
             for r in range(some):
-                widen(w, j + r, p, count, tile + r * TILE)
+                K.cast(w.dtype, EV_FLOAT, count, item(w, (j + r) * w.k + p), tile + r * TILE)
             for i in range(job.m):
                 K.gemv_dot_f32(some, count, 1, job.x + i * job.ldx + p, tile, TILE, job.y + i * job.ldy + j, 1)
             p += count
@@ -203,9 +206,6 @@ cdef void narrow_columns(const VectorJob *job, int64_t j0, int64_t j1) noexcept 
             some = min(<int64_t> ROWS, w.k - p)
             for r in range(some):
                 K.cast(w.dtype, EV_FLOAT, count, item(w, (p + r) * w.n + j), tile + r * TILE)
-                if w.scale != NULL:
-                    for i in range(count):
-                        tile[r * TILE + i] *= w.scale[j + i]
             for i in range(job.m):
                 K.gemv_rows_f32(count, some, 1, job.x + i * job.ldx + p, 1, tile, TILE, job.y + i * job.ldy + j)
             p += some
