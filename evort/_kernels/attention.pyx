@@ -1,8 +1,8 @@
-"""Attention in float32: block by block of queries, so that only a block's scores are held."""
+"""Attention in float32, block by block of queries, so that only a block's scores are held; rotary embedding."""
 from libc.math cimport INFINITY, tanhf
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport EV_OK, ev_call, ev_ukr, parallel_for, register, ukernels
+from evort._kernels.core cimport EV_BAD_INDEX, EV_OK, ev_call, ev_ukr, parallel_for, register, ukernels
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
 
 cdef const ev_ukr *K = ukernels()
@@ -211,5 +211,55 @@ cdef int attention(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
+cdef struct Rotation:
+    int64_t steps, heads, head, rotated
+    int64_t heads_last   # is X [batch, position, head, item]? Else [batch, head, position, item]
+    int64_t interleaved
+    int64_t rows         # of the caches, where positions index them
+
+
+cdef void rotate(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef const ev_call *c = <const ev_call *> ctx
+    cdef const Rotation *z = <const Rotation *> c.ints
+    cdef int64_t item, b, h, s, at, i, half = z.rotated // 2
+    cdef int64_t step = 2 if z.interleaved else 1, other = 1 if z.interleaved else half
+    cdef const int64_t *positions = <const int64_t *> operand(c, 3)
+    cdef const float *x
+    cdef const float *co
+    cdef const float *si
+    cdef float *y
+    cdef float p, q
+    for item in range(begin, end):  # a head's items at a position
+        if z.heads_last:
+            b, s = item // z.heads // z.steps, item // z.heads % z.steps
+        else:
+            b, s = item // z.steps // z.heads, item % z.steps
+        at = b * z.steps + s
+        if positions != NULL:
+            at = positions[at]
+        co, si = <const float *> c.in_[1].data + at * half, <const float *> c.in_[2].data + at * half
+        x, y = <const float *> c.in_[0].data + item * z.head, <float *> c.out[0].data + item * z.head
+        for i in range(half):
+            p, q = x[i * step], x[i * step + other]
+            y[i * step] = co[i] * p - si[i] * q
+            y[i * step + other] = si[i] * p + co[i] * q
+        memcpy(y + z.rotated, x + z.rotated, <size_t> (z.head - z.rotated) * 4)
+
+
+cdef int rotary(const ev_call *c) noexcept nogil:
+    """in: X, cos, sin, positions or NULL; out: Y; ints: Rotation."""
+    cdef const Rotation *z = <const Rotation *> c.ints
+    cdef const int64_t *positions = <const int64_t *> operand(c, 3)
+    cdef int64_t i
+    if positions != NULL:
+        for i in range(c.in_[3].size):
+            if positions[i] < 0 or positions[i] >= z.rows:
+                return EV_BAD_INDEX
+    if c.out[0].size:
+        parallel_for(rotate, <void *> c, c.out[0].size // z.head, max(<int64_t> 1, 16384 // z.head), c.threads)
+    return EV_OK
+
+
 DRIVERS = {}
 register(DRIVERS, "attention", attention)
+register(DRIVERS, "rotary", rotary)

@@ -266,6 +266,15 @@ class RotaryEmbedding(Op):
             raise c.error(f"without position_ids the caches must be [{batch}, {steps}, {rotated // 2}]")
         return [c.like(0)]
 
+    def bind(self, c: Call) -> Kernel | None:
+        if c.ins[0].dtype != DType.FLOAT:
+            return None
+        x = c.ins[0].shape
+        _, heads, steps, head, rotated = self._sizes(c, x)
+        rows = c.ins[1].shape[0] if c.has(3) else 0
+        ints = (steps, heads, head, rotated, int(len(x) == 3), int(c["interleaved"] != 0), rows)
+        return Kernel("attention.rotary", ints)
+
     def reference(self, c: Call, x: np.ndarray, cos: np.ndarray, sin: np.ndarray,
                   positions: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
         batch, heads, steps, head, rotated = self._sizes(c, x.shape)

@@ -120,8 +120,25 @@ def test_attention_refuses(shapes: list[tuple[int, ...]], attrs: dict[str, Any])
         run_node("Attention", arrays(*shapes), attrs)
 
 
+@pytest.mark.parametrize("attrs", [{}, {"interleaved": 1}, {"rotary_embedding_dim": 4}])
+@pytest.mark.parametrize("heads_last", [False, True])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_rotary_driver_against_the_reference(attrs, heads_last, indexed) -> None:
+    rng = np.random.default_rng(2)
+    half = attrs.get("rotary_embedding_dim", 6) // 2
+    x, cos, sin = arrays((2, 3, 700, 6), *([(9, half)] if indexed else [(2, 700, half)]) * 2)
+    if heads_last:
+        x, attrs = x.swapaxes(1, 2).reshape(2, 700, 18).copy(), {**attrs, "num_heads": 3}
+    inputs = [x, cos, sin, rng.integers(0, 9, (2, 700)) if indexed else None]
+    (want,) = run_node("RotaryEmbedding", inputs, attrs, device="reference")
+    for (got,) in compiled("attention.rotary", "RotaryEmbedding", inputs, attrs):
+        # Two products and a sum in float32, here and there, on some machines with one rounding less.
+        np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-22 * np.abs(x).max() * np.abs([cos, sin]).max())
+
+
 def test_rotary_embedding_refuses_positions_outside_its_caches() -> None:
     x, cos, sin = arrays((1, 2, 3, 4), (5, 2), (5, 2))
-    for at in (-1, 5):
-        with pytest.raises(EvortError, match="position_ids"):
-            run_node("RotaryEmbedding", [x, cos, sin, np.array([[0, 1, at]])], {})
+    for at in (-1, 5, -(2**63), 2**63 - 1):
+        for device in ("cpu", "reference"):
+            with pytest.raises(EvortError, match=r"position_ids|index points outside"):
+                run_node("RotaryEmbedding", [x, cos, sin, np.array([[0, 1, at]])], {}, device=device)
