@@ -69,9 +69,14 @@ def quantize(
     """
     found = static.calibrate(model, data, settings, progress)
     kept: dict[str, float] = {}
+
+    def again(found: Calibrated) -> Settings:
+        """For ranges of changed weights: the method that was best for them before; all are not compared once more."""
+        return replace(settings, method=min(found.ratios, key=found.ratios.get)) if found.ratios else settings
+
     steps = [
-        ("equalize", helpers.equalize, lambda m, f: _equalized(m, data, settings, progress)),
-        ("smooth", helpers.smooth, lambda m, f: _smoothed(m, data, settings, helpers.smooth_alpha, progress)),
+        ("equalize", helpers.equalize, lambda m, f: _equalized(m, data, again(f), progress)),
+        ("smooth", helpers.smooth, lambda m, f: _smoothed(m, data, again(f), helpers.smooth_alpha, progress)),
         ("clip", helpers.clip, lambda m, f: (m, clipped(m, f))),
         ("adaround", helpers.adaround, lambda m, f: _rounded(m, f, trial.fitting, settings, progress)),
         ("bias", helpers.bias, lambda m, f: _corrected(m, f, trial.fitting, settings, progress)),
@@ -84,10 +89,11 @@ def quantize(
     for name, switch, make in steps:
         if switch == "off" or (switch == "auto" and name in ("equalize", "adaround") and large):
             continue
-        changed, again = make(model, found)
-        got = trial.ratio(changed, again.encodings)
+        changed, other = make(model, found)
+        got = trial.ratio(changed, other.encodings)
         if switch == "on" or got < _WORTH * ratio:
-            model, found, ratio = changed, again, got
+            other.ratios = other.ratios or found.ratios
+            model, found, ratio = changed, other, got
             kept[name] = got
     return model, found, kept
 

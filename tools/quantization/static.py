@@ -39,7 +39,7 @@ METHODS = ("auto", *ranges.METHODS)
 # A product's bias is an int32 in units of its sums; it takes at most this much of them.
 _BIAS_LIMIT = 1 << 30
 # Elements that all samples together may have when methods are compared by running operators or the whole model.
-_TRIAL_ELEMENTS = 1 << 25
+_TRIAL_ELEMENTS = 1 << 24
 _FEWEST, _MOST = 2, 128
 
 
