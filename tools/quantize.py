@@ -40,6 +40,7 @@ from evort_tools.quantization.options import Options, add_flags, from_arguments,
 from evort_tools.quantization.qdq import copy_model, insert, total_bytes
 from evort_tools.quantization.report import write_page
 from evort_tools.quantization.schemes import by_layer
+from evort_tools.quantization.select import PRODUCTS
 
 # progress(what, number of steps or None) starts a stage; what it returns is called after each step.
 Progress = Callable[[str, int | None], Callable[[], None]]
@@ -201,6 +202,9 @@ def _static(data: Calibration | None, result: Result, progress: Progress) -> Non
     result.model = copy_model(changed)
     insert(result.model.graph, found.encodings)
     lower(result.model)
+    for node in result.model.graph.nodes:
+        if node.op in PRODUCTS and not node.domain:
+            result.kept.setdefault(node.label(), "it has no integer form for these operands")
 
 
 def _verify(model: Model, data: Calibration, result: Result, progress: Progress) -> None:
