@@ -73,7 +73,7 @@ def test_what_runs_in_integers_and_what_shares_a_scale():
                    "Gemm"]  # fmt: skip
     e = found.encodings
     # The pool's result has the scale of what it pools; the parts that are only joined have that of the whole.
-    assert "p" not in e and e["b"].same(e["bc"]) and e["c"].same(e["bc"])
+    assert e["p"].same(e["ra"]) and e["b"].same(e["bc"]) and e["c"].same(e["bc"])
     # The Softmax is the last: its input is written in float. Sigmoid's range is known.
     assert "h" not in e and "y" not in e
     assert e["gate"].method == "fixed" and e["gate"].scale == pytest.approx(1 / 255)

@@ -268,7 +268,9 @@ class Selection:
     def written(self) -> list[str]:
         """The tensors to put QuantizeLinear behind: all to be encoded, but for what a move in integers writes, which
         has the encoding of what it reads."""
-        moved = {o for n in self.nodes if n.op in MOVES and n.inputs[0] in self.activations for o in n.outputs}
+        # There is no MaxPool of int16: its result gets a pair too, which goes again where the integers pass through.
+        moves = [n for n in self.nodes if n.op in MOVES and n.op != "MaxPool" and n.inputs[0] in self.activations]
+        moved = {o for n in moves for o in n.outputs}
         return [name for name in self.activations if name not in moved]
 
     def uses(self, name: str) -> Iterator[tuple[Node, int]]:

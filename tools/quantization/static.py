@@ -36,8 +36,9 @@ ACTIVATIONS = {
     "int16": (DType.INT16, True),
 }
 METHODS = ("auto", *ranges.METHODS)
-# A product's bias is an int32 in units of its sums; it takes at most this much of them.
-_BIAS_LIMIT = 1 << 30
+# A product's bias is an int32 in units of its sums. Half of the range is for the sums; half of the rest is left, for
+# what correction may add to it.
+_BIAS_LIMIT = 1 << 29
 # Elements that all samples together may have when methods are compared by running operators or the whole model.
 _TRIAL_ELEMENTS = 1 << 24
 _FEWEST, _MOST = 2, 128
