@@ -17,6 +17,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     LIMIT = 128                  # weights of one sign in a group add up to this at most: 128 * 255 < 2^15
     MOST_TAPS = WIDE_K
+    PIECES = 3                   # bytes that add up to any difference of two, of a weight and its zero point
     APART = 48                   # rows of so many results are finished where they lie
 
 
@@ -126,8 +127,8 @@ cdef int depthwise(const ev_call *c) noexcept nogil:
 
 cdef int64_t program_of(const int16_t *w, int64_t taps, ev_qtaps *to) noexcept nogil:
     """The program of one map: taps in groups by first fit, the largest first. Returns its pairs."""
-    cdef int16_t[2 * MOST_TAPS] weight, tap, group
-    cdef int32_t[2 * MOST_TAPS] up, down
+    cdef int16_t[PIECES * MOST_TAPS] weight, tap, group
+    cdef int32_t[PIECES * MOST_TAPS] up, down
     cdef int64_t n = 0, i, j, groups = 0, pairs = 0, t
     cdef int16_t v, rest
     cdef bint odd
@@ -177,7 +178,7 @@ def depthwise_program(bytes weights, int64_t maps, int64_t taps) -> bytes:
     """
     cdef const int16_t *w = <const int16_t *> <const char *> weights
     cdef int64_t at = 0, m
-    cdef char *buffer = <char *> malloc(4 * (maps + 1) + sizeof(ev_qtaps) * 2 * maps * max(1, taps))
+    cdef char *buffer = <char *> malloc(4 * (maps + 1) + sizeof(ev_qtaps) * PIECES * maps * max(1, taps))
     cdef int32_t *starts = <int32_t *> buffer
     if buffer == NULL:
         raise MemoryError()

@@ -203,6 +203,14 @@ def test_extremes_do_not_saturate(isa: str, x_type: str, w_type: str, zeros: str
     same("QLinearConv", inputs, {})
 
 
+@pytest.mark.parametrize("zeros", ["low", "high"])
+def test_depthwise_differences_that_are_no_bytes(isa: str, zeros: str) -> None:
+    """Weights 255 from their zero point, which take three bytes each in the program, with as many taps as it has."""
+    inputs = operands((1, 3, 20, 20), (6, 1, 16, 16), 6, 0, "u8 u8 f", zeros=zeros)
+    inputs[3][:] = 255 if zeros == "low" else 0
+    assert same("QLinearConv", inputs, {"group": 3}) == "qdepthwise.linear"
+
+
 def test_threads_change_no_bit(isa: str) -> None:
     for x, w, attrs in (
         ((1, 16, 40, 41), (24, 16, 3, 3), {"pads": [1, 1, 1, 1]}),
