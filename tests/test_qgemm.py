@@ -362,11 +362,8 @@ def provable(rng, lines, k, s, full):
     for sign, top in ((1, 128), (-1, 128)):
         share = rng.dirichlet(np.ones(2 * s) * (0.1 if full else 1), len(lanes))
         part = np.floor(share * (top + 0.999 if full else top * rng.random((len(lanes), 1)))).astype(np.int64)
-        lanes = (
-            np.where(rng.random(lanes.shape) < 0.5, sign * part, lanes)
-            if sign > 0
-            else np.where(lanes == 0, -part, lanes)
-        )
+        free = rng.random(lanes.shape) < 0.5 if sign > 0 else lanes == 0
+        lanes = np.where(free, sign * part, lanes)
     if full:  # the limit itself, in one element and spread
         lanes[::3] = 0
         lanes[::3, 0] = 127
@@ -400,8 +397,9 @@ def test_presum_is_exact_up_to_the_limit_of_its_proof(client, data):
     centred = x.astype(np.int64) - int(zero[0])
     want = centred @ w.T.astype(np.int64) if in_b else w.astype(np.int64) @ centred
     bias = rng.integers(-999, 999, n).astype(np.int32)
-    o = defaults(a, b, np.zeros((m, n), np.int32), a_zero=zero if in_b else none, b_zero=none if in_b else zero, presum=s,
-                 weights_in_b=in_b, bias=bias, bias_type=6, bias_axis="column", packs=not in_b and draw(st.booleans()))  # fmt: skip
+    o = defaults(a, b, np.zeros((m, n), np.int32), presum=s, weights_in_b=in_b, packs=not in_b and draw(st.booleans()))
+    o |= {"a_zero": zero if in_b else none, "b_zero": none if in_b else zero}
+    o |= {"bias": bias, "bias_type": 6, "bias_axis": "column"}
     np.testing.assert_array_equal(every_way(client, o), (want + bias).astype(np.int32))
 
 

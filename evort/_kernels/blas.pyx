@@ -1,7 +1,7 @@
 """BLAS on any strides, for the two interfaces of evort.blas: see blas.pxd."""
-from evort._kernels.core cimport ev_ukr, ukernels
-from evort._kernels.gemm cimport (ev_gemm, ev_igemm, gemm_batch_f32, gemm_batch_f64, gemm_batch_scratch, gemm_init,
-                                  igemm as run_igemm, igemm_init, igemm_scratch)
+from evort._kernels.core cimport EV_INT8, EV_INT32, EV_UINT8, ev_ukr, ukernels
+from evort._kernels.gemm cimport ev_gemm, gemm_batch_f32, gemm_batch_f64, gemm_batch_scratch, gemm_init
+from evort._kernels.qgemm cimport ev_qgemm, qgemm, qgemm_init, qgemm_scratch
 from evort._kernels.nbits cimport ev_weights, widened_product, widened_scratch
 from libc.stdlib cimport free
 
@@ -173,16 +173,18 @@ cdef int igemm(int64_t m, int64_t n, int64_t k, int32_t alpha, const void *a, in
                const void *a_zero, int64_t a_zero_step, const void *b, int64_t rsb, int64_t csb, bint b_signed,
                const void *b_zero, int64_t b_zero_step, int32_t beta, int32_t *c, int64_t ldc,
                int32_t threads) noexcept nogil:
-    cdef ev_igemm g
+    cdef ev_qgemm g
     cdef void *scratch = NULL
-    igemm_init(&g, m, n, k if alpha != 0 else 0, a, rsa, a_signed, b, rsb, b_signed, c, ldc)
-    g.csa, g.csb, g.alpha, g.beta = csa, csb, alpha, beta
-    g.a_zero, g.a_zero_step, g.b_zero, g.b_zero_step = a_zero, a_zero_step, b_zero, b_zero_step
+    qgemm_init(&g, m, n, k if alpha != 0 else 0, a, EV_INT8 if a_signed else EV_UINT8, b,
+               EV_INT8 if b_signed else EV_UINT8, c, EV_INT32)
+    g.a.rs, g.a.cs, g.a.zero, g.a.zero_step = rsa, csa, a_zero, a_zero_step
+    g.b.rs, g.b.cs, g.b.zero, g.b.zero_step = rsb, csb, b_zero, b_zero_step
+    g.ldc, g.q.alpha, g.q.beta = ldc, alpha, beta
     g.threads = threads if threads > 1 else 1
-    if posix_memalign(&scratch, 64, igemm_scratch(m, n, k, g.threads) + 64) != 0:
+    if posix_memalign(&scratch, 64, qgemm_scratch(1, m, n, k, g.threads, False, False) + 64) != 0:
         return -1
     g.scratch = scratch
-    run_igemm(&g)
+    qgemm(&g)
     free(scratch)
     return 0
 

@@ -7,7 +7,7 @@
     gemm_f32(&g)
 """
 from evort._kernels.core cimport ev_epilogue
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 
 # Packs rows [p0, p0+kc) x columns [j0, j0+nc) of B to dst: ceil(nc/NR) panels of kc rows of NR elements, columns past
 # nc zero. (j0 is a multiple of NR, p0 of 16.) Called from several threads at once, with disjoint dst.
@@ -49,31 +49,3 @@ cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int6
                          int64_t stride_c) noexcept nogil
 cdef void gemm_batch_f64(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
                          int64_t stride_c) noexcept nogil
-
-# C := beta*C + alpha*(A - a_zero)(B - b_zero) + bias, with 8-bit operands, signed or not, and int32 sums, which are exact (and wrap
-# around modulo 2^32, as ONNX has it, where a sum does not fit).
-ctypedef struct ev_igemm:
-    int64_t m, n, k
-    const void *a                # strides as in ev_gemm
-    int64_t rsa, csa
-    const void *b
-    int64_t rsb, csb
-    ev_pack_b pack               # writes panels of 16 bytes a row: B's own bytes, of which a padded one is the zero point
-    const void *pack_ctx
-    int32_t *c
-    int64_t ldc
-    const void *a_zero           # of a's type: row i has a_zero[i*a_zero_step]; NULL for 0
-    int64_t a_zero_step
-    const void *b_zero           # of b's type: column j has b_zero[j*b_zero_step]; NULL for 0
-    int64_t b_zero_step
-    const int32_t *bias          # m elements (EV_BIAS_ROW) or n (EV_BIAS_COLUMN), or NULL
-    int32_t bias_axis
-    bint a_signed, b_signed      # int8 or uint8
-    int32_t alpha, beta          # beta == 0: C is not read
-    int32_t threads
-    void *scratch                # igemm_scratch() bytes, 64-byte aligned
-
-cdef void igemm_init(ev_igemm *g, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, bint a_signed,
-                     const void *b, int64_t ldb, bint b_signed, int32_t *c, int64_t ldc) noexcept nogil
-cdef int64_t igemm_scratch(int64_t m, int64_t n, int64_t k, int32_t threads) noexcept nogil
-cdef void igemm(const ev_igemm *g) noexcept nogil

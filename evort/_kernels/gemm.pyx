@@ -16,10 +16,8 @@ Bias, residual and clamping activations are applied by the micro-kernel as it st
 the block. A convolution supplies B through a callback, so that no im2col matrix is ever built.
 """
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_COLUMN, EV_BIAS_ROW, EV_MR,
-                                  EV_NR_F32, EV_NR_F64, EV_NR_S8, ev_epilogue, ev_tile, ev_ukr, parallel_for, ukernels)
+                                  EV_NR_F32, EV_NR_F64, ev_epilogue, ev_tile, ev_ukr, parallel_for, ukernels)
 from libc.math cimport INFINITY
-from libc.stdint cimport int16_t, uint8_t
-from libc.string cimport memset
 
 cdef const ev_ukr *K = ukernels()
 
@@ -40,8 +38,6 @@ cdef enum:
     MACS_PER_THREAD = 1 << 17    # less work than this (some 5 us) is not worth waking a thread
     VECTOR_MACS_PER_THREAD = 1 << 15
     SHARES_PER_THREAD = 3
-    PAIRS_KC = 256               # integer product: rows of B in a block,
-    PAIRS_STAGE = 64             # and columns that a pack function supplies at a time
 
 cdef enum Method:
     BLOCKED                      # B is packed
@@ -74,10 +70,6 @@ ctypedef struct Job:
     pack_fn pack
     gemv_rows_fn gemv_rows
     gemv_dot_fn gemv_dot
-
-ctypedef struct IntegerJob:
-    const ev_igemm *g
-    Plan plan
 
 
 cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
@@ -112,7 +104,7 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.step_n = max(plan.step_n, nr)
     plan.parts_m = ceil_div(m, plan.step_m)
     plan.parts_n = ceil_div(n, plan.step_n)
-    plan.kc = even_block(k, PAIRS_KC if size == 2 else KC * 4 // size, 16)   # pack functions rely on the 16
+    plan.kc = even_block(k, KC * 4 // size, 16)   # pack functions rely on the 16
     plan.mc = even_block(plan.step_m, MC, EV_MR)
     cdef int64_t b_bytes = 2 * B_BYTES if m * k * size > BIG_A_BYTES else B_BYTES
     plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
@@ -375,124 +367,3 @@ cdef void gemm_init(ev_gemm *g, int64_t m, int64_t n, int64_t k, const void *a, 
     g.epilogue = NULL
     g.threads = 1
     g.scratch = NULL
-
-
-cdef int64_t igemm_stage(const Plan *plan) noexcept nogil:
-    return PAIRS_STAGE * plan.kc
-
-
-cdef int64_t igemm_slot(const Plan *plan) noexcept nogil:
-    """Scratch of a thread: B as pairs, A as pairs, and bytes as a pack function supplies them."""
-    return plan.slot + ceil_div(igemm_stage(plan), 64) * 64
-
-
-cdef void igemm_shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    """Shares [begin, end) of an integer product: blocked as in matrix_share, with int16 pairs for elements."""
-    cdef IntegerJob *job = <IntegerJob *> ctx
-    cdef const ev_igemm *g = job.g
-    cdef const Plan *plan = &job.plan
-    cdef uint8_t *stage = <uint8_t *> g.scratch + worker * igemm_slot(plan)
-    cdef int16_t *b_pairs = <int16_t *> (stage + ceil_div(igemm_stage(plan), 64) * 64)
-    cdef int16_t *a_pairs = b_pairs + plan.nc * plan.kc
-    cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC)
-    cdef int64_t item, i_begin, i_end, j_begin, j_end, i0, j0, p0, nb, kb, j
-    cdef bint last
-    cdef ev_tile t
-    t.alpha = g.alpha
-    t.lo, t.hi = -2147483648.0, 2147483647.0
-    t.ldc = t.ldadd = g.ldc
-    t.csa = 1
-    t.ldb = EV_NR_S8
-    for item in range(begin, end):
-        i_begin = item // plan.parts_n * plan.step_m
-        i_end = min(i_begin + plan.step_m, g.m)
-        j_begin = item % plan.parts_n * plan.step_n
-        j_end = min(j_begin + plan.step_n, g.n)
-        j0 = j_begin
-        while j0 < j_end:
-            nb = min(plan.nc, j_end - j0)
-            p0 = 0
-            last = False
-            while not last:
-                kb = min(plan.kc, g.k - p0)
-                last = p0 + kb >= g.k
-                t.k = (kb + 1) // 2
-                b_to_pairs(g, p0, kb, j0, nb, stage, b_pairs)
-                i0 = i_begin
-                while i0 < i_end:
-                    t.m = min(mc, i_end - i0)
-                    K.pair_rows_u8(t.m, kb, g.rsa, g.csa, 0x80 if g.a_signed else 0, at(g.a_zero, i0 * g.a_zero_step),
-                                   g.a_zero_step, at(g.a, i0 * g.rsa + p0 * g.csa), a_pairs)
-                    t.a = a_pairs
-                    t.rsa, t.a_step = t.k, EV_MR * t.k
-                    j = 0
-                    while j < nb:
-                        t.n = min(<int64_t> EV_NR_S8, nb - j)
-                        t.b = b_pairs + j * t.k * 2
-                        t.c = g.c + i0 * g.ldc + j0 + j
-                        t.beta = g.beta if p0 == 0 else 1
-                        t.add = NULL if t.beta == 0 else t.c
-                        t.row_bias = g.bias + i0 if last and g.bias_axis == EV_BIAS_ROW else NULL
-                        t.col_bias = g.bias + j0 + j if last and g.bias_axis == EV_BIAS_COLUMN else NULL
-                        K.gemm_i16(&t)
-                        j += EV_NR_S8
-                    i0 += mc
-                p0 += kb
-            j0 += plan.nc
-
-
-cdef inline const uint8_t *at(const void *base, int64_t offset) noexcept nogil:
-    if base == NULL:
-        return NULL
-    return <const uint8_t *> base + offset
-
-
-cdef void b_to_pairs(const ev_igemm *g, int64_t p0, int64_t kb, int64_t j0, int64_t nb, uint8_t *stage,
-                     int16_t *pairs) noexcept nogil:
-    """B[p0:p0+kb, j0:j0+nb] as panels of pairs."""
-    cdef int flip = 0x80 if g.b_signed else 0
-    cdef int64_t j = 0, panel, some, panel_pairs = (kb + 1) // 2 * 2 * EV_NR_S8
-    if g.pack == NULL:
-        K.pair_panels_u8(nb, kb, g.csb, g.rsb, flip, at(g.b_zero, j0 * g.b_zero_step), g.b_zero_step,
-                         at(g.b, p0 * g.rsb + j0 * g.csb), pairs)
-        return
-    while j < nb:
-        some = min(<int64_t> PAIRS_STAGE, nb - j)
-        g.pack(g.pack_ctx, p0, kb, j0 + j, some, stage)
-        panel = 0
-        while panel < some:
-            K.pair_panels_u8(min(<int64_t> EV_NR_S8, some - panel), kb, 1, EV_NR_S8, flip,
-                             at(g.b_zero, (j0 + j + panel) * g.b_zero_step), g.b_zero_step, stage + panel * kb, pairs)
-            pairs += panel_pairs
-            panel += EV_NR_S8
-        j += PAIRS_STAGE
-
-
-cdef void igemm(const ev_igemm *g) noexcept nogil:
-    cdef IntegerJob job
-    cdef int64_t items
-    if g.m <= 0 or g.n <= 0:
-        return
-    job.g = g
-    make_plan(&job.plan, sizeof(int16_t), EV_NR_S8, g.m, g.n, g.k, g.threads)
-    items = job.plan.parts_m * job.plan.parts_n
-    parallel_for(igemm_shares, &job, items, 1, <int32_t> min(<int64_t> g.threads, items))
-
-
-cdef int64_t igemm_scratch(int64_t m, int64_t n, int64_t k, int32_t threads) noexcept nogil:
-    cdef Plan plan
-    if m <= 0 or n <= 0:
-        return 0
-    make_plan(&plan, sizeof(int16_t), EV_NR_S8, m, n, k, threads)
-    return igemm_slot(&plan) * min(<int64_t> threads, plan.parts_m * plan.parts_n)
-
-
-cdef void igemm_init(ev_igemm *g, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, bint a_signed,
-                     const void *b, int64_t ldb, bint b_signed, int32_t *c, int64_t ldc) noexcept nogil:
-    memset(g, 0, sizeof(ev_igemm))
-    g.alpha = 1
-    g.m, g.n, g.k = m, n, k
-    g.a, g.rsa, g.csa, g.a_signed = a, lda, 1, a_signed
-    g.b, g.rsb, g.csb, g.b_signed = b, ldb, 1, b_signed
-    g.c, g.ldc = c, ldc
-    g.threads = 1
