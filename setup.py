@@ -21,12 +21,14 @@ DEBUG = os.environ.get("EVORT_DEBUG_BUILD") == "1"
 # -fwrapv makes integer overflow wrap, as ONNX's integer arithmetic does.
 CFLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fvisibility=hidden", "-Wno-unused-function"]
 CFLAGS += ["-pthread"]
+# What runs at load, or checks arguments, calls Python nearly all of the time: -O3 makes it larger, not faster.
+SMALLER = {"evort._records": "-O2", "evort.blas": "-Os", "evort.etm._reader": "-O2", "evort.plan._planner": "-O2"}
 LDFLAGS = ["-pthread"]
 if DEBUG:
     CFLAGS += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
     LDFLAGS += ["-fsanitize=address,undefined"]
 else:
-    CFLAGS += ["-g0"]
+    CFLAGS += ["-g0", "-fno-asynchronous-unwind-tables"]
     LDFLAGS += ["-Wl,-s"] if platform.system() == "Linux" else []
 
 # All hand-written C is linked into exactly one extension, so there is one dispatch state and one thread pool;
@@ -69,13 +71,14 @@ def extensions() -> list[Extension]:
     for pyx in sorted((ROOT / "evort").rglob("*.pyx")):
         path = pyx.relative_to(ROOT).as_posix()
         sources = [path, *(CORE_C if path == f"{KERNELS}/core.pyx" else [])]
+        name = path.removesuffix(".pyx").replace("/", ".")
         found.append(
             Extension(
-                path.removesuffix(".pyx").replace("/", "."),
+                name,
                 sources,
                 include_dirs=[KERNELS, f"{KERNELS}/ukr"],
                 depends=HEADERS,
-                extra_compile_args=CFLAGS,
+                extra_compile_args=[*CFLAGS, *([SMALLER[name]] if name in SMALLER and not DEBUG else [])],
                 extra_link_args=LDFLAGS,
                 language="c",
             )
@@ -133,7 +136,11 @@ setup(
         "evort_tools.models": ["*.onnx", "*.npz"],
         "evort": ["py.typed", "**/*.pyi", "**/*.pxd", "**/*.h", "**/*.inc", "**/*.fbs"],
     },
-    exclude_package_data={"": ["*.c", "*.pyx"]},
+    # Of the headers, those that a .pxd needs: what the micro-kernels consist of stays in the source distribution.
+    exclude_package_data={
+        "": ["*.c", "*.pyx"],
+        "evort": [f"_kernels/ukr/{name}.h" for name in ("*_body", "bodies", "blas1", "gemm_*", "pool_along")],
+    },
     include_package_data=False,
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
