@@ -170,6 +170,7 @@ _BY_NAME = {
     "uint2": _D.UINT2,
 }
 
+
 def spec_of(value: Any, dtype: DType | None = None) -> Spec:
     """The specification of a run-time value, the value included; lists are sequences, None an empty optional."""
     if value is None:
