@@ -324,14 +324,17 @@ cdef int64_t list_taps(const Plan *p, const int64_t *phase, int32_t *offset, int
 
 
 def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
-    """Scratch bytes of these drivers, or -1 where the window is too far spread or its strides are too large."""
+    """Scratch bytes of these drivers, or -1 where there is no channel to add up, the window is too far spread or its
+    strides are too large."""
     cdef int64_t[N_INTS] values
     cdef int i
     cdef Plan plan
     cdef double size = 1
     for i in range(N_INTS):
         values[i] = ints[i]
-    if values[I_M] == 0 or values[I_C] == 0:
+    if values[I_C] == 0:
+        return -1
+    if values[I_M] == 0:
         return 0
     for i in range(3):
         if values[I_WINDOW + 9 + i] > PHASES:
