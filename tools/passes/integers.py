@@ -119,8 +119,6 @@ def _formed(ed: Edit, node: Node) -> bool:
     if made is None:
         return False
     op, domain, inputs, attrs = made
-    if find(op, domain) is None:
-        return False
     last = node if quantize is None else quantize.node
     hint = node.outputs[0] if quantize is None else last.outputs[0]
     out = ed.insert(last, op, inputs, attrs, hint=f"{hint}/integer", domain=domain)
@@ -145,6 +143,4 @@ def _cancelled(ed: Edit, node: Node) -> bool:
     if made is None:
         return False
     op, domain, inputs, attrs = made
-    if find(op, domain) is None:
-        return False
     return ed.bypass(node, ed.insert(node, op, inputs, attrs, hint=f"{node.outputs[0]}/integer", domain=domain))
