@@ -229,8 +229,11 @@ cdef extern from "ukr.h" nogil:
         void (*q_sum_cols)(int dtype, int64_t rows, int64_t step, int64_t n, const void *x, int32_t *sum) noexcept nogil
         void (*q_affine_f32)(int64_t n, const float *x, float mean, float inverse, const float *scale,
                              const float *bias, float *y) noexcept nogil
+        void (*q_normalize)(int dtype, int64_t n, const void *x, int32_t zero, float mean, float inverse,
+                            const float *scale, const float *bias, int out, int32_t zero_out, int32_t lo, int32_t hi,
+                            void *y) noexcept nogil
         void (*q_pool_row)(int dtype, int64_t rows, const void *const *row, const ev_window *w, int32_t zero,
-                           int32_t *buf, int32_t *y) noexcept nogil
+                           float factor, void *buf, float *y) noexcept nogil
         void (*q_line_f32)(int64_t n, int64_t taps, int64_t inner, const float *x, const int64_t *first,
                            const float *w, float *y) noexcept nogil
         void (*q_colours)(int64_t n, const float *table, const ev_place *const *place, const uint8_t *const *index,

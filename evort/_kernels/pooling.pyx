@@ -2,7 +2,7 @@
 output; ukr/pool_body.h computes it from the input rows under it."""
 from libc.math cimport INFINITY
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from evort._kernels.core cimport (EV_FLOAT, EV_OK, EV_POOL_MAX, EV_POOL_SUM, ev_call, ev_epilogue, ev_item_size, ev_ukr,
                                   ev_window, parallel_for, register, ukernels)
 
@@ -109,20 +109,6 @@ cdef enum:
     Q_DTYPE = 0, Q_OUT = 1, Q_ZERO = 2, Q_ZERO_OUT = 3, Q_LOW = 4, Q_HIGH = 5, Q_POINTERS = 6, Q_SCRATCH = 7, Q_AXES = 8
 
 
-cdef void weigh(const ev_window *w, int64_t lines, float factor, const int32_t *sums, float *y) noexcept nogil:
-    """y = sums times (factor / elements of the window), `lines` of the window's lines being counted."""
-    cdef int64_t o, first, count
-    cdef Axis a
-    cdef float whole = factor / <float> max(1, lines * w.kernel)
-    a.size, a.out, a.kernel, a.stride, a.dilation, a.pad = w.width, w.out, w.kernel, w.stride, w.dilation, w.pad
-    for o in range(w.out):
-        y[o] = <float> sums[o] * whole
-    for o in range(w.out):
-        count = part(&a, o, w.count_from, w.count_to, &first)
-        if count < w.kernel:
-            y[o] = <float> sums[o] * (factor / <float> max(1, lines * count))
-
-
 cdef void quantized_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = <const ev_call *> ctx
     cdef int dtype = <int> c.ints[Q_DTYPE], out = <int> c.ints[Q_OUT]
@@ -132,8 +118,8 @@ cdef void quantized_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker)
     cdef ev_window w = window_of(D + 2)
     cdef char *scratch = <char *> c.scratch + worker * c.ints[Q_SCRATCH]
     cdef const void **rows = <const void **> scratch
-    cdef int32_t *buf = <int32_t *> (scratch + c.ints[Q_POINTERS])
-    cdef int32_t *sums = buf + w.width
+    cdef char *buf = scratch + c.ints[Q_POINTERS]
+    cdef float *means = <float *> (buf + 4 * (w.width + w.out))
     cdef const char *x
     cdef char *y = <char *> c.out[0].data + begin * w.out * size
     for item in range(begin, end):
@@ -144,16 +130,13 @@ cdef void quantized_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker)
         for i in range(nd):
             for j in range(nh):
                 rows[i * nh + j] = x + ((d0 + i * D.dilation) * H.size + h0 + j * H.dilation) * w.width
-        if nd * nh > 0:
-            K.q_pool_row(dtype, nd * nh, rows, &w, <int32_t> c.ints[Q_ZERO], buf, sums)
-        else:
-            memset(sums, 0, w.out * sizeof(int32_t))
-        weigh(&w, lines, <float> c.reals[0], sums, <float *> (sums + w.out))
+        w.weight = <double> lines
+        K.q_pool_row(dtype, nd * nh, rows, &w, <int32_t> c.ints[Q_ZERO], <float> c.reals[0], buf, means)
         if out == EV_FLOAT:
-            memcpy(y, sums + w.out, w.out * sizeof(float))
+            memcpy(y, means, w.out * sizeof(float))
         else:
-            K.q_round(out, w.out, <const float *> (sums + w.out), 1.0, <int32_t> c.ints[Q_ZERO_OUT],
-                      <int32_t> c.ints[Q_LOW], <int32_t> c.ints[Q_HIGH], y)
+            K.q_round(out, w.out, means, 1.0, <int32_t> c.ints[Q_ZERO_OUT], <int32_t> c.ints[Q_LOW],
+                      <int32_t> c.ints[Q_HIGH], y)
         y += w.out * size
 
 

@@ -1,7 +1,7 @@
 """Drivers of means, softmax and layer normalization of quantized tensors. Sums are of integers and exact, so that
 neither the instruction set nor the number of threads changes a bit."""
 from libc.math cimport sqrt
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_INT16, EV_OK, EV_UINT8, EV_UINT16, ev_call, ev_item_size, ev_ukr,
                                   parallel_for, register, ukernels)
@@ -12,6 +12,7 @@ cdef enum:
     GRAIN = 65536  # elements that are worth a thread
     BLOCK = 512    # of a row, that pass through a buffer
     TILE = 256     # columns that are summed at a time
+    ROW = 256      # of a softmax's row, at a time
 
 
 cdef int64_t grain_of(int64_t items, int64_t elements) noexcept nogil:
@@ -84,44 +85,46 @@ cdef int mean(const ev_call *c) noexcept nogil:
 # Softmax ---------------------------------------------------------------------------------------------------------
 
 cdef void softmax_row(const ev_call *c, int64_t n, int64_t step, const uint8_t *x, char *y) noexcept nogil:
-    """n bytes, and as many results, `step` apart. With `flip`, bytes are in the order of their bits."""
+    """n bytes, and as many results, `step` apart.
+
+    The exponential of byte u where `largest` is the largest is table[255 - largest + u]; bytes of a signed type are
+    taken from the middle of the table on."""
     cdef const Kinds *k = <const Kinds *> c.ints
-    cdef const int32_t *exponentials = <const int32_t *> c.in_[1].data
-    cdef uint8_t flip = 0x80 if k.dtype == EV_INT8 else 0, largest = 0, v
+    cdef const float *table = <const float *> c.in_[1].data
+    cdef uint8_t flip = 0x80 if k.dtype == EV_INT8 else 0, largest = 0
     cdef int64_t total = 0, i, j, m, size = ev_item_size(<int> k.out)
+    cdef uint32_t part
     cdef float factor
-    cdef float real[BLOCK]
-    cdef char table[256 * 4]
-    cdef char found[BLOCK * 4]
+    cdef float real[ROW]
+    cdef uint8_t order[ROW]
+    cdef char every[256 * 4]
+    cdef char found[ROW * 4]
     for i in range(n):
-        v = x[i * step] ^ flip
-        largest = v if v > largest else largest
-    for i in range(n):
-        total += exponentials[<uint8_t> (largest - (x[i * step] ^ flip))]
-    factor = <float> 1.0 / (<float> total * <float> c.reals[0])
-    if n >= 256:
-        for i in range(256):  # i: the bits of x
-            real[i] = <float> exponentials[<uint8_t> (largest - (<uint8_t> i ^ flip))]
-        finish(k, 256, real, factor, table)
-        if step == 1:
-            K.q_lookup(size, n, x, table, y)
-            return
+        largest = max(largest, x[i * step] ^ flip)
+    table += 255 - largest
     i = 0
     while i < n:
-        m = min(n - i, <int64_t> BLOCK)
-        if n >= 256:
-            for j in range(m):
-                memcpy(found + j * size, table + x[(i + j) * step] * size, size)
-        else:
-            for j in range(m):
-                real[j] = <float> exponentials[<uint8_t> (largest - (x[(i + j) * step] ^ flip))]
-            finish(k, m, real, factor, found)
-        if step == 1:
-            memcpy(y + i * size, found, m * size)
-        else:
-            for j in range(m):
-                memcpy(y + (i + j) * step * size, found + j * size, size)
+        m = min(n - i, <int64_t> ROW)
+        for j in range(m):
+            order[j] = x[(i + j) * step] ^ flip
+        K.q_lookup(4, m, order, table, real)
+        part = 0
+        for j in range(m):  # at most 256 times 2^23: below 2^32
+            part += <uint32_t> <int32_t> real[j]
+        total += part
         i += m
+    factor = <float> 1.0 / (<float> total * <float> c.reals[0])
+    if n <= ROW and step == 1:
+        finish(k, n, real, factor, y)
+        return
+    finish(k, 1 + largest, table, factor, found)
+    for i in range(1 + largest):  # in the order of the bits of x
+        memcpy(every + (i ^ flip) * size, found + i * size, size)
+    if step == 1:
+        K.q_lookup(size, n, x, every, y)
+        return
+    for i in range(n):
+        memcpy(y + i * step * size, every + x[i * step] * size, size)
 
 
 cdef void softmax_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
@@ -133,8 +136,8 @@ cdef void softmax_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) n
 
 
 cdef int softmax(const ev_call *c) noexcept nogil:
-    """in: X [outer, n, inner] of bytes, exp(-d X_scale) in units of 2^-23 for every difference d; out: Y. ints: (types
-    of X and Y, zero points of X and Y, smallest and largest Y, n, inner); reals: (Y's scale, or 1)."""
+    """in: X [outer, n, inner] of bytes, table [256] (float32) of exp((i - 255) X_scale) in whole units of 2^-23; out: Y.
+    ints: (types of X and Y, zero points of X and Y, smallest and largest Y, n, inner); reals: (Y's scale, or 1)."""
     cdef int64_t items = c.in_[0].size // c.ints[KINDS]
     parallel_for(softmax_chunk, <void *> c, items, grain_of(items, c.in_[0].size * 4), c.threads)
     return EV_OK
@@ -170,6 +173,7 @@ cdef void layer_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
     cdef float real[BLOCK]
     cdef double average, variance
     cdef float inverse
+    cdef bint bytes = (dtype == EV_UINT8 or dtype == EV_INT8) and (out == EV_UINT8 or out == EV_INT8)
     for item in range(begin, end):
         x, y = <const char *> c.in_[0].data + item * n * size, <char *> c.out[0].data + item * n * out_size
         total = square = 0
@@ -190,6 +194,12 @@ cdef void layer_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
         i = 0
         while i < n:
             m = min(n - i, <int64_t> BLOCK)
+            if bytes:
+                K.q_normalize(dtype, m, x + i, <int32_t> c.ints[L_ZERO], <float> average, inverse, scale + i, bias + i,
+                              out, <int32_t> c.ints[L_ZERO_OUT], <int32_t> c.ints[L_LOW], <int32_t> c.ints[L_HIGH],
+                              y + i)
+                i += m
+                continue
             centre(c, m, x + i * size, real)
             K.q_affine_f32(m, real, <float> average, inverse, scale + i, bias + i, real)
             if out == EV_FLOAT:

@@ -98,7 +98,7 @@ class QLinearSoftmax(Op):
             "qnormalize.softmax",
             ints=(x.dtype, dtype, x.zero, 0 if y is None else y.zero, low, high, n, inner),
             reals=(1 if y is None else y.scale,),
-            packed=(("exponentials", lambda: exponentials(x)),),
+            packed=(("exponentials", lambda: exponentials(x)[::-1].astype(np.float32)),),
             inputs=(0,),
         )
 

@@ -121,8 +121,8 @@ static void EV_FN(binary_f64)(int op, int64_t n, const void *a, int64_t sa, cons
     KIND(sub_##s, T, T, (U)a - (U)b)                                                                         \
     KIND(mul_##s, T, T, (U)a *(U)b)                                                                          \
     EV_STRIDED(div_##s, T, T, b == (T)-1 && (T)-1 < 0 ? (T)(0 - (U)a) : (T)(a / b))                          \
-    EV_STRIDED(min_##s, T, T, a < b ? a : b)                                                                 \
-    EV_STRIDED(max_##s, T, T, a > b ? a : b)                                                                 \
+    EV_BINARY(min_##s, T, T, a < b ? a : b)                                                                  \
+    EV_BINARY(max_##s, T, T, a > b ? a : b)                                                                  \
     EV_INLINE T EV_FN(fmod_##s)(T a, T b) { return b == (T)-1 && (T)-1 < 0 ? (T)0 : (T)(a % b); }        \
     EV_INLINE T EV_FN(mod_##s)(T a, T b)                                                                 \
     {                                                                                                        \

@@ -286,16 +286,14 @@ static void EV_FN(q_combine_f32)(int op, int64_t n, const float *a, const float 
                                  float *y)
 {
     const EV_FN(ef) ra = EV_FN(q_allf)(scale_a), rb = EV_FN(q_allf)(scale_b);
-    for (int64_t i = 0; i < n; i += EV_QW) {
-        float ba[EV_QW] = {0}, bb[EV_QW] = {0}, by[EV_QW];
-        const int whole = n - i >= EV_QW;
-        if (!whole) {
-            memcpy(ba, a + i, (size_t)(n - i) * sizeof(float));
-            memcpy(bb, b + i, (size_t)(n - i) * sizeof(float));
-        }
-        *(EV_FN(ef) *)(whole ? y + i : by) = EV_FN(q_combine)(op, *(const EV_FN(ef) *)(whole ? a + i : ba),
-                                                              *(const EV_FN(ef) *)(whole ? b + i : bb), ra, rb);
-        if (!whole) memcpy(y + i, by, (size_t)(n - i) * sizeof(float));
+    int64_t i = 0;
+    for (; i + EV_QW <= n; i += EV_QW)
+        *(EV_FN(ef) *)(y + i) = EV_FN(q_combine)(op, *(const EV_FN(ef) *)(a + i), *(const EV_FN(ef) *)(b + i), ra, rb);
+    for (; i < n; i++) {
+        float p = op == EV_QMUL ? a[i] * b[i] : a[i] * scale_a, q = b[i] * scale_b;
+        EV_APART(p);
+        EV_APART(q);
+        y[i] = op == EV_QMUL ? p * scale_a : p + q;
     }
 }
 
@@ -311,21 +309,28 @@ static void EV_FN(q_lookup)(int64_t size, int64_t n, const uint8_t *x, const voi
         for (; i < n; i++) ((uint16_t *)y)[i] = ((const uint16_t *)table)[x[i]];
     } else {
 #ifdef __AVX2__
-        /* Sixteen tables of sixteen entries. With x counted down by 16 from one to the next, and the top bit set by
-         * the saturating sum for what lies outside of the sixteen, each shuffle gives its entries and 0 elsewhere. */
-        if (n >= 256) {
+        /* Sixteen tables of sixteen entries, all looked up by the lower half of x; its upper bits, one after the
+         * other at the top of each byte, choose between pairs. */
+        if (n >= 64) {
             __m256i part[16];
             for (int k = 0; k < 16; k++)
                 part[k] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table + k));
-            const __m256i sixteen = _mm256_set1_epi8(16), mark = _mm256_set1_epi8(0x70);
+            const __m256i lower = _mm256_set1_epi8(15);
             for (; i + 32 <= n; i += 32) {
-                __m256i v = _mm256_loadu_si256((const __m256i *)(x + i));
-                __m256i r = _mm256_shuffle_epi8(part[0], _mm256_adds_epu8(v, mark));
-                for (int k = 1; k < 16; k++) {
-                    v = _mm256_sub_epi8(v, sixteen);
-                    r = _mm256_or_si256(r, _mm256_shuffle_epi8(part[k], _mm256_adds_epu8(v, mark)));
+                const __m256i v = _mm256_loadu_si256((const __m256i *)(x + i)), at = _mm256_and_si256(v, lower);
+                const __m256i b4 = _mm256_slli_epi16(v, 3), b5 = _mm256_slli_epi16(v, 2), b6 = _mm256_slli_epi16(v, 1);
+                __m256i half[2];
+                for (int h = 0; h < 2; h++) {
+                    __m256i quarter[2];
+                    for (int k = 0; k < 2; k++) {
+                        const __m256i *t = part + 8 * h + 4 * k;
+                        const __m256i low = _mm256_blendv_epi8(_mm256_shuffle_epi8(t[0], at), _mm256_shuffle_epi8(t[1], at), b4);
+                        const __m256i high = _mm256_blendv_epi8(_mm256_shuffle_epi8(t[2], at), _mm256_shuffle_epi8(t[3], at), b4);
+                        quarter[k] = _mm256_blendv_epi8(low, high, b5);
+                    }
+                    half[h] = _mm256_blendv_epi8(quarter[0], quarter[1], b6);
                 }
-                _mm256_storeu_si256((__m256i *)((uint8_t *)y + i), r);
+                _mm256_storeu_si256((__m256i *)((uint8_t *)y + i), _mm256_blendv_epi8(half[0], half[1], v));
             }
         }
 #endif
@@ -391,18 +396,60 @@ static void EV_FN(q_affine_f32)(int64_t n, const float *x, float mean, float inv
                                 const float *bias, float *y)
 {
     const EV_FN(ef) m = EV_FN(q_allf)(mean), s = EV_FN(q_allf)(inverse);
-    for (int64_t i = 0; i < n; i += EV_QW) {
-        float block[3][EV_QW] = {{0}}, out[EV_QW];
-        const int whole = n - i >= EV_QW;
-        if (!whole) {
-            memcpy(block[0], x + i, (size_t)(n - i) * sizeof(float));
-            memcpy(block[1], scale + i, (size_t)(n - i) * sizeof(float));
-            memcpy(block[2], bias + i, (size_t)(n - i) * sizeof(float));
-        }
-        EV_FN(ef) v = (*(const EV_FN(ef) *)(whole ? x + i : block[0]) - m) * s * *(const EV_FN(ef) *)(whole ? scale + i : block[1]);
+    int64_t i = 0;
+    for (; i + EV_QW <= n; i += EV_QW) {
+        EV_FN(ef) v = (*(const EV_FN(ef) *)(x + i) - m) * s * *(const EV_FN(ef) *)(scale + i);
         EV_APART(v);
-        *(EV_FN(ef) *)(whole ? y + i : out) = v + *(const EV_FN(ef) *)(whole ? bias + i : block[2]);
-        if (!whole) memcpy(y + i, out, (size_t)(n - i) * sizeof(float));
+        *(EV_FN(ef) *)(y + i) = v + *(const EV_FN(ef) *)(bias + i);
+    }
+    for (; i < n; i++) {
+        float v = (x[i] - mean) * inverse * scale[i];
+        EV_APART(v);
+        y[i] = v + bias[i];
+    }
+}
+
+EV_INLINE void EV_FN(q_normalize_block)(const int dtype, const int out, const uint8_t *x, int32_t zero, float mean,
+                                        float inverse, const float *scale, const float *bias, int32_t zero_out,
+                                        int32_t lo, int32_t hi, uint8_t *y)
+{
+    EV_FN(ei) q[2];
+    for (int k = 0; k < 2; k++) {
+        const EV_FN(ef) c = EV_FN(q_float)(EV_FN(q_load)(dtype, x, k * EV_QW) - zero);
+        EV_FN(ef) v = (c - mean) * inverse * *(const EV_FN(ef) *)(scale + k * EV_QW);
+        EV_APART(v);
+        q[k] = EV_FN(q_rint)(v + *(const EV_FN(ef) *)(bias + k * EV_QW));
+    }
+    EV_FN(q_store)(out, q[0], q[1], zero_out, lo, hi, y, 0);
+}
+
+/* y = q_affine_f32 of x - zero, rounded, plus zero_out, clamped to [lo, hi]; x and y of 8 bits. */
+static void EV_FN(q_normalize)(int dtype, int64_t n, const void *given, int32_t zero, float mean, float inverse,
+                               const float *scale, const float *bias, int out, int32_t zero_out, int32_t lo, int32_t hi,
+                               void *result)
+{
+    const uint8_t *x = given;
+    uint8_t *y = result;
+    int64_t i = 0;
+#define EV_BLOCKS(T, U)                                                                                                \
+    for (; i + EV_QB <= n; i += EV_QB)                                                                                 \
+        EV_FN(q_normalize_block)(T, U, x + i, zero, mean, inverse, scale + i, bias + i, zero_out, lo, hi, y + i)
+    if (dtype == EV_UINT8 && out == EV_UINT8) EV_BLOCKS(EV_UINT8, EV_UINT8);
+    else if (dtype == EV_UINT8) EV_BLOCKS(EV_UINT8, EV_INT8);
+    else if (out == EV_UINT8) EV_BLOCKS(EV_INT8, EV_UINT8);
+    else EV_BLOCKS(EV_INT8, EV_INT8);
+#undef EV_BLOCKS
+    if (i < n) {
+        uint8_t bx[EV_QB] = {0}, by[EV_QB];
+        float bs[EV_QB] = {0}, bb[EV_QB] = {0};
+        memcpy(bx, x + i, (size_t)(n - i));
+        memcpy(bs, scale + i, (size_t)(n - i) * sizeof(float));
+        memcpy(bb, bias + i, (size_t)(n - i) * sizeof(float));
+        if (dtype == EV_UINT8)
+            EV_FN(q_normalize_block)(EV_UINT8, out, bx, zero, mean, inverse, bs, bb, zero_out, lo, hi, by);
+        else
+            EV_FN(q_normalize_block)(EV_INT8, out, bx, zero, mean, inverse, bs, bb, zero_out, lo, hi, by);
+        memcpy(y + i, by, (size_t)(n - i));
     }
 }
 
@@ -413,27 +460,71 @@ static void EV_FN(q_affine_f32)(int64_t n, const float *x, float mean, float inv
 #define NAME ev_along_sum_s32
 #define F EV_QPLUS
 #include "pool_along.h"
+#define T int16_t
+#define NAME ev_along_sum_s16
+#define F EV_QPLUS
+#include "pool_along.h"
 #undef EV_QPLUS
 
-#define EV_QDOWN(T)                                                             \
-    {                                                                           \
-        const T *a = row[0];                                                    \
-        for (int64_t j = 0; j < n; j++) buf[j] = a[j] - zero;                   \
-        for (int64_t r = 1; r < rows; r++) {                                    \
-            const T *b = row[r];                                                \
-            for (int64_t j = 0; j < n; j++) buf[j] += b[j] - zero;              \
-        }                                                                       \
+#define EV_QDOWN(T, S)                                                                   \
+    {                                                                                    \
+        const T *a = row[0], *b = row[rows > 1], *c = row[rows > 2 ? 2 : 0];             \
+        const S z = (S)zero;                                                             \
+        if (rows == 1)                                                                   \
+            for (int64_t j = 0; j < n; j++) buf[j] = (S)(a[j] - z);                      \
+        else if (rows == 2)                                                              \
+            for (int64_t j = 0; j < n; j++) buf[j] = (S)(a[j] + b[j] - 2 * z);           \
+        else                                                                             \
+            for (int64_t j = 0; j < n; j++) buf[j] = (S)(a[j] + b[j] + c[j] - 3 * z);    \
+        for (int64_t r = 3; r < rows; r++) {                                             \
+            const T *d = row[r];                                                         \
+            for (int64_t j = 0; j < n; j++) buf[j] = (S)(buf[j] + d[j] - z);             \
+        }                                                                                \
     }
 
-/* One row of windows: y = the sum of x - zero, x being the bytes of the `rows` rows under it; as pool_row_f32. */
-static void EV_FN(q_pool_row)(int dtype, int64_t rows, const void *const *row, const ev_window *w, int32_t zero,
-                              int32_t *restrict buf, int32_t *restrict y)
-{
-    const int64_t n = w->width;
-    if (dtype == EV_UINT8) EV_QDOWN(uint8_t) else EV_QDOWN(int8_t)
-    ev_along_sum_s32(w, buf, y, 0);
-}
+/* Exact in S: int16 for windows of at most 128 elements, each below 256. */
+#define EV_QPOOL(S, s)                                                                                             \
+    static void EV_FN(q_pool_##s)(int dtype, int64_t rows, const void *const *row, const ev_window *w, int32_t zero, \
+                                  S *restrict buf, float *restrict y)                                              \
+    {                                                                                                              \
+        const int64_t n = w->width;                                                                                \
+        S *restrict sums = buf + n;                                                                                \
+        if (dtype == EV_UINT8) EV_QDOWN(uint8_t, S) else EV_QDOWN(int8_t, S)                                       \
+        ev_along_sum_##s(w, buf, sums, 0);                                                                         \
+        for (int64_t o = 0; o < w->out; o++) y[o] = (float)sums[o];                                                \
+    }
+EV_QPOOL(int16_t, s16)
+EV_QPOOL(int32_t, s32)
+#undef EV_QPOOL
 #undef EV_QDOWN
+
+/* One row of windows of averages: y = the sum of x - zero over the bytes of the `rows` rows under the window (there may
+ * be none), times factor / (how many positions count, of which w->weight has the rows). As pool_row_f32; buf: w->width +
+ * w->out numbers of 32 bits. */
+static void EV_FN(q_pool_row)(int dtype, int64_t rows, const void *const *row, const ev_window *w, int32_t zero,
+                              float factor, void *buf, float *y)
+{
+    const int64_t lines = (int64_t)w->weight, reach = (w->kernel - 1) * w->dilation;
+    if (rows == 0) {
+        for (int64_t o = 0; o < w->out; o++) y[o] = 0.0f;
+        return;
+    }
+    if (rows * w->kernel <= 128) EV_FN(q_pool_s16)(dtype, rows, row, w, zero, buf, y);
+    else EV_FN(q_pool_s32)(dtype, rows, row, w, zero, buf, y);
+    int64_t from = 0, to = w->out; /* [from, to): windows whose positions all count */
+    while (from < to && from * w->stride - w->pad < w->count_from) from++;
+    while (to > from && (to - 1) * w->stride - w->pad + reach >= w->count_to) to--;
+    const int64_t all = lines * w->kernel;
+    const float whole = factor / (float)(all > 1 ? all : 1);
+    for (int64_t o = from; o < to; o++) y[o] = y[o] * whole;
+    for (int64_t o = 0; o < w->out; o++) {
+        if (o == from) o = to;
+        if (o >= w->out) break;
+        int64_t first, count = ev_window_part(w, o, w->count_from, w->count_to, &first);
+        count = count > 0 ? lines * count : 0;
+        y[o] = y[o] * (factor / (float)(count > 1 ? count : 1));
+    }
+}
 
 /* Interpolation ------------------------------------------------------------------------------------------------- */
 
@@ -443,7 +534,17 @@ static void EV_FN(q_line_f32)(int64_t n, int64_t taps, int64_t inner, const floa
                               const float *w, float *restrict y)
 {
     if (inner == 1 && taps == 2) {
-        for (int64_t o = 0; o < n; o++) {
+        int64_t o = 0;
+#ifdef __SSE3__
+        for (; o + 4 <= n; o += 4) {
+            __m128 a = _mm_setzero_ps(), b = a;
+            a = _mm_loadh_pi(_mm_loadl_pi(a, (const __m64 *)(x + first[o])), (const __m64 *)(x + first[o + 1]));
+            b = _mm_loadh_pi(_mm_loadl_pi(b, (const __m64 *)(x + first[o + 2])), (const __m64 *)(x + first[o + 3]));
+            _mm_storeu_ps(y + o, _mm_hadd_ps(_mm_mul_ps(a, _mm_loadu_ps(w + 2 * o)),
+                                             _mm_mul_ps(b, _mm_loadu_ps(w + 2 * o + 4))));
+        }
+#endif
+        for (; o < n; o++) {
             float p = x[first[o]] * w[2 * o], q = x[first[o] + 1] * w[2 * o + 1];
             EV_APART(p);
             EV_APART(q);
