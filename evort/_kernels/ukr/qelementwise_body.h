@@ -324,9 +324,10 @@ static void EV_FN(q_lookup)(int64_t size, int64_t n, const uint8_t *x, const voi
                     __m256i quarter[2];
                     for (int k = 0; k < 2; k++) {
                         const __m256i *t = part + 8 * h + 4 * k;
-                        const __m256i low = _mm256_blendv_epi8(_mm256_shuffle_epi8(t[0], at), _mm256_shuffle_epi8(t[1], at), b4);
-                        const __m256i high = _mm256_blendv_epi8(_mm256_shuffle_epi8(t[2], at), _mm256_shuffle_epi8(t[3], at), b4);
-                        quarter[k] = _mm256_blendv_epi8(low, high, b5);
+                        __m256i e[4];
+                        for (int j = 0; j < 4; j++) e[j] = _mm256_shuffle_epi8(t[j], at);
+                        quarter[k] = _mm256_blendv_epi8(_mm256_blendv_epi8(e[0], e[1], b4),
+                                                        _mm256_blendv_epi8(e[2], e[3], b4), b5);
                     }
                     half[h] = _mm256_blendv_epi8(quarter[0], quarter[1], b6);
                 }
@@ -499,8 +500,8 @@ EV_QPOOL(int32_t, s32)
 #undef EV_QDOWN
 
 /* One row of windows of averages: y = the sum of x - zero over the bytes of the `rows` rows under the window (there may
- * be none), times factor / (how many positions count, of which w->weight has the rows). As pool_row_f32; buf: w->width +
- * w->out numbers of 32 bits. */
+ * be none), times factor / (how many positions count, of which w->weight has the rows). As pool_row_f32; buf: w->width
+ * + w->out numbers of 32 bits. */
 static void EV_FN(q_pool_row)(int dtype, int64_t rows, const void *const *row, const ev_window *w, int32_t zero,
                               float factor, void *buf, float *y)
 {
