@@ -21,6 +21,7 @@
 #include "layout_body.h"
 #include "conv_body.h"
 #include "direct_body.h"
+#include "flat_body.h"
 #include "winograd_body.h"
 #include "qconv_body.h"
 #include "recurrent_body.h"

@@ -370,7 +370,7 @@ EV_DEPTHWISE(depthwise_step1, d->kh, d->kw, d->dw, 1, 2, 1)
 EV_DEPTHWISE(depthwise_any, d->kh, d->kw, d->dw, 1, 1, 0)
 
 /* Output rows [first, last) of one channel: y = clamp(x * k + bias + residual). */
-static void EV_FN(depthwise_f32)(EV_DEPTHWISE_ARGS)
+static void EV_FN(depthwise_tiles)(EV_DEPTHWISE_ARGS)
 {
     const int dense = d->dw == 1 || d->kw == 1, wide = d->ow >= 2 * VW;
     void (*fn)(EV_DEPTHWISE_ARGS) = EV_FN(depthwise_any);
