@@ -21,7 +21,7 @@ from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
 cdef const ev_ukr *K = ukernels()
 
 cdef enum:
-    MACS_PER_TASK = 1 << 17      # less work than this is not worth waking a thread
+    MACS_PER_TASK = 1 << 19      # about 35 us: less is not worth waking a thread, which takes 20 to 40
     COL_BYTES = 192 * 1024       # of products in a block of a transposed convolution: they stay in L2
 
 ctypedef struct Shape:
