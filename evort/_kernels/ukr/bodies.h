@@ -24,10 +24,13 @@
 #include "flat_body.h"
 #include "winograd_body.h"
 #include "qconv_body.h"
+#include "qconv_tile_body.h"
 #include "recurrent_body.h"
 #include "interpolate_body.h"
 #include "nbits_body.h"
 #include "qelementwise_body.h"
+#include "qnormalize_body.h"
+#include "qsample_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
