@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from evort._records import Graph, Node, Tensor
+from evort.types import DType
 
 # A dimension: a number, or the name of a symbolic one ("" where nothing is known of it).
 Dim = int | str
@@ -94,4 +95,26 @@ class Model:
         self.producer = producer
 
 
-__all__ = ["Attribute", "Dim", "Golden", "Graph", "Model", "Node", "Quantization", "Sparsity", "Tensor"]
+def with_outputs(model: Model, names: list[str]) -> Model:
+    """A view of a model that gives `names` as its outputs; nodes that those do not need are left out. The two share
+    all nodes and constants, and neither must be changed while the other is used."""
+    graph = model.graph
+    needed, kept = set(names), []
+    for node in reversed(graph.nodes):
+        if any(o in needed for o in node.outputs):
+            kept.append(node)
+            needed.update(node.inputs)
+            for sub in node.subgraphs():
+                needed.update(sub.free_names())
+    new = Graph(graph.name)
+    new.nodes = kept[::-1]
+    new.inputs = list(graph.inputs)
+    new.outputs = list(names)
+    new.tensors = {n: t for n, t in graph.tensors.items() if t.data is None or n in needed}
+    for name in names:
+        if name not in new.tensors:
+            new.add(Tensor(name, DType.FLOAT, None))
+    return Model(new, model.opsets, model.metadata, model.producer)
+
+
+__all__ = ["Attribute", "Dim", "Golden", "Graph", "Model", "Node", "Quantization", "Sparsity", "Tensor", "with_outputs"]

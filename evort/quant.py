@@ -9,21 +9,13 @@ what the kernels compute. The offline quantizer and quantization-aware training 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from evort.ops.quantize import RANGES
 from evort.types import STORAGE, DType
 
-# Smallest and largest number of each integer type.
-RANGES: dict[DType, tuple[int, int]] = {
-    DType.UINT8: (0, 255),
-    DType.INT8: (-128, 127),
-    DType.UINT16: (0, 65535),
-    DType.INT16: (-32768, 32767),
-    DType.UINT4: (0, 15),
-    DType.INT4: (-8, 7),
-    DType.UINT2: (0, 3),
-    DType.INT2: (-2, 1),
-}
 _TINY = float(np.finfo(np.float32).tiny)  # smaller scales would be denormal, whose reciprocal overflows
 _HUGE = float(np.finfo(np.float32).max)
 
@@ -123,3 +115,10 @@ def fake_quantize(
 ) -> np.ndarray:
     """What is left of x (float32) after quantizing and dequantizing."""
     return dequantize(quantize(x, scale, zero_point, dtype, axis, narrow), scale, zero_point, axis)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Signal to noise in dB, from two sums of squares: infinite without noise, minus infinite for noise alone."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

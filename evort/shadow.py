@@ -20,9 +20,9 @@ import numpy as np
 
 from evort.errors import InputError
 from evort.etm import read
-from evort.graph import Graph, Model, Node
+from evort.graph import Graph, Model, Node, with_outputs
 from evort.ops.base import find
-from evort.quant import quantize
+from evort.quant import decibels, quantize
 from evort.session import Session
 from evort.types import DType
 
@@ -48,7 +48,7 @@ class LayerCount:
     @property
     def sqnr(self) -> float:
         """Signal to quantization noise over all runs, in dB."""
-        return _decibels(self.signal, self.noise)
+        return decibels(self.signal, self.noise)
 
     @property
     def saturation(self) -> float:
@@ -62,12 +62,6 @@ class LayerCount:
             key: getattr(self, key) for key in ("name", "runs", "elements", "saturated", "alarms", "last_saturation")
         }
         return {**kept, **sqnr, "saturation": self.saturation}
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 class Shadow:
@@ -99,7 +93,7 @@ class Shadow:
         # Inputs that operators quantize as they read them: what they lose is seen there, and nowhere after.
         self._inputs = [name for name in model.graph.inputs if name in self._scales]
         self.layers = {name: LayerCount(name) for name in (*self._inputs, *compared)}
-        self._sessions = [Session(_watched(m, compared), threads=threads) for m in (model, real)]
+        self._sessions = [Session(with_outputs(m, compared), threads=threads) for m in (model, real)]
         self._calls = 0
         self._lock = threading.Lock()
 
@@ -135,7 +129,7 @@ class Shadow:
         count.saturated += saturated
         count.signal += signal
         count.noise += noise
-        count.last_sqnr = _decibels(signal, noise)
+        count.last_sqnr = decibels(signal, noise)
         count.last_saturation = saturated / max(1, real.size)
         if count.last_sqnr < self.alarm_sqnr or count.last_saturation > self.alarm_saturation:
             count.alarms += 1
@@ -188,14 +182,6 @@ def _scale_of(graph: Graph, node: Node, index: int) -> tuple[float, int, DType] 
     if scale is None or zero is None or scale.size != 1 or zero.size != 1:
         return None
     return float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), graph.tensors[name].dtype
-
-
-def _watched(model: Model, names: list[str]) -> Model:
-    """The model with these tensors as its outputs."""
-    graph = Graph(model.graph.name)
-    graph.nodes, graph.inputs, graph.tensors = model.graph.nodes, model.graph.inputs, model.graph.tensors
-    graph.outputs = names
-    return Model(graph, opsets=model.opsets)
 
 
 class ShadowedSession(Session):

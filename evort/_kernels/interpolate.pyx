@@ -27,7 +27,6 @@ from evort._kernels.core cimport (
 cdef const ev_ukr *K = ukernels()
 
 cdef enum:
-    MAX_LEVELS = 8
     # As in interpolate.h.
     POINTS = 64
     LANES = 4
@@ -399,13 +398,7 @@ cdef inline double even(int64_t i, int64_t size, bint align) noexcept nogil:
 
 # Regular grids ---------------------------------------------------------------------------------------------------
 
-cdef struct Level:
-    int64_t size, out, taps
-    const int64_t *first    # [out] where each window begins
-    const float *w          # [out, taps]
-    int64_t behind          # elements of a resampled slice behind this axis
-    int64_t source          # elements of an input slice behind this axis
-    int64_t ring            # where this axis's ring lies among a worker's
+include "resize_levels.pxi"
 
 cdef struct Resize:
     int64_t levels, inner, rings
@@ -466,35 +459,11 @@ cdef int resize(const ev_call *c) noexcept nogil:
     where its windows begin); reals: the windows' weights, axis by axis. scratch: the weights as float32, then the
     rings of every worker: for each axis but the last, the slices of a window, resampled behind it."""
     cdef Resize r
-    cdef Level *v
-    cdef int64_t n = c.ints[0], i, k, count, ring = 0
-    cdef const int64_t *sizes = c.ints + 4
-    cdef const int64_t *first = sizes + 3 * n
-    cdef const double *reals = c.reals
-    cdef float *w = <float *> c.scratch
-    if n < 1 or n > MAX_LEVELS:
+    r.scratch = read_levels(c.ints, c.reals, <float *> c.scratch, r.level)
+    if r.scratch == NULL:
         return EV_UNSUPPORTED
-    r.levels, r.inner, r.rings = n, c.ints[2], c.ints[3]
+    r.levels, r.inner, r.rings = c.ints[0], c.ints[2], c.ints[3]
     r.x, r.y = <const float *> c.in_[0].data, <float *> c.out[0].data
-    for i in range(n):
-        v = &r.level[i]
-        v.size, v.out, v.taps = sizes[3 * i], sizes[3 * i + 1], sizes[3 * i + 2]
-        v.first = first
-        v.w = w
-        count = v.out * v.taps
-        for k in range(count):
-            w[k] = <float> reals[k]
-        first += v.out
-        reals += count
-        w += count
-    r.scratch = w
-    for i in range(n - 1, -1, -1):
-        v = &r.level[i]
-        v.behind = r.inner if i == n - 1 else (v + 1).behind * (v + 1).out
-        v.source = r.inner if i == n - 1 else (v + 1).source * (v + 1).size
-        v.ring = ring
-        if i < n - 1:
-            ring += v.taps * v.behind
     parallel_for(resize_chunk, &r, c.ints[1] * r.level[0].out, 16384 // r.level[0].behind + 1, c.threads)
     return EV_OK
 

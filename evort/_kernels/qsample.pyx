@@ -9,7 +9,6 @@ from evort._kernels.core cimport (EV_BAD_ARGUMENT, EV_FLOAT, EV_INT8, EV_INT16, 
 cdef const ev_ukr *K = ukernels()
 
 cdef enum:
-    MAX_LEVELS = 8
     POINTS = 256    # of a block
     LANES = 4       # channels that are blended together
     GRAIN = 16384
@@ -49,13 +48,7 @@ cdef void leave(const Out *o, int64_t n, const float *x, char *y) noexcept nogil
 
 # Regular grids ---------------------------------------------------------------------------------------------------
 
-cdef struct Level:
-    int64_t size, out, taps
-    const int64_t *first    # [out] where each window begins
-    const float *w          # [out, taps]
-    int64_t behind          # elements of a resampled slice behind this axis
-    int64_t source          # elements of an input slice behind this axis
-    int64_t ring            # where this axis's ring lies among a worker's
+include "resize_levels.pxi"
 
 cdef struct Resize:
     int64_t levels, inner, item, line, worker
@@ -128,35 +121,14 @@ cdef int resize(const ev_call *c) noexcept nogil:
     `resize` in interpolate.pyx); reals: (X's scale in units of Y's, then the windows' weights). scratch: the weights as
     float32, then for every worker a line of X, a slice of Y and the rings."""
     cdef Resize r
-    cdef Level *v
     cdef const int64_t *ints = c.ints + 7
-    cdef int64_t n = ints[0], i, k, count, ring = 0
-    cdef const int64_t *sizes = ints + 4
-    cdef const int64_t *first = sizes + 3 * n
-    cdef const double *reals = c.reals + 1
-    cdef float *w = <float *> c.scratch
-    if n < 1 or n > MAX_LEVELS:
+    cdef int64_t n = ints[0], k
+    r.scratch = read_levels(ints, c.reals + 1, <float *> c.scratch, r.level)
+    if r.scratch == NULL:
         return EV_UNSUPPORTED
     r.dtype, r.zero, r.out = <int> c.ints[0], <int32_t> c.ints[1], out_of(c.ints + 2, c.reals[0])
     r.levels, r.inner, r.item, r.worker = n, ints[2], ev_item_size(r.dtype), c.ints[6]
     r.x, r.y = <const char *> c.in_[0].data, <char *> c.out[0].data
-    for i in range(n):
-        v = &r.level[i]
-        v.size, v.out, v.taps, v.first, v.w = sizes[3 * i], sizes[3 * i + 1], sizes[3 * i + 2], first, w
-        count = v.out * v.taps
-        for k in range(count):
-            w[k] = <float> reals[k]
-        first += v.out
-        reals += count
-        w += count
-    r.scratch = w
-    for i in range(n - 1, -1, -1):
-        v = &r.level[i]
-        v.behind = r.inner if i == n - 1 else (v + 1).behind * (v + 1).out
-        v.source = r.inner if i == n - 1 else (v + 1).source * (v + 1).size
-        v.ring = ring
-        if i < n - 1:
-            ring += v.taps * v.behind
     r.line = r.level[n - 1].size * r.inner
     k = ints[1] if n == 1 else ints[1] * r.level[0].out
     parallel_for(resize_chunk, &r, k, GRAIN // max(1, c.out[0].size // max(1, k)) + 1, c.threads)

@@ -214,17 +214,15 @@ class QLinearConv(Op):
     int32, Z and y [N, M, D'...].
 
     Extensions of evort: float32 x is quantized as it is read; y is float32 without y_scale and y_zero_point; x, y and
-    Z may be int16; Z (float32, or quantized with z_scale) and the activation; presum, see QLinearMatMul."""
+    Z may be int16; Z (float32, or quantized with z_scale) and the activation."""
 
     inputs, outputs = _QLINEAR_INPUTS, ("y",)
     dtypes = _QLINEAR_DTYPES
-    attrs = {**conv_attrs(), "presum": Attr("int", 0), **activation_attrs()}
+    attrs = {**conv_attrs(), **activation_attrs()}
     inplace = ((0, _Z),)
 
     def infer(self, c: Call) -> list[Spec]:
         _, out = conv_shapes(c, c.ins[_X], c.ins[_W])
-        if c["presum"] < 0:
-            raise c.error("presum must not be negative")
         return _infer(c, out)
 
     def reference(self, c: Call, *ins: np.ndarray | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from importlib import import_module
 from evort.graph import Graph, Model
 from evort_tools.importer.builder import Names
 from evort_tools.passes.edit import Context
-from evort_tools.passes.fitting import fitted
+from evort_tools.passes.fitting import shapes_of
 from evort_tools.passes.shapes import Shapes
 
 # The name of a pass is that of its module. Simplifying ones come first; those that fuse operators into their producers
@@ -89,9 +89,7 @@ def run_passes(
 def lower(model: Model) -> list[tuple[str, int]]:
     """Runs all passes over a graph that the quantizer has put QuantizeLinear and DequantizeLinear into; the last one
     (`integers`) makes integer operators of them. Changes the model in place; returns what `run_passes` does."""
-    shapes = Shapes()
-    shapes.graph(model.graph)
-    return run_passes(model, fitted(model.graph, shapes))
+    return run_passes(model, shapes_of(model.graph))
 
 
 def graphs_of(graph: Graph) -> Iterator[Graph]:

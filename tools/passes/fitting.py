@@ -14,6 +14,13 @@ _NEIGHBOURS = (0, 0, 1, 0, 2, 8, -1, 0)
 _FEW = (0, 1)  # samples that tell whether a size works at all
 
 
+def shapes_of(graph: Graph) -> Shapes:
+    """Inference for a graph of which nothing is known yet."""
+    shapes = Shapes()
+    shapes.graph(graph)
+    return fitted(graph, shapes)
+
+
 def fitted(graph: Graph, shapes: Shapes) -> Shapes:
     """Inference for a model, with sizes for which all its shape rules hold.
 

@@ -21,7 +21,7 @@ def run(ed: Edit) -> int:
         if (node.domain, node.op) == ("com.microsoft", "QLinearAdd"):
             changes += _residual(ed, node)
     for node in ed.graph.nodes:
-        if (node.domain, node.op) in PRODUCTS[:2] and "presum" not in node.attrs:
+        if node.op == "QLinearMatMul" and not node.domain and "presum" not in node.attrs:
             proven = _proven(ed, node)
             if proven:
                 node.attrs["presum"] = proven
@@ -62,14 +62,9 @@ def _residual(ed: Edit, add: Node) -> bool:
 def _proven(ed: Edit, node: Node) -> int:
     """How many pair products add up within 16 bits in every output channel, whatever the uint8 input; 0 if not one."""
     w = ed.value(node.inputs[W])
-    if w is None or w.dtype != np.int8 or ed.shapes.dtype(node.inputs[0]) == DType.INT16:
+    if w is None or w.dtype != np.int8 or w.ndim != 2 or ed.shapes.dtype(node.inputs[0]) == DType.INT16:
         return 0
-    if node.op == "QLinearConv":
-        rows = w.reshape(len(w), -1)
-    elif w.ndim == 2:
-        rows = w if node.attrs.get("transB", 0) else w.T
-    else:
-        return 0
+    rows = w if node.attrs.get("transB", 0) else w.T
     return next((s for s in _PRESUMS if fits(rows, s)), 0)
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from evort.graph import Node
 from evort.ops.base import find
-from evort.quant import RANGES
+from evort.ops.quantize import RANGES
 from evort_tools.passes.edit import Edit
 from evort_tools.passes.quantized import BYTES, Quantized, dequantized, quantized
 
@@ -134,8 +132,7 @@ def _float_output(ed: Edit, producer: Node, q: Quantized) -> list[str] | None:
         table = ed.value(inputs[1])
         if table is None or table.dtype.kind == "f":
             return None
-        real = ((table.astype(np.int64) - q.zeros(ed)[0]) * q.scales(ed)[0]).astype(np.float32)
-        inputs[1] = ed.constant(real, f"{producer.outputs[0]}/table")
+        inputs[1] = ed.constant(q.quantity(ed).real(table), f"{producer.outputs[0]}/table")
         return inputs
     at = WRITES.get(kind)
     if at is None or at + 1 >= len(inputs):

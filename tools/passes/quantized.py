@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from evort.graph import Node
-from evort.quant import RANGES
+from evort.ops.qoperands import BYTES, INTEGERS, Quantity, table
+from evort.ops.quantize import RANGES
 from evort.types import STORAGE, DType
 from evort_tools.passes.edit import Edit
 
 # (operator, domain, inputs, attributes) of a node to be made
 Made = tuple[str, str, list[str], dict[str, Any]]
-BYTES = frozenset({DType.UINT8, DType.INT8})
 
 
 class Quantized:
@@ -40,6 +40,10 @@ class Quantized:
     def zeros(self, ed: Edit) -> np.ndarray:
         """The zero points, as int64."""
         return ed.value(self.zero).reshape(-1).astype(np.int64)
+
+    def quantity(self, ed: Edit) -> Quantity:
+        """The same, as operators compute with it. One scale only."""
+        return Quantity(self.dtype, self.scales(ed), self.zeros(ed))
 
     def same(self, ed: Edit, other: Quantized) -> bool:
         """Whether both stand for the same numbers, by one scale each."""
@@ -116,17 +120,8 @@ def lookup(
 ) -> Made | None:
     """The table of a function of one number, for the 256 numbers that `source` can be: to integers as `target` says, or
     to float32. None where source is not of 8 bits and one scale."""
-    if source.dtype not in BYTES or source.axis is not None or (target is not None and target.dtype not in RANGES):
+    if source.dtype not in BYTES or source.axis is not None or (target is not None and target.dtype not in INTEGERS):
         return None
-    codes = np.arange(256, dtype=np.uint8).view(STORAGE[source.dtype]).astype(np.int64)
-    x = ((codes - source.zeros(ed)[0]).astype(np.float32) * source.scales(ed)[0]).astype(np.float32)
-    with np.errstate(all="ignore"):
-        y = np.asarray(function(x), np.float32)
-        dtype = DType.FLOAT
-        if target is not None:
-            dtype = target.dtype
-            low, high = RANGES[dtype]
-            whole = np.rint(y / target.scales(ed)[0]).astype(np.float64) + target.zeros(ed)[0]
-            y = np.where(np.isnan(whole), low, np.clip(whole, low, high))
-    table = ed.constant(y.astype(STORAGE[dtype]), f"{hint}/table", dtype)
-    return "Lookup", "evort", [source.x, table], {}
+    made = table(source.quantity(ed), None if target is None else target.quantity(ed), function)
+    name = ed.constant(made, f"{hint}/table", DType.FLOAT if target is None else target.dtype)
+    return "Lookup", "evort", [source.x, name], {}

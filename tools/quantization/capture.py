@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from evort.errors import EvortError
-from evort.graph import Graph, Model, Tensor
+from evort.graph import Graph, Model, with_outputs
 from evort.ops.base import Call, Op
 from evort.ops.run import run_reference
 from evort.plan import Bound, Stage, build, constant_specs
 from evort.session import Session
-from evort.types import DType, Spec
+from evort.types import Spec
 
 LIMIT = 1 << 28
 
@@ -33,28 +33,6 @@ class Observer(Protocol):
     """What takes a tensor's values, one sample after another."""
 
     def observe(self, value: np.ndarray) -> None: ...
-
-
-def with_outputs(model: Model, names: Sequence[str]) -> Model:
-    """A view of a model that gives `names` as its outputs; nodes that those do not need are left out. The two share
-    all nodes and constants, and neither must be changed while the other is used."""
-    graph = model.graph
-    needed, kept = set(names), []
-    for node in reversed(graph.nodes):
-        if any(o in needed for o in node.outputs):
-            kept.append(node)
-            needed.update(node.inputs)
-            for sub in node.subgraphs():
-                needed.update(sub.free_names())
-    new = Graph(graph.name)
-    new.nodes = kept[::-1]
-    new.inputs = list(graph.inputs)
-    new.outputs = list(names)
-    new.tensors = {n: t for n, t in graph.tensors.items() if t.data is None or n in needed}
-    for name in names:
-        if name not in new.tensors:
-            new.add(Tensor(name, DType.FLOAT, None))
-    return Model(new, model.opsets, model.metadata, model.producer)
 
 
 def specs_of(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, Spec]:

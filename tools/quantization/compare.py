@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evort.graph import Model
+from evort.quant import decibels
 from evort.session import Session
 
 
@@ -16,11 +17,11 @@ class Error:
     """The squared error of one tensor against another, summed over samples; values that are not finite in both count
     as equal where they are the same, else as an error as large as the signal."""
 
-    __slots__ = ("noise", "signal", "values")
+    __slots__ = ("dot", "noise", "rounded", "signal", "values")
 
     def __init__(self) -> None:
-        self.signal = 0.0
-        self.noise = 0.0
+        self.signal = self.noise = 0.0
+        self.dot = self.rounded = 0.0  # of what was expected with what was got, and of that with itself
         self.values = 0
 
     def add(self, expected: np.ndarray, got: np.ndarray) -> None:
@@ -35,6 +36,8 @@ class Error:
             mean = float(x @ x) / max(1, len(x))
             self.noise += wrong * max(mean, 1e-30)
         self.signal += float(x @ x)
+        self.rounded += float(y @ y)
+        self.dot += float(x @ y)
         y -= x
         self.noise += float(y @ y)
         self.values += expected.size
@@ -49,8 +52,13 @@ class Error:
     @property
     def sqnr(self) -> float:
         """10 log10(signal / noise), in dB."""
-        ratio = self.ratio
-        return math.inf if not ratio else -10 * math.log10(ratio) if math.isfinite(ratio) else -math.inf
+        return decibels(self.signal, self.noise)
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity; 1 for two tensors of zeros."""
+        size = math.sqrt(self.signal * self.rounded)
+        return self.dot / size if size > 0 else float(self.signal == self.rounded)
 
 
 def expected_outputs(

@@ -20,42 +20,11 @@ from evort.shadow import integer_tensors
 from evort.types import BITS, DType
 from evort_tools.passes import names_of
 from evort_tools.quantization.capture import Capture
+from evort_tools.quantization.compare import Error
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.qdq import copy_graph
 
 BINS = 256
-
-
-class Error:
-    """Sums over two versions of a tensor, real and rounded."""
-
-    __slots__ = ("dot", "noise", "rounded", "signal")
-
-    def __init__(self) -> None:
-        self.signal = self.noise = self.dot = self.rounded = 0.0
-
-    def add(self, real: np.ndarray, rounded: np.ndarray) -> None:
-        """Adds one sample's values."""
-        a = np.asarray(real, np.float64).reshape(-1)
-        b = np.asarray(rounded, np.float64).reshape(-1)
-        self.signal += float(a @ a)
-        self.rounded += float(b @ b)
-        self.dot += float(a @ b)
-        difference = a - b
-        self.noise += float(difference @ difference)
-
-    @property
-    def sqnr(self) -> float:
-        """Signal to quantization noise, in dB; infinite without noise."""
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
-
-    @property
-    def cosine(self) -> float:
-        """Cosine similarity; 1 for two tensors of zeros."""
-        size = math.sqrt(self.signal * self.rounded)
-        return self.dot / size if size > 0 else float(self.signal == self.rounded)
 
 
 class Layer:

@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 
 from evort.graph import Model
 from evort.types import DType
+from evort_tools.passes import graphs_of
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
 from evort_tools.quantization.gptq import gptq
 from evort_tools.quantization.options import Options
-from evort_tools.quantization.weighted import graphs
 from evort_tools.quantization.weights import WeightOptions, weight_only
 
 _LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
@@ -46,7 +46,7 @@ def by_layer(
         found = gptq(model, data, how, report=report) if rounding == "gptq" else weight_only(model, how, report)
         why = "it would not become smaller, or weights of few bits have no such operator"
     kept = {}
-    for graph in graphs(found.graph):
+    for graph in graphs_of(found.graph):
         for node in graph.nodes:
             w = graph.tensors.get(node.inputs[1]) if len(node.inputs) > 1 else None
             plain = w is not None and w.data is not None and w.dtype == DType.FLOAT
@@ -61,7 +61,7 @@ def _excluded(model: Model, patterns: tuple[str, ...]) -> set[str]:
     for pattern in patterns:
         fits = {
             node.name or node.outputs[0]
-            for graph in graphs(model.graph)
+            for graph in graphs_of(model.graph)
             for node in graph.nodes
             if any(fnmatchcase(text, pattern) for text in (node.name, node.op, *node.outputs) if text)
         }

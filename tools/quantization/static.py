@@ -16,8 +16,7 @@ import numpy as np
 
 from evort.graph import Graph, Model, Node
 from evort.types import DType
-from evort_tools.passes.fitting import fitted
-from evort_tools.passes.shapes import Shapes
+from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization import auto, ranges
 from evort_tools.quantization.capture import observe, specs_of
 from evort_tools.quantization.compare import expected_outputs, output_errors, total_ratio
@@ -89,13 +88,6 @@ class Calibrated:
     selection: Selection
     samples: int
     ratios: dict[str, float] = field(default_factory=dict)
-
-
-def shapes_of(graph: Graph) -> Shapes:
-    """Element types and shapes of all tensors of a graph that no pass has just left them of."""
-    shapes = Shapes()
-    shapes.graph(graph)
-    return fitted(graph, shapes)
 
 
 def calibrate(

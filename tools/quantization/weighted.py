@@ -6,7 +6,7 @@ nodes in their place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -90,19 +90,6 @@ def layer_of(graph: Graph, node: Node) -> Layer | None:
         case "Gather" if w.ndim == 2 and attrs.get("axis", 0) in (0, -2):
             return Layer(graph, node, name, w, False)
     return None
-
-
-def graphs(graph: Graph) -> Iterator[Graph]:
-    """A graph and all that are nested in it."""
-    yield graph
-    for node in graph.nodes:
-        for sub in node.subgraphs():
-            yield from graphs(sub)
-
-
-def layers(model: Model) -> list[Layer]:
-    """All layers of a model, of nested graphs too."""
-    return [x for g in graphs(model.graph) for node in g.nodes if (x := layer_of(g, node)) is not None]
 
 
 def rewrite(model: Model, replace: Replace, other: Other | None = None) -> Model:
