@@ -67,7 +67,8 @@ def choose(
     chosen = {root: found[0] for root, found in proposals.items()}
     samples = list(samples)
     uses: dict[str, list[tuple[str, Node]]] = {
-        root: [(name, node) for name in groups[root] for node, _ in selection.uses(name)] for root in open_roots
+        root: list(dict.fromkeys((name, node) for name in groups[root] for node, _ in selection.uses(name)))
+        for root in open_roots
     }
     for part in _parts(model, selection, uses, samples):
         errors: dict[tuple[str, int, int], Error] = {}
@@ -78,7 +79,7 @@ def choose(
         for feeds in samples:
             values = capture.run(feeds)
             for root in part:
-                for at, (name, node) in enumerate(dict.fromkeys(uses[root])):
+                for at, (name, node) in enumerate(uses[root]):
                     probe = probes.get(id(node))
                     if probe is None:
                         probe = probes[id(node)] = _Probe(model, selection, node, weights, threads)
@@ -91,8 +92,7 @@ def choose(
                 progress()
         for root in part:
             totals = [
-                sum(errors[root, at, k].ratio for at in range(len(dict.fromkeys(uses[root]))))
-                for k in range(len(proposals[root]))
+                sum(errors[root, at, k].ratio for at in range(len(uses[root]))) for k in range(len(proposals[root]))
             ]
             if totals and uses[root]:
                 chosen[root] = proposals[root][int(np.argmin(totals))]
