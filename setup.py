@@ -36,7 +36,7 @@ else:
 HEADERS = sorted(str(p.relative_to(ROOT)) for ext in ("h", "inc") for p in (ROOT / KERNELS).rglob(f"*.{ext}"))
 CORE_C = [f"{KERNELS}/pool.c", f"{KERNELS}/ukr/dispatch.c", f"{KERNELS}/ukr/scalar.c"]
 if platform.machine().lower() in ("x86_64", "amd64"):
-    CORE_C.append(f"{KERNELS}/ukr/avx2.c")
+    CORE_C += [f"{KERNELS}/ukr/{isa}.c" for isa in ("avx2", "avx512", "avx512vnni")]
 
 
 def write_operator_index() -> None:

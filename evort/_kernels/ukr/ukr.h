@@ -1,11 +1,12 @@
 /* Micro-kernels: small loops over contiguous memory, one build for each instruction set, chosen at run time.
  *
  *   ukernels.inc (the table)  ->  struct ev_ukr (a pointer for each row)
- *   scalar.c, avx2.c, ...     ->  one filled struct each:  EV_ISA + target pragma + the shared bodies
- *   dispatch.c                ->  ev_active, the struct that the processor (or EVORT_ISA) selects
+ *   scalar.c, avx2.c, ...     ->  one struct each:  EV_ISA + target pragma + shared bodies (some or all)
+ *   dispatch.c                ->  ev_active, the struct that the processor (or EVORT_ISA) selects; rows that it leaves
+ *                                 empty are those of the next lower instruction set
  *
  * To add a micro-kernel: a row in ukernels.inc and a body in the family's *_body.h. To add an instruction set: one
- * file like avx2.c and a line in dispatch.c. */
+ * file like avx512.c, a line in dispatch.c and its name in setup.py. */
 #ifndef EV_UKR_H
 #define EV_UKR_H
 

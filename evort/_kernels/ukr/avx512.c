@@ -1,0 +1,10 @@
+/* AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later): the rows that wider registers, masks or more of
+ * them make faster. The others are AVX2's. */
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#include "ukr.h"
+
+#define EV_ISA avx512
+
+const ev_ukr EV_FN(ev_ukr_table) = {
+    .isa = EV_STR(EV_ISA),
+};

@@ -1,0 +1,10 @@
+/* AVX-512 with VNNI (Cascade Lake, Ice Lake, Zen 4 and later): products of 8 and 16 bits summed in 32 bits by one
+ * instruction, which does not saturate. The other rows are those of AVX-512. */
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#include "ukr.h"
+
+#define EV_ISA avx512vnni
+
+const ev_ukr EV_FN(ev_ukr_table) = {
+    .isa = EV_STR(EV_ISA),
+};
