@@ -38,6 +38,7 @@ cdef extern from "ev.h" nogil:
         int64_t scratch_bytes
         int32_t n_in, n_out, n_ints, n_reals
         int32_t threads
+        float *range
     ctypedef int (*ev_driver)(const ev_call *) noexcept nogil
 
 cdef extern from "pool.h" nogil:
@@ -93,6 +94,7 @@ cdef extern from "qgemm.h" nogil:
         float y_scale
         int32_t y_zero, lo, hi
         int32_t alpha, beta
+        float *range
     ctypedef struct ev_sums:
         int64_t i0, j0, m, n
         const int32_t *sum
@@ -191,6 +193,7 @@ cdef extern from "qconv.h" nogil:
         float a, b, unit
         int32_t z_type, z_zero
         float z_scale
+        float *range
 
 cdef extern from "ukr.h" nogil:
     int64_t ev_item_size(int32_t dtype)

@@ -75,6 +75,7 @@ cdef class Program:
     cdef Py_ssize_t n_external
     cdef list functions, constants, arrays, specs, step_ids
     cdef readonly object arena
+    cdef object ranges
     cdef bint has_python
 
     def __cinit__(self, list tensors, list steps, list constants, int64_t arena_bytes, int threads):
@@ -177,6 +178,31 @@ cdef class Program:
         free(self.operands)
         free(self.ints)
         free(self.reals)
+
+    def watch(self, object ranges):
+        """Has the steps note the ranges of their quantized results: ranges, float32 [steps, 2], is [smallest, largest]
+        of each step's real results, and only ever widened; drivers that do not note leave it as it is. None: no
+        longer. Raises ValueError for an array of another shape or type."""
+        cdef Py_ssize_t i
+        cdef float *p = NULL
+        if ranges is not None:
+            if ranges.dtype != np.float32 or ranges.shape != (self.n_steps, 2) or not ranges.flags.c_contiguous:
+                raise ValueError(f"ranges must be C-contiguous float32 [{self.n_steps}, 2]")
+            p = <float *> address(ranges)
+        self.ranges = ranges
+        for i in range(self.n_steps):
+            self.calls[i].range = NULL if p == NULL else p + 2 * i
+
+    def rebind(self, Py_ssize_t step, tuple ints, tuple reals):
+        """Gives a step other parameters, as many as before. Raises ValueError where there are more or fewer."""
+        cdef ev_call *call = &self.calls[step]
+        cdef Py_ssize_t i
+        if len(ints) != call.n_ints or len(reals) != call.n_reals:
+            raise ValueError(f"step {step} has {call.n_ints} ints and {call.n_reals} reals")
+        for i in range(call.n_ints):
+            (<int64_t *> call.ints)[i] = ints[i]
+        for i in range(call.n_reals):
+            (<double *> call.reals)[i] = reals[i]
 
     cpdef object view(self, Py_ssize_t i, object inputs, object outputs):
         """Tensor i as an array over its memory."""

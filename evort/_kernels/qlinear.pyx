@@ -70,6 +70,7 @@ cdef int product(const ev_call *c) noexcept nogil:
     g.weights_in_b = b.dtype == EV_INT8
     g.q.activation, g.q.a, g.q.b = <int32_t> v[0], <float> c.reals[0], <float> c.reals[1]
     g.q.scale_axis = <int32_t> v[9]
+    g.q.range = c.range
     if operand(c, A_SCALE) != NULL:
         if v[9] == EV_BIAS_ROW:
             g.q.scale = <const float *> operand(c, A_SCALE).data

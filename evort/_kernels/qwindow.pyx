@@ -203,6 +203,7 @@ cdef void read_operands(const ev_call *c, Job *job) noexcept nogil:
     job.w_shift = 128 if o.w.dtype == EV_UINT8 else 0
     memset(f, 0, sizeof(ev_qfinish))
     f.type = o.y.dtype
+    f.range = c.range
     f.activation = <int32_t> c.ints[I_ACTIVATION]
     if c.n_reals > 1:
         f.a, f.b = <float> c.reals[0], <float> c.reals[1]

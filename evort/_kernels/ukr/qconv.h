@@ -37,6 +37,7 @@ typedef struct {
     float unit;              /* scale of the result */
     int32_t z_type, z_zero;  /* of the residual: EV_UINT8, EV_INT8, EV_INT16, EV_FLOAT */
     float z_scale;
+    float *range;            /* NULL, or where to note the real results (ev_widen) */
 } ev_qfinish;
 
 #endif

@@ -365,6 +365,38 @@ static void EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum, i
 }
 #endif
 
+/* Notes the range of n results that are one product each: that of the sums. */
+static void EV_FN(qf_note_sums)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
+                                float scale)
+{
+    int64_t lo = wide ? wide[0] : sum[0], hi = lo;
+    if (wide) {
+        for (int64_t j = 1; j < n; j++) {
+            lo = wide[j] < lo ? wide[j] : lo;
+            hi = wide[j] > hi ? wide[j] : hi;
+        }
+    } else {
+        int32_t low = sum[0], high = sum[0];
+        for (int64_t j = 1; j < n; j++) {
+            low = sum[j] < low ? sum[j] : low;
+            high = sum[j] > high ? sum[j] : high;
+        }
+        lo = low, hi = high;
+    }
+    const float unit = scale * f->unit;
+    ev_widen(f->range, (float)(lo + add) * unit, (float)(hi + add) * unit);
+}
+
+static void EV_FN(qf_note)(float *range, int64_t n, const float *r)
+{
+    float lo = INFINITY, hi = -INFINITY;
+    for (int64_t j = 0; j < n; j++) {
+        lo = r[j] < lo ? r[j] : lo;
+        hi = r[j] > hi ? r[j] : hi;
+    }
+    ev_widen(range, lo, hi);
+}
+
 /* n results from sums (or `wide` ones, where that is not NULL) + add, times scale; z: the residual, or NULL. Behind the
  * sums, 31 more can be read. */
 static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
@@ -378,6 +410,7 @@ static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
         for (; j < n; j++) to[j] = sum[j] + (int32_t)add;
         return;
     }
+    if (f->range && f->folds && f->type != EV_FLOAT) EV_FN(qf_note_sums)(f, n, sum, wide, add, scale);
 #if defined(__AVX2__)
     if (f->folds && size == 1 && !wide) {
         EV_FN(qf_fold)(f, n, sum, (int32_t)add, scale, y);
@@ -405,6 +438,7 @@ static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
                     for (int64_t i = 0; i < m; i++) r[i] += (float)(((const int16_t *)z)[j + i] - zero) * step;
             }
             if (f->activation != EV_ACT_NONE) EV_FN(unary_f32)(f->activation, m, r, r, f->a, f->b);
+            if (f->range) EV_FN(qf_note)(f->range, m, r);
             if (f->type != EV_FLOAT)
                 for (int64_t i = 0; i < m; i++) r[i] /= f->unit;
         }

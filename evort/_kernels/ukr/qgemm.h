@@ -38,6 +38,7 @@ typedef struct {
     float y_scale;
     int32_t y_zero, lo, hi;
     int32_t alpha, beta;
+    float *range;           /* NULL, or where to note the real results (ev_widen) */
 } ev_requant;
 
 /* A block of sums to finish: m <= EV_QMC rows, n <= EV_QNR columns from (i0, j0) on. */

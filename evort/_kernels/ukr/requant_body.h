@@ -202,6 +202,18 @@ static void EV_FN(qactivate)(const ev_requant *q, int64_t i, float *x)
     }
 }
 
+/* Notes the range of n numbers of a row, times unit. */
+static inline void EV_FN(qnote)(float *range, EV_FN(qrow) x, int64_t n, float unit)
+{
+    const float *r = (const float *)&x;
+    float lo = r[0], hi = r[0];
+    for (int64_t j = 1; j < n; j++) {
+        lo = r[j] < lo ? r[j] : lo;
+        hi = r[j] > hi ? r[j] : hi;
+    }
+    ev_widen(range, lo * unit, hi * unit);
+}
+
 /* Everything else, step by step. */
 static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int32_t *row, const int32_t *col,
                                const float *row_scale, const float *col_scale, int folds, float least, float most,
@@ -218,6 +230,7 @@ static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int3
                 ((float *)&x)[j] = (float)(s->wide[i * EV_QNR + j] + row[i] + col[j]) * (row_scale ? row_scale[i] : col_scale[j]);
         else
             x = EV_FN(qscaled)(s, i, row, col, row_scale, col_scale);
+        if (folds && q->range) EV_FN(qnote)(q->range, x, s->n, q->y_scale);
         if (!folds) {
             if (bias && q->bias_axis == EV_BIAS_ROW) EV_EACH_QV x.v[v] += bias[s->i0 + i];
             else if (bias) EV_EACH_QV x.v[v] += ((const EV_FN(qfu) *)col_bias)[v];
@@ -230,6 +243,7 @@ static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int3
             } else if (q->activation != EV_ACT_NONE) {
                 EV_FN(qactivate)(q, s->i0 + i, (float *)&x);
             }
+            if (q->range) EV_FN(qnote)(q->range, x, s->n, 1.0f);
             if (q->type != EV_FLOAT) EV_EACH_QV x.v[v] /= q->y_scale;
         }
         switch (q->type) {
@@ -292,7 +306,7 @@ static void EV_FN(qfinish)(const ev_requant *q, const ev_sums *s)
     const float *rows = q->scale_axis == EV_BIAS_ROW ? row_scale : NULL;
     const int64_t size = q->type == EV_FLOAT ? 4 : q->type == EV_INT16 ? 2 : 1;
     const int plain = folds || (q->type == EV_FLOAT && !q->residual && (!q->bias || biased) && q->activation == EV_ACT_NONE);
-    if (s->wide || !plain) EV_FN(qchain_rows)(q, s, row, col, rows, col_scale, folds, least, most, size);
+    if (s->wide || !plain || q->range) EV_FN(qchain_rows)(q, s, row, col, rows, col_scale, folds, least, most, size);
     else if (q->type == EV_FLOAT) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_FLOAT, 4);
     else if (q->type == EV_INT16) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_INT16, 2);
     else if (q->type == EV_INT8) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_INT8, 1);
