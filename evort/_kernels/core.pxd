@@ -177,7 +177,7 @@ cdef extern from "nbits.h" nogil:
         int32_t bits, log_block, scale_type, zero_type
 
 cdef extern from "qconv.h" nogil:
-    int EV_QC_MR, EV_QC_NR, EV_QC_STEP, EV_QD_LANES
+    int EV_QC_MR, EV_QC_PLAIN_MR, EV_QC_NR, EV_QC_STEP, EV_QD_LANES
     ctypedef struct ev_qextra:
         int32_t quad
         int8_t *w
@@ -344,8 +344,9 @@ cdef extern from "ukr.h" nogil:
         void (*qc_weights)(int64_t n, int64_t step, int flip, const uint8_t *src, int8_t *dst,
                            int32_t *total) noexcept nogil
         void (*qc_widen)(int64_t k, const int8_t *row, int16_t *to) noexcept nogil
-        void (*qc_tile)(int64_t m, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
-                        const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
+        void (*qc_plain)(int *plain) noexcept nogil
+        void (*qc_tile)(int64_t m, int64_t n, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
+                        int64_t step, const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
                         int64_t ld) noexcept nogil
         void (*qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,
                             int64_t ld) noexcept nogil
