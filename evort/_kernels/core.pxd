@@ -45,7 +45,7 @@ cdef extern from "pool.h" nogil:
     ctypedef void (*ev_task)(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil
 
 cdef extern from "gemm.h" nogil:
-    int EV_MR, EV_NR_F32, EV_NR_F64, EV_NR_S8
+    int EV_MR_UNIT, EV_NR_F32, EV_NR_F64
     enum:
         EV_BIAS_NONE, EV_BIAS_ROW, EV_BIAS_COLUMN
     ctypedef struct ev_tile:
@@ -53,7 +53,7 @@ cdef extern from "gemm.h" nogil:
         const void *a
         int64_t rsa, csa, a_step
         const void *b
-        int64_t ldb
+        int64_t ldb, b_step
         void *c
         int64_t ldc
         const void *add
@@ -202,6 +202,7 @@ cdef extern from "ukr.h" nogil:
     # Rows of ukr/ukernels.inc.
     ctypedef struct ev_ukr:
         const char *isa
+        int64_t mr
         void (*unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b) noexcept nogil
         ev_binary binary_f32
         ev_binary binary_f64
@@ -249,11 +250,6 @@ cdef extern from "ukr.h" nogil:
                          void *dst) noexcept nogil
         void (*pack_f64)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,
                          void *dst) noexcept nogil
-        void (*gemm_i16)(const ev_tile *t) noexcept nogil
-        void (*pair_rows_u8)(int64_t m, int64_t k, int64_t rs, int64_t cs, int flip, const uint8_t *zeros,
-                             int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
-        void (*pair_panels_u8)(int64_t n, int64_t k, int64_t sj, int64_t sp, int flip, const uint8_t *zeros,
-                               int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
         void (*qgemm_i16)(int64_t m, int64_t n, int64_t pairs, const int16_t *a, int64_t lda, const int16_t *b, int add,
                           int32_t *c) noexcept nogil
         void (*qrows)(const ev_qoperand *a, int64_t i0, int64_t m, int64_t p0, int64_t k, int16_t *dst) noexcept nogil
