@@ -15,7 +15,7 @@ cdef enum:
 
 
 cdef class Spec:
-    cdef public object dtype, shape, value
+    cdef public object dtype, shape, value, sparse
     cdef int64_t items(self) except -1
     cdef int64_t bytes(self) except -1
 

@@ -34,13 +34,23 @@ def set_item_sizes(dict sizes):
 cdef class Spec:
     """What is known of a tensor before a plan runs: element type, shape and, where it is a constant, its value.
 
-    `shape` is a tuple of ints. `value` is an array in `STORAGE[dtype]`, or None.
+    `shape` is a tuple of ints. `value` is an array in `STORAGE[dtype]`, or None. `sparse` is the Tensor of a constant
+    that is stored without its zeros, whose value is None: `dense` gives it.
     """
 
-    def __init__(self, dtype, shape, value=None):
+    def __init__(self, dtype, shape, value=None, sparse=None):
         self.dtype = dtype
         self.shape = shape
         self.value = value
+        self.sparse = sparse
+
+    def dense(self):
+        """The value, with its zeros where it is stored without; None where there is none."""
+        if self.sparse is None:
+            return self.value
+        from evort.sparse import expand
+
+        return expand(self.sparse.data, self.sparse.sparsity, self.shape)
 
     @property
     def rank(self):

@@ -47,14 +47,16 @@ class Quantization:
 
 
 class Sparsity:
-    """How a tensor's zeros are left out: kind "n:m" or "block", the block's shape, and the indices kept."""
+    """How a constant's zeros are left out: kind "n:m" or "block", block and indices as evort.sparse describes them;
+    index_type: UINT2, UINT4 or UINT8, what an index takes in a file (in `indices`, it is a byte)."""
 
-    __slots__ = ("block", "indices", "kind")
+    __slots__ = ("block", "index_type", "indices", "kind")
 
-    def __init__(self, kind: str, block: tuple[int, ...], indices: np.ndarray):
+    def __init__(self, kind: str, block: tuple[int, int], indices: np.ndarray, index_type: DType = DType.UINT8):
         self.kind = kind
         self.block = block
         self.indices = indices
+        self.index_type = index_type
 
 
 class Golden:

@@ -263,8 +263,8 @@ class Runner:
 
         def value(name: str) -> tuple[Any, DType | None]:
             spec = plan.specs.get(name)
-            if spec is not None and spec.value is not None:
-                return spec.value, spec.dtype
+            if spec is not None and (spec.value is not None or spec.sparse is not None):
+                return spec.dense(), spec.dtype
             return env[name], dtypes.get(name)
 
         inputs = [value(n) if n else None for n in node.inputs]

@@ -13,6 +13,7 @@ from evort.etm._reader import xxh64
 from evort.graph import Golden, Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops import Attr, Op, op
 from evort.ops.base import REQUIRED
+from evort.sparse import expand
 from evort.types import BITS, STORAGE, DType, dtype_of
 
 DOMAIN = "test.etm"
@@ -117,9 +118,17 @@ def quantized() -> Model:
     add("e", DType.FLOAT, ("n", 3), Quantization("per_axis", 6, scales(3), np.array([-32, 0, 31], np.int32), 1))
     add("f", DType.INT32, (2, 3), Quantization("per_axis", 32, scales(2), np.array([-(2**31), 2**31 - 1]), 0))
     kept = np.array([[0, 1, 2, 3], [1, 3, 0, 2]], np.uint8)
-    add("n:m", DType.FLOAT, (2, 8), None, Sparsity("n:m", (2, 4), kept), (2, 4))
-    add("blocks", DType.INT8, (4, 6), None, Sparsity("block", (2, 3), np.array([0, 3], np.int32)), (2, 2, 3))
-    add("none", DType.FLOAT16, (4, 6), None, Sparsity("block", (4, 2), np.array([], np.int64)), (0, 4, 2))
+    add("n:m", DType.FLOAT, (2, 8), None, Sparsity("n:m", (2, 4), kept, DType.UINT2), (2, 4))
+    add("blocks", DType.INT8, (4, 6), None, Sparsity("block", (2, 3), np.array([0, 2], np.uint8)), (2, 2, 3))
+    add(
+        "gaps",
+        DType.INT4,
+        (2, 40),
+        None,
+        Sparsity("block", (1, 1), np.array([3, 15, 0], np.uint8), DType.UINT4),
+        (2, 1, 1),
+    )
+    add("none", DType.FLOAT16, (4, 6), None, Sparsity("block", (4, 2), np.array([], np.uint8)), (0, 4, 2))
     graph.inputs = ["x", "e"]
     graph.nodes = [node(list(graph.tensors), ["y"])]
     graph.tensors["a"].layout = "blocked"
@@ -185,7 +194,7 @@ def _plain_graph(graph: Graph) -> tuple:
     tensors = tuple(
         (t.name, t.dtype, t.shape, t.layout, _plain_array(t.data, t.dtype),
          None if t.quant is None else _plain_quantization(t.quant),
-         None if t.sparsity is None else (t.sparsity.kind, tuple(t.sparsity.block), _plain_array(t.sparsity.indices)))
+         None if t.sparsity is None else _plain_sparsity(t.sparsity))
         for t in graph.tensors.values()
     )  # fmt: skip
     nodes = tuple(
@@ -194,6 +203,10 @@ def _plain_graph(graph: Graph) -> tuple:
         for n in graph.nodes
     )  # fmt: skip
     return graph.name, tuple(graph.inputs), tuple(graph.outputs), tensors, nodes
+
+
+def _plain_sparsity(s: Sparsity) -> tuple:
+    return s.kind, tuple(s.block), s.index_type, _plain_array(s.indices)
 
 
 def _plain_quantization(q: Quantization) -> tuple:
@@ -291,8 +304,10 @@ class Oracle:
         if t.Sparsity() is not None:
             indices = self.array(t.Sparsity().Indices())
             block = tuple(t.Sparsity().Block(i) for i in range(t.Sparsity().BlockLength()))
-            sparse = (("n:m", "block")[t.Sparsity().Kind()], block, indices)
-            stored = indices[1] if t.Sparsity().Kind() == fb.SparseKind.NM else (*indices[1], *block)
+            kind = DType(t.Sparsity().Indices().Dtype())
+            sparse = (("n:m", "block")[t.Sparsity().Kind()], block, kind, indices)
+            kept = len(indices[2].replace(bytes([(1 << BITS[kind]) - 1]), b""))
+            stored = indices[1] if t.Sparsity().Kind() == fb.SparseKind.NM else (kept, *block)
         data = None if t.Data() is None else self.value(t.Data(), t.Dtype(), stored)
         quant = None if t.Quantization() is None else self.quantization(t.Quantization())
         return self.strings[t.Name()], DType(t.Dtype()), shape, self.strings[t.Layout()], data, quant, sparse
@@ -372,7 +387,8 @@ def _check_graph(graph: Graph, outer: frozenset[str]) -> None:
     for t in constants:
         _check_array(t.data)
         assert t.data.dtype == STORAGE[t.dtype]
-        assert t.sparsity is not None or t.data.shape == t.shape
+        dense = t.data if t.sparsity is None else expand(t.data, t.sparsity, t.shape)
+        assert dense.shape == t.shape
         if t.quant is not None:
             assert np.isfinite(t.quant.scale).all() and (t.quant.scale > 0).all()
     for t in graph.tensors.values():

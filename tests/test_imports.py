@@ -12,14 +12,15 @@ import evort
 
 PACKAGE = Path(evort.__file__).parent
 
-# types <- graph <- ops <- quant <- {etm, plan} <- backends <- runner <- {session, config, shadow}; a module may import
-# from its own layer and from those before it. The compiled kernels stand apart: they import none of the Python layers.
+# types <- graph <- sparse <- ops <- quant <- {etm, plan} <- backends <- runner <- {session, config, shadow}; a module
+# may import from its own layer and from those before it. The compiled kernels stand apart: they import no Python layer.
 LAYERS = [
     "_version",
     "errors",
     "_kernels",
     "types",
     "graph",
+    "sparse",
     "blas",
     "ops",
     "quant",

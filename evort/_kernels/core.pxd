@@ -10,7 +10,7 @@ A kernel module defines its drivers and exports them:
 
 and the operator's bind() names it: `Kernel("elementwise.relu_f32", ints=..., reals=...)`.
 """
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "ev.h" nogil:
     int EV_MAX_RANK
@@ -45,7 +45,7 @@ cdef extern from "pool.h" nogil:
     ctypedef void (*ev_task)(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil
 
 cdef extern from "gemm.h" nogil:
-    int EV_MR_UNIT, EV_NR_F32, EV_NR_F64
+    int EV_MR, EV_NR_F32, EV_NR_F64, EV_NR_S8
     enum:
         EV_BIAS_NONE, EV_BIAS_ROW, EV_BIAS_COLUMN
     ctypedef struct ev_tile:
@@ -53,7 +53,7 @@ cdef extern from "gemm.h" nogil:
         const void *a
         int64_t rsa, csa, a_step
         const void *b
-        int64_t ldb, b_step
+        int64_t ldb
         void *c
         int64_t ldc
         const void *add
@@ -177,7 +177,7 @@ cdef extern from "nbits.h" nogil:
         int32_t bits, log_block, scale_type, zero_type
 
 cdef extern from "qconv.h" nogil:
-    int EV_QC_MR, EV_QC_PLAIN_MR, EV_QC_NR, EV_QC_STEP, EV_QD_LANES
+    int EV_QC_MR, EV_QC_NR, EV_QC_STEP, EV_QD_LANES
     ctypedef struct ev_qextra:
         int32_t quad
         int8_t *w
@@ -195,6 +195,9 @@ cdef extern from "qconv.h" nogil:
         float z_scale
         float *range
 
+cdef extern from "sparse.h" nogil:
+    int EV_SP_MR, EV_SP_NR
+
 cdef extern from "ukr.h" nogil:
     int64_t ev_item_size(int32_t dtype)
     ctypedef void (*ev_binary)(int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
@@ -202,7 +205,6 @@ cdef extern from "ukr.h" nogil:
     # Rows of ukr/ukernels.inc.
     ctypedef struct ev_ukr:
         const char *isa
-        int64_t mr
         void (*unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b) noexcept nogil
         ev_binary binary_f32
         ev_binary binary_f64
@@ -250,6 +252,11 @@ cdef extern from "ukr.h" nogil:
                          void *dst) noexcept nogil
         void (*pack_f64)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,
                          void *dst) noexcept nogil
+        void (*gemm_i16)(const ev_tile *t) noexcept nogil
+        void (*pair_rows_u8)(int64_t m, int64_t k, int64_t rs, int64_t cs, int flip, const uint8_t *zeros,
+                             int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
+        void (*pair_panels_u8)(int64_t n, int64_t k, int64_t sj, int64_t sp, int flip, const uint8_t *zeros,
+                               int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
         void (*qgemm_i16)(int64_t m, int64_t n, int64_t pairs, const int16_t *a, int64_t lda, const int16_t *b, int add,
                           int32_t *c) noexcept nogil
         void (*qrows)(const ev_qoperand *a, int64_t i0, int64_t m, int64_t p0, int64_t k, int16_t *dst) noexcept nogil
@@ -278,6 +285,16 @@ cdef extern from "ukr.h" nogil:
         void (*nrm2_f64)(int64_t n, const void *x, int64_t incx, double *result) noexcept nogil
         void (*iamax_f32)(int64_t n, const void *x, int64_t incx, int64_t *index) noexcept nogil
         void (*iamax_f64)(int64_t n, const void *x, int64_t incx, int64_t *index) noexcept nogil
+        void (*sp_gather)(int64_t k, int64_t size, const char *image, const int32_t *offset, const ev_qrun *run,
+                          int runs, int careful, int flip, char *dst) noexcept nogil
+        void (*sp_tile_s8)(int rows, int64_t quads, const uint16_t *index, const int8_t *w, const uint8_t *b,
+                           int32_t *sum, int64_t ld) noexcept nogil
+        void (*sp_tile_f32)(int rows, int64_t n, const uint16_t *index, const float *w, const float *b, float *sum,
+                            int64_t ld) noexcept nogil
+        void (*sp_dot_s8)(int rows, int64_t quads, const uint16_t *index, const int8_t *w, const uint8_t *x,
+                          int32_t *sum) noexcept nogil
+        void (*sp_dot_f32)(int rows, int64_t n, const uint16_t *index, const float *w, const float *x,
+                           float *sum) noexcept nogil
         void (*activate_f32)(const ev_epilogue *e, int64_t m, int64_t n, int64_t i0, float *c,
                              int64_t ldc) noexcept nogil
         void (*reduce_rows_f32)(int op, int64_t rows, int64_t step, int64_t n, const float *x, const float *shift,
@@ -340,9 +357,8 @@ cdef extern from "ukr.h" nogil:
         void (*qc_weights)(int64_t n, int64_t step, int flip, const uint8_t *src, int8_t *dst,
                            int32_t *total) noexcept nogil
         void (*qc_widen)(int64_t k, const int8_t *row, int16_t *to) noexcept nogil
-        void (*qc_plain)(int *plain) noexcept nogil
-        void (*qc_tile)(int64_t m, int64_t n, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
-                        int64_t step, const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
+        void (*qc_tile)(int64_t m, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
+                        const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
                         int64_t ld) noexcept nogil
         void (*qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,
                             int64_t ld) noexcept nogil

@@ -11,7 +11,7 @@ import numpy as np
 from evort._kernels import conv, elementwise, executor, layout, linear, pooling  # noqa: F401 (see _DRIVERS)
 from evort.errors import UnsupportedError
 from evort.ops.base import Call, Kernel, Op
-from evort.types import MAX_RANK
+from evort.types import MAX_RANK, Spec
 
 # Those that were asked for, by "module.name". Nearly every model runs those of the modules above: they are
 # imported with the package, so that loading a model does not wait for them.
@@ -34,12 +34,13 @@ def driver_capsule(name: str) -> object:
 class CpuBackend:
     """Binds nodes to drivers; holds the packed weights that its sessions share.
 
-    packed_bytes: bytes of weights copied into another layout.
+    packed_bytes: bytes of weights copied into another layout, sparse ones with their zeros among them.
     """
 
     name = "cpu"
 
     def __init__(self) -> None:
+        # By id of what it was made from (which is kept, so that its id stays its own), and a name.
         self._packed: dict[tuple[int, str], tuple[object, np.ndarray]] = {}
 
     @property
@@ -63,9 +64,13 @@ class CpuBackend:
         return driver_capsule(kernel.driver) if isinstance(kernel.driver, str) else kernel.driver
 
     def packed(self, c: Call, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        # The node is kept beside the array, so that its id stays its own.
-        at = (id(c.node), key)
-        found = self._packed.get(at)
+        return self._once(c.node, key, make)
+
+    def dense(self, spec: Spec) -> np.ndarray:
+        return self._once(spec.sparse, "dense", spec.dense)
+
+    def _once(self, owner: object, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        found = self._packed.get((id(owner), key))
         if found is None:
-            found = self._packed[at] = (c.node, np.ascontiguousarray(make()))
+            found = self._packed[id(owner), key] = (owner, np.ascontiguousarray(make()))
         return found[1]

@@ -10,6 +10,7 @@ from evort.graph import Graph
 from evort.ops.base import Call
 from evort.ops.run import run_dynamic
 from evort.plan import Bound
+from evort.sparse import expand
 from evort.types import DType, spec_of
 
 
@@ -18,7 +19,9 @@ def interpret(graph: Graph, feeds: dict[str, Any], outer: dict[str, tuple[Any, D
     values: dict[str, tuple[Any, DType | None]] = dict(outer or {})
     for name, tensor in graph.tensors.items():
         if tensor.data is not None:
-            values[name] = (tensor.data, tensor.dtype)
+            sparsity = tensor.sparsity
+            data = tensor.data if sparsity is None else expand(tensor.data, sparsity, tensor.shape)
+            values[name] = (data, tensor.dtype)
     for name in graph.inputs:
         tensor = graph.tensors.get(name)
         dtype = tensor.dtype if tensor is not None and isinstance(feeds[name], np.ndarray) else None

@@ -53,6 +53,8 @@ cdef enum:
     MAX_ATTRIBUTES = 256      # of a node
     MAX_RANK = 64
     MAX_NESTING = 16          # graphs inside graphs
+    MAX_BLOCK = 256           # rows, or columns, of a block of a sparse constant
+    MAX_EXPANSION = 1024      # items of a sparse constant for each one stored
     ALIGN = 64                # of blobs in the weight segment, and of the segment in the file
 cdef int64_t MAX_ELEMENTS = (<int64_t> 1) << 58  # of a tensor: 16 bytes each, it can still be counted in 64 bits
 
@@ -60,7 +62,7 @@ ALIGNMENT = ALIGN
 LIMITS = {
     "metadata": MAX_METADATA, "string": MAX_STRING, "strings": MAX_STRINGS, "nodes": MAX_NODES,
     "tensors": MAX_TENSORS, "operands": MAX_OPERANDS, "attributes": MAX_ATTRIBUTES, "rank": MAX_RANK,
-    "nesting": MAX_NESTING,
+    "nesting": MAX_NESTING, "block": MAX_BLOCK, "expansion": MAX_EXPANSION,
 }
 
 cdef int[256] kind_bits  # the bit in OpInfo.kinds for each AttributeType
@@ -220,6 +222,8 @@ cdef class _Reader(_Values):
                 sparsity, stored = self.read_sparsity(&item, shape)
                 count = product(stored)
             data = self.read_value(at, dtype, stored, count, "Tensor.data", &raw)
+            if sparsity is not None:
+                self.check_overhang(at, data, sparsity, shape)
         elif child(m, t, TENSOR_AT_SPARSITY, "Tensor.sparsity", &item):
             fail(m, item.at, "Tensor.sparsity", "only constants can be sparse")
         return Tensor(name, _dtypes[dtype], shape, data, quant, sparsity, layout)

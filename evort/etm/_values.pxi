@@ -352,41 +352,61 @@ cdef class _Values:
         cdef Table item
         cdef const uint8_t *raw
         cdef int dtype, kind = get8(m, t, SPARSITY_AT_KIND, "Sparsity.kind")
-        cdef int64_t i, n, count, value, previous, limit = 0, run = 1
-        cdef Py_ssize_t last = len(shape) - 1
+        cdef int64_t i, n, count, previous, top, place = 0, kept = 0, limit
         cdef int64_t at = vector(m, t, SPARSITY_AT_BLOCK, 4, 4, &n, "Sparsity.block")
-        if n > MAX_RANK:
-            fail(m, at, "Sparsity.block", f"{n} items; the limit is {MAX_RANK}")
-        block = tuple([<int64_t> load32(m, at + 4 * i) for i in range(n)])
+        if n != 2 or len(shape) == 0:
+            fail(m, t.at, "Sparsity.block", f"{n} numbers, where 2 are needed, in a tensor of shape {shape}")
+        cdef int64_t first = load32(m, at), second = load32(m, at + 4)
+        block, rows, columns = (first, second), shape[0], product(shape[1:])
+        if not (1 <= first <= MAX_BLOCK and 1 <= second <= MAX_BLOCK):
+            fail(m, at, "Sparsity.block", f"{block} must be numbers from 1 to {MAX_BLOCK}")
         if not child(m, t, SPARSITY_AT_INDICES, "Sparsity.indices", &item):
             fail(m, t.at, "Sparsity.indices", "is missing")
         indices = self.read_array(&item, "Sparsity.indices", &dtype, &count, &raw)
+        if dtype != UINT2 and dtype != UINT4 and dtype != UINT8:
+            fail(m, item.at, "Sparsity.indices", f"must be uint2, uint4 or uint8, not {_dtypes[dtype].name.lower()}")
+        top = (1 << _bits[dtype]) - 1
         if kind == SPARSE_KIND_NM:
-            if n != 2 or not 1 <= block[0] <= block[1] <= 256 or last < 0 or shape[last] % block[1]:
-                fail(m, t.at, "Sparsity.block", f"{block} does not divide the last axis of {shape}")
-            stored = (*shape[:last], shape[last] // block[1] * block[0])
-            run, limit = block[0], block[1]
-            if dtype != UINT8 or indices.shape != stored:
-                fail(m, item.at, "Sparsity.indices", f"must be uint8{list(stored)}")
+            if first > second:
+                fail(m, at, "Sparsity.block", f"{first} of {second}")
+            stored = (rows, (columns + second - 1) // second * first)
+            if indices.shape != stored:
+                fail(m, item.at, "Sparsity.indices", f"must have shape {list(stored)}, not {list(indices.shape)}")
+            previous = -1
+            for i in range(count):
+                if i % first == 0:
+                    previous = -1
+                if raw[i] <= previous or raw[i] >= second:
+                    fail(m, item.at, "Sparsity.indices", f"index {i} is {raw[i]}, after {previous} and of {second}")
+                previous = raw[i]
         elif kind == SPARSE_KIND_BLOCK:
-            if n == 0 or n != len(shape) or any(b < 1 or d % b for b, d in zip(block, shape)):
-                fail(m, t.at, "Sparsity.block", f"blocks of {block} do not divide a tensor of shape {shape}")
-            if (dtype != INT32 and dtype != INT64) or indices.ndim != 1:
-                fail(m, item.at, "Sparsity.indices", "must be an int32 or int64 vector")
-            limit = product(tuple([d // b for b, d in zip(block, shape)]))
-            stored = (count, *block)
-            run = max(count, 1)
+            if indices.ndim != 1:
+                fail(m, item.at, "Sparsity.indices", "must be a vector")
+            limit = product(((rows + first - 1) // first, (columns + second - 1) // second))
+            for i in range(count):
+                place += raw[i]
+                if raw[i] != top:
+                    place += 1
+                    kept += 1
+                if place > limit:
+                    fail(m, item.at, "Sparsity.indices", f"index {i} leads past the last of {limit} blocks")
+            stored = (kept, first, second)
         else:
             fail(m, t.at, "Sparsity.kind", f"there is no kind {kind}")
-        previous = -1
-        for i in range(count):
-            if i % run == 0:
-                previous = -1
-            value = load_integer(raw, i, indices.itemsize, kind == SPARSE_KIND_BLOCK)
-            if value <= previous or value >= limit:
-                fail(m, item.at, "Sparsity.indices", f"index {i} is {value}, after {previous} and of {limit}")
-            previous = value
-        return Sparsity(_sparse_kinds[kind], block, indices), stored
+        # Its zeros cost nothing in the file, but memory where a kernel wants them.
+        if product(shape) // MAX_EXPANSION > product(stored) + count:
+            fail(m, t.at, "Sparsity", f"{product(stored)} items stand for a tensor of shape {shape}; at least one in "
+                                      f"{MAX_EXPANSION} must be there")
+        return Sparsity(_sparse_kinds[kind], block, indices, _dtypes[dtype]), stored
+
+    @cython.final
+    cdef int check_overhang(self, int64_t at, data, sparsity, tuple shape) except -1:
+        """What sticks out of a sparse constant must be zero: kernels read no such item."""
+        from evort.sparse import overhang
+
+        if overhang(data, sparsity, shape):
+            fail(&self.meta, at, "Tensor.data", f"an item outside of the tensor, {list(shape)}, is not zero")
+        return 0
 
 
 cdef int64_t scale_count(int scheme, int64_t axis, int64_t group, tuple shape) except -2:

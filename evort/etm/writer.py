@@ -246,8 +246,8 @@ class _Metadata:
         place = self.blobs.add(array, dtype, where)
         return lambda: fb.CreateBlob(self.builder, *place)
 
-    def _array(self, array: np.ndarray, where: str) -> int:
-        dtype = dtype_of(array)
+    def _array(self, array: np.ndarray, where: str, dtype: DType | None = None) -> int:
+        dtype = dtype_of(array) if dtype is None else dtype
         if array.dtype.kind in "US":
             array = array.astype(object)
         elif array.dtype != STORAGE[dtype]:
@@ -303,7 +303,7 @@ class _Metadata:
     def _sparsity(self, sparsity: Sparsity, where: str) -> int:
         if sparsity.kind not in _SPARSE_KINDS:
             raise TypeError(f"{where}: there is no sparsity {sparsity.kind!r}; there are {', '.join(_SPARSE_KINDS)}")
-        indices = self._array(sparsity.indices, f"{where}, indices")
+        indices = self._array(np.asarray(sparsity.indices), f"{where}, indices", sparsity.index_type)
         block = self._numbers(list(sparsity.block), np.uint32)
         return self._table("Sparsity", Kind=_SPARSE_KINDS[sparsity.kind], Block=block, Indices=indices)
 

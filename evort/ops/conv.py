@@ -298,6 +298,14 @@ class Conv(Op):
             from evort.ops.nbits import bind_convolution
 
             return bind_convolution(c, w, 16, 0, 2)
+        if w.sparse is not None:
+            from evort.ops.sparse import bind_convolution as bind_sparse
+
+            number, _ = activation_ints_reals(c)
+            ints = (*number, c["group"], *place, 0, x.shape[0], x.shape[1], w.shape[0], 4, 0, len(c.ins))
+            kernel = bind_sparse(c, ints, 1, (0, 2, 3, 4), "convolution_f32")
+            if kernel is not None:
+                return kernel
         from evort._kernels.conv import direct_scratch, products_scratch, winograd_scratch
 
         number, reals = activation_ints_reals(c)

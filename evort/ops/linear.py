@@ -114,6 +114,14 @@ class Gemm(Op):
 
             simple = not c["transA"] and (not c.has(2) or (c["beta"] == 1 and c.ins[2].shape in ((n,), (1, n))))
             return bind_product(c, m, n, k, not c["transB"], c["alpha"]) if simple else None
+        if c.ins[1].sparse is not None:
+            from evort.ops.sparse import bind_product as bind_sparse
+
+            simple = not c["transA"] and c["alpha"] == 1
+            if simple and (not c.has(2) or (c["beta"] == 1 and c.ins[2].shape in ((n,), (1, n)))):
+                kernel = bind_sparse(c, m, 1, not c["transB"], (0, 2, 3), "product_f32")
+                if kernel is not None:
+                    return kernel
         number, reals = activation_ints_reals(c)
         row, column = 0, 0  # strides of C along M and N
         if c.has(2):
@@ -236,6 +244,12 @@ class MatMul(Op):
 
             a, b = c.ins[0].shape, c.ins[1].shape
             return bind_product(c, math.prod(a[:-1]), b[1], b[0], True) if len(b) == 2 else None
+        if c.ins[1].sparse is not None and c.ins[1].rank == 2:
+            from evort.ops.sparse import bind_product as bind_sparse
+
+            kernel = bind_sparse(c, math.prod(c.ins[0].shape[:-1]), 1, True, (0, 2, 3), "product_f32")
+            if kernel is not None:
+                return kernel
         number, reals = activation_ints_reals(c)
         return matmul_layout(c.ins[0].shape, c.ins[1].shape).bind(c, number, reals)
 

@@ -179,9 +179,19 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     ints = _ints(c, _X, window, c.outs[0].shape[1], number[0], transposed)
     if ints is None:
         return None
+    w = c.ins[_W]
+    if (
+        w.sparse is not None
+        and w.dtype == DType.INT8
+        and not (transposed or c.ins[_W_ZERO].value.any() or ints[_SIZE] == 2)
+    ):
+        from evort.ops.sparse import bind_convolution
+
+        kernel = bind_convolution(c, ints, _W, (0, 1, 2, 4, 6, 7, 8, 9, 10, 11), "convolution_s8")
+        if kernel is not None:
+            return kernel
     from evort._kernels.qwindow import scratch_bytes
 
-    w = c.ins[_W]
     packed: list[tuple[str, Callable[[], np.ndarray]]] = []
     depthwise = not transposed and w.shape[1] == 1 and 0 < w.size <= _MOST_TAPS * w.shape[0]
     if depthwise and ints[_SIZE] == 1:  # bytes

@@ -177,6 +177,9 @@ class _Product(Op):
         bias_axis = _ONE if bias is None else self._bias_axis(bias.shape, layout.m, layout.n)
         if bias_axis is None:
             return None
+        sparse = self._bind_sparse(c, types, steps, bias_axis)
+        if sparse is not None:
+            return sparse
         from evort._kernels.qlinear import product_scratch
 
         trans_a, trans_b = (bool(c[name]) if name in self.attrs else False for name in ("transA", "transB"))
@@ -190,6 +193,24 @@ class _Product(Op):
         count = layout.batch[-1][0] if layout.batch else 1
         scratch = product_scratch(count, layout.m, layout.n, layout.k, c.threads, DType.INT16 in types)
         return Kernel("qlinear.product", ints, (*reals, self._alpha(c)), scratch)
+
+    def _bind_sparse(self, c: Call, types: list[DType], steps: list[int], bias_axis: int) -> Kernel | None:
+        """The driver where B is a sparse constant that is used as it is stored, without zero points."""
+        b, zero = self._spec(c, _B), self._spec(c, _B_ZERO)
+        if (
+            b.sparse is None or b.dtype != DType.INT8 or b.rank != 2 or types[0] == DType.INT16 or steps[0] or steps[2]
+            or self._spec(c, _A_SCALE) is None or self._alpha(c) != 1 or bias_axis == _ROW
+            or ("transA" in self.attrs and c["transA"])
+            or (zero is not None and (zero.value is None or zero.value.any()))
+        ):  # fmt: skip
+            return None
+        from evort.ops.sparse import bind_product
+
+        transposed = not ("transB" in self.attrs and c["transB"])
+        m = c.outs[0].size // max(1, b.shape[int(transposed)])
+        given = (_A, _A_SCALE, _A_ZERO, _B_SCALE, _Y_SCALE, _Y_ZERO, _BIAS, _Z, _Z_SCALE, _Z_ZERO)
+        places = tuple(self.roles[r] if self.roles[r] >= 0 else len(self.inputs) for r in given)
+        return bind_product(c, m, self.roles[_B], transposed, places, "product_s8")
 
     def _type(self, c: Call, role: int, zero: int) -> DType:
         """The integer type of an operand; float32 becomes that of its zero point."""

@@ -14,6 +14,8 @@ class Binder(Protocol):
         """A driver, or a Python function, for one node."""
     def capsule(self, kernel: Kernel) -> object:
         """The driver's address."""
+    def dense(self, spec: Spec) -> np.ndarray:
+        """A sparse constant with its zeros, made once."""
     def packed(self, c: Call, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """A constant made from a node's weights, made once for each node and key."""
 

@@ -102,7 +102,9 @@ def build(Stage stage, dict specs, binder, int threads=1) -> Plan:
     plan.eager, plan.specs = found.eager, found.specs
     if found.rest or found.eager is not None:
         # This plan, and so the stages after it, are for these very values: what is known stays known.
-        constants = {n: s for n, s in found.specs.items() if (<Spec> s).value is not None}
+        constants = {
+            n: s for n, s in found.specs.items() if (<Spec> s).value is not None or (<Spec> s).sparse is not None
+        }
         done = set(constants)
         for c in found.calls:
             done.update(c.node.outputs)
@@ -174,8 +176,8 @@ cdef class _Builder:
 
         for name in self.stage.outputs:
             spec = self.specs.get(name)
-            if spec is not None and spec.value is not None:
-                plan.known[name] = spec.value
+            if spec is not None and (spec.value is not None or spec.sparse is not None):
+                plan.known[name] = spec.dense()
         copies = self.outputs(produced)
         self.emit(calls, bounds, copies)
         return 0
@@ -207,9 +209,15 @@ cdef class _Builder:
         return 0
 
     cdef int source(self, str name) except -1:
-        """Makes a known value into a constant tensor of the plan when a step reads it."""
+        """Makes a known value into a constant tensor of the plan when a step reads it. Of a sparse constant, that is
+        decided when the steps are bound: drivers may read it as it is."""
+        cdef Spec spec
+        cdef Place place
         if name not in self.storage.where:
-            self.storage.add(name, CONST, self.constant((<Spec> self.specs[name]).value), 0, -1)
+            spec = self.specs[name]
+            self.storage.add(name, CONST, -1 if spec.sparse is not None else self.constant(spec.value), 0, -1)
+            place = self.storage.where[name]
+            place.block.sparse = None if spec.sparse is None else spec
         return 0
 
     cdef Py_ssize_t constant(self, array) except -1:
@@ -307,6 +315,9 @@ cdef class _Builder:
         found = self.ids.get(name)
         if found is None:
             place = self.storage.where[name]
+            if place.block.sparse is not None:
+                place.block.index = self.constant(self.binder.dense(place.block.sparse))
+                place.block.sparse = None
             offset = place.at + (place.block.offset if place.block.kind == ARENA else 0)
             found = self.ids[name] = self.new_tensor(self.specs[name], place.block.kind, place.block.index, offset)
         return found

@@ -21,6 +21,7 @@ cdef class Block:
     cdef int kind
     cdef int64_t index, nbytes, start, end, offset
     cdef list members
+    cdef Spec sparse  # a constant whose zeros are not there yet
 
     def __cinit__(self, int kind, int64_t index, int64_t nbytes, int64_t start):
         self.kind = kind

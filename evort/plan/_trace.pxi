@@ -99,17 +99,20 @@ cdef list names_read(Node node):
 
 
 def constant_specs(Graph graph) -> dict:
-    """A specification, with value, for each constant of a graph.
+    """A specification, with value, for each constant of a graph; of sparse ones, with the tensor.
 
     Raises UnsupportedError for a tensor that is stored in a way that no kernel reads.
     """
     cdef Tensor t
     cdef dict found = {}
     for name, t in (<dict?> graph.tensors).items():
-        if t.layout or t.sparsity is not None:
-            how = f"in layout {t.layout!r}" if t.layout else f"sparse ({t.sparsity.kind})"
-            raise UnsupportedError(f"tensor {t.name!r} is stored {how}, which this version of evort cannot run")
-        if t.data is not None:
+        if t.layout:
+            raise UnsupportedError(
+                f"tensor {t.name!r} is stored in layout {t.layout!r}, which this version of evort cannot run"
+            )
+        if t.sparsity is not None:
+            found[name] = Spec(t.dtype, t.shape, None, t)
+        elif t.data is not None:
             found[name] = Spec(t.dtype, t.data.shape, t.data)
     return found
 
@@ -149,6 +152,9 @@ cdef Trace trace(Stage stage, dict specs, int threads):
             if has_objects(ins) or has_objects(outs):
                 raise DataDependent
         except NeedsValue as need:
+            if (<Spec> ins[need.index]).sparse is not None:
+                known[node.inputs[need.index]] = expanded(ins[need.index])
+                continue
             found.rest = nodes[at:]
             found.known = [node.inputs[need.index]]
             return found
@@ -169,6 +175,11 @@ cdef Trace trace(Stage stage, dict specs, int threads):
                 known[name] = outs[i]
         at += 1
     return found
+
+
+cdef Spec expanded(Spec spec):
+    """A sparse constant with its zeros."""
+    return Spec(spec.dtype, spec.shape, spec.dense())
 
 
 cdef bint has_objects(list specs) except -1:

@@ -31,10 +31,11 @@
 #include "qelementwise_body.h"
 #include "qnormalize_body.h"
 #include "qsample_body.h"
+#include "sparse_body.h"
+#include "sparse_float_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
-    .mr = EV_MR,
 #define EV_UKERNEL(name, args) .name = EV_FN(name),
 #include "ukernels.inc"
 #undef EV_UKERNEL

@@ -220,10 +220,14 @@ static void EV_FN(qc_pack_i16)(int64_t k, const int16_t *image, const int32_t *o
 static void EV_FN(qc_stage)(int type, int64_t n, int64_t step, const void *src, const void *params, void *dst)
 {
     if (type == EV_FLOAT) {
-        /* params: scale, zero point (as the staged image has it), lower and upper bound, 2 for an int16 image */
+        /* params: scale, zero point (as the staged image has it), lower and upper bound, 2 for an int16 image; 4: it
+         * stays as it is */
         const float *x = src, *p = params, scale = p[0], least = p[2] - p[1], most = p[3] - p[1];
         const int32_t zero = (int32_t)p[1];
-        if (p[4] == 2) {
+        if (p[4] == 4) {
+            float *y = dst;
+            for (int64_t i = 0; i < n; i++) y[i] = x[i * step];
+        } else if (p[4] == 2) {
             int16_t *y = dst;
             for (int64_t i = 0; i < n; i++) y[i] = (int16_t)(EV_FN(quantized)(x[i * step] / scale, least, most) + zero);
         } else {
