@@ -31,13 +31,15 @@ from evort.graph import Model
 from evort.session import Session
 from evort_tools.bench import latency
 from evort_tools.common import bytes_text
-from evort_tools.passes import lower
-from evort_tools.quantization import improve, layers, static
+from evort_tools.quantization import accuracy, improve, layers, placement, static
+from evort_tools.quantization import latency as latency_profile
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import Calibration, CalibrationError, Images, open_calibration
 from evort_tools.quantization.encodings import Encoding
+from evort_tools.quantization.integers import integer_model
+from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
-from evort_tools.quantization.qdq import copy_model, insert, total_bytes
+from evort_tools.quantization.qdq import total_bytes
 from evort_tools.quantization.report import write_page
 from evort_tools.quantization.schemes import by_layer
 from evort_tools.quantization.select import PRODUCTS
@@ -55,6 +57,8 @@ class Result:
     calibration samples; empty where it was not measured. sizes: bytes of constants before and after; `source` and
     `file` of the files, where there are such. methods: noise over signal by calibration method, where those were
     compared; helpers: noise over signal with each helper that was kept, in the order in which they were applied.
+    latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
+    loss: what was lost, its limit, and the float model's metric, where there was a limit.
     """
 
     def __init__(self, model: Model, options: Options):
@@ -69,6 +73,8 @@ class Result:
         self.methods: dict[str, float] = {}
         self.layers: list[dict[str, object]] = []
         self.helpers: dict[str, float] = {}
+        self.latency: dict[str, Any] = {}
+        self.loss: dict[str, float] = {}
 
     def to_bytes(self) -> bytes:
         """The `.etm` file's bytes, which `evort.load` takes."""
@@ -86,6 +92,8 @@ class Result:
             "kept_in_float": self.kept,
             "noise_by_method": self.methods,
             "helpers": self.helpers,
+            "latency": self.latency,
+            "loss": self.loss,
             "encodings": {name: e.as_dict() for name, e in self.encodings.items()},
         }
 
@@ -195,16 +203,46 @@ def _static(data: Calibration | None, result: Result, progress: Progress) -> Non
         options.equalize, options.smooth, options.clip_weights, options.adaround, options.bias_correction,
         options.smooth_alpha,
     )  # fmt: skip
+    costs = None
+    if options.prefer == "speed":
+        given = latency_profile.read(options.profile) if options.profile else None
+        costs, settings.floats = placement.decide(result.model, data, settings, given, progress)
     changed, found, result.helpers = improve.quantize(result.model, data, settings, helpers, progress)
+    if options.max_drop is None:
+        result.model, found = integer_model(changed, found)
+    else:
+        samples = data.head(static.trial_count(changed, data))
+        goal = Goal(result.model, options.metric, Drop(options.max_drop), samples, options.threads)
+        result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
+        result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
     result.kept = static.kept_in_float(changed, found.selection)
     result.layers = [{"name": node.name or node.outputs[0], "operator": node.op} for node in found.selection.nodes]
-    result.model = copy_model(changed)
-    insert(result.model.graph, found.encodings)
-    lower(result.model)
     for node in result.model.graph.nodes:
         if node.op in PRODUCTS and not node.domain:
             result.kept.setdefault(node.label(), "it has no integer form for these operands")
+    if costs is not None:
+        _note_speed(result, costs, found)
+
+
+def _note_speed(result: Result, costs: placement.Costs, found: static.Calibrated) -> None:
+    """Writes down what was decided by measured times, in the result and in the file's metadata."""
+    real, spent = costs.profile.total(), costs.total(costs.selection.without(_floats(costs, found)))
+    result.latency = {"float32_us": real, "predicted_us": spent, "profile": costs.profile.source or "measured here"}
+    products = [n for n in found.selection.graph.nodes if n.op in PRODUCTS and not found.selection.integer(n)]
+    noted = {
+        "scheme": "static",
+        "prefer": "speed",
+        **{key: costs.profile.machine.get(key) for key in ("isa", "threads")},
+        "float": [node.name or node.outputs[0] for node in products],
+    }
+    result.model.metadata["evort.quantization"] = json.dumps(noted, separators=(",", ":"))
+
+
+def _floats(costs: placement.Costs, found: static.Calibrated) -> dict[str, str]:
+    """The nodes that could be integers and are not."""
+    integer = {node.outputs[0] for node in found.selection.nodes}
+    return {n.outputs[0]: "" for n in costs.selection.nodes if n.outputs[0] not in integer}
 
 
 def _verify(model: Model, data: Calibration, result: Result, progress: Progress) -> None:
@@ -300,6 +338,11 @@ def _print(result: Result, output: str) -> None:
     console.print(f"{len(result.layers)} operators changed, {nodes} nodes in the file")
     if result.helpers:
         console.print(f"helpers that lowered the error: {', '.join(result.helpers)}")
+    if result.latency:
+        real, spent = result.latency["float32_us"], result.latency["predicted_us"]
+        console.print(f"layers take {spent / 1e3:.3f} ms of {real / 1e3:.3f} in float ({result.latency['profile']})")
+    if result.loss:
+        console.print(f"lost {result.loss['loss']:.6g} of at most {result.loss['limit']:.6g}")
     if result.kept:
         kept = Table("kept in float", "why")
         for label, why in result.kept.items():

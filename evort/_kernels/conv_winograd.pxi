@@ -130,9 +130,9 @@ cdef void winograd_products(const Winograd *job, const float *u, int64_t u_rows,
     NULL for one outside the image."""
     cdef ev_tile t
     cdef int64_t e, j, z, found = 0
-    t.m, t.n, t.k = m, 16, job.channels
-    t.rsa, t.csa, t.a_step = job.ldu, 1, EV_MR * job.ldu
-    t.ldb, t.ldc, t.ldadd = 16, job.tiles, job.tiles
+    t.m, t.k = m, job.channels
+    t.rsa, t.csa, t.a_step = job.ldu, 1, K.mr * job.ldu
+    t.ldb, t.b_step, t.ldc, t.ldadd = 16, 16 * job.channels, job.tiles, job.tiles
     t.row_bias = t.col_bias = NULL
     t.alpha = t.beta = 1
     t.lo, t.hi = -INFINITY, INFINITY
@@ -142,14 +142,15 @@ cdef void winograd_products(const Winograd *job, const float *u, int64_t u_rows,
         memset(o, 0, 4 * 36 * m * job.tiles)
         return
     for e in range(36):
-        for j in range(job.tiles // 16):
-            t.c = o + e * m * job.tiles + j * 16
+        for j in range(0, job.tiles, 32):    # as many columns as a kernel takes at a time: sums stay in L1
+            t.n = min(<int64_t> 32, job.tiles - j)
+            t.c = o + e * m * job.tiles + j
             t.add = NULL
             for z in range(job.taps):
                 if v[z] == NULL:
                     continue
                 t.a = u + (z * 36 + e) * u_rows * job.ldu
-                t.b = v[z] + (e * job.tiles + j * 16) * job.channels
+                t.b = v[z] + (e * job.tiles + j) * job.channels
                 K.gemm_f32(&t)
                 t.add = t.c
 

@@ -45,7 +45,7 @@ cdef extern from "pool.h" nogil:
     ctypedef void (*ev_task)(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil
 
 cdef extern from "gemm.h" nogil:
-    int EV_MR, EV_NR_F32, EV_NR_F64, EV_NR_S8
+    int EV_MR_UNIT, EV_NR_F32, EV_NR_F64
     enum:
         EV_BIAS_NONE, EV_BIAS_ROW, EV_BIAS_COLUMN
     ctypedef struct ev_tile:
@@ -53,7 +53,7 @@ cdef extern from "gemm.h" nogil:
         const void *a
         int64_t rsa, csa, a_step
         const void *b
-        int64_t ldb
+        int64_t ldb, b_step
         void *c
         int64_t ldc
         const void *add
@@ -177,7 +177,7 @@ cdef extern from "nbits.h" nogil:
         int32_t bits, log_block, scale_type, zero_type
 
 cdef extern from "qconv.h" nogil:
-    int EV_QC_MR, EV_QC_NR, EV_QC_STEP, EV_QD_LANES
+    int EV_QC_MR, EV_QC_PLAIN_MR, EV_QC_NR, EV_QC_STEP, EV_QD_LANES
     ctypedef struct ev_qextra:
         int32_t quad
         int8_t *w
@@ -205,6 +205,7 @@ cdef extern from "ukr.h" nogil:
     # Rows of ukr/ukernels.inc.
     ctypedef struct ev_ukr:
         const char *isa
+        int64_t mr
         void (*unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b) noexcept nogil
         ev_binary binary_f32
         ev_binary binary_f64
@@ -252,11 +253,6 @@ cdef extern from "ukr.h" nogil:
                          void *dst) noexcept nogil
         void (*pack_f64)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,
                          void *dst) noexcept nogil
-        void (*gemm_i16)(const ev_tile *t) noexcept nogil
-        void (*pair_rows_u8)(int64_t m, int64_t k, int64_t rs, int64_t cs, int flip, const uint8_t *zeros,
-                             int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
-        void (*pair_panels_u8)(int64_t n, int64_t k, int64_t sj, int64_t sp, int flip, const uint8_t *zeros,
-                               int64_t step, const uint8_t *src, int16_t *dst) noexcept nogil
         void (*qgemm_i16)(int64_t m, int64_t n, int64_t pairs, const int16_t *a, int64_t lda, const int16_t *b, int add,
                           int32_t *c) noexcept nogil
         void (*qrows)(const ev_qoperand *a, int64_t i0, int64_t m, int64_t p0, int64_t k, int16_t *dst) noexcept nogil
@@ -357,8 +353,9 @@ cdef extern from "ukr.h" nogil:
         void (*qc_weights)(int64_t n, int64_t step, int flip, const uint8_t *src, int8_t *dst,
                            int32_t *total) noexcept nogil
         void (*qc_widen)(int64_t k, const int8_t *row, int16_t *to) noexcept nogil
-        void (*qc_tile)(int64_t m, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
-                        const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
+        void (*qc_plain)(int *plain) noexcept nogil
+        void (*qc_tile)(int64_t m, int64_t n, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
+                        int64_t step, const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
                         int64_t ld) noexcept nogil
         void (*qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,
                             int64_t ld) noexcept nogil

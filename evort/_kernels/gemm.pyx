@@ -5,8 +5,8 @@
         pack B[kc, nc] into panels of NR columns                in L2, at most B_BYTES a thread
         for rows in blocks of mc
           (pack A[mc, kc] where its columns are what is contiguous)
-          for each panel of B                                   in L1: kc x NR
-            micro-kernel: all mc rows, MR at a time             A streams from L2
+          micro-kernel: each panel of B (or two),               in L1: kc x NR
+                        all mc rows, mr at a time               A streams from L2
       activation of C[:, nc] while it is in the cache
 
 A product with one row or one column is a matrix-vector product, done without packing as W streams past once; with
@@ -15,7 +15,7 @@ few rows, B is read where it lies, as packing it would cost as much as using it.
 Bias, residual and clamping activations are applied by the micro-kernel as it stores; the rest by a second pass over
 the block. A convolution supplies B through a callback, so that no im2col matrix is ever built.
 """
-from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_COLUMN, EV_BIAS_ROW, EV_MR,
+from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_COLUMN, EV_BIAS_ROW, EV_MR_UNIT,
                                   EV_NR_F32, EV_NR_F64, ev_epilogue, ev_tile, ev_ukr, parallel_for, ukernels)
 from libc.math cimport INFINITY
 
@@ -94,18 +94,18 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     for parts_m in range(1, shares + 1):
         if shares % parts_m != 0:
             continue
-        step_m = ceil_div(ceil_div(m, EV_MR), parts_m) * EV_MR
+        step_m = ceil_div(ceil_div(m, EV_MR_UNIT), parts_m) * EV_MR_UNIT
         step_n = ceil_div(ceil_div(n, nr), shares // parts_m) * nr
         cost = (step_m + 4) * step_n + step_m * 4       # each share packs its own B, which costs like 4 rows
         if best < 0 or cost < best:
             best = cost
             plan.step_m, plan.step_n = step_m, step_n
-    plan.step_m = max(plan.step_m, EV_MR)
+    plan.step_m = max(plan.step_m, EV_MR_UNIT)
     plan.step_n = max(plan.step_n, nr)
     plan.parts_m = ceil_div(m, plan.step_m)
     plan.parts_n = ceil_div(n, plan.step_n)
     plan.kc = even_block(k, KC * 4 // size, 16)   # pack functions rely on the 16
-    plan.mc = even_block(plan.step_m, MC, EV_MR)
+    plan.mc = even_block(plan.step_m, MC, EV_MR_UNIT)
     cdef int64_t b_bytes = 2 * B_BYTES if m * k * size > BIG_A_BYTES else B_BYTES
     plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
     plan.slot = ceil_div((plan.nc + min(plan.mc, <int64_t> PACKED_MC)) * plan.kc * size, 64) * 64
@@ -172,7 +172,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
     cdef bint pack_a = not in_place and (g.csa != 1 or g.supply != NULL)
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a else plan.mc
-    cdef int64_t i0, j0, p0, nb, kb, j, packed
+    cdef int64_t i0, j0, p0, nb, kb, packed
     cdef const char *b
     cdef bint last
     cdef ev_tile t
@@ -180,7 +180,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     j0 = j_begin
     while j0 < j_end:
         nb = min(nc, j_end - j0)
-        packed = nb // nr * nr if in_place else 0            # the first column that is read from panels
+        packed = nb // nr * nr if in_place else 0            # the first column that is read from packed panels
         p0 = 0
         last = False
         while not last:                                      # once even for k == 0
@@ -196,25 +196,23 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
             while i0 < i_end:
                 t.m = min(mc, i_end - i0)
                 t.a = <const char *> g.a + (i0 * g.rsa + p0 * g.csa) * size
-                t.rsa, t.csa, t.a_step = g.rsa, g.csa, EV_MR * g.rsa
+                t.rsa, t.csa, t.a_step = g.rsa, g.csa, K.mr * g.rsa
                 if g.supply != NULL:
                     g.supply(g.supply_ctx, i0, t.m, p0, kb, packed_a)
                     t.a = packed_a
-                    t.rsa, t.csa, t.a_step = kb, 1, EV_MR * kb
+                    t.rsa, t.csa, t.a_step = kb, 1, K.mr * kb
                 elif pack_a:
-                    job.pack(EV_MR, t.m, kb, g.rsa, g.csa, t.a, packed_a)
+                    job.pack(K.mr, t.m, kb, g.rsa, g.csa, t.a, packed_a)
                     t.a = packed_a
-                    t.rsa, t.csa, t.a_step = 1, EV_MR, EV_MR * kb
-                j = 0
-                while j < nb:
-                    t.n = min(nr, nb - j)
-                    if j < packed:
-                        t.b, t.ldb = b + j * size, g.rsb
-                    else:
-                        t.b, t.ldb = packed_b + (j - packed) * kb * size, nr
-                    add_and_finish(&t, g, size, i0, j0 + j, p0 == 0, last, last)
+                    t.rsa, t.csa, t.a_step = 1, K.mr, K.mr * kb
+                if packed > 0:
+                    t.n, t.b, t.ldb, t.b_step = packed, b, g.rsb, nr
+                    add_and_finish(&t, g, size, i0, j0, p0 == 0, last, last)
                     job.tile(&t)
-                    j += nr
+                if packed < nb:
+                    t.n, t.b, t.ldb, t.b_step = nb - packed, packed_b, nr, nr * kb
+                    add_and_finish(&t, g, size, i0, j0 + packed, p0 == 0, last, last)
+                    job.tile(&t)
                 i0 += mc
             p0 += kb
         if e != NULL and e.activation not in (EV_ACT_NONE, EV_ACT_RELU, EV_ACT_CLIP):
@@ -254,15 +252,11 @@ cdef void without_product(const Job *job, const ev_gemm *g, int64_t i_begin, int
                           int64_t j_end, bint first) noexcept nogil:
     """What add_and_finish says, for a share: addend and bias before the product, or the clamp after it."""
     cdef ev_tile t
-    cdef int64_t j = j_begin
-    t.m, t.k, t.alpha = i_end - i_begin, 0, 1
+    t.m, t.n, t.k, t.alpha = i_end - i_begin, j_end - j_begin, 0, 1
     t.a = t.b = NULL
-    t.rsa = t.csa = t.a_step = t.ldb = 0
-    while j < j_end:
-        t.n = min(job.nr, j_end - j)
-        add_and_finish(&t, g, job.size, i_begin, j, first, first, not first)
-        job.tile(&t)
-        j += job.nr
+    t.rsa = t.csa = t.a_step = t.ldb = t.b_step = 0
+    add_and_finish(&t, g, job.size, i_begin, j_begin, first, first, not first)
+    job.tile(&t)
 
 
 cdef void vector_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,

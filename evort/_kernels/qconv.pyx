@@ -16,7 +16,7 @@ taps), whose results are put at their places. With x' = x + 128 for int8, w' = w
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_INT8, EV_OK, EV_QC_MR, EV_QC_NR, EV_QC_STEP, ev_call, ev_item_size, ev_qextra,
+from evort._kernels.core cimport (EV_INT8, EV_OK, EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, ev_call, ev_item_size, ev_qextra,
                                   ev_qrun, ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (MACS_PER_TASK, WIDE_K, Axis, Job, Plan, list_taps, make_plan, operand,
                                      read_operands, row_add, row_scale, stage, take_linear, zero_of)
@@ -168,7 +168,7 @@ cdef void put_row(const Job *job, const Block *k, int64_t m, const int32_t *sum,
 cdef bint column_sums(const Job *job, const Block *k) noexcept nogil:
     """sum x' of each column, where a zero point of W asks for them."""
     cdef const Plan *p = &job.plan
-    cdef int64_t m, j = 0
+    cdef int64_t m
     cdef bint needed = False
     cdef int8_t *ones = <int8_t *> (k.scratch + p.at_a)
     cdef const uint8_t *panel = <const uint8_t *> (k.scratch + p.at_panel)
@@ -182,10 +182,8 @@ cdef bint column_sums(const Job *job, const Block *k) noexcept nogil:
         return False
     memset(ones, 1, k.k)
     memset(ones + k.k, 0, k.kp - k.k)
-    while j < k.n:
-        K.qc_tile(1, 4, k.kp, ones, k.kp, panel + j * k.kp, &extra, &none,
-                  <int32_t *> (k.scratch + p.at_column) + j, p.columns)
-        j += EV_QC_NR
+    K.qc_tile(1, k.n, 4, k.kp, ones, k.kp, panel, k.kp * EV_QC_NR, &extra, &none,
+              <int32_t *> (k.scratch + p.at_column), p.columns)
     return True
 
 
@@ -207,6 +205,21 @@ cdef int choose_groups(const Block *k, int64_t rows, int8_t *a) noexcept nogil:
     return s
 
 
+cdef void put_rows(const Job *job, const Block *k, int64_t m, int64_t count, const int32_t *total,
+                   bint shifted) noexcept nogil:
+    """The results of rows [m, m + count), whose weights sum up to total[i], from their sums."""
+    cdef const Plan *p = &job.plan
+    cdef int32_t *sum = <int32_t *> (k.scratch + p.at_sum)
+    cdef int64_t i, channel, w_zero
+    for i in range(count):
+        channel = k.group * p.rows + m + i
+        w_zero = zero_of(job.o.w_zero, channel) - job.w_shift
+        if shifted:
+            K.qc_shift(k.n, <int32_t> w_zero, <const int32_t *> (k.scratch + p.at_column), sum)
+        put_row(job, k, m + i, sum, NULL, row_add(job, channel, total[i] - k.k * w_zero), row_scale(job, channel))
+        sum += p.columns
+
+
 cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
     cdef const Plan *p = &job.plan
     cdef int8_t *a = <int8_t *> (k.scratch + p.at_a)
@@ -217,7 +230,7 @@ cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
     cdef int32_t found[4]
     cdef int32_t total[4]
     cdef int16_t *wide = <int16_t *> (a + EV_QC_MR * k.kp)
-    cdef int64_t m, i, j, some, w_zero, channel, four
+    cdef int64_t m, i, some, four
     cdef int s
     cdef bint shifted = column_sums(job, k)
     m = k.m0
@@ -233,18 +246,37 @@ cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
                 K.qc_widen(k.kp, a + i * k.kp, wide + i * k.kp)
             else:
                 K.qc_prepare(k.kp, s, a + i * k.kp, extra + i * (k.kp // 2), &found[i])
-        j = 0
-        while j < k.n:
-            K.qc_tile(some, -1 if s == 1 and k.n - j <= EV_QC_NR // 2 else s, four,
-                      wide if s == 1 else <const void *> a, k.kp, panel + j * k.kp, extras, found, sum + j, p.columns)
-            j += EV_QC_NR
-        for i in range(some):
-            channel = k.group * p.rows + m + i
-            w_zero = zero_of(job.o.w_zero, channel) - job.w_shift
-            if shifted:
-                K.qc_shift(k.n, <int32_t> w_zero, <const int32_t *> (k.scratch + p.at_column), sum + i * p.columns)
-            put_row(job, k, m + i, sum + i * p.columns, NULL, row_add(job, channel, total[i] - k.k * w_zero),
-                    row_scale(job, channel))
+        K.qc_tile(some, k.n, s, four, wide if s == 1 else <const void *> a, k.kp, panel, k.kp * EV_QC_NR, extras, found,
+                  sum, p.columns)
+        put_rows(job, k, m, some, total, shifted)
+        m += some
+
+
+cdef void plain_rows(const Job *job, const Block *k) noexcept nogil:
+    """The same where rows are used as they lie, or else are only copied."""
+    cdef const Plan *p = &job.plan
+    cdef int8_t *copied = <int8_t *> (k.scratch + p.at_a)
+    cdef const int8_t *a = copied
+    cdef int32_t *sum = <int32_t *> (k.scratch + p.at_sum)
+    cdef int32_t[12] total           # EV_QC_PLAIN_MR
+    cdef int64_t m, i, some, lda = k.kp
+    cdef bint shifted = column_sums(job, k), lies = not p.transposed and job.w_flip == 0 and k.k % 4 == 0
+    if lies:
+        lda = k.k
+    memset(total, 0, sizeof(total))
+    m = k.m0
+    while m < k.m1:
+        some = min(<int64_t> EV_QC_PLAIN_MR, k.m1 - m)
+        if lies:
+            a = <const int8_t *> job.o.w.data + (k.group * p.rows + m) * p.k
+            if job.x_zero != 0:
+                K.qrow_sums(some, k.k, a, lda, False, total)
+        else:
+            for i in range(some):
+                total[i] = weights_row(job, k, m + i, copied + i * k.kp)
+        K.qc_tile(some, k.n, 4, ceil_div(k.k, 4) * 4, a, lda, <const uint8_t *> (k.scratch + p.at_panel),
+                  k.kp * EV_QC_NR, NULL, NULL, sum, p.columns)
+        put_rows(job, k, m, some, total, shifted)
         m += some
 
 
@@ -284,6 +316,8 @@ cdef void phase_of_band(const Job *job, Block *k, int64_t last) noexcept nogil:
     cdef const Axis *a = &p.axis[0]
     cdef int32_t *offset = <int32_t *> (k.scratch + p.at_offset)
     cdef int64_t c, t, i, total = 1
+    cdef int plain = 0
+    K.qc_plain(&plain)
     for i in range(3):
         k.count[i] = (max(0, ceil_div(a[i].out - k.phase[i], a[i].stride))) if p.transposed else a[i].count
         if i == p.cut:
@@ -309,7 +343,9 @@ cdef void phase_of_band(const Job *job, Block *k, int64_t last) noexcept nogil:
     while k.j0 < total:
         k.n = min(p.columns, total - k.j0)
         pack_columns(job, k)
-        if p.size == 1:
+        if p.size == 1 and plain:
+            plain_rows(job, k)
+        elif p.size == 1:
             rows_of_bytes(job, k)
         else:
             rows_of_i16(job, k)

@@ -7,7 +7,7 @@ from libc.math cimport INFINITY, rint
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memset
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_FLOAT, EV_INT8, EV_INT16, EV_INT32,
-                                  EV_QC_MR, EV_QC_NR, EV_QC_STEP, EV_QD_LANES, EV_UINT8, ev_item_size, ev_ukr,
+                                  EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, EV_QD_LANES, EV_UINT8, ev_item_size, ev_ukr,
                                   ukernels)
 
 cdef const ev_ukr *K = ukernels()
@@ -15,7 +15,8 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     STAGE_BYTES = 192 * 1024     # of a staged band
     LARGEST = 1 << 30            # the same, at most, however little is in it
-    PANEL_BYTES = 96 * 1024      # of packed columns, which stay in L2
+    PANEL_BYTES = 192 * 1024     # of packed columns, which stay in L2
+    FEWEST_COLUMNS = 64          # of a block, as each block reads the weights again
     MOST_COLUMNS = 512           # whose sums stay in L1
 
 
@@ -123,7 +124,8 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
     p.k = p.channels * p.taps
     p.kp = ceil_div(p.k, EV_QC_STEP) * EV_QC_STEP
     positions *= p.band
-    p.columns = max(1, min(MOST_COLUMNS, PANEL_BYTES // max(1, p.kp * p.size)) // EV_QC_NR) * EV_QC_NR
+    p.columns = max(<int64_t> FEWEST_COLUMNS, min(<int64_t> MOST_COLUMNS, PANEL_BYTES // max(1, p.kp * p.size)))
+    p.columns = p.columns // EV_QC_NR * EV_QC_NR
     p.columns = min(p.columns, ceil_div(positions, EV_QC_NR) * EV_QC_NR)
     # The staged image first; reads may go beyond its end by two vectors.
     cdef int64_t at = 0 if p.direct else round64(fixed * (p.band + p.axis[p.cut].high - p.axis[p.cut].low)
@@ -140,13 +142,13 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
         p.at_a = at
         p.slot = round64(at + 2 * p.taps)
         return
-    at += round64((EV_QC_MR * p.columns + EV_QD_LANES) * 4)  # or one row of 64 bits
+    at += round64((EV_QC_PLAIN_MR * p.columns + EV_QD_LANES) * 4)  # or one row of 64 bits
     p.at_panel = at
     at += round64(p.kp * p.columns * p.size)
     p.at_rows = at
     at += round64((p.kp + 1) * EV_QC_NR * p.size)
     p.at_a = at
-    at += round64(EV_QC_MR * p.kp * 3)
+    at += round64(max(<int64_t> 3 * EV_QC_MR, <int64_t> EV_QC_PLAIN_MR) * p.kp)
     p.at_extra = at
     at += round64(EV_QC_MR * p.kp * 4) if p.size == 1 else 0
     p.at_column = at

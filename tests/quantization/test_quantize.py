@@ -21,7 +21,7 @@ from evort_tools.quantization.options import Options, from_mapping, read_toml
 
 LENET = shipped_models() / "lenet.onnx"
 # What makes the other tests fast: one method, and no helpers.
-FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off"}
+FAST = {"prefer": "size", "method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off"}
 FLAGS = [part for key, value in FAST.items() for part in (f"--{key.replace('_', '-')}", value)]
 
 
@@ -38,12 +38,15 @@ def calib(digits, tmp_path):
     return str(path)
 
 
-def test_the_plain_call(calib, digits, tmp_path, capsys):
+@pytest.mark.parametrize("prefer", ["speed", "size"])
+def test_the_plain_call(prefer, calib, digits, tmp_path, capsys):
     out = tmp_path / "lenet.etm"
-    assert main(["quantize", str(LENET), "-o", str(out), "--scheme", "static", "--calib", calib]) == 0
+    flags = [] if prefer == "speed" else ["--prefer", "size"]
+    assert main(["quantize", str(LENET), "-o", str(out), "--scheme", "static", "--calib", calib, *flags]) == 0
     text = capsys.readouterr().out
     assert "signal to quantization noise" in text and "ratio" in text
-    assert out.stat().st_size < 0.32 * LENET.stat().st_size
+    # What is faster in float stays so: how much that is depends on the machine.
+    assert out.stat().st_size < (0.32 if prefer == "size" else 1.03) * LENET.stat().st_size
     got = evort.load(out).run({"image": digits})["logits"]
     expected = evort.load(evort_tools.convert(LENET)).run({"image": digits})["logits"]
     # The 19th digit is a tie: the float model gives 6.16 to one class and 6.11 to the other.

@@ -208,6 +208,17 @@ def test_float_consumer_reads_float():
     assert ops(model).count("QLinearConv") == 2
 
 
+def test_float_residual_is_added_as_it_is():
+    """A residual that floats read too is float32; it comes without a scale, and is not quantized again."""
+    net = Net(2, 4, 6, 6)
+    x = net.cast(net.op("Conv", net.cast("x"), net.weights(4, 4, 3, 3), pads=[1, 1, 1, 1]))
+    a = net.cast(net.op("Add", net.cast(net.op("Conv", x, net.weights(4, 4, 1, 1))), x))
+    b = net.op("Softmax", x, axis=1)
+    model = check(net, net.op("Add", a, b), 0.02, 2.51)
+    no_casts(model)
+    assert ops(model).count("QLinearConv") == 2
+
+
 def test_unquantized_model_is_left_alone():
     net = Net(2, 8)
     proto = net.model(net.op("MatMul", "x", net.const(np.ones((8, 3), np.float32))))

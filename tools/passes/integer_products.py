@@ -77,7 +77,12 @@ def fits(rows: np.ndarray, presum: int) -> bool:
     run = 4 * presum
     padded = np.zeros((m, -(-k // run) * run), np.int16)
     padded[:, :k] = rows
-    lanes = padded.reshape(m, -1, presum, 2, 2)
-    high = np.maximum(lanes, 0).sum((2, 4), dtype=np.int32)
-    low = np.minimum(lanes, 0).sum((2, 4), dtype=np.int32)
-    return bool(high.max(initial=0) <= _LIMIT and low.min(initial=0) >= -_LIMIT)
+    for part in (np.maximum(padded, 0), np.minimum(padded, 0)):
+        for lane in (0, 2):
+            total = np.zeros((m, part.shape[1] // run), np.int16)  # at most 2 * presum * 128
+            for at in range(presum):
+                total += part[:, 4 * at + lane :: run]
+                total += part[:, 4 * at + lane + 1 :: run]
+            if max(-total.min(initial=0), total.max(initial=0)) > _LIMIT:
+                return False
+    return True

@@ -13,6 +13,7 @@ from evort.graph import Node
 from evort.ops.base import find
 from evort.ops.quantize import RANGES
 from evort_tools.passes.edit import Edit
+from evort_tools.passes.integer_products import PRODUCTS, RESIDUAL
 from evort_tools.passes.quantized import BYTES, Quantized, dequantized, quantized
 
 # Operators whose drivers quantize float32 operands as they read them; each operand is followed by its scale and zero
@@ -84,6 +85,9 @@ def _read_float(ed: Edit, x: str, users: list[Node], source: str, q: Quantized) 
         for index, name in enumerate(list(user.inputs)):
             if name == x:
                 ed.set_input(user, index, source)
+                if (user.domain, user.op) in PRODUCTS and index == RESIDUAL:  # added as it is, not quantized
+                    ed.set_input(user, index + 1, "")
+                    ed.set_input(user, index + 2, "")
 
 
 def _into_consumers(ed: Edit, node: Node) -> bool:

@@ -84,6 +84,7 @@ def quantize(
     if not found.encodings or all(switch == "off" for _, switch, _ in steps):
         return model, found, kept
     trial = Trial(model, data, settings.threads)
+    plain = model
     ratio = trial.ratio(model, found.encodings)
     large = total_bytes(model.graph) > LARGE
     for name, switch, make in steps:
@@ -95,7 +96,8 @@ def quantize(
             other.ratios = other.ratios or found.ratios
             model, found, ratio = changed, other, got
             kept[name] = got
-    return model, found, kept
+            plain = plain if name in ("clip", "adaround", "bias") else model
+    return model, replace(found, plain=plain), kept
 
 
 def _equalized(model: Model, data: Calibration, settings: Settings, progress: Progress) -> tuple[Model, Calibrated]:
@@ -110,6 +112,25 @@ def _smoothed(
     changed = copy_model(model)
     smooth.smooth(changed, data, alpha, settings.threads, progress("finding the range of channels", data.count))
     return changed, static.calibrate(changed, data, settings, progress)
+
+
+def restored(model: Model, found: Calibrated) -> Model:
+    """A copy of a model in which layers that stay in float have their own weights and biases again, where helpers have
+    fitted those to integers."""
+    if found.plain is None:
+        return model
+    changed = copy_model(model)
+    integer = {node.outputs[0] for node in found.selection.nodes}
+    own = {n.outputs[0]: n for n in found.plain.graph.nodes if n.op in PRODUCTS and n.outputs[0] not in integer}
+    for node in changed.graph.nodes:
+        old = own.get(node.outputs[0])
+        if old is not None:
+            node.inputs = list(old.inputs)
+            constants = (found.plain.graph.tensors.get(name) for name in old.inputs)
+            for tensor in constants:
+                if tensor is not None and tensor.data is not None:
+                    changed.graph.add(tensor)
+    return changed
 
 
 def with_encodings(found: Calibrated, encodings: Mapping[str, Encoding]) -> Calibrated:

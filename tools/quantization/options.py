@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from evort_tools.quantization.metric import Drop
+
 SCHEMES = ("static", "dynamic", "weight-only")
 SWITCH = ("auto", "on", "off")
 
@@ -74,7 +76,26 @@ class Options:
     shape: tuple[str, ...] = _option(
         (), "use this shape for an input (as in evort convert; repeatable)", metavar="INPUT=1,3,H,W"
     )
-    threads: int | None = _option(None, "threads to run the model with", metavar="N")
+    threads: int | None = _option(None, "threads to run and to measure the model with", metavar="N")
+    prefer: str = _option(
+        "speed",
+        "static: speed leaves layers in float that are measured to be slower in integers; size makes all integers, "
+        "without measuring",
+        choices=("speed", "size"),
+    )
+    profile: str = _option(
+        "", "a latency profile of the target (`evort profile MODEL --precisions -o FILE`), instead of measuring here: "
+        "the same profile gives the same file", metavar="FILE.json",
+    )  # fmt: skip
+    metric: str | None = _option(  # in Python also the function itself
+        None, "static, mixed: your own metric, a function in a Python file, which is run; more is better",
+        read=str, metavar="FILE.py:FUNCTION",
+    )  # fmt: skip
+    max_drop: str | None = _option(
+        None, "static, mixed: the most that may be lost: 0.5%% of the float model's metric, 0.005 in its unit; without "
+        "a metric of the outputs' root mean square, or 30dB; layers are undone until it holds",
+        read=str, metavar="DROP",
+    )  # fmt: skip
     verify: bool = _option(True, "run the result on calibration samples and report its signal-to-noise ratio")
     bits: int | None = _option(
         None, "of weights: dynamic 8 or 16 (default 8), weight-only 2, 3, 4, 8 or 16 (default 4)", metavar="N"
@@ -97,6 +118,10 @@ class Options:
                 setattr(self, f.name, tuple(value) if isinstance(value, list) else (value,))
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
+        if self.max_drop is not None:
+            Drop(self.max_drop)
+        elif self.metric is not None:
+            raise ValueError("a metric needs a limit to hold: give max_drop, such as 0.5%")
         if not 0 <= self.smooth_alpha <= 1:
             raise ValueError(f"smooth_alpha must be from 0 to 1, not {self.smooth_alpha}")
         if not 50 <= self.percentile <= 100:

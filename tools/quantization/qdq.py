@@ -11,7 +11,7 @@ quantization"), with the numbers that the integer operators will give up to the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,14 @@ from evort_tools.quantization.encodings import Encoding
 QUANTIZED = "/quantized"  # suffix of the integer tensor that stands for a tensor
 
 
-def insert(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, str]:
+def insert(graph: Graph, encodings: Mapping[str, Encoding], integer: Collection[str] | None = None) -> dict[str, str]:
     """Puts a QuantizeLinear/DequantizeLinear pair (for constants: integers and a DequantizeLinear) behind each tensor
     that has an encoding, in place. Returns {tensor: name of its integer tensor}.
 
     A tensor T keeps its name where it is computed; its readers get `T/dequantized`. A graph output keeps its name and
-    is the dequantized one. Raises KeyError for a name that the graph does not define, ValueError for one that is not
-    float32.
+    is the dequantized one. integer: the first outputs of the nodes that run in integers; all others go on reading
+    activations as they are in float (None: all nodes read what is left of them). Raises KeyError for a name that the
+    graph does not define, ValueError for one that is not float32.
     """
     names = names_of(graph)
     integers: dict[str, str] = {}
@@ -44,11 +45,12 @@ def insert(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, str]:
             raise ValueError(f"{name!r} is {tensor.dtype.name.lower()}; only float tensors are quantized")
         if tensor is not None and tensor.data is not None:
             at = _first_reader(graph, name)  # before its readers are given another name
-            nodes = _constant(graph, tensor, encoding, names)
+            nodes = _constant(graph, tensor, encoding, names, integer)
         elif name in written:
-            nodes, at = _activation(graph, name, encoding, names, graph.nodes[written[name]]), written[name] + 1
+            at = written[name] + 1
+            nodes = _activation(graph, name, encoding, names, graph.nodes[at - 1], integer)
         elif name in graph.inputs:
-            nodes, at = _activation(graph, name, encoding, names, None), 0
+            nodes, at = _activation(graph, name, encoding, names, None, integer), 0
         else:
             raise KeyError(f"the graph {graph.name!r} has no tensor {name!r}")
         integers[name] = nodes[-1].inputs[0]
@@ -62,15 +64,17 @@ def insert(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, str]:
     return integers
 
 
-def _activation(graph: Graph, name: str, encoding: Encoding, names: Names, writer: Node | None) -> list[Node]:
+def _activation(
+    graph: Graph, name: str, encoding: Encoding, names: Names, writer: Node | None, readers: Collection[str] | None
+) -> list[Node]:
     source, out = name, names.fresh(f"{name}/dequantized")
-    if name in graph.outputs:  # the name stays with the output
+    if name in graph.outputs and readers is None:  # the name stays with the output
         if writer is None:
             raise ValueError(f"{name!r} is both an input and an output of the graph: it stays as it is")
         source, out = names.fresh(f"{name}/float"), name
         writer.outputs = [source if o == name else o for o in writer.outputs]
     else:
-        _redirect(graph, name, out)
+        _redirect(graph, name, out, readers)
     integer = names.fresh(f"{name}{QUANTIZED}")
     operands = _parameters(graph, name, encoding, names)
     attrs = _attrs(encoding)
@@ -81,13 +85,15 @@ def _activation(graph: Graph, name: str, encoding: Encoding, names: Names, write
     ]
 
 
-def _constant(graph: Graph, tensor: Tensor, encoding: Encoding, names: Names) -> list[Node]:
+def _constant(
+    graph: Graph, tensor: Tensor, encoding: Encoding, names: Names, readers: Collection[str] | None
+) -> list[Node]:
     name = tensor.name
     integer, out = names.fresh(f"{name}{QUANTIZED}"), names.fresh(f"{name}/dequantized")
     data = encoding.quantize(tensor.data)
     graph.add(Tensor(integer, encoding.dtype, data.shape, data))
     operands = _parameters(graph, name, encoding, names)
-    _redirect(graph, name, out)
+    _redirect(graph, name, out, readers)
     return [Node("DequantizeLinear", [integer, *operands], [out], _attrs(encoding), name=f"{name}/DequantizeLinear")]
 
 
@@ -120,9 +126,11 @@ def _first_reader(graph: Graph, name: str) -> int:
     return len(graph.nodes)
 
 
-def _redirect(graph: Graph, old: str, new: str) -> None:
-    """Lets all nodes that read a tensor read another, those in nested graphs too."""
+def _redirect(graph: Graph, old: str, new: str, readers: Collection[str] | None) -> None:
+    """Lets all nodes that read a tensor read another, those in nested graphs too; or those of these first outputs."""
     for node in graph.nodes:
+        if readers is not None and node.outputs[0] not in readers:
+            continue
         if old in node.inputs:
             node.inputs = [new if n == old else n for n in node.inputs]
         for sub in node.subgraphs():

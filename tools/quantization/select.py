@@ -11,7 +11,8 @@ only float operators read is written in float by whoever computes it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -74,9 +75,23 @@ class Selection:
                     self.readers.setdefault(name, []).append(node)
         self._bad = frozenset(bad)
         self._excluded = self._match(exclude)
-        chosen = {id(n) for n in graph.nodes if n.op in PRODUCTS and not n.domain and self._product(n)}
+        self._floats: Mapping[str, str] = {}
+        self._choose({id(n) for n in graph.nodes if n.op in PRODUCTS and not n.domain and self._product(n)})
+
+    def without(self, floats: Mapping[str, str]) -> Selection:
+        """The same selection with more nodes in float: {first output: why, which `kept` says of products}. Light
+        operators and moves that integers then no longer reach go with them."""
+        new = copy.copy(self)
+        left = [n for n in self.nodes if n.outputs[0] in floats and n.op in PRODUCTS]
+        new.kept = {**self.kept, **{n.label(): floats[n.outputs[0]] for n in left}}
+        new._floats = {**self._floats, **floats}
+        new._choose({id(n) for n in self.nodes if n.op in PRODUCTS and n.outputs[0] not in floats})
+        return new
+
+    def _choose(self, chosen: set[int]) -> None:
+        """Fills in everything, from the products that run in integers."""
         self._add_light(chosen)
-        self.nodes = [n for n in graph.nodes if id(n) in chosen]
+        self.nodes = [n for n in self.graph.nodes if id(n) in chosen]
         self._chosen = chosen
         self.weights: dict[str, Node] = {}
         self.activations: dict[str, str] = {}
@@ -110,6 +125,8 @@ class Selection:
     def _barred(self, node: Node) -> bool:
         if id(node) in self._excluded:
             return not self._keep(node, "excluded")
+        if node.outputs[0] in self._floats:
+            return True
         bad = [n for n in (*node.inputs, *node.outputs) if n in self._bad]
         if bad:
             return not self._keep(node, f"{bad[0]!r} takes values that are NaN or infinite")

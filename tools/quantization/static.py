@@ -9,7 +9,7 @@ weights    symmetric per output channel, with room for the bias in units of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Settings:
 
     method: one of METHODS. activations: one of ACTIVATIONS. percentile: what the method of that name keeps, in %.
     exclude: names or patterns of what stays in float. per_channel: weights have a scale for each output channel.
-    threads: of the runs.
+    threads: of the runs. floats: more that stays in float, {first output of a node: why}.
     """
 
     method: str = "auto"
@@ -58,6 +58,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     per_channel: bool = True
     threads: int | None = None
+    floats: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, given, known in (
@@ -80,7 +81,8 @@ class Calibrated:
 
     encodings: of all tensors to be quantized, by name: activations (`written`) and weights. histograms: by the tensor
     that was observed. selection: what runs in integers, and what is kept in float and why. samples: how many were seen.
-    ratios: noise over signal of the model's outputs on trial samples, by method, where methods were compared.
+    ratios: noise over signal of the model's outputs on trial samples, by method, where methods were compared. plain:
+    the float model before helpers rounded its weights and corrected its biases, where one did.
     """
 
     encodings: dict[str, Encoding]
@@ -88,6 +90,7 @@ class Calibrated:
     selection: Selection
     samples: int
     ratios: dict[str, float] = field(default_factory=dict)
+    plain: Model | None = None
 
 
 def calibrate(
@@ -103,7 +106,7 @@ def calibrate(
     """
     progress = progress or (lambda what, count: lambda: None)
     shapes = shapes_of(model.graph)
-    selection = Selection(model.graph, shapes, settings.exclude)
+    selection = Selection(model.graph, shapes, settings.exclude).without(settings.floats)
     histograms: dict[str, Histogram] = {}
     samples = 0
     for _ in range(4):  # where values are not finite, what reads them stays in float, which others may depend on
@@ -116,10 +119,18 @@ def calibrate(
         bad = [name for name in wanted if histograms[name].nonfinite]
         if not bad:
             break
-        selection = Selection(model.graph, shapes, settings.exclude, {*bad, *selection._bad})
+        selection = Selection(model.graph, shapes, settings.exclude, {*bad, *selection._bad}).without(settings.floats)
     found = Calibrated({}, histograms, selection, samples)
     _choose(model, data, settings, found, progress)
     return found
+
+
+def restricted(found: Calibrated, floats: Mapping[str, str]) -> Calibrated:
+    """The same calibration with more nodes in float: {first output: why}; what is left keeps its encodings."""
+    old, new = found.selection, found.selection.without(floats)
+    encodings = {n: found.encodings.get(n) or found.encodings[old.activations[n]] for n in new.written()}
+    encodings |= {name: found.encodings[name] for name in new.weights}
+    return replace(found, encodings=encodings, selection=new)
 
 
 def _observed(selection: Selection) -> list[str]:

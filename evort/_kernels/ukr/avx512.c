@@ -5,13 +5,22 @@
 
 #define EV_ISA avx512
 #include <immintrin.h>
+#include <math.h>
 #include <string.h>
 
+#include "gemm_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
+    .mr = EV_MR,
+    .gemm_f32 = EV_FN(gemm_f32),
+    .gemm_f64 = EV_FN(gemm_f64),
+    .gemv_rows_f32 = EV_FN(gemv_rows_f32),
+    .gemv_rows_f64 = EV_FN(gemv_rows_f64),
+    .gemv_dot_f32 = EV_FN(gemv_dot_f32),
+    .gemv_dot_f64 = EV_FN(gemv_dot_f64),
     .sp_gather = EV_FN(sp_gather),
     .sp_tile_f32 = EV_FN(sp_tile_f32),
 };

@@ -1,16 +1,19 @@
 /* AVX-512 with VNNI (Cascade Lake, Ice Lake, Zen 4 and later): products of 8 and 16 bits summed in 32 bits by one
  * instruction, which does not saturate. The other rows are those of AVX-512. */
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
-#include "ukr.h"
-
-#define EV_ISA avx512vnni
 #include <immintrin.h>
 #include <string.h>
 
+#include "ukr.h"
+
+#define EV_ISA avx512vnni
+#include "qvnni_body.h"
 #include "sparse_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
+    .qc_tile = EV_FN(qc_tile),
+    .qc_plain = EV_FN(qc_plain),
     .sp_tile_s8 = EV_FN(sp_tile_s8),
     .sp_dot_s8 = EV_FN(sp_dot_s8),
 };

@@ -36,6 +36,7 @@
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
+    .mr = EV_MR,
 #define EV_UKERNEL(name, args) .name = EV_FN(name),
 #include "ukernels.inc"
 #undef EV_UKERNEL

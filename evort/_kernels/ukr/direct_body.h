@@ -120,8 +120,6 @@ static __attribute__((noinline)) void EV_FN(direct_part)(const ev_direct *d, con
     for (int64_t j = 0; j < l->n; j++) y[j] = r[j];
 }
 
-#define EV_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
-
 /* 2 * VW columns of mr output channels from i0 on. mr is a constant at each call. */
 static inline __attribute__((always_inline)) void EV_FN(direct_rows)(
     const ev_direct *d, const float *x, const EV_FN(lanes) *first, const EV_FN(lanes) *second, int64_t i0, const int mr)
@@ -210,7 +208,6 @@ static void EV_FN(direct_f32)(const ev_direct *d)
     }
 }
 
-#undef EV_EACH_ROW
 #undef V
 #undef VU
 #undef VI

@@ -2,35 +2,36 @@
  *
  *   C[m,n] := activation(beta * add + alpha * A[m,k] * B[k,n] + bias)
  *
- * A is read where it lies, element (i, p) at a[i*rsa + p*csa], or from panels of EV_MR rows; B comes in panels of
- * EV_NR columns (f32 16, f64 8, s8 16), packed by the driver, or is read where it lies when its rows are wide:
+ * A is read where it lies, element (i, p) at a[i*rsa + p*csa], or from panels of `mr` rows (a constant of the table of
+ * an instruction set, as the kernel likes it). B comes in panels of EV_NR columns (f32 16, f64 8; a kernel may take
+ * several panels at a time), packed by the driver, or is read where it lies when its rows are wide (b_step = NR):
  *
- *        B panel (ldb = NR)                A panel (rsa = 1, csa = MR, a_step = MR*k)
- *        p=0  b00 b01 ... b0,15            p=0  a00 a10 ... a50
- *        p=1  b10 b11 ... b1,15            p=1  a01 a11 ... a51
- *        ...  columns past n are 0         ...  rows past m are 0
+ *        B panels (ldb = NR, b_step = NR*k)   A panels (rsa = 1, csa = mr, a_step = mr*k)
+ *        p=0  b00 b01 ... b0,15               p=0  a00 a10 ... a50
+ *        p=1  b10 b11 ... b1,15               p=1  a01 a11 ... a51
+ *        ...  columns past n are 0            ...  rows past m are 0
  *
- * One call of a kernel does all m rows of one B panel, so that the panel stays in L1 while A streams past. Edges
- * (m not a multiple of MR, n < NR) are the kernel's business. Sums run over p in order with one accumulator for each
+ * A kernel does all m rows for a panel (or a few) of B before it goes on to the next, so that they stay in L1 while A
+ * streams past. Edges (m not a multiple of mr, n of NR) are the kernel's business. Sums run over p in order with one accumulator for each
  * element, so a result depends neither on the number of threads nor on where a tile lies. */
 #ifndef EV_GEMM_H
 #define EV_GEMM_H
 
 #include <stdint.h>
 
-#define EV_MR 6
 #define EV_NR_F32 16
 #define EV_NR_F64 8
-#define EV_NR_S8 16
+#define EV_MR_UNIT 12 /* a multiple of every table's mr: what the drivers cut rows by, whatever the instruction set */
 
-/* One B panel's worth of work. Pointers have the kernel's element type; strides count elements. */
+/* One product. Pointers have the kernel's element type; strides count elements. */
 typedef struct {
-    int64_t m, n, k;                /* n <= NR */
+    int64_t m, n, k;
     const void *a;
     int64_t rsa, csa;
-    int64_t a_step;                 /* from one group of MR rows to the next */
-    const void *b;                  /* row p at b + p*ldb, NR readable elements each */
+    int64_t a_step;                 /* from one group of mr rows to the next */
+    const void *b;                  /* row p of a panel at p*ldb, NR readable elements each */
     int64_t ldb;
+    int64_t b_step;                 /* from one panel to the next */
     void *c;
     int64_t ldc;
     const void *add;                /* NULL for zero; may be c itself */

@@ -1,18 +1,31 @@
 /* Matrix products: instances of gemm_tile.h, gemm_vector.h, gemm_pack.h and blas1.h for each float type. In them
  *   T             the element type           EV_TYPED(foo)  foo_f32__avx2 and the like
  *   V, VU         vector of VW elements, and the same for unaligned access
+ *   NR            columns of a panel          ABS            fabs
  *   VMAX, VMIN    (bound, x): x clamped, NaN where x is NaN
- *   MULADD        (acc, b, x): acc += b*x    ABS            fabs
- * See gemm.h for the contract.
- *
- * The integer product takes pairs of int16 (rows p and p+1 of B side by side) as its int32 elements, and one
- * instruction multiplies and adds a pair: exact for every operand, where the 8-bit form of that instruction would
- * saturate. */
-#if defined(__AVX2__)
+ *   PART, SET_PART  the first n elements at p as a vector, and back
+ * See gemm.h for the contract. */
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define EV_VECTOR_BYTES 64
+#elif defined(__AVX2__)
 #include <immintrin.h>
 #define EV_VECTOR_BYTES 32
 #else
 #define EV_VECTOR_BYTES 16
+#endif
+
+/* Rows of the tile of sums that lives in registers; how often the loop over k is unrolled. */
+#if defined(__AVX512F__)
+#define EV_UNROLL _Pragma("GCC unroll 2")
+#define EV_MR 12
+#define EV_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+#define EV_EACH_COUNT(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+#else
+#define EV_UNROLL _Pragma("GCC unroll 4")
+#define EV_MR 6
+#define EV_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define EV_EACH_COUNT(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #endif
 
 #define EV_VECTOR(type, name)                                                          \
@@ -23,7 +36,12 @@ EV_VECTOR(double, vf64)
 EV_VECTOR(int32_t, vi32)
 
 /* Clamps that keep NaN: the x86 instructions return their second operand where either is NaN. */
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+#define EV_MAX_F32(bound, x) _mm512_max_ps(bound, x)
+#define EV_MIN_F32(bound, x) _mm512_min_ps(bound, x)
+#define EV_MAX_F64(bound, x) _mm512_max_pd(bound, x)
+#define EV_MIN_F64(bound, x) _mm512_min_pd(bound, x)
+#elif defined(__AVX2__)
 #define EV_MAX_F32(bound, x) _mm256_max_ps(bound, x)
 #define EV_MIN_F32(bound, x) _mm256_min_ps(bound, x)
 #define EV_MAX_F64(bound, x) _mm256_max_pd(bound, x)
@@ -36,8 +54,40 @@ EV_VECTOR(int32_t, vi32)
 #define EV_MIN_F64 EV_MIN_F32
 #endif
 
+/* The first n lanes of a vector (0 <= n; more than VW are all), the others zero, from memory and to it. */
+#if defined(__AVX512F__)
+#define EV_LANES(n) ((n) >= 16 ? 0xffff : (1u << (n)) - 1)
+#define EV_PART_F32(p, n) _mm512_maskz_loadu_ps((__mmask16)EV_LANES(n), p)
+#define EV_SET_PART_F32(p, n, x) _mm512_mask_storeu_ps(p, (__mmask16)EV_LANES(n), x)
+#define EV_PART_F64(p, n) _mm512_maskz_loadu_pd((__mmask8)EV_LANES(n), p)
+#define EV_SET_PART_F64(p, n, x) _mm512_mask_storeu_pd(p, (__mmask8)EV_LANES(n), x)
+#else
+#define EV_PARTS(T, name)                                                                                           \
+    static __attribute__((noinline)) EV_FN(v##name) EV_FN(part_##name)(const T *p, int64_t n)                       \
+    {                                                                                                               \
+        EV_FN(v##name) x = {0};                                                                                     \
+        for (int i = 0; i < (int)(sizeof x / sizeof x[0]); i++)                                                     \
+            if (i < n) x[i] = p[i];                                                                                 \
+        return x;                                                                                                   \
+    }                                                                                                               \
+    static __attribute__((noinline)) void EV_FN(set_part_##name)(T *p, int64_t n, EV_FN(v##name) x)                 \
+    {                                                                                                               \
+        for (int i = 0; i < (int)(sizeof x / sizeof x[0]); i++)                                                     \
+            if (i < n) p[i] = x[i];                                                                                 \
+    }
+EV_PARTS(float, f32)
+EV_PARTS(double, f64)
+#undef EV_PARTS
+#define EV_PART_F32 EV_FN(part_f32)
+#define EV_SET_PART_F32 EV_FN(set_part_f32)
+#define EV_PART_F64 EV_FN(part_f64)
+#define EV_SET_PART_F64 EV_FN(set_part_f64)
+#endif
+
 /* x[2j]*y[2j] + x[2j+1]*y[2j+1] for int16 pairs held in int32 lanes. */
-#if defined(__AVX2__)
+#if defined(__AVX512BW__)
+#define EV_MADD_I16(x, y) ((EV_FN(vi32))_mm512_madd_epi16((__m512i)(x), (__m512i)(y)))
+#elif defined(__AVX2__)
 #define EV_MADD_I16(x, y) ((EV_FN(vi32))_mm256_madd_epi16((__m256i)(x), (__m256i)(y)))
 #elif defined(__SSE2__)
 #include <emmintrin.h>
@@ -45,11 +95,6 @@ EV_VECTOR(int32_t, vi32)
 #else
 #define EV_MADD_I16(x, y) (((x) << 16 >> 16) * ((y) << 16 >> 16) + ((x) >> 16) * ((y) >> 16))
 #endif
-
-#define EV_MULADD_FLOAT(acc, b, x) (acc) += (b) * (x)
-#define EV_MULADD_PAIRS(acc, b, x) (acc) += EV_MADD_I16(b, (x) - (EV_FN(vi32)){0})
-#define EV_MAX_I32(bound, x) ((void)(bound), (x)) /* integer results are not clamped */
-#define EV_MIN_I32 EV_MAX_I32
 
 #define EV_JOIN_(a, b) a##_##b
 #define EV_JOIN(a, b) EV_JOIN_(a, b)
@@ -60,9 +105,11 @@ EV_VECTOR(int32_t, vi32)
 #define V EV_FN(vf32)
 #define VU EV_FN(vf32u)
 #define VW (EV_VECTOR_BYTES / 4)
+#define NR EV_NR_F32
 #define VMAX EV_MAX_F32
 #define VMIN EV_MIN_F32
-#define MULADD EV_MULADD_FLOAT
+#define PART EV_PART_F32
+#define SET_PART EV_SET_PART_F32
 #define ABS fabsf
 #include "gemm_tile.h"
 #include "gemm_vector.h"
@@ -73,9 +120,11 @@ EV_VECTOR(int32_t, vi32)
 #undef V
 #undef VU
 #undef VW
+#undef NR
 #undef VMAX
 #undef VMIN
-#undef MULADD
+#undef PART
+#undef SET_PART
 #undef ABS
 
 #define T double
@@ -83,9 +132,11 @@ EV_VECTOR(int32_t, vi32)
 #define V EV_FN(vf64)
 #define VU EV_FN(vf64u)
 #define VW (EV_VECTOR_BYTES / 8)
+#define NR EV_NR_F64
 #define VMAX EV_MAX_F64
 #define VMIN EV_MIN_F64
-#define MULADD EV_MULADD_FLOAT
+#define PART EV_PART_F64
+#define SET_PART EV_SET_PART_F64
 #define ABS fabs
 #include "gemm_tile.h"
 #include "gemm_vector.h"
@@ -96,28 +147,9 @@ EV_VECTOR(int32_t, vi32)
 #undef V
 #undef VU
 #undef VW
+#undef NR
 #undef VMAX
 #undef VMIN
-#undef MULADD
+#undef PART
+#undef SET_PART
 #undef ABS
-
-typedef int32_t EV_FN(pair) __attribute__((may_alias)); /* two int16 */
-#define T EV_FN(pair)
-#define TYPE i16
-#define V EV_FN(vi32)
-#define VU EV_FN(vi32u)
-#define VW (EV_VECTOR_BYTES / 4)
-#define VMAX EV_MAX_I32
-#define VMIN EV_MIN_I32
-#define MULADD EV_MULADD_PAIRS
-#include "gemm_tile.h"
-#undef T
-#undef TYPE
-#undef V
-#undef VU
-#undef VW
-#undef VMAX
-#undef VMIN
-#undef MULADD
-
-#include "gemm_pairs.h"

@@ -1,7 +1,7 @@
 /* Packing into panels for one element type; gemm_body.h defines the macros.
  *
  * Element (j, p) at src[j*sj + p*sp], 0 <= j < n, 0 <= p < k, goes to panel j/width at [p*width + j%width]; the last
- * panel is filled up with zeros. Serves B (width NR) and A (width MR), row-major and transposed. */
+ * panel is filled up with zeros. Serves B (width NR) and A (width mr), row-major and transposed. */
 
 /* k rows of w contiguous elements; inlined with w constant, so that a row is a few vector moves. */
 static inline __attribute__((always_inline)) void EV_TYPED(pack_copy)(
@@ -35,13 +35,13 @@ static void EV_TYPED(pack)(int64_t width, int64_t n, int64_t k, int64_t sj, int6
     T *dst = to;
     int64_t j = 0;
     for (; j + width <= n; j += width, src += width * sj, dst += width * k) {
-        if (sj == 1 && width == 16) EV_TYPED(pack_copy)(16, k, sp, src, dst);
-        else if (sj == 1 && width == 8) EV_TYPED(pack_copy)(8, k, sp, src, dst);
-        else if (sj == 1 && width == 6) EV_TYPED(pack_copy)(6, k, sp, src, dst);
-        else if (sp == 1 && width == 16) EV_TYPED(pack_transpose)(16, k, sj, src, dst);
-        else if (sp == 1 && width == 8) EV_TYPED(pack_transpose)(8, k, sj, src, dst);
-        else if (sp == 1 && width == 6) EV_TYPED(pack_transpose)(6, k, sj, src, dst);
+#define EV_EACH_WIDTH(X) X(16) X(12) X(8) X(6)
+#define X(w)                                                                        \
+        if (sj == 1 && width == w) EV_TYPED(pack_copy)(w, k, sp, src, dst);         \
+        else if (sp == 1 && width == w) EV_TYPED(pack_transpose)(w, k, sj, src, dst); \
         else
+        EV_EACH_WIDTH(X)
+#undef X
             for (int64_t p = 0; p < k; p++)
                 for (int64_t i = 0; i < width; i++) dst[p * width + i] = src[i * sj + p * sp];
     }

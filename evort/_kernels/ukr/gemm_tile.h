@@ -1,121 +1,109 @@
 /* The matrix product micro-kernel for one element type; gemm_body.h defines the macros.
  *
- * MR x 2*VW accumulators live in registers: 12 of 16 with AVX2, 12 of 16 with SSE2 (which passes NR/(2*VW) times over
- * a panel). Rows are named variables, as GCC keeps arrays of vectors in memory. */
+ * EV_MR x 2*VW sums live in registers: 12 of 16 with AVX2 and with SSE2 (which passes NR/(2*VW) times over a panel), 24
+ * of 32 with AVX-512 (which takes two panels at a time). Rows are named variables, as GCC keeps arrays of vectors in
+ * memory. */
 
-#define EV_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
-
-/* How many of the 2*VW columns there are. NARROW tiles skip the second vector. */
+/* How many of the 2*VW columns there are: up to VW, fewer than 2*VW, all. Where masks cost nothing, all are PARTIAL. */
 #ifndef EV_TILE_WIDTHS
 #define EV_TILE_WIDTHS
-enum { NARROW, PARTIAL, WHOLE }; /* up to VW, fewer than 2*VW, all */
+enum { NARROW, PARTIAL, WHOLE };
+#if defined(__AVX512F__)
+#define EV_TILE_WIDTH(left, vw) ((left) > (vw) ? PARTIAL : NARROW)
+#else
+#define EV_TILE_WIDTH(left, vw) ((left) >= 2 * (vw) ? WHOLE : (left) > (vw) ? PARTIAL : NARROW)
 #endif
-
-/* Finishes a tile at the right edge: the same operations in the same order as for whole tiles, so that an element
- * does not depend on where tiles begin. */
-static __attribute__((noinline, noclone)) void EV_TYPED(gemm_edge)(const ev_tile *t, T (*acc)[2 * VW], int64_t i0,
-                                                                   int64_t j0, int mr)
-{
-    const T alpha = (T)t->alpha, beta = (T)t->beta, lo = (T)t->lo, hi = (T)t->hi;
-    const int64_t n = t->n - j0 < 2 * VW ? t->n - j0 : 2 * VW;
-    for (int i = 0; i < mr; i++) {
-        const T *add = t->add ? (const T *)t->add + (i0 + i) * t->ldadd + j0 : NULL;
-        T *c = (T *)t->c + (i0 + i) * t->ldc + j0;
-        for (int64_t j = 0; j < n; j++) {
-            T r = t->col_bias ? ((const T *)t->col_bias)[j0 + j] : 0;
-            if (t->row_bias) r += ((const T *)t->row_bias)[i0 + i];
-            if (add) r += add[j] * beta;
-            r += acc[i][j] * alpha;
-            r = r < lo ? lo : r;
-            c[j] = r > hi ? hi : r;
-        }
-    }
-}
+#endif
 
 /* mr and width are constants at each call, so every `if` below is resolved by the compiler. */
 static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
     const ev_tile *t, const T *a, const T *b, int64_t i0, int64_t j0, const int mr, const int width)
 {
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
-    const T *a3 = a + 3 * rsa;
+    const T *a3 = a + 3 * rsa, *a6 = a + 6 * rsa, *a9 = a + 9 * rsa; /* as x86 addresses reach three rows each */
+    const T *second = b + VW / NR * t->b_step + VW % NR;
 #define X(i) V p##i = {0}, q##i = {0};
     EV_EACH_ROW(X)
 #undef X
-#pragma GCC unroll 4
+    EV_UNROLL
     for (int64_t k = t->k; k > 0; k--) {
-        const V b0 = *(const VU *)b, b1 = width == NARROW ? (V){0} : *(const VU *)(b + VW);
-#define X(i)                                             \
-        if (mr > i) {                                    \
-            const T x = (i < 3 ? a : a3)[(i % 3) * rsa]; \
-            MULADD(p##i, b0, x);                         \
-            if (width != NARROW) MULADD(q##i, b1, x);    \
+        const V b0 = *(const VU *)b, b1 = width == NARROW ? (V){0} : *(const VU *)second;
+#define X(i)                                                                             \
+        if (mr > i) {                                                                    \
+            const T x = (i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : a9)[(i % 3) * rsa];       \
+            p##i += b0 * x;                                                              \
+            if (width != NARROW) q##i += b1 * x;                                         \
         }
         EV_EACH_ROW(X)
 #undef X
         a += csa;
         a3 += csa;
+        a6 += csa;
+        a9 += csa;
         b += ldb;
+        second += ldb;
     }
 
-    if (width != WHOLE) {
-        T acc[EV_MR][2 * VW];
-#define X(i) *(VU *)acc[i] = p##i, *(VU *)(acc[i] + VW) = q##i;
-        EV_EACH_ROW(X)
-#undef X
-        EV_TYPED(gemm_edge)(t, acc, i0, j0, mr);
-        return;
-    }
     const T alpha = (T)t->alpha, beta = (T)t->beta;
     const V lo = (T)t->lo - (V){0}, hi = (T)t->hi - (V){0};
     const T *row_bias = t->row_bias ? (const T *)t->row_bias + i0 : NULL;
     const T *col_bias = t->col_bias ? (const T *)t->col_bias + j0 : NULL;
     const T *add = t->add ? (const T *)t->add + i0 * t->ldadd + j0 : NULL;
     T *c = (T *)t->c + i0 * t->ldc + j0;
+    const int64_t n0 = t->n - j0, n1 = n0 - VW;
+#define LOAD(p, n) (width == WHOLE ? *(const VU *)(p) : PART(p, n))
     V s0 = {0}, s1 = {0};
     if (col_bias) {
-        s0 = *(const VU *)col_bias;
-        s1 = *(const VU *)(col_bias + VW);
+        s0 = LOAD(col_bias, n0);
+        if (width != NARROW) s1 = LOAD(col_bias + VW, n1);
     }
-#define X(i)                                                      \
-    if (mr > i) {                                                 \
-        V r0 = s0, r1 = s1;                                       \
-        if (row_bias) {                                           \
-            r0 += row_bias[i];                                    \
-            r1 += row_bias[i];                                    \
-        }                                                         \
-        if (add) {                                                \
-            r0 += *(const VU *)(add + i * t->ldadd) * beta;       \
-            r1 += *(const VU *)(add + i * t->ldadd + VW) * beta;  \
-        }                                                         \
-        r0 += p##i * alpha;                                       \
-        r1 += q##i * alpha;                                       \
-        *(VU *)(c + i * t->ldc) = VMIN(hi, VMAX(lo, r0));         \
-        *(VU *)(c + i * t->ldc + VW) = VMIN(hi, VMAX(lo, r1));    \
+#define X(i)                                                                       \
+    if (mr > i) {                                                                  \
+        V r0 = s0, r1 = s1;                                                        \
+        if (row_bias) {                                                            \
+            r0 += row_bias[i];                                                     \
+            r1 += row_bias[i];                                                     \
+        }                                                                          \
+        if (add) {                                                                 \
+            r0 += LOAD(add + i * t->ldadd, n0) * beta;                             \
+            if (width != NARROW) r1 += LOAD(add + i * t->ldadd + VW, n1) * beta;   \
+        }                                                                          \
+        r0 = VMIN(hi, VMAX(lo, r0 + p##i * alpha));                                \
+        r1 = VMIN(hi, VMAX(lo, r1 + q##i * alpha));                                \
+        if (width == WHOLE) {                                                      \
+            *(VU *)(c + i * t->ldc) = r0;                                          \
+            *(VU *)(c + i * t->ldc + VW) = r1;                                     \
+        } else {                                                                   \
+            SET_PART(c + i * t->ldc, n0, r0);                                      \
+            if (width != NARROW) SET_PART(c + i * t->ldc + VW, n1, r1);            \
+        }                                                                          \
     }
     EV_EACH_ROW(X)
 #undef X
+#undef LOAD
 }
 
 static void EV_TYPED(gemm)(const ev_tile *t)
 {
+    const int packed = t->a_step != EV_MR * t->rsa;
     for (int64_t j = 0; j < t->n; j += 2 * VW) {
-        const T *b = (const T *)t->b + j, *a = t->a;
-        const int width = t->n - j >= 2 * VW ? WHOLE : t->n - j > VW ? PARTIAL : NARROW;
-        int64_t i = 0;
-#define CALL(mr)                                                                       \
-        if (width == WHOLE) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE);                  \
-        else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL);         \
-        else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW)
-        for (; i + EV_MR <= t->m; i += EV_MR, a += t->a_step) { CALL(6); }
-        switch (t->m - i) {
-        case 1: CALL(1); break;
-        case 2: CALL(2); break;
-        case 3: CALL(3); break;
-        case 4: CALL(4); break;
-        case 5: CALL(5); break;
+        const T *b = (const T *)t->b + j / NR * t->b_step + j % NR, *a = t->a;
+        const int width = EV_TILE_WIDTH(t->n - j, VW);
+        int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr;
+        for (int64_t i = 0; i < t->m; i += mr, groups--) {
+            /* Rows that do not lie in panels go in even shares: 14 are 7 and 7. */
+            mr = !packed ? (t->m - i + groups - 1) / groups : t->m - i < EV_MR ? t->m - i : EV_MR;
+            switch (mr) {
+#define X(mr)                                                                       \
+            case mr:                                                                \
+                if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW);             \
+                else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL);     \
+                else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE);                             \
+                break;
+            EV_EACH_COUNT(X)
+#undef X
+            }
+            a += packed ? t->a_step : mr * t->rsa;
         }
-#undef CALL
     }
 }
-
-#undef EV_EACH_ROW

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #define EV_QC_MR 4    /* rows of W that a tile takes, at most, */
+#define EV_QC_PLAIN_MR 12 /* where they are used as they lie, */
 #define EV_QC_NR 16   /* and columns: positions of the output */
 #define EV_QC_STEP 16 /* rows of W are filled up with zeros to a multiple of this */
 #define EV_QD_LANES 32 /* positions of a step of the depthwise convolution */

@@ -125,15 +125,14 @@ static inline __attribute__((always_inline)) void EV_FN(qc_wide_rows)(
 #undef EACH
 }
 
-/* sum[i][0..16) = row i of W times the panel, m <= EV_QC_MR rows of k weights, lda apart; groups of s quads. With s = 1,
- * rows are of int16, from qc_widen; -1: the same, and only the first eight columns are wanted. */
-static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a_, int64_t lda, const uint8_t *b,
-                           const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
+/* m rows by one panel, of which n columns are wanted. */
+static void EV_FN(qc_panel)(int64_t m, int64_t n, int s, int64_t k, const void *a_, int64_t lda, const uint8_t *b,
+                            const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
 {
     const int8_t *a = a_;
 #define CALL(mr)                                                                                                  \
-    if (s == 1) EV_FN(qc_wide_rows)(k, (const int16_t *)a, lda, b, sum, ld, mr, 0);                               \
-    else if (s < 0) EV_FN(qc_wide_rows)(k, (const int16_t *)a, lda, b, sum, ld, mr, 1);                           \
+    if (s == 1 && n <= EV_QC_NR / 2) EV_FN(qc_wide_rows)(k, (const int16_t *)a, lda, b, sum, ld, mr, 1);          \
+    else if (s == 1) EV_FN(qc_wide_rows)(k, (const int16_t *)a, lda, b, sum, ld, mr, 0);                          \
     else if (s == 4) EV_FN(qc_rows)(4, k, a, lda, b, extra, extras, sum, ld, mr);                                 \
     else EV_FN(qc_rows)(2, k, a, lda, b, extra, extras, sum, ld, mr)
     switch (m) {
@@ -146,10 +145,10 @@ static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a_, int64_t 
 }
 #else
 /* Without vpmaddubsw: products and sums in 32 bits, nothing to take out. */
-static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
-                           const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
+static void EV_FN(qc_panel)(int64_t m, int64_t n, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
+                            const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
 {
-    (void)extra, (void)extras;
+    (void)n, (void)extra, (void)extras;
     for (int64_t i = 0; i < m; i++, sum += ld) {
         const int8_t *row = (const int8_t *)a + i * lda;
         const int16_t *wide = s > 1 ? NULL : (const int16_t *)a + i * lda;
@@ -187,6 +186,26 @@ static void EV_FN(qc_tile)(int64_t m, int s, int64_t k, const void *a, int64_t l
     }
 }
 #endif
+
+/* sum[i][j] = row i of W times column j of the panels, which are `step` bytes apart: m rows of k weights, lda apart, n
+ * columns, of which sums up to a multiple of EV_QC_NR are written. Rows are prepared for groups of s quads; with s = 1,
+ * they are of int16, from qc_widen. m <= EV_QC_MR; where rows are used as they lie, any. */
+static void EV_FN(qc_tile)(int64_t m, int64_t n, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
+                           int64_t step, const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
+{
+    for (; n > 0; n -= EV_QC_NR, b += step, sum += EV_QC_NR)
+        EV_FN(qc_panel)(m, n, s, k, a, lda, b, extra, extras, sum, ld);
+}
+
+/* Whether rows of W are used as they lie: nothing in a sum can overflow, whatever the weights. */
+static void EV_FN(qc_plain)(int *plain)
+{
+#if defined(__AVX2__)
+    *plain = 0;
+#else
+    *plain = 1;
+#endif
+}
 
 /* The same for int16: rows of W and panels in pairs, [k/2][16][2]; k is even and at most 510, so that 32 bits hold the
  * sums. */

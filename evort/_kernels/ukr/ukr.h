@@ -26,6 +26,7 @@
 
 typedef struct ev_ukr {
     const char *isa;
+    int64_t mr; /* rows that gemm_f32 and gemm_f64 take at a time: the width of packed panels of A */
 #define EV_UKERNEL(name, args) void (*name) args;
 #include "ukernels.inc"
 #undef EV_UKERNEL

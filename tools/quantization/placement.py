@@ -1,0 +1,214 @@
+"""Which layers are faster in integers, and which stay in float for being slower: int8 must never make a model slower.
+
+A layer alone does not tell: between two layers in float an integer one also quantizes what it reads, and what it gives
+is float32 again. So nodes and the tensors between them are assigned together, at the least sum of
+
+    node in float, node in integers           its time
+    integer node with a float operand         what quantizing that costs it
+    integer node that gives float32           what that costs it
+
+A tensor is stored as integers only where who writes it and all who read it are in integers. All terms are of two
+variables and none gains where these differ, so the best assignment is a minimum cut, found exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import replace
+
+from evort.graph import Model, Node
+from evort_tools.quantization import static
+from evort_tools.quantization.data import Calibration, open_calibration
+from evort_tools.quantization.integers import integer_model
+from evort_tools.quantization.latency import BESIDE, Profile, measure, ratio
+from evort_tools.quantization.select import MOVES, PRODUCTS, Selection, Z, operand
+from evort_tools.quantization.static import Settings
+
+# Integers are preferred, for being smaller, where they take at most this much longer; but not for the model as a whole.
+_TIE = 1.02
+_CONFIRM = 4  # times that what was chosen is measured as a whole
+# What a light operator spends on a side in float, in parts of its time, where that was not measured.
+_SIDE = 0.25
+# Light operators whose integer form reads nothing but integers.
+_INTEGERS_ONLY = MOVES | {"AveragePool", "GlobalAveragePool", "ReduceMean"}
+
+Key = Hashable
+
+
+class Costs:
+    """Microseconds of the nodes of a graph in float and in integers, and of what integers pay at sides in float.
+
+    selection: all that can run in integers. The sides of a node are those of its tensors that are stored as integers
+    when all of the selection is; what it pays at others is in its time already. factor: that integers take more than
+    was measured layer by layer.
+    """
+
+    def __init__(self, selection: Selection, profile: Profile, factor: float = 1.0):
+        self.selection = selection
+        self.profile = profile
+        self.factor = factor
+        self.stored = _stored(selection)
+        self._side: dict[str, float] = {}
+        for node in selection.nodes:
+            sides = [*self.reads(node), *(o for o in node.outputs if o in self.stored)]
+            whole = self.integer(node)
+            beside = factor * profile.of(node.outputs[0], BESIDE)
+            extra = max(0.0, beside - whole) if math.isfinite(beside) else _SIDE * whole * len(sides)
+            self._side[node.outputs[0]] = extra / len(sides) if sides and math.isfinite(extra) else 0.0
+
+    def real(self, node: Node) -> float:
+        """In float."""
+        return self.profile.of(node.outputs[0], "float32")
+
+    def integer(self, node: Node) -> float:
+        """In integers; infinite where there is no such kernel."""
+        return self.factor * self.profile.of(node.outputs[0], "int8")
+
+    def side(self, node: Node) -> float:
+        """What an integer node pays for an operand or a result in float."""
+        return self._side[node.outputs[0]]
+
+    def reads(self, node: Node) -> list[str]:
+        """The tensors that a node reads as integers when all are in integers; a residual costs no more in float."""
+        z = operand(node, Z) if node.op in PRODUCTS else ""
+        return [n for n in self.selection.data_inputs(node) if n in self.stored and n != z]
+
+    def total(self, selection: Selection) -> float:
+        """Microseconds of the model with the nodes of `selection`, a part of this one, in integers."""
+        stored = _stored(selection)
+        spent = 0.0
+        for node in selection.graph.nodes:
+            if not selection.integer(node):
+                spent += self.real(node)
+                continue
+            sides = [*self.reads(node), *(o for o in node.outputs if o in self.stored)]
+            spent += self.integer(node) + self.side(node) * sum(name not in stored for name in sides)
+        return spent
+
+
+def _stored(selection: Selection) -> set[str]:
+    """The tensors that are stored as integers: those whose writer and readers are all in integers."""
+    return {
+        name
+        for name in selection.activations
+        if name in selection.writer
+        and selection.integer(selection.writer[name])
+        and name not in selection.graph.outputs
+        and all(selection.integer(reader) for reader in selection.readers[name])
+    }
+
+
+def slower_in_integers(costs: Costs, floats: Mapping[str, str] | None = None) -> dict[str, str]:
+    """{first output of a node: why it stays in float}, so that the model takes the least time. Between equals, and
+    where the difference is in the noise of measuring, integers are taken. floats: what is in float for other reasons,
+    which are among the result."""
+    given = floats or {}
+    found = _float_nodes(costs, _TIE, given)
+    all_real = sum(costs.real(node) for node in costs.selection.graph.nodes)
+    if costs.total(costs.selection.without(dict.fromkeys(found, ""))) > all_real:
+        found = _float_nodes(costs, 1.0, given)
+    why = dict(given)
+    for node in costs.selection.nodes:
+        if node.outputs[0] in found and node.outputs[0] not in given:
+            real, integer = costs.real(node), costs.integer(node)
+            beside = "" if integer > real else ", and more beside layers in float"
+            times = f"{integer:.1f} µs in integers" if math.isfinite(integer) else "no integer kernel"
+            why[node.outputs[0]] = f"faster in float: {real:.1f} µs; {times}{beside}"
+    return why
+
+
+def decide(
+    model: Model,
+    data: Calibration,
+    settings: Settings,
+    profile: Profile | None,
+    progress: Callable[[str, int | None], Callable[[], None]],
+) -> tuple[Costs, dict[str, str]]:
+    """What the layers of a model cost, and {first output: why} of those that stay in float for speed.
+
+    Without a profile layers are measured here, on the first sample; and then the whole model, with what was chosen:
+    where that is slower than in float, more stays in float. Raises ValueError for another model's profile.
+    """
+    samples = data.head(1)
+    found = static.calibrate(model, open_calibration(samples, model.graph), replace(settings, method="minmax"))
+    if profile is not None:
+        profile.require(node.outputs[0] for node in model.graph.nodes)
+        costs = Costs(found.selection, profile)
+        return costs, slower_in_integers(costs)
+    costs = Costs(found.selection, measure(model, found, samples[0], settings.threads, progress=progress))
+    step = progress("measuring the whole model", None)
+    for _ in range(_CONFIRM):
+        floats = slower_in_integers(costs)
+        chosen = static.restricted(found, floats)
+        if not any(node.op in PRODUCTS for node in chosen.selection.nodes):
+            return costs, floats
+        took = ratio(model, integer_model(model, chosen)[0], samples[0], settings.threads)
+        step()
+        if took <= _TIE:
+            return costs, floats
+        costs = Costs(found.selection, costs.profile, costs.factor * took * _TIE)
+    return costs, {n.outputs[0]: "the whole model is faster in float" for n in found.selection.nodes}
+
+
+def _float_nodes(costs: Costs, tie: float, given: Mapping[str, str]) -> set[str]:
+    """The first outputs of the nodes on the float side of the minimum cut, those given among them; integers' times are
+    divided by `tie`."""
+    selection = costs.selection
+    cut = _Cut()
+    for node in selection.nodes:
+        name = node.outputs[0]
+        integer = math.inf if name in given else costs.integer(node) / tie
+        cut.edge("integer", ("node", name), costs.real(node))
+        cut.edge(("node", name), "float", integer)
+        if node.op not in PRODUCTS:  # a light operator follows integers
+            for source in selection.data_inputs(node):
+                writer = selection.writer.get(source)
+                if writer is not None and selection.integer(writer):
+                    cut.edge(("node", name), ("node", writer.outputs[0]), math.inf)
+        for source in costs.reads(node):
+            cut.edge(("node", name), ("tensor", source), math.inf if node.op in _INTEGERS_ONLY else costs.side(node))
+        for result in node.outputs:
+            if result in costs.stored:
+                cut.edge(("node", name), ("tensor", result), math.inf if node.op in MOVES else costs.side(node))
+                cut.edge(("tensor", result), ("node", name), math.inf)
+                for reader in selection.readers[result]:
+                    cut.edge(("tensor", result), ("node", reader.outputs[0]), math.inf)
+    kept = cut.reached("integer", "float")
+    return {node.outputs[0] for node in selection.nodes if ("node", node.outputs[0]) not in kept}
+
+
+class _Cut:
+    """A flow network; the minimum cut by shortest augmenting paths (Edmonds and Karp 1972)."""
+
+    def __init__(self) -> None:
+        self._room: dict[Key, dict[Key, float]] = {}
+
+    def edge(self, start: Key, end: Key, capacity: float) -> None:
+        """Adds capacity (infinite: never cut) from start to end."""
+        out = self._room.setdefault(start, {})
+        out[end] = out.get(end, 0.0) + capacity
+        self._room.setdefault(end, {}).setdefault(start, 0.0)
+
+    def reached(self, source: Key, sink: Key) -> set[Key]:
+        """The side of the source: all that it still reaches when the flow to the sink is largest."""
+        while True:
+            before: dict[Key, Key] = {source: source}
+            queue = deque([source])
+            while queue and sink not in before:
+                at = queue.popleft()
+                for end, room in self._room.get(at, {}).items():
+                    if room > 1e-9 and end not in before:
+                        before[end] = at
+                        queue.append(end)
+            if sink not in before:
+                return set(before)
+            path = [sink]
+            while path[-1] != source:
+                path.append(before[path[-1]])
+            steps: Iterable[tuple[Key, Key]] = list(zip(path[1:], path[:-1], strict=True))
+            flow = min(self._room[a][b] for a, b in steps)
+            for a, b in steps:
+                self._room[a][b] -= flow
+                self._room[b][a] += flow
