@@ -49,6 +49,11 @@ cdef inline double load_double(const Meta *m, int64_t at) noexcept nogil:
     return value
 
 
+cdef inline int alignment_of(uint64_t length) noexcept nogil:
+    """What the offset of a blob of so many bytes must be a multiple of: short ones may lie close together."""
+    return ALIGN if length >= 4096 else 8 if length >= 8 else 4
+
+
 cdef inline int claim(Meta *m, int64_t at, int64_t size, str field) except -1:
     """Checks that `size` bytes lie in the metadata, and takes them from the budget."""
     if at < 0 or size > m.length - at:

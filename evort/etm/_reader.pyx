@@ -89,6 +89,11 @@ def xxh64(data, seed: int = 0) -> int:
     return value
 
 
+def blob_alignment(length: int) -> int:
+    """What the offset of a blob of so many bytes must be a multiple of."""
+    return alignment_of(length)
+
+
 @cython.final
 cdef class Mapping:
     """A file mapped into memory, to be read. It stays mapped while anything uses its bytes.

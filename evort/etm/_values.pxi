@@ -186,9 +186,10 @@ cdef class _Values:
         cdef uint64_t offset = load64(m, at), length = load64(m, at + 8)
         cdef int64_t i, expected
         cdef int bits = _bits[dtype], any_bit = 0
-        if offset % ALIGN or offset > <uint64_t> self.weights.length:
-            fail(m, at, field, f"a blob at {offset} of {self.weights.length} bytes of weights (it must be at a "
-                               f"multiple of {ALIGN})")
+        cdef int align = alignment_of(length)
+        if offset % align or offset > <uint64_t> self.weights.length:
+            fail(m, at, field, f"a blob at {offset} of {self.weights.length} bytes of weights (one of {length} bytes "
+                               f"must be at a multiple of {align})")
         if length > <uint64_t> self.weights.length - offset:
             fail(m, at + 8, field, f"a blob of {length} bytes runs past the end of the weights")
         raw[0] = self.weights.base + offset

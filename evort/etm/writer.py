@@ -18,7 +18,7 @@ import numpy as np
 
 from evort.etm import read
 from evort.etm._generated import etm_generated as fb
-from evort.etm._reader import ALIGNMENT, IDENTIFIER, MAGIC, VERSION, parse, xxh64
+from evort.etm._reader import ALIGNMENT, IDENTIFIER, MAGIC, VERSION, blob_alignment, parse, xxh64
 from evort.graph import Attribute, Dim, Golden, Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops.base import find
 from evort.types import BITS, STORAGE, DType, dtype_of
@@ -75,16 +75,19 @@ def _round_up(n: int, to: int) -> int:
 
 def _parts(metadata: bytes, blobs: _Blobs) -> Iterator[bytes | memoryview]:
     """The file's bytes, in order."""
-    start = _round_up(HEADER.size + len(metadata), PAGE if blobs.length >= PAGE_WORTH else ALIGNMENT)
-    places = (HEADER.size, len(metadata), start, blobs.length, start + blobs.length)
+    offsets = blobs.places()
+    last = next(reversed(offsets), None)
+    length = 0 if last is None else offsets[last] + blobs.sizes[last]
+    start = _round_up(HEADER.size + len(metadata), PAGE if length >= PAGE_WORTH else ALIGNMENT)
+    places = (HEADER.size, len(metadata), start, length, start + length)
     header = HEADER.pack(MAGIC, *VERSION, 1, 0, 0, 0, *places, 0)[:-8]
     yield header + struct.pack("<Q", xxh64(metadata, xxh64(header)))
     yield metadata
     yield bytes(start - HEADER.size - len(metadata))
     end = 0
-    for offset, array, dtype in blobs.items:
+    for number, offset in offsets.items():
         yield bytes(offset - end)
-        data = _encode(array, dtype)
+        data = _encode(*blobs.arrays[number])
         yield data
         end = offset + len(data)
 
@@ -118,15 +121,16 @@ def _text(item: object) -> str:
 
 
 class _Blobs:
-    """The weight segment: where each array goes. Arrays of the same bytes share a place."""
+    """The weight segment: which arrays it holds, and where. Arrays of the same bytes share a place; short ones come
+    behind all others, where they need not be aligned as those are."""
 
     def __init__(self):
-        self.items: list[tuple[int, np.ndarray, DType]] = []
-        self.length = 0
-        self._known: dict[tuple[DType, int, int], tuple[int, np.ndarray]] = {}
+        self.arrays: list[tuple[np.ndarray, DType]] = []
+        self.sizes: list[int] = []
+        self._known: dict[tuple[DType, int, int], int] = {}
 
     def add(self, array: np.ndarray, dtype: DType, where: str) -> tuple[int, int, int]:
-        """Offset, length and checksum. Raises TypeError for an array that does not hold what `dtype` means."""
+        """Number, length and checksum. Raises TypeError for an array that does not hold what `dtype` means."""
         if array.dtype != STORAGE[dtype]:
             raise TypeError(f"{where}: {dtype.name.lower()} is held as {STORAGE[dtype]}, not {array.dtype}")
         if BITS.get(dtype, 8) < 8 and array.size:
@@ -137,13 +141,21 @@ class _Blobs:
         data = _encode(array, dtype)
         key = (dtype, len(data), xxh64(data))
         known = self._known.get(key)
-        if known is not None and _encode(known[1], dtype) == data:
-            return known[0], key[1], key[2]
-        offset = _round_up(self.length, ALIGNMENT)
-        self.items.append((offset, array, dtype))
-        self.length = offset + len(data)
-        self._known[key] = offset, array
-        return offset, key[1], key[2]
+        if known is not None and _encode(self.arrays[known][0], dtype) == data:
+            return known, key[1], key[2]
+        number = self._known[key] = len(self.arrays)
+        self.arrays.append((array, dtype))
+        self.sizes.append(len(data))
+        return number, key[1], key[2]
+
+    def places(self) -> dict[int, int]:
+        """{number: offset}, by ascending offset."""
+        found: dict[int, int] = {}
+        end = 0
+        for number in sorted(range(len(self.sizes)), key=lambda i: -blob_alignment(self.sizes[i])):
+            found[number] = _round_up(end, blob_alignment(self.sizes[number]))
+            end = found[number] + self.sizes[number]
+        return found
 
 
 class _Metadata:
@@ -153,6 +165,7 @@ class _Metadata:
         self.model = model
         self.blobs = blobs
         self.builder = flatbuffers.Builder(1 << 14)
+        self.blobs_at: list[tuple[int, int]] = []  # bytes from the end of the buffer, and the blob's number
         self.strings: dict[str, int] = {"": 0}
 
     def finish(self) -> bytes:
@@ -177,7 +190,11 @@ class _Metadata:
             Golden=golden,
         )
         builder.Finish(root, IDENTIFIER)
-        return bytes(builder.Output())
+        data = builder.Output()  # in which only the blobs' places are still open
+        offsets = self.blobs.places()
+        for at, number in self.blobs_at:
+            struct.pack_into("<Q", data, len(data) - at, offsets[number])
+        return bytes(data)
 
     def _bounds(self, name: str, low: int, high: int) -> int:
         return self._table("Symbol", Name=self._name(name), Min=low, Max=high)
@@ -243,8 +260,14 @@ class _Metadata:
         return self._numbers(dims, np.int64, keep_empty=True)
 
     def _blob(self, array: np.ndarray, dtype: DType, where: str) -> object:
-        place = self.blobs.add(array, dtype, where)
-        return lambda: fb.CreateBlob(self.builder, *place)
+        number, length, checksum = self.blobs.add(array, dtype, where)
+
+        def make() -> int:
+            offset = fb.CreateBlob(self.builder, 0, length, checksum)
+            self.blobs_at.append((self.builder.Offset(), number))
+            return offset
+
+        return make
 
     def _array(self, array: np.ndarray, where: str, dtype: DType | None = None) -> int:
         dtype = dtype_of(array) if dtype is None else dtype

@@ -245,11 +245,16 @@ class Places(writer._Blobs):
 
     def __init__(self, places: list[tuple[int, int]], weights: bytes):
         super().__init__()
-        self.places, self.weights = iter(places), weights
+        self.wanted, self.weights = places, weights
+        self.count = 0
 
     def add(self, array: np.ndarray, dtype: DType, where: str) -> tuple[int, int, int]:
-        offset, length = next(self.places)
-        return offset, length, etm._reader.xxh64(self.weights[offset : offset + length])
+        number, self.count = self.count, self.count + 1
+        offset, length = self.wanted[number]
+        return number, length, etm._reader.xxh64(self.weights[offset : offset + length])
+
+    def places(self) -> dict[int, int]:
+        return {number: offset for number, (offset, _) in enumerate(self.wanted)}
 
 
 def with_places(tensors: list[Tensor], places: list[tuple[int, int]], weights: bytes) -> bytes:
@@ -271,7 +276,8 @@ def shaped(name: str, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         ((16,), DType.FLOAT, (0, 2**64 - 1), "a blob of 18446744073709551615 bytes runs past"),
         ((16,), DType.FLOAT, (128, 64), "a blob of 64 bytes runs past"),
         ((16,), DType.FLOAT, (192, 0), "a blob at 192 of 128 bytes"),
-        ((16,), DType.FLOAT, (4, 64), "a blob at 4 of 128 bytes of weights .it must be at a multiple of 64"),
+        ((16,), DType.FLOAT, (4, 64), "a blob at 4 of 128 bytes of weights .one of 64 bytes must be at a m"),
+        ((1,), DType.FLOAT, (2, 4), "a blob at 2 of 128 bytes of weights .one of 4 bytes must be at a multiple of 4"),
         ((16,), DType.FLOAT, (0, 60), r"float\[16\] takes 64 bytes, not 60"),
         ((15,), DType.FLOAT, (0, 64), r"float\[15\] takes 60 bytes, not 64"),
         ((15,), DType.INT4, (0, 7), r"int4\[15\] takes 8 bytes, not 7"),
@@ -284,6 +290,15 @@ def shaped(name: str, dtype: DType, shape: tuple[int, ...]) -> Tensor:
 def test_places_and_sizes_of_constants(shape, dtype, place, message):
     data = with_places([shaped("w", dtype, shape)], [place], bytes(128))
     refuses(data, f"Tensor.data: .*{message}|Tensor.data: {message}", 1 << 20)
+
+
+@pytest.mark.parametrize(("size", "offset", "good"), [(4095, 8, True), (4096, 8, False), (4096, 64, True)])
+def test_long_blobs_are_aligned_to_64(size, offset, good):
+    data = with_places([shaped("w", DType.UINT8, (size,))], [(offset, size)], bytes(8192))
+    if good:
+        assert etm.read(data, operators=False).model.graph.tensors["w"].data.size == size
+    else:
+        refuses(data, "Tensor.data: .*one of 4096 bytes must be at a multiple of 64", 1 << 20)
 
 
 def test_element_counts_that_overflow():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import evort
 from evort import etm
 from evort.errors import EtmFormatError, EvortError, ShapeError, UnsupportedError
-from evort.etm._reader import LIMITS, xxh64
+from evort.etm._reader import LIMITS, blob_alignment, xxh64
 from evort.graph import Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops.base import check_arity, complete_attrs, find
 from evort.types import STORAGE, DType
@@ -50,7 +50,7 @@ def test_constants_lie_in_the_map(tmp_path):
     for tensor in file.model.graph.tensors.values():
         if tensor.data is not None:
             assert not tensor.data.flags.owndata and not tensor.data.flags.writeable
-            assert tensor.data.__array_interface__["data"][0] % 64 == 0
+            assert tensor.data.__array_interface__["data"][0] % blob_alignment(tensor.data.nbytes) == 0
             with pytest.raises(ValueError, match="read-only"):
                 tensor.data[...] = 0
 

@@ -116,7 +116,6 @@ class Importer:
         found = {p.key: p.value for p in proto.metadata_props}
         imports = ", ".join(f"{o.domain or 'ai.onnx'} {o.version}" for o in proto.opset_import)
         known = {
-            "onnx.ir_version": str(proto.ir_version),
             "onnx.opset_import": imports,
             "onnx.domain": proto.domain,
             "onnx.model_version": str(proto.model_version) if proto.model_version else "",

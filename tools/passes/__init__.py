@@ -40,11 +40,12 @@ ORDER = (
     "affines",
     "epilogues",
     "integers",
+    "attributes",
     "duplicates",
 )
-# These hide patterns from the others, so they wait until the others are done; those on integers to the very end.
+# These hide patterns from the others, so they wait until the others are done; those on integers, and what shortens the file, to the very end.
 FUSING = ("residuals", "affines", "epilogues")
-LAST = ("integers",)
+LAST = ("integers", "attributes")
 MAX_ROUNDS = 24
 
 Run = Callable[[Graph, Context], int]

@@ -96,7 +96,7 @@ def _product(
         z = [residual, "", ""] if other is None or other.axis is not None or other.dtype not in BYTES else triple(other)
     w = operands[1]
     if not w.zeros(ed).any():  # one zero for all channels is enough, and all weights can share it
-        w.zero = ed.constant(np.zeros((), STORAGE[w.dtype]), f"{node.outputs[0]}/zero_point", w.dtype)
+        w.zero = ed.constant(np.zeros((), STORAGE[w.dtype]), f"{node.outputs[0]}/zero", w.dtype)
     return [*triple(operands[0]), *triple(w), *out, bias, *z]
 
 

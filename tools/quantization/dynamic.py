@@ -28,7 +28,7 @@ from evort.types import DType
 from evort_tools.quantization.weighted import Layer, node_like, rewrite
 from evort_tools.quantization.weights import WeightOptions, replaced, round_to_nearest, snr
 
-MIN_CHANNELS = 16
+MIN_CHANNELS = 8
 _GATES = {"LSTM": (4, 8, ["sigmoid", "tanh", "tanh"]), "GRU": (3, 6, ["sigmoid", "tanh"])}
 
 

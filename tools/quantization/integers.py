@@ -12,7 +12,7 @@ from evort.graph import Graph, Model, Node
 from evort_tools.passes import graphs_of, lower
 from evort_tools.passes.integer_sides import READS, WRITES
 from evort_tools.quantization import static
-from evort_tools.quantization.qdq import copy_model, insert
+from evort_tools.quantization.qdq import copy_model, insert, name_constants
 from evort_tools.quantization.select import MOVES, PRODUCTS
 from evort_tools.quantization.static import Calibrated
 
@@ -38,6 +38,7 @@ def integer_model(real: Model, found: Calibrated) -> tuple[Model, Calibrated]:
         left = [node for node in casts(model.graph) if node.outputs[0] not in own]
         stuck = _stuck(model.graph, left, found)
         if not stuck:
+            name_constants(model.graph)
             return model, found
         found = static.restricted(found, dict.fromkeys(stuck, WHY))
 

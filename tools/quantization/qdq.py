@@ -150,6 +150,21 @@ def _drop_unread(graph: Graph, encodings: Mapping[str, Encoding]) -> None:
             del graph.tensors[name]
 
 
+def name_constants(graph: Graph) -> None:
+    """Gives integers that stand for a constant that is there no more its name, in place."""
+    taken = set(names_of(graph).taken)
+    shorter: dict[str, str] = {}
+    for name, tensor in graph.tensors.items():
+        plain = name.removesuffix(QUANTIZED)
+        if tensor.data is not None and plain != name and plain not in taken and name not in graph.outputs:
+            shorter[name] = plain
+    for tensor in [graph.tensors.pop(name) for name in shorter]:
+        tensor.name = shorter[tensor.name]
+        graph.add(tensor)
+    for old, new in shorter.items():
+        _redirect(graph, old, new)
+
+
 def copy_model(model: Model) -> Model:
     """A copy of a model whose graph can be changed; constants' data is shared. Golden data is left out,
     since a changed model would not give it."""
