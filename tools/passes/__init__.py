@@ -43,7 +43,8 @@ ORDER = (
     "attributes",
     "duplicates",
 )
-# These hide patterns from the others, so they wait until the others are done; those on integers, and what shortens the file, to the very end.
+# These hide patterns from the others, so they wait until the others are done; those on integers, and what shortens the
+# file, to the very end.
 FUSING = ("residuals", "affines", "epilogues")
 LAST = ("integers", "attributes")
 MAX_ROUNDS = 24

@@ -1,7 +1,7 @@
 """Drops attributes that go without saying.
 
-They are an operator's defaults, a kernel_shape that constant weights tell, and a Relu whose integers cannot be negative.
-The file is smaller without them, and a quantized one is held to a fraction of the float one's size.
+They are an operator's defaults, a kernel_shape that constant weights tell, and a Relu whose integers cannot be
+negative. The file is smaller without them, and a quantized one is held to a fraction of the float one's size.
 """
 
 from __future__ import annotations
