@@ -161,8 +161,11 @@ def name_constants(graph: Graph) -> None:
     for tensor in [graph.tensors.pop(name) for name in shorter]:
         tensor.name = shorter[tensor.name]
         graph.add(tensor)
-    for old, new in shorter.items():
-        _redirect(graph, old, new)
+    for node in graph.nodes:
+        node.inputs = [shorter.get(name, name) for name in node.inputs]
+        for sub in node.subgraphs():
+            for old, new in shorter.items():
+                rename_free(sub, old, new)
 
 
 def copy_model(model: Model) -> Model:
