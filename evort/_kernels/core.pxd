@@ -198,6 +198,11 @@ cdef extern from "qconv.h" nogil:
 cdef extern from "sparse.h" nogil:
     int EV_SP_MR, EV_SP_NR
 
+cdef extern from "train.h" nogil:
+    ctypedef struct ev_adam:
+        float lr, beta1, beta2, rest1, rest2, unbias1, unbias2, epsilon, decay, scale
+        int32_t decoupled
+
 cdef extern from "ukr.h" nogil:
     int64_t ev_item_size(int32_t dtype)
     ctypedef void (*ev_binary)(int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
@@ -419,6 +424,19 @@ cdef extern from "ukr.h" nogil:
                           int32_t *sums, int64_t inc) noexcept nogil
         void (*qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
                           int32_t *sums) noexcept nogil
+        void (*activation_grad_f32)(int op, int64_t n, const float *dy, const float *v, float a, float b,
+                                    float *dx) noexcept nogil
+        void (*inner_products_f32)(int64_t m, int64_t taps, int64_t count, int64_t n, const float *a, int64_t lda,
+                                   int64_t sa, const float *b, const int64_t *offset, int64_t sb, float *c,
+                                   int64_t ldc) noexcept nogil
+        void (*max_pool_grad_2x2_f32)(int64_t n, const float *x0, const float *x1, const float *dy, float *dx0,
+                                      float *dx1) noexcept nogil
+        void (*combine_f32)(int64_t n, float a, const float *x, float b, const float *y, float c,
+                            float *z) noexcept nogil
+        void (*momentum_f32)(int64_t n, int nesterov, float lr, float momentum, float decay, float scale,
+                             const float *w, const float *g, const float *v, float *w_new, float *v_new) noexcept nogil
+        void (*adam_f32)(int64_t n, const ev_adam *p, const float *w, const float *g, const float *m, const float *v,
+                         float *w_new, float *m_new, float *v_new) noexcept nogil
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil

@@ -149,5 +149,29 @@ cdef int draw_numbers(const ev_call *c) noexcept nogil:
     return EV_BAD_ARGUMENT if draw.refused else EV_OK
 
 
+cdef void dropout_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef const Draw *draw = <const Draw *> ctx
+    cdef const float *x = <const float *> draw.call.in_[0].data
+    cdef float *y = <float *> draw.call.out[0].data
+    cdef double ratio = draw.call.reals[0]
+    cdef float factor = <float> (1.0 / (1.0 - ratio))
+    cdef int64_t size = draw.call.out[0].size, block, i
+    cdef uint32_t w[4]
+    for block in range(begin, end):
+        philox(block, draw.stream, draw.key, w)
+        for i in range(4 * block, min(4 * block + 4, size)):
+            y[i] = x[i] * (factor if unit(w[i & 3]) >= ratio else 0)
+
+
+cdef int dropout_f32(const ev_call *c) noexcept nogil:
+    """in: X, step (int64); out: Y. ints: (seed,); reals: (ratio,)."""
+    cdef Draw draw
+    draw.call, draw.key, draw.stream = c, <uint64_t> c.ints[0], <uint64_t> (<int64_t *> c.in_[1].data)[0]
+    draw.refused = 0
+    parallel_for(dropout_chunk, &draw, (c.out[0].size + 3) // 4, GRAIN, c.threads)
+    return EV_OK
+
+
 DRIVERS = {}
 register(DRIVERS, "draw", draw_numbers)
+register(DRIVERS, "dropout_f32", dropout_f32)

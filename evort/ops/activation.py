@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evort.ops.base import Attr, Call
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 
 class Activation:
@@ -20,14 +24,24 @@ class Activation:
 
     id: its number in the kernels. params: the defaults of `activation_alpha` and `activation_beta`, as many as it has.
     reference: f(x, alpha, beta) in NumPy, float in and out, of the same dtype; for PRelu alpha is the slope.
+    slope: its derivative, likewise: a function of f(x) where `of_output`, so that x need not be kept; else of x.
     """
 
-    __slots__ = ("id", "params", "reference")
+    __slots__ = ("id", "of_output", "params", "reference", "slope")
 
-    def __init__(self, id: int, params: tuple[float, ...], reference: Callable[..., np.ndarray]):
+    def __init__(
+        self,
+        id: int,
+        params: tuple[float, ...],
+        reference: Callable[..., np.ndarray],
+        slope: Callable[..., np.ndarray] | None = None,
+        of_output: bool = False,
+    ):
         self.id = id
         self.params = params
         self.reference = reference
+        self.slope = slope
+        self.of_output = of_output
 
 
 def erf(x: np.ndarray) -> np.ndarray:
@@ -53,24 +67,62 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-# np.maximum and np.minimum hand NaN on, as ONNX's reference does.
+def _normal(x: np.ndarray) -> np.ndarray:
+    """The density of the standard normal distribution."""
+    return np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+
+
+def _gelu_tanh_slope(x: np.ndarray) -> np.ndarray:
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x))
+
+
+def _mish_slope(x: np.ndarray) -> np.ndarray:
+    t = np.tanh(softplus(x))
+    return t + x * sigmoid(x) * (1 - t * t)
+
+
+def _swish_slope(x: np.ndarray, a: float) -> np.ndarray:
+    s = sigmoid(a * x)
+    return s + a * x * s * (1 - s)
+
+
+# np.maximum and np.minimum hand NaN on, as ONNX's reference does. At a kink, the slope is that of the left side (Relu's
+# and Clip's is 0 there).
 ACTIVATIONS: dict[str, Activation] = {
-    "Relu": Activation(1, (), lambda x, a, b: np.maximum(x, 0)),
-    "Clip": Activation(2, (-math.inf, math.inf), lambda x, a, b: np.minimum(np.maximum(x, a), b)),
-    "LeakyRelu": Activation(3, (0.01,), lambda x, a, b: np.where(x < 0, a * x, x)),
-    "Sigmoid": Activation(4, (), lambda x, a, b: sigmoid(x)),
-    "Tanh": Activation(5, (), lambda x, a, b: np.tanh(x)),
-    "HardSigmoid": Activation(6, (0.2, 0.5), lambda x, a, b: np.clip(a * x + b, 0, 1)),
-    "HardSwish": Activation(7, (), lambda x, a, b: x * np.clip(x / 6 + 0.5, 0, 1)),
-    "Swish": Activation(8, (1.0,), lambda x, a, b: x * sigmoid(a * x)),
-    "Gelu": Activation(9, (), lambda x, a, b: 0.5 * x * (1 + erf(x * math.sqrt(0.5)))),
-    "GeluTanh": Activation(10, (), lambda x, a, b: gelu_tanh(x)),
+    "Relu": Activation(1, (), lambda x, a, b: np.maximum(x, 0), lambda y, a, b: y > 0, True),
+    "Clip": Activation(
+        2, (-math.inf, math.inf), lambda x, a, b: np.minimum(np.maximum(x, a), b),
+        lambda y, a, b: (y > a) & (y < b), True,
+    ),
+    "LeakyRelu": Activation(
+        3, (0.01,), lambda x, a, b: np.where(x < 0, a * x, x), lambda x, a, b: np.where(x < 0, a, 1.0)
+    ),
+    "Sigmoid": Activation(4, (), lambda x, a, b: sigmoid(x), lambda y, a, b: y * (1 - y), True),
+    "Tanh": Activation(5, (), lambda x, a, b: np.tanh(x), lambda y, a, b: 1 - y * y, True),
+    "HardSigmoid": Activation(
+        6, (0.2, 0.5), lambda x, a, b: np.clip(a * x + b, 0, 1),
+        lambda y, a, b: np.where((y > 0) & (y < 1), a, 0.0), True,
+    ),
+    "HardSwish": Activation(
+        7, (), lambda x, a, b: x * np.clip(x / 6 + 0.5, 0, 1),
+        lambda x, a, b: np.where(x <= -3, 0.0, np.where(x < 3, x / 3 + 0.5, 1.0)),
+    ),
+    "Swish": Activation(8, (1.0,), lambda x, a, b: x * sigmoid(a * x), lambda x, a, b: _swish_slope(x, a)),
+    "Gelu": Activation(
+        9, (), lambda x, a, b: 0.5 * x * (1 + erf(x * math.sqrt(0.5))),
+        lambda x, a, b: 0.5 * (1 + erf(x * math.sqrt(0.5))) + x * _normal(x),
+    ),
+    "GeluTanh": Activation(10, (), lambda x, a, b: gelu_tanh(x), lambda x, a, b: _gelu_tanh_slope(x)),
     # One slope for each row of the product (channel of a convolution), as an extra input: not for Add, Mul, ...
     "PRelu": Activation(11, (), lambda x, slope, b: np.where(x < 0, slope * x, x)),
-    "Softplus": Activation(12, (), lambda x, a, b: softplus(x)),
-    "Elu": Activation(13, (1.0,), lambda x, a, b: np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x)),
-    "Mish": Activation(14, (), lambda x, a, b: x * np.tanh(softplus(x))),
-}
+    "Softplus": Activation(12, (), lambda x, a, b: softplus(x), lambda x, a, b: sigmoid(x)),
+    "Elu": Activation(
+        13, (1.0,), lambda x, a, b: np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x),
+        lambda x, a, b: np.where(x < 0, a * np.exp(np.minimum(x, 0)), 1.0),
+    ),
+    "Mish": Activation(14, (), lambda x, a, b: x * np.tanh(softplus(x)), lambda x, a, b: _mish_slope(x)),
+}  # fmt: skip
 
 
 def activation_attrs() -> dict[str, Attr]:
@@ -112,6 +164,13 @@ def activation_ints_reals(c: Call) -> tuple[tuple[int], tuple[float, float]]:
     """What a driver gets: ((number,), (alpha, beta)); number 0 for none. Raises as `activation_params` does."""
     name = c["activation"]
     return (ACTIVATIONS[name].id if name else 0,), activation_params(c)
+
+
+def activation_gradient(g: Gradients, name: str, alpha: float, beta: float, x: str, y: str, dy: str) -> str:
+    """The gradient in front of an activation y = f(x); of the two only that is read which the slope is a function
+    of."""
+    attrs = {"function": name, "alpha": float(alpha), "beta": float(beta)}
+    return g.emit("ActivationGrad", [dy, y if ACTIVATIONS[name].of_output else x], attrs, "evort")
 
 
 def apply_reference(c: Call, y: np.ndarray, slope: np.ndarray | None = None) -> np.ndarray:

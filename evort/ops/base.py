@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from evort._records import REQUIRED, Call, Kernel, NeedsValue
 from evort.errors import ShapeError, UnsupportedError
 from evort.graph import Graph, Node
 from evort.types import ANY, STORAGE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 
 class DataDependent(Exception):
@@ -62,6 +65,7 @@ class Op:
       and item size (element i of the output depends on no other element of that input than i).
     unread: optional inputs that change nothing, so that the converter need not compute them.
     deterministic: false for random operators (never folded, never merged).
+    untrained: indices of float inputs that are no parameters to train (statistics, bounds, scales).
     """
 
     name: ClassVar[str]
@@ -76,6 +80,7 @@ class Op:
     inplace: ClassVar[tuple[tuple[int, int], ...]] = ()
     unread: ClassVar[frozenset[str]] = frozenset()
     deterministic: ClassVar[bool] = True
+    untrained: ClassVar[tuple[int, ...]] = ()
     # The reference gets bfloat16, float8 and float4 operands as their bits. Where false, they are widened to float32
     # before and rounded after.
     raw_bits: ClassVar[bool] = False
@@ -111,6 +116,20 @@ class Op:
     def expand(self, c: Call) -> Graph | None:
         """A graph that replaces the node at planning time: its inputs are the node's inputs, its outputs the node's.
         (If, when its condition is known.) None to keep the node."""
+        return None
+
+    def gradient(self, g: Gradients, c: Call, *dys: str | None) -> Sequence[str | None]:
+        """The gradient rule, for training: emits ordinary operators and returns the gradient of each input, by name;
+        None where there is none (an index, an axis) or where the loss does not depend on it.
+
+        g: what operators are emitted with, see evort.ops.gradients. c: the node, with `outs` filled in. dys: the
+        gradients of the outputs, None for those that nothing uses. Raises UnsupportedError where there is no rule.
+        """
+        raise UnsupportedError(f"{c.node.label()}: {self.name} has no gradient")
+
+    def lower(self, g: Gradients, c: Call) -> Sequence[str] | None:
+        """For training: the outputs by simpler operators, whose gradients are known (LSTM, Attention), by name; None
+        to keep the node."""
         return None
 
     def macs(self, c: Call) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from evort.ops.activation import activation_attrs, activation_ints_reals, activa
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, register
 from evort.ops.broadcast import MAX_OPERANDS, broadcast, loops
 from evort.types import ANY, BITS, FLOATS, INTS, NUMERIC, STORAGE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _BOOL = frozenset({DType.BOOL})
 _TENSORS = ANY - {DType.SEQUENCE, DType.OPTIONAL}
@@ -142,6 +146,16 @@ class _Arithmetic(Binary):
         (number,), reals = activation_ints_reals(c)
         return nary_kernel(c, (self.operation,), activation=(number, reals))
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        a, b = c.node.inputs
+        if self.operation in ("Add", "Sub"):
+            found = (lambda: dy), (lambda: g.neg(dy) if self.operation == "Sub" else dy)
+        elif self.operation == "Mul":
+            found = (lambda: g.mul(dy, b)), (lambda: g.mul(dy, a))
+        else:
+            found = (lambda: g.div(dy, b)), (lambda: g.neg(g.mul(dy, g.div(g.div(a, b), b))))
+        return [g.reduced_to(rule(), c.ins[i].shape) if g.wants(i) else None for i, rule in enumerate(found)]
+
 
 class _Division(_Arithmetic):
     """C = A / B; of integers truncated toward zero. Integer division by zero is an ExecutionError."""
@@ -218,6 +232,20 @@ class Pow(Op):
         x, y = c.ins
         return nary_kernel(c, ("Pow",)) if x.dtype == y.dtype else None
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x, y = c.node.inputs
+        y = g.cast(y, c.ins[0].dtype)
+        dx = dp = None
+        if g.wants(0):
+            dx = g.mul(dy, g.mul(y, g.emit("Pow", [x, g.sub(y, g.scalar(1, x))])))
+            dx = g.reduced_to(dx, c.ins[0].shape)
+        if g.wants(1):  # where x is 0, the power is 0 whatever its exponent
+            power = c.node.outputs[0]
+            zero = g.emit("Equal", [x, g.scalar(0, x)])
+            log = g.emit("Log", [g.emit("Where", [zero, g.scalar(1, x), x])])
+            dp = g.reduced_to(g.mul(dy, g.mul(power, log)), c.ins[1].shape)
+        return [dx, dp]
+
 
 def _to_int(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     from evort.ops.lowp import truncate
@@ -250,6 +278,13 @@ class PRelu(Op):
     def bind(self, c: Call) -> Kernel | None:
         return nary_kernel(c, ("PRelu",))
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x, slope = c.node.inputs
+        negative = g.emit("Less", [x, g.scalar(0, x)])
+        dx = g.mul(dy, g.emit("Where", [negative, slope, g.scalar(1, x)])) if g.wants(0) else None
+        ds = g.reduced_to(g.mask(negative, g.mul(dy, x)), c.ins[1].shape) if g.wants(1) else None
+        return [dx, ds]
+
 
 class _Variadic(Op):
     """Y = X0 op X1 op ... with broadcasting."""
@@ -278,6 +313,18 @@ class _Variadic(Op):
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         return {0: (0, 0)} if len(c.ins) == 1 else None
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        if self.operation == "Add":
+            return [g.reduced_to(dy, s.shape) if g.wants(i) else None for i, s in enumerate(c.ins)]
+        # The gradient goes to the first operand that is the extreme.
+        found, taken = [], None
+        for i, name in enumerate(c.node.inputs):
+            here = g.emit("Equal", [name, c.node.outputs[0]])
+            free = here if taken is None else g.emit("And", [here, g.emit("Not", [taken])])
+            taken = here if taken is None else g.emit("Or", [taken, here])
+            found.append(g.reduced_to(g.mask(free, dy), c.ins[i].shape) if g.wants(i) else None)
+        return found
+
 
 class _Mean(_Variadic):
     """Elementwise mean."""
@@ -289,6 +336,9 @@ class _Mean(_Variadic):
     def bind(self, c: Call) -> Kernel | None:
         n = len(c.ins)
         return nary_kernel(c, ("Add",) * (n - 1), divisor=float(n)) if n > 1 else None
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return super().gradient(g, c, g.scale(dy, 1 / len(c.ins)))
 
 
 # A NaN in any operand of Min and Max gives NaN.
@@ -380,3 +430,11 @@ class Where(Op):
             return None
         walk = loops(c.outs[0].shape, [s.shape for s in c.ins])
         return Kernel("elementwise.where", ints=(STORAGE[dtype].itemsize, *walk))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        condition, zero = c.node.inputs[0], g.scalar(0, dy)
+        found: list[str | None] = [None, None, None]
+        for i, operands in ((1, [condition, dy, zero]), (2, [condition, zero, dy])):
+            if g.wants(i):
+                found[i] = g.reduced_to(g.emit("Where", operands), c.ins[i].shape)
+        return found

@@ -14,12 +14,16 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.types import FLOATS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _LIMIT = 1 << 31  # of strides, dilations and pads, so that 64-bit index arithmetic cannot overflow
 _MOST = (1 << 30) - 1  # of a spatial axis in the drivers, where lanes are counted in 32 bits
@@ -325,6 +329,57 @@ class Conv(Op):
     def macs(self, c: Call) -> int:
         return c.outs[0].size * math.prod(c.ins[1].shape[1:])
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x = c.node.inputs[0]
+        window, _ = conv_shapes(c, c.ins[0], c.ins[1])
+        dx = db = None
+        # What is left of the image behind the last window, and the padding that reaches there.
+        ends = [
+            (o - 1) * s + (k - 1) * d + 1 - p
+            for o, s, k, d, p in zip(
+                window.out, window.strides, window.kernel, window.dilations, window.pads, strict=True
+            )
+        ]
+        geometry = {"strides": list(window.strides), "dilations": list(window.dilations), "group": c["group"]}
+        after = [max(0, end - size) for end, size in zip(ends, window.image, strict=True)]
+        pads = [*window.pads, *after]
+        if g.wants(0):
+            rest = [max(0, size - end) for end, size in zip(ends, window.image, strict=True)]
+            if any(r >= max(s, d) for r, s, d in zip(rest, window.strides, window.dilations, strict=True)):
+                raise c.error("windows that leave out so much of the image have no gradient in evort")
+            dx = self.image_gradient(g, c, dy, window, {**geometry, "pads": pads, "output_padding": rest})
+        dw, db = self.weight_gradients(g, c, x, dy, {**geometry, "pads": pads, "kernel_shape": list(window.kernel)})
+        return [dx, dw, db, dy]
+
+    @staticmethod
+    def image_gradient(g: Gradients, c: Call, dy: str, window: Window, attrs: dict) -> str:
+        """dX: a ConvTranspose with `attrs`; with stride 1 a Conv with the kernel turned round, which is faster."""
+        w, group, dims = c.node.inputs[1], c["group"], c.ins[1].shape
+        reach = [(k - 1) * d for k, d in zip(window.kernel, window.dilations, strict=True)]
+        before = [r - p for r, p in zip(reach, window.pads, strict=True)]
+        after = [i + r - o - b for i, r, o, b in zip(window.image, reach, window.out, before, strict=True)]
+        if set(window.strides) != {1} or min(*before, *after) < 0:
+            return g.emit("ConvTranspose", [dy, w], attrs)
+        rank, (m, channels) = len(reach), dims[:2]
+        turned = g.reshape(w, (group, m // group, channels, *window.kernel))
+        turned = g.transpose(turned, [0, 2, 1, *range(3, 3 + rank)])
+        turned = g.reshape(turned, (group * channels, m // group, *window.kernel))
+        if max(window.kernel) > 1:
+            starts, ends, axes = [-1] * rank, [-_LIMIT] * rank, list(range(2, 2 + rank))
+            operands = [turned, g.ints(*starts), g.ints(*ends), g.ints(*axes), g.ints(*starts)]
+            turned = g.emit("Slice", operands)
+        kept = {"dilations": list(window.dilations), "group": group, "pads": [*before, *after]}
+        return g.emit("Conv", [dy, turned], kept)
+
+    @staticmethod
+    def weight_gradients(g: Gradients, c: Call, x: str, dy: str, attrs: dict) -> tuple[str | None, str | None]:
+        """Those of W and B, of which both or one may be wanted."""
+        if g.wants(1):
+            dw, db = g.emit("ConvWeightGrad", [x, dy], attrs, "evort", [True, g.wants(2)])
+            return dw, db
+        axes = [i for i in range(c.outs[0].rank) if i != 1]
+        return None, g.sum(dy, axes, False) if g.wants(2) else None
+
 
 def transposed_window(c: Call, image: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
     """The window of a ConvTranspose: `out` is its input, `image` its output. Raises ShapeError for attributes out of
@@ -418,3 +473,33 @@ class ConvTranspose(Op):
 
     def macs(self, c: Call) -> int:
         return c.ins[0].size * math.prod(c.ins[1].shape[1:])
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x, w = c.node.inputs[:2]
+        window, _ = transposed_shapes(c, c.ins[0], c.ins[1])
+        # dY is the larger side now, which a convolution of the same geometry reads.
+        after = [
+            max(0, (o - 1) * s + (k - 1) * d + 1 - p - i)
+            for o, s, k, d, p, i in zip(
+                window.out, window.strides, window.kernel, window.dilations, window.pads, window.image, strict=True
+            )
+        ]
+        attrs = {
+            "strides": list(window.strides), "dilations": list(window.dilations), "group": c["group"],
+            "pads": [*window.pads, *after],
+        }  # fmt: skip
+        places = [
+            (i + p + a - (k - 1) * d - 1) // s + 1
+            for i, p, a, k, d, s in zip(
+                window.image, window.pads, after, window.kernel, window.dilations, window.strides, strict=True
+            )
+        ]
+        if tuple(places) != window.out:
+            raise c.error("an output that is padded by a whole stride has no gradient in evort")
+        dx = g.emit("Conv", [dy, w], attrs) if g.wants(0) else None
+        dw = None
+        if g.wants(1):
+            attrs["kernel_shape"] = list(window.kernel)
+            dw = g.emit("ConvWeightGrad", [dy, x], attrs, "evort", [True, False])[0]
+        axes = [i for i in range(c.outs[0].rank) if i != 1]
+        return [dx, dw, g.sum(dy, axes, False) if g.wants(2) else None, dy]

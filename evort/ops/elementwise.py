@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evort.ops.activation import ACTIVATIONS, erf
+from evort.ops.activation import ACTIVATIONS, activation_gradient, erf
 from evort.ops.base import Attr, Call, Kernel, Op, op, register
 from evort.types import FLOAT8, FLOATS, INTS, NUMERIC, SIGNED_INTS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _F = DType.FLOAT
 _HALVES = frozenset({DType.FLOAT16, DType.BFLOAT16})
@@ -84,6 +87,68 @@ class Unary(Op):
     def bind(self, c: Call) -> Kernel | None:
         a, b = (*(c[p] for p in self.parameters), 0.0, 0.0)[:2]
         return unary_kernel(self.name, c.ins[0].dtype, a, b)
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x, y = c.node.inputs[0], c.node.outputs[0]
+        if self.name in ACTIVATIONS:
+            a, b = (*(c[p] for p in self.parameters), 0.0, 0.0)[:2]
+            return [activation_gradient(g, self.name, a, b, x, y, dy)]
+        if self.name in _FLAT:
+            return [None]
+        if self.name not in _SLOPES:
+            return super().gradient(g, c, dy)
+        return [_SLOPES[self.name](g, c, x, y, dy)]
+
+
+def _over_root(g: Gradients, dy: str, x: str, sign: float, offset: float) -> str:
+    """dy / sqrt(sign * x * x + offset)."""
+    return g.div(dy, g.emit("Sqrt", [g.add(g.scale(g.mul(x, x), sign), g.scalar(offset, x))]))
+
+
+def _one_minus_square(g: Gradients, x: str) -> str:
+    return g.sub(g.scalar(1, x), g.mul(x, x))
+
+
+def _exponential_slope(g: Gradients, x: str, y: str, dy: str, left: float, shift: float, right: float) -> str:
+    """For y = shift (exp(...) - 1) left of 0 and right * x beyond: its slope there is (y + shift) * left."""
+    slope = g.scale(g.add(y, g.scalar(shift, y)), left)
+    return g.mul(dy, g.emit("Where", [g.emit("Less", [x, g.scalar(0, x)]), slope, g.scalar(right, x)]))
+
+
+# Their slope is 0 wherever there is one.
+_FLAT = frozenset({"Sign", "Floor", "Ceil", "Round"})
+# dX of the functions that are no activations, given (g, c, X, Y, dY).
+_SLOPES: dict[str, Callable[..., str]] = {
+    "Abs": lambda g, c, x, y, dy: g.mul(dy, g.emit("Sign", [x])),
+    "Neg": lambda g, c, x, y, dy: g.neg(dy),
+    "Sqrt": lambda g, c, x, y, dy: g.div(g.scale(dy, 0.5), y),
+    "Reciprocal": lambda g, c, x, y, dy: g.neg(g.mul(dy, g.mul(y, y))),
+    "Exp": lambda g, c, x, y, dy: g.mul(dy, y),
+    "Log": lambda g, c, x, y, dy: g.div(dy, x),
+    "Sin": lambda g, c, x, y, dy: g.mul(dy, g.emit("Cos", [x])),
+    "Cos": lambda g, c, x, y, dy: g.neg(g.mul(dy, g.emit("Sin", [x]))),
+    "Tan": lambda g, c, x, y, dy: g.mul(dy, g.add(g.mul(y, y), g.scalar(1, y))),
+    "Asin": lambda g, c, x, y, dy: _over_root(g, dy, x, -1, 1),
+    "Acos": lambda g, c, x, y, dy: g.neg(_over_root(g, dy, x, -1, 1)),
+    "Atan": lambda g, c, x, y, dy: g.div(dy, g.add(g.mul(x, x), g.scalar(1, x))),
+    "Sinh": lambda g, c, x, y, dy: g.mul(dy, g.emit("Cosh", [x])),
+    "Cosh": lambda g, c, x, y, dy: g.mul(dy, g.emit("Sinh", [x])),
+    "Asinh": lambda g, c, x, y, dy: _over_root(g, dy, x, 1, 1),
+    "Acosh": lambda g, c, x, y, dy: _over_root(g, dy, x, 1, -1),
+    "Atanh": lambda g, c, x, y, dy: g.div(dy, _one_minus_square(g, x)),
+    "Erf": lambda g, c, x, y, dy: g.scale(g.mul(dy, g.emit("Exp", [g.neg(g.mul(x, x))])), 2 / math.sqrt(math.pi)),
+    "Selu": lambda g, c, x, y, dy: _exponential_slope(g, x, y, dy, 1.0, c["alpha"] * c["gamma"], c["gamma"]),
+    "Celu": lambda g, c, x, y, dy: _exponential_slope(g, x, y, dy, 1 / c["alpha"], c["alpha"], 1.0),
+    "ThresholdedRelu": lambda g, c, x, y, dy: g.mask(g.emit("Greater", [x, g.scalar(c["alpha"], x)]), dy),
+    "Softsign": lambda g, c, x, y, dy: g.mul(dy, _one_minus_abs_square(g, y)),
+    "Shrink": lambda g, c, x, y, dy: g.mask(g.emit("Greater", [g.emit("Abs", [x]), g.scalar(c["lambd"], x)]), dy),
+}
+
+
+def _one_minus_abs_square(g: Gradients, y: str) -> str:
+    """(1 - |y|)^2."""
+    rest = g.sub(g.scalar(1, y), g.emit("Abs", [y]))
+    return g.mul(rest, rest)
 
 
 def _selu(x: np.ndarray, alpha: float, gamma: float) -> np.ndarray:
@@ -177,6 +242,9 @@ class Gelu(Op):
     def bind(self, c: Call) -> Kernel | None:
         return unary_kernel(self._activation(c), c.ins[0].dtype)
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return [activation_gradient(g, self._activation(c), 0, 0, c.node.inputs[0], c.node.outputs[0], dy)]
+
 
 @op("Clip", since=13)
 class Clip(Op):
@@ -184,6 +252,7 @@ class Clip(Op):
 
     inputs, outputs = ("input", "min?", "max?"), ("output",)
     dtypes = {"input": NUMERIC, "min": NUMERIC, "max": NUMERIC}
+    untrained = (1, 2)
     inplace = ((0, 0),)
 
     def infer(self, c: Call) -> list[Spec]:
@@ -214,6 +283,13 @@ class Clip(Op):
 
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         return None if c.has(1) or c.has(2) else {0: (0, 0)}
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        bounds = [c.ins[i].value if c.has(i) else np.array(end) for i, end in ((1, -math.inf), (2, math.inf))]
+        if any(b is None for b in bounds):
+            return super().gradient(g, c, dy)
+        low, high = (float(b.reshape(())) for b in bounds)
+        return [activation_gradient(g, "Clip", low, high, c.node.inputs[0], c.node.outputs[0], dy), None, None]
 
 
 class _Test(Op):

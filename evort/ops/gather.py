@@ -7,6 +7,7 @@ their updates in order. Sources: the ONNX operators of the same names.
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.copies import copy_kernel, itemsize, row_major
 from evort.ops.layout import INDEX, INT64
 from evort.types import MAX_RANK, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 REDUCTIONS = ("none", "add", "mul", "min", "max")  # R_NONE, ... in gather.pyx
 # Element types that the compiled reductions take.
@@ -72,6 +76,17 @@ class Gather(Op):
         rows = prod(x.shape[:axis]) if c.outs[0].size else 0
         return Kernel("gather.gather", ints=(rows, x.shape[axis], inner))
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x, axis, rank = c.ins[0], self.place(c), c.ins[1].rank
+        # With the gathered axis first, each index adds a row.
+        perm = [*range(axis, axis + rank), *range(axis), *range(axis + rank, x.rank - 1 + rank)]
+        rows = g.transpose(dy, perm)
+        others = (*x.shape[:axis], *x.shape[axis + 1 :])
+        at = g.reshape(g.cast(c.node.inputs[1], DType.INT64), (*c.ins[1].shape, 1))
+        zeros = g.expand(g.scalar(0, dy), (x.shape[axis], *others))
+        total = g.emit("ScatterND", [zeros, at, rows], {"reduction": "add"})
+        return [g.transpose(total, [*range(1, axis + 1), 0, *range(axis + 1, x.rank)]), None]
+
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         """Known indices that follow each other pick a contiguous part of the first axis."""
         x, axis, at = c.ins[0], self.place(c), c.ins[1].value
@@ -105,6 +120,11 @@ class GatherElements(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         return elements_kernel(c, "gather.gather_elements", ())
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        zeros = g.expand(g.scalar(0, dy), c.ins[0].shape)
+        operands = [zeros, c.node.inputs[1], dy]
+        return [g.emit("ScatterElements", operands, {"axis": c["axis"], "reduction": "add"}), None]
 
 
 def along_axis(c: Call, shape: tuple[int, ...]) -> int:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
 from evort.ops.copies import copy_kernel, itemsize, row_major, strided_kernel
 from evort.types import DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 INT64 = frozenset({DType.INT64})
 INDEX = frozenset({DType.INT32, DType.INT64})
@@ -54,6 +57,9 @@ class View(Op):
 
     def view(self, c: Call) -> dict[int, tuple[int, int]]:
         return ALL_VIEW
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return [g.reshape(dy, c.ins[0].shape), None]
 
 
 @op("Identity", since=25)
@@ -197,6 +203,9 @@ class Transpose(StridedCopy):
         steps, perm = row_major(dims), self.perm(c, len(dims))
         return [dims[p] for p in perm], [steps[p] for p in perm], 0
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return [g.transpose(dy, np.argsort(self.perm(c, c.ins[0].rank)).tolist())]
+
 
 class BlockMove(StridedCopy):
     """Base class of SpaceToDepth and DepthToSpace: reshape to 6 axes, permute them, reshape."""
@@ -233,6 +242,10 @@ class BlockMove(StridedCopy):
         sizes, perm = self.moves(c, c.ins[0].shape)
         steps = row_major(sizes)
         return [sizes[p] for p in perm], [steps[p] for p in perm], 0
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        back = "DepthToSpace" if self.name == "SpaceToDepth" else "SpaceToDepth"
+        return [g.emit(back, [dy], {"blocksize": c["blocksize"], "mode": c["mode"]})]
 
 
 @op("SpaceToDepth", since=13)
@@ -315,6 +328,17 @@ class Slice(StridedCopy):
         strides = [s * step if n > 1 else s for (_, n, step), s in zip(ranges, steps, strict=True)]
         return c.outs[0].shape, strides, offset
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        dims = c.ins[0].shape
+        ranges = self.ranges(c, dims, *(optional_ints(c, i) for i in range(1, 5)))
+        if all(step == 1 for _, n, step in ranges if n > 1):
+            after = [d - start - n for d, (start, n, _) in zip(dims, ranges, strict=True)]
+            return [g.emit("Pad", [dy, g.ints(*(start for start, _, _ in ranges), *after)])]
+        index = np.arange(prod(dims)).reshape(dims)[np.ix_(*(np.arange(n) * step + start for start, n, step in ranges))]
+        zeros = g.emit("Expand", [g.scalar(0, dy), g.ints(prod(dims))])
+        flat = g.reshape(dy, (index.size,))
+        return [g.reshape(g.emit("ScatterElements", [zeros, g.ints(*index.reshape(-1).tolist()), flat]), dims)]
+
 
 @op("Expand", since=13)
 class Expand(StridedCopy):
@@ -340,6 +364,9 @@ class Expand(StridedCopy):
         dims, target = c.ins[0].shape, c.outs[0].shape
         dims = (1,) * (len(target) - len(dims)) + dims
         return target, [0 if d == 1 else s for d, s in zip(dims, row_major(dims), strict=True)], 0
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return [g.reduced_to(dy, c.ins[0].shape), None]
 
 
 @op("Tile", since=13)
@@ -369,6 +396,10 @@ class Tile(StridedCopy):
             sizes += r, d
             strides += 0, s
         return sizes, strides, 0
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        sizes, _, _ = self.strides(c)
+        return [g.sum(g.reshape(dy, sizes), range(0, len(sizes), 2), False), None]
 
 
 @op("Concat", since=13)
@@ -409,6 +440,13 @@ class Concat(Op):
         item = itemsize(out)
         parts = [prod(s.shape[axis:]) * item for s in c.ins]
         return Kernel("layout.concat", ints=(rows if out.size else 0, prod(out.shape[axis:]) * item, *parts))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        axis = self.joined(c)
+        sizes = [s.shape[axis] for s in c.ins]
+        if len(sizes) == 1:
+            return [dy]
+        return g.emit("Split", [dy, g.ints(*sizes)], {"axis": axis}, outputs=len(sizes))
 
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         return ALL_VIEW if len(c.ins) == 1 else None
@@ -457,6 +495,13 @@ class Split(Op):
     def reference(self, c: Call, x: np.ndarray, split: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         axis, sizes = self.parts(c, x.shape, as_ints(split))
         return tuple(np.split(x, np.cumsum(sizes)[:-1], axis))
+
+    def gradient(self, g: Gradients, c: Call, *dys: str | None) -> list[str | None]:
+        parts = [
+            g.expand(g.scalar(0, c.node.inputs[0]), s.shape) if dy is None else dy
+            for dy, s in zip(dys, c.outs, strict=True)
+        ]
+        return [g.emit("Concat", parts, {"axis": c["axis"]}), None]
 
     def bind(self, c: Call) -> Kernel:
         x = c.ins[0]

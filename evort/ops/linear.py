@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from evort.ops.activation import activation_attrs, activation_ints_reals, activa
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
 from evort.ops.conv import same_dtype, weights_dtype
 from evort.types import FLOATS, INTS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _PRODUCT = FLOATS | {DType.INT32, DType.INT64, DType.UINT32, DType.UINT64}
 
@@ -138,6 +142,22 @@ class Gemm(Op):
     def macs(self, c: Call) -> int:
         return c.outs[0].size * c.ins[0].shape[0 if c["transA"] else 1]
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        a, b = c.node.inputs[:2]
+        ta, tb, alpha = c["transA"], c["transB"], c["alpha"]
+        da = db = dc = None
+
+        def product(left: str, right: str, t_left: int, t_right: int) -> str:
+            return g.emit("Gemm", [left, right], {"alpha": alpha, "transA": int(t_left), "transB": int(t_right)})
+
+        if g.wants(0):
+            da = product(b, dy, tb, 1) if ta else product(dy, b, 0, not tb)
+        if g.wants(1):
+            db = product(dy, a, 1, ta) if tb else product(a, dy, not ta, 0)
+        if g.wants(2):
+            dc = g.scale(g.reduced_to(dy, c.ins[2].shape), c["beta"])
+        return [da, db, dc, dy]
+
 
 def _scaled(x: np.ndarray, factor: float) -> np.ndarray:
     """factor * x in x's dtype; for integers the product is cut towards zero."""
@@ -255,6 +275,30 @@ class MatMul(Op):
 
     def macs(self, c: Call) -> int:
         return c.outs[0].size * c.ins[0].shape[-1]
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        a, b = c.node.inputs[:2]
+        shape_a, shape_b = c.ins[0].shape, c.ins[1].shape
+        wide_a = shape_a if len(shape_a) > 1 else (1, *shape_a)
+        wide_b = shape_b if len(shape_b) > 1 else (*shape_b, 1)
+        batch = _broadcast(wide_a[:-2], wide_b[:-2])
+        dwide = g.reshape(dy, (*batch, wide_a[-2], wide_b[-1]))
+        a, b = g.reshape(a, wide_a), g.reshape(b, wide_b)
+        da = db = bias = None
+        if g.wants(0):
+            da = g.reshape(g.reduced_to(g.emit("MatMul", [dwide, g.swapped(b)]), wide_a), shape_a)
+        if g.wants(1):
+            if len(wide_b) == 2 and len(wide_a) > 2:  # one B for all: the batch is only more rows
+                rows = math.prod(wide_a[:-1])
+                a, dwide = g.reshape(a, (rows, wide_a[-1])), g.reshape(dwide, (rows, wide_b[-1]))
+            if len(wide_b) == 2:
+                db = g.emit("Gemm", [a, dwide], {"transA": 1})
+            else:
+                db = g.reduced_to(g.emit("MatMul", [g.swapped(a), dwide]), wide_b)
+            db = g.reshape(db, shape_b)
+        if g.wants(2):
+            bias = g.reduced_to(dy, c.ins[2].shape)
+        return [da, db, bias, dy]
 
 
 def _terms(c: Call) -> tuple[list[str], str]:
@@ -387,3 +431,28 @@ class Einsum(Op):
     def macs(self, c: Call) -> int:
         terms, _ = _terms(c)
         return math.prod(_einsum_sizes(c, terms).values()) * (len(terms) - 1)
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        terms, out = _terms(c)
+        if any(len(set(term)) != len(term) for term in terms):
+            return super().gradient(g, c, dy)  # a diagonal
+        letters = dict(zip(sorted(set("".join(terms))), _LETTERS, strict=False))
+        terms, out = ["".join(letters[x] for x in t) for t in terms], "".join(letters[x] for x in out)
+        sizes = {x: d for t, s in zip(terms, c.ins, strict=True) for x, d in zip(t, s.shape, strict=True) if d != 1}
+        found: list[str | None] = []
+        for i, term in enumerate(terms):
+            if not g.wants(i):
+                found.append(None)
+                continue
+            others = [j for j in range(len(terms)) if j != i]
+            reach = set(out).union(*(terms[j] for j in others))
+            kept = "".join(x for x in term if x in reach)  # the others were summed over: their gradient is the same
+            equation = ",".join([out, *(terms[j] for j in others)]) + "->" + kept
+            d = g.emit("Einsum", [dy, *(c.node.inputs[j] for j in others)], {"equation": equation})
+            d = g.reshape(d, tuple(dict(zip(kept, g.shape(d), strict=True)).get(x, 1) for x in term))
+            full = tuple(sizes.get(x, 1) for x in term)
+            found.append(g.reduced_to(g.expand(d, full), c.ins[i].shape))
+        return found
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"

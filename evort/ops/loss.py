@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evort.errors import ExecutionError
-from evort.ops.base import Attr, Call, Op, op, wide
+from evort.ops.base import Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, DType, Spec
 
 _LABELS = frozenset({DType.INT32, DType.INT64})
@@ -74,3 +74,52 @@ class SoftmaxCrossEntropyLoss(_Loss):
             shifted = shifted - np.max(shifted, axis=1, keepdims=True, initial=-np.inf)
             logs = shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
             return self.loss(c, logs, labels, weights), logs
+
+
+@op("CrossEntropy", domain="evort")
+class CrossEntropy(Op):
+    """What a classifier is trained with: the mean of -sum(target * log softmax(scores)) over all rows, its gradient
+    with respect to the scores, and how many rows have their largest score at the label.
+
+    scores [..., C]; labels [...]. target is 1 at the label, or with label_smoothing s: 1 - s + s/C there and s/C
+    elsewhere (Szegedy et al., arXiv:1512.00567). Rows whose label is ignore_index count for nothing.
+    """
+
+    inputs, outputs = ("scores", "labels"), ("loss", "gradient", "correct?")
+    attrs = {"label_smoothing": Attr("float", 0.0), "ignore_index": Attr("int")}
+    dtypes = {"scores": FLOATS, "labels": _LABELS}
+
+    def infer(self, c: Call) -> list[Spec | None]:
+        x, labels = c.ins
+        if x.rank < 1 or labels.shape != x.shape[:-1] or x.size == 0:
+            raise c.error("the labels must have the shape of the scores without their last axis, which has elements")
+        if not 0 <= c["label_smoothing"] < 1:
+            raise c.error(f"label_smoothing must be in [0, 1), not {c['label_smoothing']}")
+        return [Spec(x.dtype, ()), c.like(0), Spec(DType.INT64, ()) if c.wants(2) else None]
+
+    def reference(self, c: Call, x: np.ndarray, labels: np.ndarray) -> Any:
+        classes, smooth = x.shape[-1], c["label_smoothing"]
+        rows, labels = wide(x).reshape(-1, classes), labels.reshape(-1)
+        kept = np.ones(labels.shape, bool) if c["ignore_index"] is None else labels != c["ignore_index"]
+        if np.any(kept & ((labels < 0) | (labels >= classes))):
+            raise ExecutionError(f"{c.node.label()}: a label is not one of {classes} classes")
+        count = max(1, int(kept.sum()))
+        shifted = rows - rows.max(1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+        target = np.full(rows.shape, smooth / classes)
+        target[np.arange(len(rows)), np.where(kept, labels, 0)] += 1 - smooth
+        target[~kept] = 0
+        gradient = (np.exp(logs) * kept[:, None] - target) / count
+        correct = np.sum((rows.argmax(1) == labels) & kept)
+        return -np.sum(target * logs) / count, gradient.reshape(x.shape), correct
+
+    def bind(self, c: Call) -> Kernel | None:
+        x = c.ins[0]
+        if x.dtype != DType.FLOAT or c.ins[1].dtype != DType.INT64:
+            return None
+        ignore = c["ignore_index"]
+        ints = (x.shape[-1], int(ignore is not None), ignore or 0)
+        return Kernel("train.cross_entropy_f32", ints, (c["label_smoothing"],), scratch=8 * 64)
+
+    def gradient(self, g, c: Call, dloss: str | None, *_: None) -> list[str | None]:
+        return [None if dloss is None else g.mul(c.node.outputs[1], dloss), None]

@@ -6,13 +6,16 @@ Those that end in an affine map may carry an activation (evort.ops.activation), 
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evort.ops.activation import activation_attrs, activation_ints_reals, apply_reference, check_activation
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _EPSILON = {"epsilon": Attr("float", 1e-5)}
 
@@ -62,6 +65,7 @@ class BatchNormalization(Op):
     inputs = ("X", "scale", "B", "input_mean", "input_var")
     outputs = ("Y", "running_mean?", "running_var?")
     attrs = {**_EPSILON, "momentum": Attr("float", 0.9), "training_mode": Attr("int", 0), **activation_attrs()}
+    untrained = (3, 4)
     dtypes = dict.fromkeys(inputs, FLOATS)
     inplace = ((0, 0),)
 
@@ -100,12 +104,85 @@ class BatchNormalization(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         x = c.ins[0]
-        if c["training_mode"] or x.size == 0 or not _floats(c, *range(5)):
+        if x.size == 0 or not _floats(c, *range(5)):
             return None
         act, params = activation_ints_reals(c)
         channels, inner = (1, x.size) if x.rank == 1 else (x.shape[1], prod(x.shape[2:]))
+        if c["training_mode"]:
+            ints = (x.size // (channels * inner), channels, inner, *act)
+            return Kernel("train.batch_norm_f32", ints, (c["epsilon"], c["momentum"], *params))
         reals = (c["epsilon"], *params)
         return Kernel("normalize.batch_f32", (channels, inner, *act), reals, scratch=4 * channels)
+
+    def gradient(self, g: Gradients, c: Call, dy: str, *_: str | None) -> list[str | None]:
+        x, scale, _, mean, var = c.node.inputs
+        rank = c.ins[0].rank
+        if rank == 1:
+            raise c.error("a batch of numbers without channels has no gradient in evort")
+        if c["training_mode"]:
+            attrs = {"epsilon": c["epsilon"]}
+            return [*g.emit("BatchNormalizationGrad", [dy, x, scale], attrs, "evort", 3), None, None]
+        # With given moments it is an affine map.
+        column = (c.ins[0].shape[1], *(1,) * (rank - 2))
+        inverse = g.emit("Reciprocal", [g.emit("Sqrt", [g.add(var, g.scalar(c["epsilon"], var))])])
+        axes = [i for i in range(rank) if i != 1]
+        dx = dscale = None
+        if g.wants(0):
+            dx = g.mul(dy, g.reshape(g.mul(scale, inverse), column))
+        if g.wants(1):
+            standard = g.mul(g.sub(x, g.reshape(mean, column)), g.reshape(inverse, column))
+            dscale = g.sum(g.mul(dy, standard), axes, False)
+        return [dx, dscale, g.sum(dy, axes, False) if g.wants(2) else None, None, None]
+
+
+@op("BatchNormalizationGrad", domain="evort")
+class BatchNormalizationGrad(Op):
+    """dX, dscale and dB of a BatchNormalization of X by its own moments (training_mode 1), which are found again."""
+
+    inputs, outputs = ("dY", "X", "scale"), ("dX", "dscale", "dB")
+    attrs = dict(_EPSILON)
+    dtypes = dict.fromkeys(inputs, FLOATS)
+
+    def infer(self, c: Call) -> list[Spec]:
+        dy, x, scale = c.ins
+        if x.rank < 2 or dy.shape != x.shape or scale.shape != (x.shape[1],) or x.size == 0:
+            raise c.error("dY and X must have one shape, which is not empty, and scale a number for each channel")
+        return [c.like(0), c.like(2), c.like(2)]
+
+    def reference(self, c: Call, dy, x, scale) -> Any:
+        axes, count = (0, *range(2, x.ndim)), x.size // x.shape[1]
+        standard, _, inverse = _standardized(x, axes, c["epsilon"])
+        dy = wide(dy)
+        dscale, db = np.sum(dy * standard, axes), np.sum(dy, axes)
+        rest = dy - _by_channel(db / count, x.ndim) - standard * _by_channel(dscale / count, x.ndim)
+        return _by_channel(scale, x.ndim) * inverse * rest, dscale, db
+
+    def bind(self, c: Call) -> Kernel | None:
+        x = c.ins[1]
+        if not _floats(c, 0, 1, 2):
+            return None
+        ints = (x.shape[0], x.shape[1], prod(x.shape[2:]))
+        return Kernel("train.batch_norm_grad_f32", ints, (c["epsilon"],))
+
+
+def standardized(g: Gradients, x: str, axes: tuple[int, ...], epsilon: float, centred: bool = True) -> tuple[str, str]:
+    """((x - mean) / sqrt(var + epsilon), 1 / sqrt(var + epsilon)), as operators; not centred: of the mean of
+    squares."""
+    if centred:
+        x = g.sub(x, g.mean(x, axes))
+    root = g.emit("Sqrt", [g.add(g.mean(g.mul(x, x), axes), g.scalar(epsilon, x))])
+    inverse = g.emit("Reciprocal", [root])
+    return g.mul(x, inverse), inverse
+
+
+def standardized_gradient(
+    g: Gradients, dy: str, standard: str, inverse: str, axes: tuple[int, ...], centred: bool = True
+) -> str:
+    """The gradient in front of `standardized`."""
+    rest = g.sub(dy, g.mul(standard, g.mean(g.mul(dy, standard), axes)))
+    if centred:
+        rest = g.sub(rest, g.mean(dy, axes))
+    return g.mul(rest, inverse)
 
 
 class _Grouped(Op):
@@ -138,6 +215,16 @@ class _Grouped(Op):
         groups = self.groups(c)
         ints = (groups, x.shape[1] // groups, prod(x.shape[2:]), *act)
         return Kernel("normalize.group_f32", ints, (c["epsilon"], *params))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x, scale = c.node.inputs[:2]
+        dims, rank = c.ins[0].shape, c.ins[0].rank
+        rows = (dims[0], self.groups(c), -(-prod(dims[1:]) // max(1, self.groups(c))))
+        standard, inverse = standardized(g, g.reshape(x, rows), (2,), c["epsilon"])
+        column, axes = (dims[1], *(1,) * (rank - 2)), [i for i in range(rank) if i != 1]
+        dx = standardized_gradient(g, g.reshape(g.mul(dy, g.reshape(scale, column)), rows), standard, inverse, (2,))
+        dscale = g.sum(g.mul(dy, g.reshape(standard, dims)), axes, False)
+        return [g.reshape(dx, dims), dscale, g.sum(dy, axes, False)]
 
 
 @op("InstanceNormalization", since=22)
@@ -214,6 +301,17 @@ class _Trailing(Op):
         act, params = activation_ints_reals(c)
         return Kernel("normalize.layer_f32", (n, period, bias, int(centred), *act), (c["epsilon"], *params))
 
+    def gradients(self, g: Gradients, c: Call, dy: str, centred: bool) -> list[str | None]:
+        x, scale = c.node.inputs[:2]
+        axes = self.axes(c)
+        standard, inverse = standardized(g, x, axes, c["epsilon"], centred)
+        dx = dscale = None
+        if g.wants(0):
+            dx = standardized_gradient(g, g.mul(dy, scale), standard, inverse, axes, centred)
+        if g.wants(1):
+            dscale = g.reduced_to(g.mul(dy, standard), c.ins[1].shape)
+        return [dx, dscale, g.reduced_to(dy, c.ins[2].shape) if g.wants(2) else None]
+
 
 @op("LayerNormalization", since=17)
 class LayerNormalization(_Trailing):
@@ -249,6 +347,9 @@ class LayerNormalization(_Trailing):
             return None
         return self.kernel(c, True)
 
+    def gradient(self, g: Gradients, c: Call, dy: str, *_: None) -> list[str | None]:
+        return self.gradients(g, c, dy, True)
+
 
 @op("RMSNormalization", since=23)
 class RMSNormalization(_Trailing):
@@ -276,6 +377,9 @@ class RMSNormalization(_Trailing):
 
     def bind(self, c: Call) -> Kernel | None:
         return self.kernel(c, False)
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return self.gradients(g, c, dy, False)[:2]
 
 
 @op("LpNormalization", since=22)

@@ -6,13 +6,16 @@ MaxPool, AveragePool and LpPool may carry an activation (evort.ops.activation).
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evort.ops.activation import activation_attrs, activation_ints_reals, apply_reference, check_activation
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, STORAGE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 LIMIT = 1 << 31  # for each attribute: what follows fits 64 bits
 _DRIVER_MAX, _DRIVER_SUM, _DRIVER_SQUARE, _DRIVER_ABS, _DRIVER_INT8, _DRIVER_UINT8 = 0, 1, 2, 3, 8, 9
@@ -205,6 +208,10 @@ class MaxPool(_Pool):
         ints = (kernel.ints[0], c["storage_order"], *kernel.ints[4:28])
         return Kernel("pooling.max_with_indices", ints)
 
+    def gradient(self, g: Gradients, c: Call, dy: str, *_: None) -> list[str | None]:
+        attrs = {k: c[k] for k in _WINDOW if c[k] is not None}
+        return [g.emit("MaxPoolGrad", [dy, c.node.inputs[0]], attrs, "evort")]
+
 
 @op("AveragePool", since=22)
 class AveragePool(_Pool):
@@ -230,6 +237,11 @@ class AveragePool(_Pool):
         if c.ins[0].dtype != DType.FLOAT:
             return None
         return self.kernel(c, _DRIVER_SUM, 4, bool(c["count_include_pad"]))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        attrs = {k: c[k] for k in (*_WINDOW, "count_include_pad") if c[k] is not None}
+        attrs["input_shape"] = list(c.ins[0].shape)
+        return [g.emit("AveragePoolGrad", [dy], attrs, "evort")]
 
 
 @op("LpPool", since=22)

@@ -30,23 +30,27 @@ def _key(seed: float | None) -> int | None:
     return None if seed is None or seed != seed else struct.unpack("<q", struct.pack("<d", seed))[0]
 
 
-def _words(c: Call, count: int) -> np.ndarray:
-    """So many random uint32: item w of block b is word w of Philox4x32-10 for the counter b.
+def _philox(count: int, key: int, stream: int = 0) -> np.ndarray:
+    """So many random uint32: item w of block b is word w of Philox4x32-10 for the counter (b, stream).
 
     Source: J. Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011).
     """
-    key = _key(c["seed"])
-    if key is None:
-        key = int.from_bytes(os.urandom(8), "little")
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
     block = np.arange((count + 3) // 4, dtype=np.uint64)
-    w = [block & low, block >> half, np.zeros_like(block), np.zeros_like(block)]
+    upper = (np.full_like(block, stream & 0xFFFFFFFF), np.full_like(block, stream >> 32 & 0xFFFFFFFF))
+    w = [block & low, block >> half, *upper]
     key_0, key_1 = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF
     for _ in range(10):
         p, q = np.uint64(0xD2511F53) * w[0], np.uint64(0xCD9E8D57) * w[2]
         w = [q >> half ^ w[1] ^ np.uint64(key_0), q & low, p >> half ^ w[3] ^ np.uint64(key_1), p & low]
         key_0, key_1 = (key_0 + 0x9E3779B9) & 0xFFFFFFFF, (key_1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.stack(w, axis=1).astype(np.uint32).reshape(-1)[:count]
+
+
+def _words(c: Call, count: int) -> np.ndarray:
+    """So many random uint32 for the node's seed."""
+    key = _key(c["seed"])
+    return _philox(count, int.from_bytes(os.urandom(8), "little") if key is None else key)
 
 
 def _units(c: Call, count: int) -> np.ndarray:
@@ -232,6 +236,7 @@ class Dropout(Op):
         "training_mode": frozenset({DType.BOOL}),
     }
     attrs = {"seed": Attr("int")}
+    untrained = (1,)
     deterministic = False
 
     def infer(self, c: Call) -> list[Spec]:
@@ -254,3 +259,38 @@ class Dropout(Op):
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         trains = c.has(2) and (c.ins[2].value is None or bool(c.ins[2].value.reshape(())))
         return None if trains or c.wants(1) else {0: (0, 0)}
+
+
+@op("RandomDropout", domain="evort")
+class RandomDropout(Op):
+    """Y = X / (1 - ratio) where an element is kept, else 0: element i is kept where the i-th number that Philox draws
+    for (seed, step) is at least ratio. `step` (a scalar) counts training steps: the same step has the same mask, so
+    that the gradient and a recomputation need none that was kept.
+
+    Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting" (2014).
+    """
+
+    inputs, outputs = ("X", "step"), ("Y",)
+    attrs = {"ratio": Attr("float", 0.5), "seed": Attr("int", 0)}
+    dtypes = {"X": FLOATS, "step": frozenset({DType.INT64})}
+    inplace = ((0, 0),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        if not 0 <= c["ratio"] < 1:
+            raise c.error(f"ratio must be in [0, 1), not {c['ratio']}")
+        if c.ins[1].size != 1:
+            raise c.error("step must be a scalar")
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray, step: np.ndarray) -> np.ndarray:
+        words = _philox(x.size, c["seed"], int(step.reshape(())))
+        keep = ((words >> 8) / 2.0**24 >= c["ratio"]).reshape(x.shape)
+        return x * (keep * x.dtype.type(1 / (1 - c["ratio"])))
+
+    def bind(self, c: Call) -> Kernel | None:
+        if c.ins[0].dtype != DType.FLOAT:
+            return None
+        return Kernel("random.dropout_f32", (c["seed"],), (c["ratio"],))
+
+    def gradient(self, g, c: Call, dy: str) -> list[str | None]:
+        return [g.replay("RandomDropout", c, [dy, c.node.inputs[1]]), None]

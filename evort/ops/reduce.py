@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evort.ops.base import Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, NUMERIC, STORAGE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _D = DType
 _WORDS = frozenset({_D.INT32, _D.INT64, _D.UINT32, _D.UINT64})
@@ -101,6 +105,33 @@ class _Reduce(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         return reduce_kernel(c, self.axes(c), *self.form) if c.ins[0].dtype == DType.FLOAT else None
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        axes, dims, x = self.axes(c), c.ins[0].shape, c.node.inputs[0]
+        if not axes and self.idle:
+            return [dy, None]
+        kept = tuple(1 if i in axes else d for i, d in enumerate(dims))
+        y, dy = g.reshape(c.node.outputs[0], kept), g.reshape(dy, kept)
+        return [g.expand(self.slope(g, x, y, dy, prod(dims[a] for a in axes)), dims), None]
+
+    def slope(self, g: Gradients, x: str, y: str, dy: str, count: int) -> str:
+        """The gradient, which may yet have to be expanded over the axes; y and dy have them with size 1."""
+        name = self.name
+        if name in ("ReduceSum", "ReduceMean"):
+            return g.scale(dy, 1 / count if name == "ReduceMean" else 1)
+        if name == "ReduceL1":
+            return g.mul(dy, g.emit("Sign", [x]))
+        if name == "ReduceL2":
+            return g.mul(g.div(dy, y), x)
+        if name == "ReduceSumSquare":
+            return g.mul(g.scale(dy, 2), x)
+        if name == "ReduceProd":
+            return g.div(g.mul(dy, y), x)
+        if name == "ReduceLogSum":
+            return g.div(dy, g.emit("Exp", [y]))
+        if name == "ReduceLogSumExp":
+            return g.mul(dy, g.emit("Exp", [g.sub(x, y)]))
+        return g.mask(g.emit("Equal", [x, y]), dy)  # ReduceMax and ReduceMin: each extreme, where several are equal
 
 
 def _total(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -331,6 +362,12 @@ class _Cumulative(Op):
         flags = (int(self.product), int(c["exclusive"] != 0), int(c["reverse"] != 0))
         ints = (*flags, x.shape[axis], prod(x.shape[axis + 1 :]), STORAGE[x.dtype].itemsize)
         return Kernel("reduce.cumulative", ints, inputs=(0,))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        if self.product:
+            return super().gradient(g, c, dy)
+        attrs = {"exclusive": c["exclusive"], "reverse": int(not c["reverse"])}
+        return [g.emit("CumSum", [dy, c.node.inputs[1]], attrs), None]
 
 
 @op("CumSum", since=14)

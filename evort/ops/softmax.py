@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evort.ops.base import Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 
 class _Softmax(Op):
@@ -38,6 +42,13 @@ class _Softmax(Op):
             return None
         axis = c.axis(c["axis"], x.rank)
         return Kernel("reduce.softmax_f32", (int(self.logarithm), x.shape[axis], prod(x.shape[axis + 1 :])))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        y, axes = c.node.outputs[0], (c.axis(c["axis"], c.ins[0].rank),)
+        if self.logarithm:
+            return [g.sub(dy, g.mul(g.emit("Exp", [y]), g.sum(dy, axes)))]
+        weighted = g.mul(dy, y)
+        return [g.sub(weighted, g.mul(y, g.sum(weighted, axes)))]
 
 
 @op("Softmax", since=13)

@@ -33,6 +33,7 @@
 #include "qsample_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
+#include "train_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),

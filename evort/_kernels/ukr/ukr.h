@@ -23,6 +23,7 @@
 #include "qgemm.h"
 #include "reduce.h"
 #include "sparse.h"
+#include "train.h"
 
 typedef struct ev_ukr {
     const char *isa;

@@ -1,0 +1,165 @@
+"""The gradient of every operator that has one: against central differences, and compiled against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from train_gradients import check
+
+_RNG = np.random.default_rng(3)
+
+
+def real(*shape: int, low: float = -2.0, high: float = 2.0, apart: bool = False) -> np.ndarray:
+    """float64 numbers; apart: no two nearer than 1e-3, so that no maximum changes within a difference's step."""
+    n = int(np.prod(shape))
+    if apart:
+        return (_RNG.permutation(n) * (high - low) / max(1, n) + low + 1e-3).reshape(shape)
+    return _RNG.uniform(low, high, shape)
+
+
+def whole(high: int, *shape: int) -> np.ndarray:
+    return _RNG.integers(0, high, shape)
+
+
+def i64(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+UNARY = {
+    "Abs": {}, "Neg": {}, "Relu": {}, "Exp": {}, "Sin": {}, "Cos": {}, "Tan": {"low": -1, "high": 1}, "Sinh": {},
+    "Cosh": {}, "Asinh": {}, "Atan": {}, "Erf": {}, "Selu": {}, "Celu": {}, "Softsign": {}, "Shrink": {},
+    "LeakyRelu": {}, "Elu": {}, "HardSigmoid": {}, "HardSwish": {"low": -4, "high": 4}, "Sigmoid": {}, "Tanh": {},
+    "Softplus": {}, "Mish": {}, "Swish": {}, "Gelu": {}, "ThresholdedRelu": {}, "Identity": {},
+    "Sqrt": {"low": 0.3}, "Reciprocal": {"low": 0.4}, "Log": {"low": 0.3}, "Acosh": {"low": 1.2, "high": 3},
+    "Asin": {"low": -0.9, "high": 0.9}, "Acos": {"low": -0.9, "high": 0.9}, "Atanh": {"low": -0.9, "high": 0.9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", UNARY)
+def test_elementwise(op):
+    check(op, [real(3, 37, **UNARY[op])])
+
+
+CASES = {
+    "gelu tanh": ("Gelu", [real(5, 9)], {"approximate": "tanh"}),
+    "swish alpha": ("Swish", [real(5, 9)], {"alpha": 0.7}),
+    "clip": ("Clip", [real(5, 9), np.array(-0.7), np.array(0.9)], {}, {"wrt": [0], "constants": (1, 2)}),
+    "add": ("Add", [real(3, 4, 5), real(4, 1)]),
+    "add relu": ("Add", [real(3, 4, 5), real(5)], {"activation": "Relu"}),
+    "sub": ("Sub", [real(1, 4, 5), real(3, 1, 5)]),
+    "mul": ("Mul", [real(3, 4, 5), real(3, 1, 1)]),
+    "div": ("Div", [real(3, 4), real(4, low=0.5)]),
+    "pow": ("Pow", [real(3, 4, low=0.3), real(4)]),
+    "prelu": ("PRelu", [real(2, 3, 4), real(3, 1)]),
+    "min": ("Min", [real(3, 4), real(3, 4), real(1, 4)]),
+    "max": ("Max", [real(3, 4), real(4)]),
+    "sum": ("Sum", [real(3, 4), real(4), real(3, 1)]),
+    "mean": ("Mean", [real(3, 4), real(4)]),
+    "where": ("Where", [_RNG.random((3, 4)) < 0.5, real(3, 4), real(4)], {}, {"wrt": [1, 2]}),
+    "gemm": ("Gemm", [real(5, 7), real(7, 4), real(4)], {"alpha": 0.5, "beta": 2.0}),
+    "gemm ta": ("Gemm", [real(7, 5), real(7, 4), real(5, 1)], {"transA": 1}),
+    "gemm tb": ("Gemm", [real(5, 7), real(4, 7), real(4)], {"transB": 1, "activation": "Sigmoid"}),
+    "gemm tab": ("Gemm", [real(7, 5), real(4, 7)], {"transA": 1, "transB": 1}),
+    "matmul": ("MatMul", [real(5, 7), real(7, 4)]),
+    "matmul rows": ("MatMul", [real(2, 5, 7), real(7, 4), real(4)]),
+    "matmul batch": ("MatMul", [real(2, 3, 5, 7), real(3, 7, 4)]),
+    "matmul vector": ("MatMul", [real(2, 5, 7), real(7)]),
+    "einsum": ("Einsum", [real(2, 3, 4), real(2, 4, 5)], {"equation": "bij,bjk->bik"}),
+    "einsum summed": ("Einsum", [real(3, 4), real(3, 2)], {"equation": "ij,ik->k"}, {"drivers": False}),
+    "conv": ("Conv", [real(2, 3, 8, 9), real(4, 3, 3, 3), real(4)], {"pads": [1, 1, 1, 1]}),
+    "conv relu": ("Conv", [real(3, 2, 12, 11), real(5, 2, 5, 5), real(5)], {"activation": "Relu"}),
+    "conv 1x1": ("Conv", [real(2, 8, 5, 5), real(6, 8, 1, 1)], {}),
+    "conv stride": ("Conv", [real(2, 3, 9, 8), real(4, 3, 3, 3), real(4)], {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    "conv stride 3": ("Conv", [real(1, 2, 11, 13), real(3, 2, 2, 2)], {"strides": [3, 3]}),
+    "conv dilated": ("Conv", [real(2, 2, 9, 9), real(3, 2, 3, 3), real(3)], {"dilations": [2, 2], "pads": [2, 1, 0, 1]}),
+    "conv strided dilated": (
+        "Conv", [real(2, 2, 13, 12), real(3, 2, 3, 3)], {"strides": [2, 3], "dilations": [3, 2], "pads": [2, 1, 3, 1]},
+    ),
+    "conv groups": ("Conv", [real(2, 4, 6, 6), real(6, 2, 3, 3), real(6)], {"group": 2, "pads": [1, 1, 1, 1]}),
+    "conv depthwise": ("Conv", [real(2, 5, 7, 7), real(5, 1, 3, 3), real(5)], {"group": 5, "pads": [1, 1, 1, 1]}),
+    "conv depthwise stride": (
+        "Conv", [real(2, 5, 8, 8), real(5, 1, 3, 3), real(5)], {"group": 5, "pads": [1, 1, 1, 1], "strides": [2, 2]},
+    ),
+    "conv 1d": ("Conv", [real(2, 3, 20), real(4, 3, 5), real(4)], {"pads": [2, 2]}),
+    "conv 3d": ("Conv", [real(1, 2, 4, 5, 6), real(3, 2, 2, 3, 2)], {"pads": [0, 1, 1, 1, 0, 1], "strides": [1, 2, 1]}),
+    "conv wide pads": ("Conv", [real(1, 2, 4, 4), real(2, 2, 2, 2)], {"pads": [2, 2, 2, 2]}),
+    "conv same": ("Conv", [real(1, 2, 7, 7), real(2, 2, 3, 3)], {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+    "conv transpose": (
+        "ConvTranspose", [real(2, 3, 5, 4), real(3, 4, 3, 3), real(4)],
+        {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]},
+    ),
+    "conv transpose groups": (
+        "ConvTranspose", [real(2, 4, 5, 5), real(4, 2, 2, 2)], {"strides": [2, 2], "group": 2},
+    ),
+    "maxpool": ("MaxPool", [real(2, 3, 8, 6, apart=True)], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    "maxpool overlap": (
+        "MaxPool", [real(2, 3, 7, 8, apart=True)], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    ),
+    "maxpool dilated": (
+        "MaxPool", [real(1, 2, 9, 9, apart=True)], {"kernel_shape": [2, 3], "dilations": [2, 1], "ceil_mode": 1,
+                                                    "strides": [2, 2]},
+    ),
+    "maxpool 1d": ("MaxPool", [real(2, 3, 12, apart=True)], {"kernel_shape": [3], "strides": [3]}),
+    "avgpool": ("AveragePool", [real(2, 3, 8, 6)], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    "avgpool pads": (
+        "AveragePool", [real(2, 3, 7, 7)], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    ),
+    "avgpool counted": (
+        "AveragePool", [real(1, 2, 7, 7)], {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "count_include_pad": 1},
+    ),
+    "softmax": ("Softmax", [real(3, 4, 5)], {"axis": 1}),
+    "log softmax": ("LogSoftmax", [real(3, 7)]),
+    "batch norm": (
+        "BatchNormalization", [real(4, 3, 5, 5), real(3, low=0.5), real(3), real(3), real(3, low=0.5)],
+        {"training_mode": 1}, {"wrt": [0, 1, 2]},
+    ),
+    "batch norm relu": (
+        "BatchNormalization", [real(4, 3, 5), real(3, low=0.5), real(3), real(3), real(3, low=0.5)],
+        {"training_mode": 1, "activation": "Relu"}, {"wrt": [0, 1, 2]},
+    ),
+    "batch norm fixed": (
+        "BatchNormalization", [real(4, 3, 5, 5), real(3, low=0.5), real(3), real(3), real(3, low=0.5)], {},
+        {"wrt": [0, 1, 2]},
+    ),
+    "layer norm": ("LayerNormalization", [real(4, 6, 8), real(8), real(8)], {}),
+    "rms norm": ("RMSNormalization", [real(4, 6, 8), real(8)], {}),
+    "group norm": ("GroupNormalization", [real(2, 6, 4, 4), real(6), real(6)], {"num_groups": 3}),
+    "instance norm": ("InstanceNormalization", [real(2, 3, 4, 4), real(3), real(3)], {}),
+    "reshape": ("Reshape", [real(3, 4), i64(2, -1)], {}, {"constants": (1,)}),
+    "flatten": ("Flatten", [real(3, 4, 5)]),
+    "squeeze": ("Squeeze", [real(3, 1, 5)]),
+    "unsqueeze": ("Unsqueeze", [real(3, 5), i64(1)], {}, {"constants": (1,)}),
+    "transpose": ("Transpose", [real(3, 4, 5)], {"perm": [2, 0, 1]}),
+    "space to depth": ("SpaceToDepth", [real(1, 2, 4, 6)], {"blocksize": 2}),
+    "depth to space": ("DepthToSpace", [real(1, 8, 2, 3)], {"blocksize": 2, "mode": "CRD"}),
+    "slice": ("Slice", [real(5, 6), i64(1, 2), i64(4, 6)], {}, {"constants": (1, 2)}),
+    "slice steps": (
+        "Slice", [real(7, 6), i64(5, 0), i64(0, 6), i64(0, 1), i64(-2, 2)], {}, {"constants": (1, 2, 3, 4)},
+    ),
+    "expand": ("Expand", [real(3, 1), i64(2, 3, 4)], {}, {"constants": (1,)}),
+    "tile": ("Tile", [real(2, 3), i64(2, 3)], {}, {"constants": (1,)}),
+    "concat": ("Concat", [real(2, 3), real(2, 4)], {"axis": 1}),
+    "split": ("Split", [real(2, 7), i64(3, 4)], {"axis": 1}, {"constants": (1,), "outputs": 2}),
+    "split part": ("Split", [real(2, 7), i64(3, 4)], {"axis": 1}, {"constants": (1,), "outputs": 2, "watched": 1}),
+    "gather": ("Gather", [real(5, 3), whole(5, 2, 4)], {}),
+    "gather axis": ("Gather", [real(2, 5, 3), whole(5, 4)], {"axis": 1}),
+    "gather elements": ("GatherElements", [real(5, 3), whole(5, 4, 3)], {}),
+    "cumsum": ("CumSum", [real(3, 5), np.array(1)], {"exclusive": 1}, {"constants": (1,)}),
+    "cross entropy": (
+        "CrossEntropy", [real(6, 5), whole(5, 6)], {"label_smoothing": 0.1},
+        {"domain": "evort", "outputs": 2, "watched": 1},
+    ),
+    "dropout": ("RandomDropout", [real(6, 50), np.array(3)], {"ratio": 0.3, "seed": 5}, {"domain": "evort"}),
+}  # fmt: skip
+for _name in ("Sum", "Mean", "L1", "L2", "SumSquare", "Prod", "LogSum", "LogSumExp", "Max", "Min"):
+    _low = 0.3 if _name in ("LogSum", "Prod", "L1") else -2.0
+    _data = real(3, 4, 5, low=_low, apart=_name in ("Max", "Min"))
+    CASES[f"reduce {_name}"] = (f"Reduce{_name}", [_data, i64(0, 2)], {"keepdims": 0}, {"constants": (1,)})
+CASES["reduce all"] = ("ReduceMean", [real(3, 4)], {})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operator(name):
+    op, inputs, *rest = CASES[name]
+    options = rest[1] if len(rest) > 1 else {}
+    check(op, inputs, rest[0] if rest else {}, **options)
