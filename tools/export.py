@@ -23,12 +23,10 @@ from evort.etm import read
 from evort.graph import Graph, Model, Node, Tensor
 from evort.ops.base import lookup
 from evort.ops.unfuse import apart
-from evort.types import STORAGE, DType
+from evort.types import FROM_NUMPY
 from evort_tools.common import write_atomically
 
-OLDEST = 17 _SAME_BITS = {np.dtype(t) for t in (np.float32, np.float64, np.float16, np.int8, np.uint8, np.int16,
-np.uint16, np.int32,
-                                    np.uint32, np.int64, np.uint64, np.bool_)}  # fmt: skip
+OLDEST = 17
 
 
 def export(model: Model, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
@@ -89,7 +87,7 @@ def _node(node: Node) -> onnx.NodeProto:
 
 
 def _tensor(tensor: Tensor) -> TensorProto:
-    if tensor.quant is not None or STORAGE.get(tensor.dtype) not in _SAME_BITS or tensor.dtype == DType.BFLOAT16:
+    if tensor.quant is not None or FROM_NUMPY.get(tensor.data.dtype) != tensor.dtype:
         raise ConversionError(f"tensor {tensor.name!r} of type {tensor.dtype.name.lower()} is not exported")
     return numpy_helper.from_array(np.ascontiguousarray(tensor.data).reshape(tensor.data.shape), tensor.name)
 

@@ -71,7 +71,9 @@ CASES = {
     "conv 1x1": ("Conv", [real(2, 8, 5, 5), real(6, 8, 1, 1)], {}),
     "conv stride": ("Conv", [real(2, 3, 9, 8), real(4, 3, 3, 3), real(4)], {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
     "conv stride 3": ("Conv", [real(1, 2, 11, 13), real(3, 2, 2, 2)], {"strides": [3, 3]}),
-    "conv dilated": ("Conv", [real(2, 2, 9, 9), real(3, 2, 3, 3), real(3)], {"dilations": [2, 2], "pads": [2, 1, 0, 1]}),
+    "conv dilated": (
+        "Conv", [real(2, 2, 9, 9), real(3, 2, 3, 3), real(3)], {"dilations": [2, 2], "pads": [2, 1, 0, 1]},
+    ),
     "conv strided dilated": (
         "Conv", [real(2, 2, 13, 12), real(3, 2, 3, 3)], {"strides": [2, 3], "dilations": [3, 2], "pads": [2, 1, 3, 1]},
     ),
