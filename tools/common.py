@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 import evort
 from evort.session import Session
 from evort.types import FLOATS, STORAGE, DType
+
+# progress(what, number of steps or None) starts a stage; what it returns is called after each step.
+Progress = Callable[[str, int | None], Callable[[], None]]
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -84,6 +88,24 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """A progress bar on the terminal; nothing where there is none."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+
+        def start(what: str, count: int | None) -> Callable[[], None]:
+            task = bar.add_task(what, total=count)
+            return lambda: bar.advance(task)
+
+        yield start
 
 
 def file_size(path: str) -> int:

@@ -1,4 +1,8 @@
-"""Times each operator of a model: a table by layer or by operator, and a Chrome trace that opens in Perfetto."""
+"""Times each operator of a model: a table by layer or by operator, and a Chrome trace that opens in Perfetto.
+
+With --precisions it times the layers of a float model in float32, float16, int16, int8 and int4 instead, and writes
+what `evort quantize --profile` takes: run it on the device that the model is for.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from evort import etm
 from evort.plan import Plan
 from evort_tools.common import (
     add_shape_argument,
     open_session,
     print_json,
+    progress_bar,
     random_inputs,
     shapes_of,
+    source,
     write_atomically,
 )
 from evort_tools.inspection import operator_text
@@ -30,12 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", choices=("layer", "operator"), default="layer", help="one row for each (layer)")
     parser.add_argument("--top", type=int, default=30, help="rows to show, slowest first; 0 for all (30)")
     parser.add_argument("--trace", metavar="FILE.json", help="write one run as a Chrome trace")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--precisions", action="store_true", help="time the layers in all precisions (see above)")
+    parser.add_argument("-o", "--output", metavar="FILE.json", help="with --precisions: the latency profile to write")
+    parser.add_argument("--json", action="store_true", help="print the rows (or the latency profile) as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.runs < 1:
         raise ValueError("--runs must be at least 1")
+    if args.precisions:
+        return run_precisions(args)
+    if args.output:
+        raise ValueError("--output goes with --precisions; a run is written with --trace")
     session = open_session(args.model, threads=args.threads)
     feeds = random_inputs(session, shapes_of(args))
     session.run(feeds)
@@ -61,6 +74,35 @@ def run(args: argparse.Namespace) -> int:
         table.add_row(row["name"], row["operator"], row["kernel"], row["output"], f"{row['us']:.1f}",
                       f"{row['us'] / total:.1%}" if total else "", rate)  # fmt: skip
     Console().print(table)
+    return 0
+
+
+def run_precisions(args: argparse.Namespace) -> int:
+    """Measures a latency profile, and writes or shows it."""
+    from evort_tools.quantization.mixed import measure_profile
+    from evort_tools.quantization.options import PRECISIONS
+
+    model = etm.read(source(args.model)).model
+    with progress_bar(quiet=args.json) as progress:
+        profile = measure_profile(model, shapes_of(args), args.threads, progress)
+    if args.output:
+        profile.write(args.output)
+    if args.json:
+        print_json(profile.as_dict())
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", title=f"{args.model}: µs by precision ({profile.machine['isa']})")
+    for precision in PRECISIONS:
+        table.add_column(precision, justify="right")
+    rows = sorted(profile.times.items(), key=lambda row: -row[1]["float32"])
+    for layer, times in rows[: args.top or None]:
+        table.add_row(profile.nodes[layer][0], *(f"{times[p]:.1f}" if p in times else "" for p in PRECISIONS))
+    table.add_row("all", *(f"{profile.total(p):.1f}" for p in PRECISIONS))
+    Console().print(table)
+    if args.output:
+        print(f"written to {args.output}: evort quantize --profile {args.output}")
     return 0
 
 

@@ -16,11 +16,11 @@ The input and outputs of the model stay float32. What has no integer form stays 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +30,8 @@ from evort import etm
 from evort.graph import Model
 from evort.session import Session
 from evort_tools.bench import latency
-from evort_tools.common import bytes_text
-from evort_tools.quantization import accuracy, improve, layers, placement, static
+from evort_tools.common import Progress, bytes_text, progress_bar
+from evort_tools.quantization import accuracy, improve, layers, mixed, placement, static
 from evort_tools.quantization import latency as latency_profile
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import Calibration, CalibrationError, Images, open_calibration
@@ -40,12 +40,9 @@ from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
 from evort_tools.quantization.qdq import total_bytes
-from evort_tools.quantization.report import write_page
+from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_page
 from evort_tools.quantization.schemes import by_layer
 from evort_tools.quantization.select import PRODUCTS
-
-# progress(what, number of steps or None) starts a stage; what it returns is called after each step.
-Progress = Callable[[str, int | None], Callable[[], None]]
 
 
 class Result:
@@ -58,7 +55,8 @@ class Result:
     `file` of the files, where there are such. methods: noise over signal by calibration method, where those were
     compared; helpers: noise over signal with each helper that was kept, in the order in which they were applied.
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
-    loss: what was lost, its limit, and the float model's metric, where there was a limit.
+    loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
+    know.
     """
 
     def __init__(self, model: Model, options: Options):
@@ -75,6 +73,7 @@ class Result:
         self.helpers: dict[str, float] = {}
         self.latency: dict[str, Any] = {}
         self.loss: dict[str, float] = {}
+        self.notes: list[str] = []
 
     def to_bytes(self) -> bytes:
         """The `.etm` file's bytes, which `evort.load` takes."""
@@ -94,6 +93,7 @@ class Result:
             "helpers": self.helpers,
             "latency": self.latency,
             "loss": self.loss,
+            "notes": self.notes,
             "encodings": {name: e.as_dict() for name, e in self.encodings.items()},
         }
 
@@ -160,7 +160,8 @@ def _write_report(
     notes = [f"Scheme {options.scheme}; compared on {len(samples)} calibration samples."]
     if result.helpers:
         notes.append(f"Helpers that lowered the error: {', '.join(result.helpers)}.")
-    write_page(path, title, rows, found, notes, result.kept)
+    notes += result.notes
+    write_page(path, title, rows, found, notes, result.kept, result.layers if options.scheme == "mixed" else ())
 
 
 _REPORTED = 8  # samples on which layers are compared
@@ -183,19 +184,22 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     result.sizes["weights_before"] = total_bytes(model.graph)
     if options.scheme == "static":
         _static(data, result, progress)
+    elif options.scheme == "mixed":
+        _mixed(data, result, progress)
     else:
         result.model, result.layers, result.kept = by_layer(model, data, options)
-    result.integer_nodes = len(result.layers)
+    result.integer_nodes = sum(row.get("precision") != "float32" for row in result.layers)
     result.sizes["weights_after"] = total_bytes(result.model.graph)
     if options.verify and data is not None:
         _verify(model, data, result, progress)
     return result
 
 
-def _static(data: Calibration | None, result: Result, progress: Progress) -> None:
-    options = result.options
+def _settings(data: Calibration | None, options: Options) -> tuple[static.Settings, improve.Helpers]:
+    """How to calibrate. Raises CalibrationError where there is no data to do so."""
     if data is None:
-        raise CalibrationError("the static scheme needs calibration data (--calib FILE): a few hundred typical inputs")
+        what = f"the {options.scheme} scheme needs calibration data"
+        raise CalibrationError(f"{what} (--calib FILE): a few hundred typical inputs")
     settings = static.Settings(
         options.method, options.activations, options.percentile, options.exclude, options.per_channel, options.threads
     )
@@ -203,6 +207,32 @@ def _static(data: Calibration | None, result: Result, progress: Progress) -> Non
         options.equalize, options.smooth, options.clip_weights, options.adaround, options.bias_correction,
         options.smooth_alpha,
     )  # fmt: skip
+    return settings, helpers
+
+
+def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None:
+    settings, helpers = _settings(data, result.options)
+    found = mixed.mixed(result.model, data, result.options, settings, helpers, progress)
+    result.kept = mixed.unchanged(result.model, found.layers)
+    result.model, result.real, result.layers, result.helpers = found.model, found.real, found.layers, found.helpers
+    if found.found is not None:
+        result.encodings, result.methods = found.found.encodings, found.found.ratios
+    if math.isfinite(found.goal.limit):
+        result.loss = {"limit": found.goal.limit, "float": found.goal.base, "loss": found.loss}
+    result.notes = found.notes
+    noted: dict[str, Any] = {"scheme": "mixed"}
+    if found.profile is not None:
+        source = found.profile.source or "measured here"
+        result.latency = {"float32_us": found.us_float, "predicted_us": found.us, "profile": source}
+        noted |= {key: found.profile.machine.get(key) for key in ("isa", "threads")}
+    for row in found.layers:
+        noted.setdefault(row["precision"], []).append(row["name"])
+    result.model.metadata["evort.quantization"] = json.dumps(noted, separators=(",", ":"))
+
+
+def _static(data: Calibration | None, result: Result, progress: Progress) -> None:
+    options = result.options
+    settings, helpers = _settings(data, options)
     costs = None
     if options.prefer == "speed":
         given = latency_profile.read(options.profile) if options.profile else None
@@ -256,7 +286,7 @@ def _verify(model: Model, data: Calibration, result: Result, progress: Progress)
 
 
 def _open(model: Any, options: Options) -> tuple[Model, int | None]:
-    """The float graph, and the size of its file."""
+    """The float graph, and the size of its file. Raises what `quantize` does."""
     if isinstance(model, Model):
         return model, None
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".etm":
@@ -294,30 +324,13 @@ def run(args: argparse.Namespace) -> int:
     folder = os.path.dirname(os.path.abspath(output))
     if not os.path.isdir(folder):
         raise ValueError(f"{folder}: there is no such folder to write {os.path.basename(output)} to")
-    with _bar(quiet=args.json) as progress:
+    with progress_bar(quiet=args.json) as progress:
         result = quantize(args.model, output, calib, progress, args.report, **asdict(options))
     if args.json:
         print(json.dumps({"output": output, **result.as_dict()}, indent=2, default=str))
     else:
         _print(result, output)
     return 0
-
-
-@contextlib.contextmanager
-def _bar(quiet: bool) -> Iterator[Progress]:
-    """A progress bar on the terminal; nothing where there is none."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-
-        def start(what: str, count: int | None) -> Callable[[], None]:
-            task = bar.add_task(what, total=count)
-            return lambda: bar.advance(task)
-
-        yield start
 
 
 def _print(result: Result, output: str) -> None:
@@ -335,7 +348,7 @@ def _print(result: Result, output: str) -> None:
     for name, sqnr in result.sqnr.items():
         console.print(f"output {name!r}: signal to quantization noise {sqnr:.1f} dB ({result.samples} samples)")
     nodes = len(result.model.graph.nodes)
-    console.print(f"{len(result.layers)} operators changed, {nodes} nodes in the file")
+    console.print(f"{result.integer_nodes} operators changed, {nodes} nodes in the file")
     if result.helpers:
         console.print(f"helpers that lowered the error: {', '.join(result.helpers)}")
     if result.latency:
@@ -343,6 +356,15 @@ def _print(result: Result, output: str) -> None:
         console.print(f"layers take {spent / 1e3:.3f} ms of {real / 1e3:.3f} in float ({result.latency['profile']})")
     if result.loss:
         console.print(f"lost {result.loss['loss']:.6g} of at most {result.loss['limit']:.6g}")
+    for note in result.notes:
+        console.print(note)
+    if result.options.scheme == "mixed":
+        chosen = Table(title="precisions; alone: SQNR of the outputs with this layer alone")
+        for name, numeric in PRECISION_COLUMNS:
+            chosen.add_column(name, justify="right" if numeric else "left")
+        for row in result.layers:
+            chosen.add_row(*precision_cells(row))
+        console.print(chosen)
     if result.kept:
         kept = Table("kept in float", "why")
         for label, why in result.kept.items():

@@ -1,8 +1,8 @@
 """Choosing one of several precisions for each layer: a multiple-choice knapsack, solved by dynamic programming.
 
 minimise sum of cost[layer][choice] subject to sum of use[layer][choice] <= limit for each resource. What the resources
-use is rounded up to a grid, so that a solution never exceeds a limit; the grid is fine enough that what is lost to
-rounding is small against one layer's share (a test measures it against exhaustive search).
+use is rounded up to a grid, so that a solution never exceeds a limit. What that leaves unused is then given to the
+layers that gain most by it, in exact numbers; a test holds the result against exhaustive search.
 """
 
 from __future__ import annotations
@@ -15,17 +15,62 @@ import numpy as np
 _GRID = 1 << 17
 _LINE = 1 << 14
 
+Table = Sequence[Sequence[float]]
 
-def solve(
-    cost: Sequence[Sequence[float]], resources: Sequence[tuple[Sequence[Sequence[float]], float]] = ()
-) -> list[int] | None:
+
+def solve(cost: Table, resources: Sequence[tuple[Table, float]] = ()) -> list[int] | None:
     """The index of the choice for each layer; None where no choices hold all limits.
 
     cost: for each layer the cost of each of its choices, all finite. resources: pairs (use, limit), use shaped as
-    cost and not negative. A limit of zero or less leaves only choices that use nothing.
+    cost and not negative; an infinite use bars a choice. A limit of zero or less leaves only choices that use nothing.
     """
     if not cost:
         return []
+    # With a line of its own for each resource: where that holds the other limits too, nothing is better.
+    for alone in ([r] for r in resources) if len(resources) > 1 else ():
+        found = _program(cost, alone)
+        if found is not None and _holds(found, resources):
+            return _improved(found, cost, resources)
+    found = _program(cost, resources)
+    if found is None:
+        found = _frugal(resources)
+    return None if found is None else _improved(found, cost, resources)
+
+
+def _holds(found: Sequence[int], resources: Sequence[tuple[Table, float]]) -> bool:
+    return all(sum(u[c] for u, c in zip(use, found, strict=True)) <= max(0.0, limit) for use, limit in resources)
+
+
+def _frugal(resources: Sequence[tuple[Table, float]]) -> list[int] | None:
+    """Choices that hold limits too tight for the grid: those that use least of one resource."""
+    for table, _ in resources:
+        found = [min(range(len(us)), key=us.__getitem__) for us in table]
+        if _holds(found, resources):
+            return found
+    return None
+
+
+def _improved(found: list[int], cost: Table, resources: Sequence[tuple[Table, float]]) -> list[int]:
+    """Changes the layer that gains most, as long as the limits hold."""
+    found = list(found)
+    while True:
+        left = [limit - sum(u[c] for u, c in zip(use, found, strict=True)) for use, limit in resources]
+        best, change = 0.0, None
+        for layer, prices in enumerate(cost):
+            now = found[layer]
+            for choice, price in enumerate(prices):
+                gain = prices[now] - price
+                if gain > best and all(
+                    use[layer][choice] - use[layer][now] <= room for (use, _), room in zip(resources, left, strict=True)
+                ):
+                    best, change = gain, (layer, choice)
+        if change is None:
+            return found
+        found[change[0]] = change[1]
+
+
+def _program(cost: Table, resources: Sequence[tuple[Table, float]]) -> list[int] | None:
+    """The dynamic program over the grid."""
     points = min(_LINE, int(_GRID ** (1 / max(1, len(resources)))))
     shape = (points + 1,) * len(resources)
     steps = [_steps(use, limit, points) for use, limit in resources]
@@ -61,4 +106,4 @@ def _steps(use: Sequence[Sequence[float]], limit: float, points: int) -> list[li
     """What each choice uses in grid points, rounded up; more than `points` where it alone is too much."""
     if limit <= 0:
         return [[0 if u <= 0 else points + 1 for u in choices] for choices in use]
-    return [[min(points + 1, int(np.ceil(u / limit * points - 1e-9))) for u in choices] for choices in use]
+    return [[int(min(points + 1.0, np.ceil(u / limit * points - 1e-9))) for u in choices] for choices in use]

@@ -151,7 +151,7 @@ def measure(
 
     def other(make: Callable[[], Model]) -> tuple[Model, set[str]]:
         made = make()
-        return made, _changed(model.graph, made.graph)
+        return made, changed(model.graph, made.graph)
 
     makers: dict[str, Callable[[], tuple[Model, set[str]]]] = {"float32": lambda: (model, set())}
     products = [n.outputs[0] for n in found.selection.nodes if n.op in PRODUCTS]
@@ -161,11 +161,11 @@ def measure(
         makers[f"{BESIDE}/{half}"] = lambda half=half: integer(dict.fromkeys(products[half::2], ""))
     makers |= {name: lambda make=make: other(make) for name, make in (others or {}).items()}
     step = (progress or _silent)("measuring layers", len(makers))
-    changed: dict[str, set[str]] = {}
+    layers_of: dict[str, set[str]] = {}
     best: dict[str, Times] = {}
     waiting: dict[str, Session] = {}
     for name, make in makers.items():
-        made, changed[name] = make()
+        made, layers_of[name] = make()
         waiting[name] = Session(made, threads=threads)
         if total_bytes(model.graph) > _LARGE:
             best |= _run(model.graph, waiting, feeds, _SECONDS / len(makers))
@@ -176,7 +176,7 @@ def measure(
     for node in model.graph.nodes:
         layer = node.outputs[0]
         times[layer] = {"float32": best["float32"].get(layer, 0.0)}
-        for name, layers in changed.items():
+        for name, layers in layers_of.items():
             if layer in layers:
                 times[layer][name.partition("/")[0]] = best[name].get(layer, 0.0)
     return Profile(
@@ -210,7 +210,7 @@ def _silent(what: str, count: int | None) -> Callable[[], None]:
     return lambda: None
 
 
-def _changed(before: Graph, after: Graph) -> set[str]:
+def changed(before: Graph, after: Graph) -> set[str]:
     """The first outputs of nodes that are other operators than in the float model, or read other constants."""
     old = {node.outputs[0]: node for node in before.nodes}
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from evort_tools.quantization.metric import Drop
 
-SCHEMES = ("static", "dynamic", "weight-only")
+SCHEMES = ("static", "dynamic", "weight-only", "mixed")
+PRECISIONS = ("float32", "float16", "int16", "int8", "int4")
 SWITCH = ("auto", "on", "off")
 
 
@@ -22,6 +23,10 @@ def _option(default: Any, text: str, **more: Any) -> Any:
 
 def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(t) for t in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(t.strip() for t in text.split(","))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -96,6 +101,22 @@ class Options:
         "a metric of the outputs' root mean square, or 30dB; layers are undone until it holds",
         read=str, metavar="DROP",
     )  # fmt: skip
+    sensitivity: str = _option(
+        "sqnr", "mixed: what tells how much a layer bears: the outputs' error on calibration samples, or the metric",
+        choices=("sqnr", "metric"),
+    )  # fmt: skip
+    max_size: str | None = _option(
+        None, "mixed: the most bytes of the file, such as 200kB, or 30%% of the float model's", read=str, metavar="SIZE"
+    )
+    max_latency: str | None = _option(
+        None, "mixed: the most time of a run, such as 2.5ms, or 60%% of the float model's", read=str, metavar="TIME"
+    )
+    pin: tuple[str, ...] = _option(
+        (), "mixed: a layer or pattern and the precision that it must have (repeatable)", metavar="PATTERN=int8"
+    )
+    precisions: tuple[str, ...] = _option(
+        PRECISIONS, "mixed: what to choose from (float32,float16,int16,int8,int4)", read=_names, metavar="P,P"
+    )
     verify: bool = _option(True, "run the result on calibration samples and report its signal-to-noise ratio")
     bits: int | None = _option(
         None, "of weights: dynamic 8 or 16 (default 8), weight-only 2, 3, 4, 8 or 16 (default 4)", metavar="N"
@@ -118,14 +139,28 @@ class Options:
                 setattr(self, f.name, tuple(value) if isinstance(value, list) else (value,))
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
-        if self.max_drop is not None:
-            Drop(self.max_drop)
-        elif self.metric is not None:
-            raise ValueError("a metric needs a limit to hold: give max_drop, such as 0.5%")
+        self._check_limits()
         if not 0 <= self.smooth_alpha <= 1:
             raise ValueError(f"smooth_alpha must be from 0 to 1, not {self.smooth_alpha}")
         if not 50 <= self.percentile <= 100:
             raise ValueError(f"percentile must be from 50 to 100, not {self.percentile}")
+
+    def _check_limits(self) -> None:
+        """What limits and precisions there may be, and which go together."""
+        if self.max_drop is not None:
+            Drop(self.max_drop)
+        elif self.metric is not None and self.sensitivity != "metric":
+            raise ValueError("a metric needs a limit to hold: give max_drop, such as 0.5%")
+        if self.sensitivity == "metric" and self.metric is None:
+            raise ValueError("sensitivity by the metric needs one: give metric, such as my_metric.py:top1")
+        goal = ("metric", "max_drop")
+        only = {"static": goal, "mixed": (*goal, "max_size", "max_latency", "pin")}.get(self.scheme, ())
+        for name in (*goal, "max_size", "max_latency", "pin"):
+            if getattr(self, name) and name not in only:
+                raise ValueError(f"{name} is not for the {self.scheme} scheme; the mixed scheme has it")
+        unknown = [p for p in self.precisions if p not in PRECISIONS]
+        if unknown:
+            raise ValueError(f"precisions: {unknown[0]!r} is not one of {', '.join(PRECISIONS)}")
 
 
 def from_mapping(given: Mapping[str, Any], where: str = "options") -> Options:

@@ -119,6 +119,25 @@ def slower_in_integers(costs: Costs, floats: Mapping[str, str] | None = None) ->
     return why
 
 
+def costs_of(
+    model: Model,
+    data: Calibration,
+    settings: Settings,
+    profile: Profile | None,
+    progress: Callable[[str, int | None], Callable[[], None]],
+    others: Mapping[str, Model] | None = None,
+) -> Costs:
+    """What the layers of a model cost, by a profile or as measured here, on the first sample. others: models of other
+    precisions to measure, too. Raises ValueError for another model's profile."""
+    samples = data.head(1)
+    found = static.calibrate(model, open_calibration(samples, model.graph), replace(settings, method="minmax"))
+    if profile is None:
+        makers = {f"{name}/alone": lambda made=made: made for name, made in (others or {}).items()}
+        profile = measure(model, found, samples[0], settings.threads, makers, progress)
+    profile.require(node.outputs[0] for node in model.graph.nodes)
+    return Costs(found.selection, profile)
+
+
 def decide(
     model: Model,
     data: Calibration,
@@ -131,13 +150,11 @@ def decide(
     Without a profile layers are measured here, on the first sample; and then the whole model, with what was chosen:
     where that is slower than in float, more stays in float. Raises ValueError for another model's profile.
     """
+    costs = costs_of(model, data, settings, profile, progress)
+    if profile is not None:
+        return costs, slower_in_integers(costs)
     samples = data.head(1)
     found = static.calibrate(model, open_calibration(samples, model.graph), replace(settings, method="minmax"))
-    if profile is not None:
-        profile.require(node.outputs[0] for node in model.graph.nodes)
-        costs = Costs(found.selection, profile)
-        return costs, slower_in_integers(costs)
-    costs = Costs(found.selection, measure(model, found, samples[0], settings.threads, progress=progress))
     step = progress("measuring the whole model", None)
     for _ in range(_CONFIRM):
         floats = slower_in_integers(costs)

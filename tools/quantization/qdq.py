@@ -11,7 +11,7 @@ quantization"), with the numbers that the integer operators will give up to the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def insert(graph: Graph, encodings: Mapping[str, Encoding], integer: Collection[
         ordered += before.get(i, ())
         ordered += graph.nodes[i : i + 1]
     graph.nodes[:] = ordered
-    _drop_unread(graph, encodings)
+    drop_unread(graph, encodings)
     return integers
 
 
@@ -137,14 +137,14 @@ def _redirect(graph: Graph, old: str, new: str, readers: Collection[str] | None)
             rename_free(sub, old, new)
 
 
-def _drop_unread(graph: Graph, encodings: Mapping[str, Encoding]) -> None:
-    """Drops float constants that nothing reads any more."""
+def drop_unread(graph: Graph, names: Iterable[str]) -> None:
+    """Drops those of the constants named that nothing reads any more."""
     read = set(graph.outputs)
     for node in graph.nodes:
         read.update(node.inputs)
         for sub in node.subgraphs():
             read.update(sub.free_names())
-    for name in encodings:
+    for name in names:
         tensor = graph.tensors.get(name)
         if tensor is not None and tensor.data is not None and name not in read:
             del graph.tensors[name]

@@ -34,9 +34,10 @@ def page(
     layers: Sequence[Layer],
     notes: Sequence[str] = (),
     float_layers: Mapping[str, str] | None = None,
+    precisions: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The page. summary: rows (what, before, after). notes: lines on the whole. float_layers: why a layer was kept in
-    float, by name."""
+    float, by name. precisions: rows of `Search.rows`, of a model in mixed precision."""
     rows = "".join(
         f"<tr><td>{_text(what)}</td><td class=n>{_text(a)}</td><td class=n>{_text(b)}</td></tr>"
         for what, a, b in summary
@@ -48,6 +49,7 @@ def page(
         f"<h1>{_text(title)}</h1>",
         *(f"<p class=note>{_text(note)}</p>" for note in notes),
         f"<table><tr><th>whole model<th class=n>before<th class=n>after</tr>{rows}</table>",
+        *_precision_parts(precisions),
         "<h2>Where the error comes from</h2>",
         "<p class=note>Signal to quantization noise of each layer's output, in dB (more is better): the layer alone, "
         "fed with float tensors, and accumulated, with the error of all layers before it.</p>",
@@ -62,6 +64,45 @@ def page(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
+
+
+# The columns that say what became of a layer in mixed precision, and whether they are numbers.
+PRECISION_COLUMNS = (("layer", False), ("operator", False), ("precision", False), ("alone, dB", True), ("bytes", True),
+                     ("of float32", True), ("µs", True), ("of float32", True))  # fmt: skip
+
+
+def precision_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `Search.rows` as texts, one for each of PRECISION_COLUMNS."""
+    chosen, size, us = row["precision"], row["bytes"], row["us"]
+    noise, now = row["noise_alone"][chosen], size[chosen]
+    real = row["us_float32"]
+    return [
+        row["name"],
+        row["operator"],
+        f"{chosen} (pinned)" if row["pinned"] else chosen,
+        "exact" if not noise else f"{-10 * math.log10(noise):.1f}",
+        bytes_text(now),
+        f"{now / size['float32']:.2f}" if size["float32"] else "",
+        "" if us is None else f"{us:.1f}",
+        f"{us / real:.2f}" if us is not None and real else "",
+    ]
+
+
+def _precision_parts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    head = "".join(f"<th{' class=n' if numeric else ''}>{name}</th>" for name, numeric in PRECISION_COLUMNS)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=n' if numeric else ''}>{_text(cell)}</td>"
+            for cell, (_, numeric) in zip(precision_cells(row), PRECISION_COLUMNS, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    note = "Alone: the SQNR of the model's outputs with only this layer in its precision. Times as the search predicts."
+    return ["<h2>Precisions</h2>", f"<p class=note>{note}</p>", f"<table><tr>{head}</tr>{body}</table>"]
 
 
 def write_page(path: str | os.PathLike[str], *args: Any, **named: Any) -> None:

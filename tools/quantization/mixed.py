@@ -1,0 +1,181 @@
+"""The mixed scheme: each layer in the precision that the user's limits leave it, by its sensitivity and its cost.
+
+found = mixed(model, data, options, settings, helpers, progress)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from evort.graph import Model, Node
+from evort.session import Session
+from evort_tools.common import random_inputs
+from evort_tools.quantization import improve, latency, placement, static
+from evort_tools.quantization.data import Calibration, open_calibration
+from evort_tools.quantization.improve import Helpers
+from evort_tools.quantization.latency import Profile
+from evort_tools.quantization.metric import Drop, Goal
+from evort_tools.quantization.options import PRECISIONS, Options
+from evort_tools.quantization.placement import Costs
+from evort_tools.quantization.precisions import layers_of, pins_of, static_int8, variants
+from evort_tools.quantization.search import Candidate, Search, sensitivities
+from evort_tools.quantization.static import Calibrated, Settings
+
+DEFAULT = "30dB"  # the drop where the user gives no limit at all
+_SAMPLES = 16  # on which sensitivities are measured
+
+Progress = Callable[[str, int | None], Callable[[], None]]
+
+
+class Mixed:
+    """A model in mixed precision. model: with the choice; real: the float model that it was made of; found: what
+    calibration found for what is int8, None where nothing is; layers: rows for tables (`Search.rows`); helpers: those
+    that were kept; profile: the times that were gone by, None without; us, us_float: predicted; goal, loss: what was
+    held, and what is lost; notes: for the user."""
+
+    def __init__(
+        self, model: Model, real: Model, found: Calibrated | None, search: Search, best: Candidate,
+        helpers: dict[str, float],
+    ):  # fmt: skip
+        self.model = model
+        self.real = real
+        self.found = found
+        self.layers = search.rows(best.chosen)
+        self.helpers = helpers
+        self.profile: Profile | None = None if search.costs is None else search.costs.profile
+        self.us, self.us_float = best.us, search.float_us
+        self.goal, self.loss = search.goal, best.loss
+        self.notes = search.notes
+
+
+def mixed(
+    model: Model, data: Calibration, options: Options, settings: Settings, helpers: Helpers, progress: Progress
+) -> Mixed:
+    """Finds the precisions of a model's layers and applies them; the model given stays as it is.
+
+    Raises ValueError for limits that cannot be held, pins that fit nothing, and options that do not go together.
+    """
+    wanted = options.precisions
+    settings = replace(settings, exclude=())  # what is excluded is pinned to float32
+    before = replace(helpers, adaround="off", bias="off")
+    real, found, kept = model, None, {}
+    if "int8" in wanted or any(pin.endswith("=int8") for pin in options.pin):
+        real, found, kept = improve.quantize(model, data, settings, before, progress)
+    step = progress("rounding weights", None)
+    names = {*wanted, *(pin.rpartition("=")[2] for pin in options.pin)}
+    models = variants(real, sorted(names), options, data)
+    step()
+    layers = layers_of(real, found, models)
+    pins = pins_of(real.graph, layers, options.pin, options.exclude)
+    costs = _costs(model, data, options, settings, models, progress)
+    drop = options.max_drop
+    if drop is None and options.max_size is None and options.max_latency is None:
+        drop = DEFAULT
+    samples = data.head(min(_SAMPLES, static.trial_count(model, data)))
+    goal = Goal(model, options.metric, None if drop is None else Drop(drop), samples, options.threads)
+    count = sum(len(layer.bytes) - 1 for layer in layers)
+    by_metric = options.sensitivity == "metric"
+    step = progress("finding out what layers bear", count)
+    noise, losses = sensitivities(real, found, models, layers, goal, by_metric, step)
+    search = Search(real, found, models, layers, noise, losses, costs, goal, pins, wanted)
+    search.limit(
+        math.inf if options.max_size is None else size_limit(options.max_size, search.float_bytes),
+        math.inf if options.max_latency is None else latency_limit(options.max_latency, search.float_us),
+    )
+    best = search.run(progress)
+    return _fitted(search, best, data, settings, helpers, kept, progress)
+
+
+def measure_profile(
+    model: Model, shapes: Mapping[str, tuple[int, ...]], threads: int | None, progress: Progress
+) -> Profile:
+    """Times the layers of a float model in all precisions that they have, on random inputs of these shapes: what
+    `Options.profile` takes. Raises ValueError for shapes that do not fit."""
+    feeds = random_inputs(Session(model), dict(shapes))
+    data = open_calibration([feeds], model.graph)
+    models = variants(model, PRECISIONS, Options())
+    return placement.costs_of(model, data, Settings(threads=threads), None, progress, models).profile
+
+
+def _costs(
+    model: Model, data: Calibration, options: Options, settings: Settings, models: Mapping[str, Model],
+    progress: Progress,
+) -> Costs | None:  # fmt: skip
+    """What layers take, from the profile or measured; None where only the size counts."""
+    if options.prefer == "size" and options.max_latency is None:
+        return None
+    given = latency.read(options.profile) if options.profile else None
+    return placement.costs_of(model, data, settings, given, progress, models)
+
+
+def _fitted(
+    search: Search, best: Candidate, data: Calibration, settings: Settings, helpers: Helpers, kept: dict[str, float],
+    progress: Progress,
+) -> Mixed:  # fmt: skip
+    """The result, with the helpers that fit int8 layers' weights and biases where these lower the loss."""
+    plain = Mixed(best.model, search.real, best.found, search, best, kept)
+    if best.found is None or helpers.adaround == helpers.bias == "off":
+        return plain
+    ratios = search.found.ratios
+    integer = static_int8(search.layers, best.chosen)
+    floats = {n.outputs[0]: "" for n in search.found.selection.nodes if n.op in placement.PRODUCTS}
+    floats = {name: "" for name in floats if name not in integer}
+    method = min(ratios, key=ratios.get) if ratios else settings.method
+    how = replace(settings, method=method, floats=floats)
+    after = replace(helpers, equalize="off", smooth="off", clip="off")
+    real, found, more = improve.quantize(search.real, data, how, after, progress)
+    if not more:
+        return plain
+    candidate = search.fitted(best.chosen, real, found)
+    forced = "on" in (helpers.adaround, helpers.bias)
+    if candidate.bytes > search.max_bytes or not (candidate.loss < best.loss or forced):
+        return plain
+    if not search.goal.holds(candidate.loss):
+        return plain
+    return Mixed(candidate.model, real, candidate.found, search, candidate, {**kept, **more})
+
+
+def size_limit(text: str, whole: int) -> float:
+    """Bytes from "200kB", or "30%" of the float file. Raises ValueError."""
+    share = _share(text)
+    if share is not None:
+        return share * whole
+    from argparse import ArgumentTypeError
+
+    from evort_tools.common import parse_size
+
+    try:
+        return parse_size(str(text))
+    except ArgumentTypeError as error:
+        raise ValueError(f"max_size: {error}, or 30% of the float file") from None
+
+
+def latency_limit(text: str, whole: float) -> float:
+    """Microseconds from "2.5ms", "800us", or "60%" of the float model's. Raises ValueError."""
+    share = _share(text)
+    if share is not None:
+        return share * whole
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|µs|ms|s)\s*", str(text).lower())
+    if found is None:
+        raise ValueError(f"max_latency: {text!r} is no time; write it like 2.5ms, 800us, or 60% of the float model's")
+    return float(found[1]) * {"us": 1.0, "µs": 1.0, "ms": 1e3, "s": 1e6}[found[2]]
+
+
+def _share(text: Any) -> float | None:
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", str(text))
+    return None if found is None else float(found[1]) / 100
+
+
+def unchanged(model: Model, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """{label: why} of the products that have no other precision than float32."""
+    known = {row["name"] for row in rows}
+
+    def name(node: Node) -> str:
+        return node.name or node.outputs[0]
+
+    left = [n for n in model.graph.nodes if n.op in placement.PRODUCTS and not n.domain and name(n) not in known]
+    return {node.label(): "it has no other precision" for node in left}
