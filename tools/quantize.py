@@ -361,7 +361,7 @@ def _print(result: Result, output: str) -> None:
     if result.options.scheme == "mixed":
         chosen = Table(title="precisions; alone: SQNR of the outputs with this layer alone")
         for name, numeric in PRECISION_COLUMNS:
-            chosen.add_column(name, justify="right" if numeric else "left")
+            chosen.add_column(name, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
         for row in result.layers:
             chosen.add_row(*precision_cells(row))
         console.print(chosen)

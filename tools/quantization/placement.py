@@ -7,8 +7,10 @@ is float32 again. So nodes and the tensors between them are assigned together, a
     integer node with a float operand         what quantizing that costs it
     integer node that gives float32           what that costs it
 
-A tensor is stored as integers only where who writes it and all who read it are in integers. All terms are of two
-variables and none gains where these differ, so the best assignment is a minimum cut, found exactly.
+A tensor is stored as integers only where who writes it and all who read it are in integers; light operators are in
+integers only between others that are. All terms are of two variables and none gains where these differ, so the best
+assignment is a minimum cut, found exactly. (But for light operators with several readers, of which one in integers would
+do: that is no term of two variables, and left out.)
 """
 
 from __future__ import annotations
@@ -179,7 +181,10 @@ def _float_nodes(costs: Costs, tie: float, given: Mapping[str, str]) -> set[str]
         integer = math.inf if name in given else costs.integer(node) / tie
         cut.edge("integer", ("node", name), costs.real(node))
         cut.edge(("node", name), "float", integer)
-        if node.op not in PRODUCTS:  # a light operator follows integers
+        if node.op not in PRODUCTS:  # a light operator lies between integers
+            readers = [r for result in node.outputs for r in selection.readers.get(result, ())]
+            if len(readers) == 1:
+                cut.edge(("node", name), ("node", readers[0].outputs[0]), math.inf)
             for source in selection.data_inputs(node):
                 writer = selection.writer.get(source)
                 if writer is not None and selection.integer(writer):

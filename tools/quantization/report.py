@@ -68,7 +68,7 @@ def page(
 
 # The columns that say what became of a layer in mixed precision, and whether they are numbers.
 PRECISION_COLUMNS = (("layer", False), ("operator", False), ("precision", False), ("alone, dB", True), ("bytes", True),
-                     ("of float32", True), ("µs", True), ("of float32", True))  # fmt: skip
+                     ("ratio", True), ("µs", True), ("ratio", True))  # fmt: skip
 
 
 def precision_cells(row: Mapping[str, Any]) -> list[str]:

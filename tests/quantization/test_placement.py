@@ -1,0 +1,239 @@
+"""What stays in float for speed: the minimum cut against all choices, profiles as files, no cast on its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from onnx import helper
+from tools_support import onnx_model
+
+import evort
+import evort_tools
+from evort import etm
+from evort.session import Session
+from evort_tools.cli import main
+from evort_tools.common import shipped_models
+from evort_tools.convert import convert_model
+from evort_tools.quantization import latency, static
+from evort_tools.quantization.compare import expected_outputs, output_errors
+from evort_tools.quantization.data import open_calibration
+from evort_tools.quantization.integers import casts, integer_model
+from evort_tools.quantization.latency import BESIDE, Profile
+from evort_tools.quantization.placement import Costs, slower_in_integers
+from evort_tools.quantization.select import PRODUCTS
+from evort_tools.quantization.static import Settings, calibrate, restricted
+
+LENET = shipped_models() / "lenet.onnx"
+FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off", "verify": False}
+node = helper.make_node
+
+
+def weights(*shape, seed=0):
+    rng = np.random.default_rng(seed + int(np.prod(shape)))
+    return (rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def branches():
+    """Ways that part and meet: a pool read by integers and floats, an Add, a Concat, a gate, moves, an average."""
+    nodes = [
+        node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1], name="first"),
+        node("Relu", ["a"], ["ra"]),
+        node("MaxPool", ["ra"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", ["p", "w2"], ["b"], pads=[1, 1, 1, 1], name="left"),
+        node("Conv", ["p", "w2b"], ["c"], pads=[1, 1, 1, 1], name="right"),
+        node("Softmax", ["p"], ["soft"], axis=1),
+        node("Concat", ["b", "c"], ["bc"], axis=1),
+        node("Conv", ["bc", "w3"], ["d"], name="joined"),
+        node("Sigmoid", ["d"], ["gate"]),
+        node("Mul", ["p", "gate"], ["gated"]),
+        node("Add", ["gated", "p"], ["sum"]),
+        node("Conv", ["sum", "w4"], ["e"], name="late"),
+        node("Transpose", ["e"], ["t"], perm=[0, 2, 3, 1]),
+        node("MatMul", ["t", "w6"], ["m"], name="product"),
+        node("ReduceMean", ["m", "axes"], ["g"], keepdims=0),
+        node("Gemm", ["g", "w5", "b5"], ["h"], transB=1, name="last"),
+        node("Softmax", ["h"], ["y"]),
+    ]
+    constants = {
+        "w1": weights(8, 3, 3, 3), "w2": weights(8, 8, 3, 3), "w2b": weights(8, 8, 3, 3, seed=1) * 3,
+        "w3": weights(8, 16, 1, 1), "w4": weights(6, 8, 1, 1), "w5": weights(5, 16), "b5": weights(5, 1).reshape(5),
+        "w6": weights(6, 16), "axes": np.array([1, 2]),
+    }  # fmt: skip
+    return onnx_model(nodes, {"x": (np.float32, ("N", 3, 8, 8))}, ["y", "soft"], constants)
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    model = convert_model(branches())
+    data = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    opened = open_calibration(data, model.graph)
+    return model, calibrate(model, opened, Settings(method="minmax")), opened
+
+
+def made_up(model, selection, seed, sides=1.0):
+    """A profile with random times."""
+    rng = np.random.default_rng(seed)
+    times = {}
+    for n in model.graph.nodes:
+        times[n.outputs[0]] = {"float32": round(float(rng.uniform(1, 10)), 3)}
+    for n in selection.nodes:
+        whole = float(rng.uniform(1, 10))
+        times[n.outputs[0]] |= {"int8": round(whole, 3), BESIDE: round(whole + sides * float(rng.uniform(0, 4)), 3)}
+    nodes = {n.outputs[0]: (n.label(), n.op) for n in model.graph.nodes}
+    return Profile(times, nodes, {"isa": "made up", "threads": 1}, {"x": [1, 3, 8, 8]})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_cut_is_the_best_of_all_choices(calibrated, seed):
+    model, found, _ = calibrated
+    profile = made_up(model, found.selection, seed, sides=seed % 3)
+    costs = Costs(found.selection, profile)
+    chosen = costs.total(found.selection.without(slower_in_integers(costs)))
+    names = [n.outputs[0] for n in found.selection.nodes]
+    light = {n.outputs[0] for n in found.selection.nodes if n.op not in PRODUCTS}
+    assert len(names) == 13 and light == {"p", "bc", "gated", "sum", "t", "g"}
+    every = [
+        costs.total(found.selection.without(dict.fromkeys(floats, "")))
+        for count in range(len(names) + 1)
+        for floats in itertools.combinations(names, count)
+    ]
+    # Integers are preferred within 2 %, as they are smaller; the whole is never slower than in float.
+    assert min(every) - 1e-6 <= chosen <= 1.02 * min(every)
+    assert chosen <= profile.total() + 1e-6
+
+
+def test_what_is_given_stays_in_float(calibrated):
+    model, found, _ = calibrated
+    costs = Costs(found.selection, made_up(model, found.selection, 1))
+    forced = {"h": "because", "d": "because"}
+    floats = slower_in_integers(costs, forced)
+    assert {k: floats[k] for k in forced} == forced
+    assert all(not found.selection.without(floats).integer(n) for n in model.graph.nodes if n.outputs[0] in forced)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_cast_is_a_pass_of_its_own(calibrated, seed):
+    """Whichever layers are in float, the graph has no node that only casts; and it computes the same."""
+    model, found, data = calibrated
+    rng = np.random.default_rng(seed)
+    products = [n.outputs[0] for n in found.selection.nodes if n.op in PRODUCTS]
+    floats = {name: "" for name in products if rng.random() < (0.15, 0.5, 0.85)[seed % 3]}
+    made, left = integer_model(model, restricted(found, floats))
+    assert casts(made.graph) == []
+    integer = {n.outputs[0] for n in made.graph.nodes if n.op.startswith("QLinear")}
+    assert {p for p in products if p not in floats} <= integer
+    assert not integer & floats.keys()
+    samples = data.head(8)
+    errors = output_errors(made, samples, expected_outputs(model, samples))
+    assert errors["y"].sqnr > 25
+
+
+def lenet_profile(slow=()):
+    """A profile of LeNet in which these layers are slower as integers, and all others much faster."""
+    model = convert_model(LENET)
+    times = {}
+    for n in model.graph.nodes:
+        out = n.outputs[0]
+        times[out] = {"float32": 10.0, "int8": 30.0 if out in slow else 3.0}
+        if n.op in PRODUCTS:
+            times[out][BESIDE] = times[out]["int8"] + 1
+    nodes = {n.outputs[0]: (n.label(), n.op) for n in model.graph.nodes}
+    return Profile(times, nodes, {"isa": "made up", "threads": 1}, {"image": [1, 1, 28, 28]})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    found = np.load(shipped_models() / "mnist_500.npz")
+    return (found["images"][:16, None] / np.float32(255)).astype(np.float32)
+
+
+def test_static_leaves_in_float_what_is_slower(digits, tmp_path):
+    path = tmp_path / "p.json"
+    lenet_profile(slow=("r1", "r3")).write(path)
+    one, other = (
+        evort_tools.quantize(LENET, tmp_path / name, calib=digits, profile=str(path), **FAST) for name in ("a", "b")
+    )
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert [(r["name"], r["operator"]) for r in one.layers] == [("relu3", "Gemm"), ("relu4", "Gemm"), ("fc3", "Gemm")]
+    assert one.kept == {f"Conv 'relu{i}'": "faster in float: 10.0 µs; 30.0 µs in integers" for i in (1, 2)}
+    # Two convolutions, two pools and the Flatten between the last and a Gemm in float; that Gemm has a side in float.
+    assert one.latency == {"float32_us": 80.0, "predicted_us": 5 * 10 + 3 * 3 + 1 / 2, "profile": str(path)}
+    noted = json.loads(etm.read(tmp_path / "a").model.metadata["evort.quantization"])
+    assert noted["float"] == ["relu1", "relu2"] and noted["isa"] == "made up"
+    assert evort.load(tmp_path / "a").run({"image": digits})["logits"].shape == (16, 10)
+    size = evort_tools.quantize(LENET, calib=digits, prefer="size", **FAST)
+    assert not size.kept and "evort.quantization" not in size.model.metadata and not size.latency
+    assert len(size.to_bytes()) < len(other.to_bytes())
+
+
+def test_what_is_all_slower_stays_float(digits, tmp_path):
+    path = tmp_path / "p.json"
+    lenet_profile(slow=[n.outputs[0] for n in convert_model(LENET).graph.nodes]).write(path)
+    found = evort_tools.quantize(LENET, calib=digits, profile=str(path), **FAST)
+    assert found.layers == [] and len(found.kept) == 5 and found.latency["predicted_us"] == 80.0
+
+
+def test_measured_profile_and_its_file(tmp_path, capsys):
+    path = tmp_path / "p.json"
+    assert main(["profile", str(LENET), "--precisions", "-o", str(path)]) == 0
+    assert "relu2" in capsys.readouterr().out
+    found = latency.read(path)
+    times = found.times
+    assert set(times["r3"]) == {"float32", "float16", "int16", "int8", BESIDE, "int4"}
+    assert set(times["s2"]) == {"float32", "int8"} and found.inputs == {"image": [1, 1, 28, 28]}
+    assert all(us > 0 for layer in ("r1", "r3", "r5", "r6") for us in times[layer].values())
+    again = tmp_path / "q.json"
+    found.write(again)
+    assert again.read_bytes() == path.read_bytes()
+    # From an .etm file, as on a device: the layers have the same names.
+    evort_tools.convert(LENET, tmp_path / "m.etm")
+    assert main(["profile", str(tmp_path / "m.etm"), "--precisions", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"].keys() == times.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a latency profile"),
+        ('{"evort_latency_profile": 7}', "not a latency profile of version 1"),
+        ('{"evort_latency_profile": 1, "machine": {}, "inputs": {}}', "damaged latency profile .KeyError: 'layers'"),
+        ('{"evort_latency_profile": 1, "machine": {}, "inputs": {}, "layers": {"a": {"microseconds": 3}}}', "damaged"),
+        ('{"evort_latency_profile": 1, "machine": {}, "inputs": {}, "layers": {"a": {"name": "a", "operator": "b", '
+         '"microseconds": {"float32": NaN}}}}', "negative or not finite"),
+        ('{"evort_latency_profile": 1, "machine": {}, "inputs": {}, "layers": {"a": {"name": "a", "operator": "b", '
+         '"microseconds": {"float32": 1}}}}', "nothing on layer 'r1'.*another model"),
+    ],
+)  # fmt: skip
+def test_wrong_profiles(text, message, digits, tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        evort_tools.quantize(LENET, calib=digits, profile=str(path), **FAST)
+
+
+def test_times_fall_to_the_layers(calibrated):
+    """All steps of an integer model are counted, for layers of the float one."""
+    model, found, data = calibrated
+    profile = latency.measure(model, found, data.head(1)[0])
+    assert profile.times.keys() == {n.outputs[0] for n in model.graph.nodes}
+    products = [n.outputs[0] for n in found.selection.nodes if n.op in PRODUCTS]
+    assert all({"float32", "int8"} <= profile.times[p].keys() for p in products)
+    assert any(BESIDE in profile.times[p] for p in products)
+    made, _ = integer_model(model, found)
+    steps = [s.call.node for s in Session(made).profile(data.head(1)[0])[0][0].steps]
+    owner = {o: n.outputs[0] for n in model.graph.nodes for o in n.outputs}
+    assert all(latency._layer(owner, n) is not None for n in steps)
+
+
+def test_restricted_needs_no_data(calibrated):
+    """Encodings of what stays in integers are those that calibration found, also where a move has to stay behind."""
+    _, found, _ = calibrated
+    less = static.restricted(found, {"b": "", "c": ""})
+    assert set(less.encodings) < set(found.encodings) | set(found.selection.activations)
+    for name, encoding in less.encodings.items():
+        root = found.selection.activations.get(name, name)
+        assert encoding.same(found.encodings.get(name) or found.encodings[root])
