@@ -7,8 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from onnx import helper
-from tools_support import onnx_model
+from precision_support import branches, made_up
 
 import evort
 import evort_tools
@@ -28,41 +27,6 @@ from evort_tools.quantization.static import Settings, calibrate, restricted
 
 LENET = shipped_models() / "lenet.onnx"
 FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off", "verify": False}
-node = helper.make_node
-
-
-def weights(*shape, seed=0):
-    rng = np.random.default_rng(seed + int(np.prod(shape)))
-    return (rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-
-
-def branches():
-    """Ways that part and meet: a pool read by integers and floats, an Add, a Concat, a gate, moves, an average."""
-    nodes = [
-        node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1], name="first"),
-        node("Relu", ["a"], ["ra"]),
-        node("MaxPool", ["ra"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
-        node("Conv", ["p", "w2"], ["b"], pads=[1, 1, 1, 1], name="left"),
-        node("Conv", ["p", "w2b"], ["c"], pads=[1, 1, 1, 1], name="right"),
-        node("Softmax", ["p"], ["soft"], axis=1),
-        node("Concat", ["b", "c"], ["bc"], axis=1),
-        node("Conv", ["bc", "w3"], ["d"], name="joined"),
-        node("Sigmoid", ["d"], ["gate"]),
-        node("Mul", ["p", "gate"], ["gated"]),
-        node("Add", ["gated", "p"], ["sum"]),
-        node("Conv", ["sum", "w4"], ["e"], name="late"),
-        node("Transpose", ["e"], ["t"], perm=[0, 2, 3, 1]),
-        node("MatMul", ["t", "w6"], ["m"], name="product"),
-        node("ReduceMean", ["m", "axes"], ["g"], keepdims=0),
-        node("Gemm", ["g", "w5", "b5"], ["h"], transB=1, name="last"),
-        node("Softmax", ["h"], ["y"]),
-    ]
-    constants = {
-        "w1": weights(8, 3, 3, 3), "w2": weights(8, 8, 3, 3), "w2b": weights(8, 8, 3, 3, seed=1) * 3,
-        "w3": weights(8, 16, 1, 1), "w4": weights(6, 8, 1, 1), "w5": weights(5, 16), "b5": weights(5, 1).reshape(5),
-        "w6": weights(6, 16), "axes": np.array([1, 2]),
-    }  # fmt: skip
-    return onnx_model(nodes, {"x": (np.float32, ("N", 3, 8, 8))}, ["y", "soft"], constants)
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +35,6 @@ def calibrated():
     data = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
     opened = open_calibration(data, model.graph)
     return model, calibrate(model, opened, Settings(method="minmax")), opened
-
-
-def made_up(model, selection, seed, sides=1.0):
-    """A profile with random times."""
-    rng = np.random.default_rng(seed)
-    times = {}
-    for n in model.graph.nodes:
-        times[n.outputs[0]] = {"float32": round(float(rng.uniform(1, 10)), 3)}
-    for n in selection.nodes:
-        whole = float(rng.uniform(1, 10))
-        times[n.outputs[0]] |= {"int8": round(whole, 3), BESIDE: round(whole + sides * float(rng.uniform(0, 4)), 3)}
-    nodes = {n.outputs[0]: (n.label(), n.op) for n in model.graph.nodes}
-    return Profile(times, nodes, {"isa": "made up", "threads": 1}, {"x": [1, 3, 8, 8]})
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -121,7 +72,7 @@ def test_no_cast_is_a_pass_of_its_own(calibrated, seed):
     rng = np.random.default_rng(seed)
     products = [n.outputs[0] for n in found.selection.nodes if n.op in PRODUCTS]
     floats = {name: "" for name in products if rng.random() < (0.15, 0.5, 0.85)[seed % 3]}
-    made, left = integer_model(model, restricted(found, floats))
+    made, _ = integer_model(model, restricted(found, floats))
     assert casts(made.graph) == []
     integer = {n.outputs[0] for n in made.graph.nodes if n.op.startswith("QLinear")}
     assert {p for p in products if p not in floats} <= integer

@@ -9,8 +9,8 @@ is float32 again. So nodes and the tensors between them are assigned together, a
 
 A tensor is stored as integers only where who writes it and all who read it are in integers; light operators are in
 integers only between others that are. All terms are of two variables and none gains where these differ, so the best
-assignment is a minimum cut, found exactly. (But for light operators with several readers, of which one in integers would
-do: that is no term of two variables, and left out.)
+assignment is a minimum cut, found exactly. (Only that a light operator with several readers needs one in integers is no
+term of two variables, and left out.)
 """
 
 from __future__ import annotations
