@@ -1,8 +1,9 @@
 """Choosing one of several precisions for each layer: a multiple-choice knapsack, solved by dynamic programming.
 
-minimise sum of cost[layer][choice] subject to sum of use[layer][choice] <= limit for each resource. What the resources
-use is rounded up to a grid, so that a solution never exceeds a limit. What that leaves unused is then given to the
-layers that gain most by it, in exact numbers; a test holds the result against exhaustive search.
+minimise sum of cost[layer][choice] subject to sum of use[layer][choice] <= limit for each resource. Exact where the
+partial choices that are no worse than another are few, as they are for few layers. Else what the resources use is
+rounded up to a grid, so that a solution never exceeds a limit, and what that leaves unused is given to the layers that
+gain most by it, in exact numbers. A test holds the result against exhaustive search.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 # Grid points in all, and the most of one resource.
 _GRID = 1 << 17
 _LINE = 1 << 14
+_STATES = 1 << 15  # partial choices that are kept at most
 
 Table = Sequence[Sequence[float]]
 
@@ -26,6 +28,9 @@ def solve(cost: Table, resources: Sequence[tuple[Table, float]] = ()) -> list[in
     """
     if not cost:
         return []
+    found, complete = _exact(cost, resources)
+    if complete:
+        return found
     # With a line of its own for each resource: where that holds the other limits too, nothing is better.
     for alone in ([r] for r in resources) if len(resources) > 1 else ():
         found = _program(cost, alone)
@@ -39,6 +44,33 @@ def solve(cost: Table, resources: Sequence[tuple[Table, float]] = ()) -> list[in
 
 def _holds(found: Sequence[int], resources: Sequence[tuple[Table, float]]) -> bool:
     return all(sum(u[c] for u, c in zip(use, found, strict=True)) <= max(0.0, limit) for use, limit in resources)
+
+
+def _exact(cost: Table, resources: Sequence[tuple[Table, float]]) -> tuple[list[int] | None, bool]:
+    """(the best choices, or None where there are none; whether the search was completed)."""
+    limits = np.array([max(0.0, limit) for _, limit in resources])
+    totals = np.zeros((1, 1 + len(resources)))  # cost and uses of each partial choice
+    steps: list[tuple[np.ndarray, np.ndarray]] = []
+    for layer, prices in enumerate(cost):
+        added = np.array([prices, *(use[layer] for use, _ in resources)], np.float64).T
+        new = (totals[:, None] + added).reshape(-1, totals.shape[1])
+        kept = np.flatnonzero((new[:, 1:] <= limits * (1 + 1e-12)).all(1))
+        if len(resources) < 2:  # of those that use as much or more, only what costs less is of use
+            kept = kept[np.lexsort(new[kept].T)]  # by the last column, then by cost
+            costs = new[kept, 0]
+            kept = kept[costs < np.append(np.inf, np.minimum.accumulate(costs)[:-1])]
+        if len(kept) > _STATES:
+            return None, False
+        totals = new[kept]
+        steps.append((kept // len(prices), kept % len(prices)))
+    if not len(totals):
+        return None, True
+    at = int(np.argmin(totals[:, 0]))
+    found = []
+    for before, choice in reversed(steps):
+        found.append(int(choice[at]))
+        at = int(before[at])
+    return found[::-1], True
 
 
 def _frugal(resources: Sequence[tuple[Table, float]]) -> list[int] | None:
