@@ -22,7 +22,7 @@ DEBUG = os.environ.get("EVORT_DEBUG_BUILD") == "1"
 CFLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fvisibility=hidden", "-Wno-unused-function"]
 CFLAGS += ["-pthread"]
 # What runs at load, or checks arguments, calls Python nearly all of the time: -O3 makes it larger, not faster.
-SMALLER = {"evort._records": "-O2", "evort.blas": "-Os", "evort.etm._reader": "-O2", "evort.plan._planner": "-O2"}
+SMALL = {"evort._records", "evort.blas", "evort.etm._reader", "evort.plan._planner", "evort._kernels.executor"}
 LDFLAGS = ["-pthread"]
 if DEBUG:
     CFLAGS += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
@@ -78,7 +78,7 @@ def extensions() -> list[Extension]:
                 sources,
                 include_dirs=[KERNELS, f"{KERNELS}/ukr"],
                 depends=HEADERS,
-                extra_compile_args=[*CFLAGS, *([SMALLER[name]] if name in SMALLER and not DEBUG else [])],
+                extra_compile_args=[*CFLAGS, *(["-Os"] if name in SMALL and not DEBUG else [])],
                 extra_link_args=LDFLAGS,
                 language="c",
             )
@@ -106,7 +106,11 @@ class BuildExt(build_ext):
                 "cdivision": True,
                 "initializedcheck": DEBUG,
                 "embedsignature": True,
-                "embedsignature.format": "python",
+                "embedsignature.format": "clinic",  # what inspect.signature reads of functions that are built in
+                # Functions without Cython's own function type, classes that nobody pickles without the code to do so:
+                # a third of the size of a small module.
+                "binding": False,
+                "auto_pickle": False,
             },
         )
         super().finalize_options()

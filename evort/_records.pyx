@@ -185,7 +185,6 @@ cdef class Graph:
         return list(free)
 
 
-@cython.auto_pickle(False)
 @cython.final
 cdef class Kernel:
     """A driver bound to a node's shapes.
@@ -218,7 +217,6 @@ class NeedsValue(Exception):
         self.index = index
 
 
-@cython.auto_pickle(False)
 cdef class Call:
     """One node, as its operator sees it: attributes (`c["axis"]`, defaults filled in) and operand specifications.
 
@@ -313,7 +311,6 @@ cdef int kind_of(object value) except -1:
     return A_GRAPH if isinstance(value, Graph) else A_OTHER
 
 
-@cython.auto_pickle(False)
 @cython.final
 cdef class OpInfo:
     """What the reader and the planner must know of a definition, to see quickly that a node obeys it.

@@ -1,4 +1,3 @@
-# cython: auto_pickle=False
 """Turns a stage into a plan: bound steps over placed tensors.
 
     Stage --trace (_trace.pxi)--> Calls with concrete shapes --storage (_storage.pxi)--> blocks and offsets --> Plan
