@@ -7,6 +7,7 @@ Environment variables:
 import ast
 import os
 import platform
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -35,8 +36,9 @@ else:
 # every other module cimports evort._kernels.core.
 HEADERS = sorted(str(p.relative_to(ROOT)) for ext in ("h", "inc") for p in (ROOT / KERNELS).rglob(f"*.{ext}"))
 CORE_C = [f"{KERNELS}/pool.c", f"{KERNELS}/ukr/dispatch.c", f"{KERNELS}/ukr/scalar.c"]
-if platform.machine().lower() in ("x86_64", "amd64"):
-    CORE_C += [f"{KERNELS}/ukr/{isa}.c" for isa in ("avx2", "avx512", "avx512vnni")]
+# The tables of one architecture: that which is compiled for, which cross-compilers set by _PYTHON_HOST_PLATFORM.
+TABLES = {"x86_64": ("avx2", "avx512", "avx512vnni"), "aarch64": ("neon", "neon_dotprod", "neon_i8mm")}
+CORE_C += [f"{KERNELS}/ukr/{isa}.c" for isa in TABLES.get(sysconfig.get_platform().rpartition("-")[2], ())]
 
 
 def write_operator_index() -> None:

@@ -39,11 +39,18 @@ static int has_avx512vnni(void)
     unsigned a, b, c, d;
     return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & (1u << 11));
 }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+extern const ev_ukr ev_ukr_table__neon, ev_ukr_table__neon_dotprod, ev_ukr_table__neon_i8mm;
+
+/* Bits of Linux's HWCAP and HWCAP2, which old headers lack. */
+static int has_neon_dotprod(void) { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }
+static int has_neon_i8mm(void) { return has_neon_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1) != 0; }
 #endif
 
-ev_ukr ev_active;
-
 static int always(void) { return 1; }
+
+ev_ukr ev_active;
 
 /* Best first; each can do what those below it can. A table has the rows that its instruction set does better. */
 static const struct {
@@ -54,6 +61,10 @@ static const struct {
     {&ev_ukr_table__avx512vnni, has_avx512vnni},
     {&ev_ukr_table__avx512, has_avx512},
     {&ev_ukr_table__avx2, has_avx2},
+#elif defined(__aarch64__) && defined(__linux__)
+    {&ev_ukr_table__neon_i8mm, has_neon_i8mm},
+    {&ev_ukr_table__neon_dotprod, has_neon_dotprod},
+    {&ev_ukr_table__neon, always},
 #endif
     {&ev_ukr_table__scalar, always},
 };

@@ -1,0 +1,15 @@
+/* NEON by hand (every aarch64 processor has it): the rows that the compiler does not make of plain C as well. */
+#include "ukr.h"
+
+#define EV_ISA neon
+#include "qneon_body.h"
+#include "qneon_pairs_body.h"
+
+const ev_ukr EV_FN(ev_ukr_table) = {
+    .isa = EV_STR(EV_ISA),
+    .qc_tile = EV_FN(qc_tile),
+    .qc_plain = EV_FN(qc_plain),
+    .qgemm_u8 = EV_FN(qgemm_u8),
+    .qhas_u8 = EV_FN(qhas_u8),
+    .qgemm_i16 = EV_FN(qgemm_i16),
+};

@@ -1,0 +1,143 @@
+/* Runs the micro-kernels of every instruction set that this processor has (or QEMU pretends to) beside plain loops: odd
+ * sizes, extremes of every type, memory that ends at a guard page.
+ *
+ *   check            all instruction sets, with their names and counts; exit status 1 where a result differs
+ *   check ISA...     these; 2 where the processor lacks one
+ *
+ * A row of a table has its case in CASES. On aarch64, where little else runs the tables of wider instruction sets, a row
+ * that differs from the portable one and has no case is a failure. */
+#include "check.h"
+
+const ev_ukr *K = &ev_active;
+long failures, checks;
+
+static struct {
+    void *base;
+    size_t bytes;
+} held[64];
+static int n_held;
+
+void *guarded(size_t bytes)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (bytes + page - 1) / page * page;
+    char *base = mmap(NULL, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED || mprotect(base + whole, page, PROT_NONE) || n_held == 64) abort();
+    held[n_held].base = base;
+    held[n_held++].bytes = whole + page;
+    memset(base, 0x5a, whole);
+    return base + whole - bytes;
+}
+
+void release_all(void)
+{
+    while (n_held) {
+        n_held--;
+        munmap(held[n_held].base, held[n_held].bytes);
+    }
+}
+
+uint32_t random_bits(void)
+{
+    static uint64_t state = 88172645463325252u; /* xorshift64 */
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (uint32_t)(state >> 16);
+}
+
+int64_t extreme(int64_t low, int64_t high)
+{
+    switch (random_bits() % 4) {
+    case 0: return low;
+    case 1: return high;
+    default: return low + (int64_t)(random_bits() % (uint64_t)(high - low + 1));
+    }
+}
+
+double uniform(void) { return (double)(int32_t)random_bits() / 2147483648.0; }
+
+void fill_bytes(void *p, int64_t n, int is_signed)
+{
+    for (int64_t i = 0; i < n; i++) ((uint8_t *)p)[i] = (uint8_t)(is_signed ? extreme(-128, 127) : extreme(0, 255));
+}
+
+void fill_i16(int16_t *p, int64_t n, int64_t most)
+{
+    for (int64_t i = 0; i < n; i++) p[i] = (int16_t)extreme(-most, most);
+}
+
+int same_i32(const char *row, const char *what, int64_t at, int32_t got, int64_t want)
+{
+    checks++;
+    if (got == (int32_t)want) return 1;
+    if (failures++ < 20)
+        printf("%s %s: %s, element %lld is %d, not %d\n", K->isa, row, what, (long long)at, got, (int32_t)want);
+    return 0;
+}
+
+void check_qc_tile(void);
+void check_qgemm_u8(void);
+void check_qgemm_i16(void);
+
+static const struct {
+    const char *row;
+    void (*run)(void);
+} CASES[] = {
+    {"qc_tile", check_qc_tile},   {"qc_plain", check_qc_tile}, {"qgemm_u8", check_qgemm_u8},
+    {"qhas_u8", check_qgemm_u8},  {"qgemm_i16", check_qgemm_i16},
+};
+enum { N_CASES = sizeof CASES / sizeof CASES[0] };
+
+extern const ev_ukr ev_ukr_table__scalar;
+
+static void check_table(void)
+{
+    int rows = 0, own = 0, checked = 0;
+    void (*last)(void) = NULL;
+    const long before = checks;
+#define EV_UKERNEL(name, args)                                                       \
+    rows++;                                                                          \
+    own += K->name != ev_ukr_table__scalar.name;                                     \
+    if (K->name != ev_ukr_table__scalar.name || K->isa == ev_ukr_table__scalar.isa) { \
+        int found = 0;                                                               \
+        for (int i = 0; i < N_CASES; i++)                                            \
+            if (!strcmp(CASES[i].row, #name)) {                                      \
+                found = 1;                                                           \
+                if (CASES[i].run != last) CASES[i].run();                            \
+                last = CASES[i].run;                                                 \
+                release_all();                                                       \
+            }                                                                        \
+        checked += found;                                                            \
+        REQUIRE(found, #name)                                                        \
+    }
+#if defined(__aarch64__)
+#define REQUIRE(found, name)                                                         \
+    if (!found && K->isa != ev_ukr_table__scalar.isa) {                              \
+        failures++;                                                                  \
+        printf("%s %s has no case in tests/ukernels\n", K->isa, name);               \
+    }
+#else
+#define REQUIRE(found, name)
+#endif
+#include "ukernels.inc"
+#undef EV_UKERNEL
+    printf("%-14s %3d of %d rows are not the portable ones; %d have cases here: %ld results compared\n", K->isa, own,
+           rows, checked, checks - before);
+}
+
+int main(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        if (ev_select(argv[i])) {
+            printf("%s: this processor lacks it, or there is no such table\n", argv[i]);
+            return 2;
+        }
+        check_table();
+    }
+    for (int i = 0; argc == 1 && ev_available(i); i++) {
+        ev_select(ev_available(i));
+        check_table();
+    }
+    if (failures) printf("%ld results differ\n", failures);
+    return failures != 0;
+}

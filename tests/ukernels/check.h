@@ -1,0 +1,32 @@
+/* What the checks of micro-kernels share: memory that ends at a page that nobody may touch, and numbers that provoke. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "ukr.h"
+
+extern const ev_ukr *K;   /* the table in use */
+extern long failures, checks;
+
+/* `bytes` of memory, filled with rubbish; what is read or written behind it crashes. Freed by release_all(). */
+void *guarded(size_t bytes);
+void release_all(void);
+
+uint32_t random_bits(void);
+/* From low to high, the ends more often than not. */
+int64_t extreme(int64_t low, int64_t high);
+double uniform(void); /* -1 to 1 */
+
+void fill_bytes(void *p, int64_t n, int is_signed);
+void fill_i16(int16_t *p, int64_t n, int64_t most);
+
+/* Counts a check; prints what differs. */
+int same_i32(const char *row, const char *what, int64_t at, int32_t got, int64_t want);
+
+#endif
