@@ -44,12 +44,12 @@ def export(model: Model, path: str | os.PathLike[str] | None = None) -> onnx.Mod
     opset = OLDEST
     for node in nodes:
         if node.domain not in ("", "ai.onnx"):
-            raise ConversionError(f"{node.label()}: ONNX has no operators of domain {node.domain!r}")
+            raise ConversionError([f"{node.label()}: ONNX has no operators of domain {node.domain!r}"])
         schema = onnx.defs.get_schema(node.op)
         unknown = set(node.attrs) - set(schema.attributes)
         if unknown or len(node.inputs) > schema.max_input:
             what = f"attribute {', '.join(sorted(unknown))}" if unknown else "so many inputs"
-            raise ConversionError(f"{node.label()}: ONNX's {node.op} has not {what}")
+            raise ConversionError([f"{node.label()}: ONNX's {node.op} has not {what}"])
         opset = max(opset, lookup(node).since)
     used = {name for node in nodes for name in node.inputs} | set(graph.outputs)
     weights = [_tensor(t) for name, t in graph.tensors.items() if t.data is not None and name in used]
@@ -63,6 +63,7 @@ def export(model: Model, path: str | os.PathLike[str] | None = None) -> onnx.Mod
     )  # fmt: skip
     result.ir_version = helper.find_min_ir_version_for(list(result.opset_import))
     helper.set_model_props(result, {key: value for key, value in model.metadata.items() if key})
+    result = onnx.shape_inference.infer_shapes(result)  # outputs need a shape
     onnx.checker.check_model(result, full_check=True)
     if path is not None:
         write_atomically(path, result.SerializeToString())
@@ -81,19 +82,21 @@ def _clip(node: Node, extra: dict[str, np.ndarray]) -> Node:
 
 def _node(node: Node) -> onnx.NodeProto:
     if any(isinstance(value, Graph) for value in node.attrs.values()):
-        raise ConversionError(f"{node.label()}: nested graphs are not exported")
+        raise ConversionError([f"{node.label()}: nested graphs are not exported"])
     attrs = {k: numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for k, v in node.attrs.items()}
     return helper.make_node(node.op, node.inputs, node.outputs, node.name, **attrs)
 
 
 def _tensor(tensor: Tensor) -> TensorProto:
     if tensor.quant is not None or FROM_NUMPY.get(tensor.data.dtype) != tensor.dtype:
-        raise ConversionError(f"tensor {tensor.name!r} of type {tensor.dtype.name.lower()} is not exported")
+        raise ConversionError([f"tensor {tensor.name!r} of type {tensor.dtype.name.lower()} is not exported"])
     return numpy_helper.from_array(np.ascontiguousarray(tensor.data).reshape(tensor.data.shape), tensor.name)
 
 
 def _value(graph: Graph, name: str) -> onnx.ValueInfoProto:
-    tensor = graph.tensors[name]
+    tensor = graph.tensors.get(name)
+    if tensor is None:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
     shape = None if tensor.shape is None else [d or None for d in tensor.shape]
     return helper.make_tensor_value_info(name, int(tensor.dtype), shape)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.conv import same_dtype
-from evort.types import FLOATS, NUMERIC, DType, Spec
+from evort.types import FLOATS, NUMERIC, STORAGE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _INT64 = frozenset({DType.INT64})
 _NUMPY = {DType.FLOAT: np.float32, DType.FLOAT16: np.float16, DType.DOUBLE: np.float64}
@@ -211,6 +215,42 @@ class Attention(Op):
         )  # fmt: skip
         scale = 1 / math.sqrt(h.head) if c["scale"] is None else c["scale"]
         return Kernel("attention.attention", ints, (scale, c["softcap"]), scratch=slot * c.threads)
+
+    def lower(self, g: Gradients, c: Call) -> list[str]:
+        """Products, a softmax, and a constant mask. Raises ShapeError for what is for running only (a cache, keys that
+        do not count)."""
+        if c.has(4) or c.has(6) or any(c.node.outputs[1:]) or (c.has(3) and c.ins[3].shape[-1] != c.ins[1].shape[-2]):
+            raise c.error("an Attention with a cache, with lengths or with a short mask cannot be trained")
+        h, (q, k, v) = self._heads(c), c.node.inputs[:3]
+        group, flat = h.q_heads // h.kv_heads, c.ins[0].rank == 3
+
+        def heads(x: str, rows: int, count: int, size: int, per: int) -> str:
+            """[B, kv_heads, per, rows, size]."""
+            if flat:
+                x = g.transpose(g.reshape(x, (h.batch, rows, count, size)), [0, 2, 1, 3])
+            return g.reshape(x, (h.batch, h.kv_heads, per, rows, size))
+
+        q = heads(q, h.queries, h.q_heads, h.head, group)
+        k, v = heads(k, h.keys, h.kv_heads, h.head, 1), heads(v, h.keys, h.kv_heads, h.v_head, 1)
+        scale = 1 / math.sqrt(h.head) if c["scale"] is None else c["scale"]
+        scores = g.scale(g.emit("MatMul", [q, g.swapped(k)]), scale)
+        if c["softcap"] > 0:
+            scores = g.scale(g.emit("Tanh", [g.scale(scores, 1 / c["softcap"])]), c["softcap"])
+        scores = g.reshape(scores, (h.batch, h.q_heads, h.queries, h.keys))
+        dtype = np.dtype(STORAGE[c.ins[0].dtype])
+        bias = self._bias(c, h, None, None, dtype)
+        if np.any(bias):
+            scores = g.add(scores, g.constant(np.ascontiguousarray(np.maximum(bias, np.finfo(dtype).min / 2))))
+        if c.has(3):
+            mask = c.node.inputs[3]
+            if c.ins[3].dtype == DType.BOOL:
+                mask = g.emit("Where", [mask, g.scalar(0, scores), g.scalar(float(np.finfo(dtype).min) / 2, scores)])
+            scores = g.add(scores, mask)
+        weights = g.reshape(g.emit("Softmax", [scores]), (h.batch, h.kv_heads, group, h.queries, h.keys))
+        y = g.reshape(g.emit("MatMul", [weights, v]), (h.batch, h.q_heads, h.queries, h.v_head))
+        if flat:
+            y = g.reshape(g.transpose(y, [0, 2, 1, 3]), (h.batch, h.queries, h.q_heads * h.v_head))
+        return [y]
 
     def macs(self, c: Call) -> int:
         h = self._heads(c)

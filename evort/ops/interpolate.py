@@ -10,6 +10,7 @@ element type. Sources: ONNX Resize-19 and its reference implementation; R. G. Ke
 from __future__ import annotations
 
 from math import isclose
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.copies import itemsize, take_kernel
 from evort.ops.layout import ALL_VIEW, INT64
 from evort.types import FLOATS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 COORDINATES = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize",
@@ -282,6 +286,22 @@ class Resize(Op):
         if x.dtype != DType.FLOAT:
             return None
         return self.separable(c, axes)
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        """The transposes of what was applied to each axis."""
+        from evort.ops.pad import along
+
+        axes = self.resized(c, c.ins[0].shape, *self.values(c))
+        if any(self.outside(c, a) is not None for a in axes):
+            return super().gradient(g, c, dy)
+        tables = self.indices(c, axes) if c["mode"] == "nearest" else [None] * len(axes)
+        for i, (a, at) in enumerate(zip(axes, tables, strict=True)):
+            if a.same:
+                continue
+            eye = np.eye(a.size)
+            matrix = np.take(eye, at, 0) if c["mode"] == "nearest" else self.table(c, a).apply(eye, 0)
+            dy = along(g, matrix.T, dy, i)
+        return [dy, *[None] * (len(c.ins) - 1)]
 
     def separable(self, c: Call, axes: list[Axis]) -> Kernel:
         """The driver that applies a table to each axis from the first that is resized to the last."""

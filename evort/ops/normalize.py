@@ -12,7 +12,7 @@ import numpy as np
 
 from evort.ops.activation import activation_attrs, activation_ints_reals, apply_reference, check_activation
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, wide
-from evort.types import FLOATS, DType, Spec
+from evort.types import FLOATS, STORAGE, DType, Spec
 
 if TYPE_CHECKING:
     from evort.ops.gradients import Gradients
@@ -413,6 +413,12 @@ class LpNormalization(Op):
         axis = c.axis(c["axis"], x.rank)
         return Kernel("normalize.norm_f32", (c["p"], x.shape[axis], prod(x.shape[axis + 1 :])))
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x, y, axes = c.node.inputs[0], c.node.outputs[0], (c.axis(c["axis"], c.ins[0].rank),)
+        norm = g.emit("ReduceL1" if c["p"] == 1 else "ReduceL2", [x, g.ints(*axes)])
+        pull = g.emit("Sign", [x]) if c["p"] == 1 else y
+        return [g.div(g.sub(dy, g.mul(pull, g.sum(g.mul(dy, y), axes))), norm)]
+
 
 @op("LRN", since=13)
 class LRN(Op):
@@ -452,6 +458,23 @@ class LRN(Op):
         ints = (size, x.shape[1], prod(x.shape[2:]))
         return Kernel("normalize.lrn_f32", ints, (c["bias"], c["alpha"] / size, c["beta"]))
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        x, dims, size = c.node.inputs[0], c.ins[0].shape, c["size"]
+        channels, before = dims[1], (size - 1) // 2
+        at = np.arange(channels)
+        near = ((at[None] >= at[:, None] - before) & (at[None] <= at[:, None] + size // 2)).astype(np.float64)
+        rows = (dims[0], channels, prod(dims[2:]))
+        flat, dflat = g.reshape(x, rows), g.reshape(dy, rows)
+        sums = g.emit("MatMul", [g.constant(near.astype(STORAGE[c.ins[0].dtype])), g.mul(flat, flat)])
+        base = g.add(g.scale(sums, c["alpha"] / size), g.scalar(c["bias"], flat))
+        scale = g.emit("Pow", [base, g.scalar(-c["beta"], flat)])
+        pull = g.emit(
+            "MatMul",
+            [g.constant(near.T.astype(STORAGE[c.ins[0].dtype])), g.div(g.mul(g.mul(dflat, flat), scale), base)],
+        )
+        dx = g.sub(g.mul(dflat, scale), g.scale(g.mul(flat, pull), 2 * c["alpha"] * c["beta"] / size))
+        return [g.reshape(dx, dims)]
+
 
 @op("MeanVarianceNormalization", since=13)
 class MeanVarianceNormalization(Op):
@@ -471,3 +494,8 @@ class MeanVarianceNormalization(Op):
             wider = wide(x)
             centred = wider - _mean(wider, axes)
             return centred / (np.sqrt(_mean(np.square(centred), axes)) + 1e-9)
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        axes = c.axes(c["axes"], c.ins[0].rank)
+        standard, inverse = standardized(g, c.node.inputs[0], axes, 0.0)
+        return [standardized_gradient(g, dy, standard, inverse, axes)]

@@ -6,15 +6,27 @@ Sources: the ONNX operators of the same names.
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evort.ops.base import Attr, Call, DataDependent, Kernel, Op, op
 from evort.ops.copies import itemsize, take_kernel
 from evort.ops.layout import ALL_VIEW, INDEX, INT64, as_ints, optional_ints
-from evort.types import DType, Spec
+from evort.types import STORAGE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 MAX_AXIS = 1 << 27  # an axis longer than this would make planning itself, which lists its indices, a burden
+
+
+def along(g: Gradients, matrix: np.ndarray, x: str, axis: int) -> str:
+    """The constant matrix [m, n] applied to an axis of size n, which becomes m."""
+    shape = g.shape(x)
+    flat = g.reshape(x, (prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])))
+    product = g.emit("MatMul", [g.constant(matrix.astype(STORAGE[g.specs[x].dtype])), flat])
+    return g.reshape(product, (*shape[:axis], len(matrix), *shape[axis + 1 :]))
 
 
 class Take(Op):
@@ -50,6 +62,25 @@ class Take(Op):
         inside = [np.flatnonzero(t >= 0) for t in tables]
         out[np.ix_(*inside)] = x[np.ix_(*(t[i] for t, i in zip(tables, inside, strict=True)))]
         return out
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        """Each element's gradients are added up, axis by axis: where an axis is only cut or filled, by a Pad."""
+        for axis, table in enumerate(self.known(c)):
+            if table is None:
+                continue
+            size = c.ins[0].shape[axis]
+            inside = np.flatnonzero(table >= 0)
+            kept = table[inside]
+            if kept.size and (kept == np.arange(kept[0], kept[0] + kept.size)).all():
+                first = int(inside[0])
+                if first + kept.size == int(inside[-1]) + 1:
+                    begin, end = int(kept[0]) - first, size - int(kept[-1]) - (len(table) - int(inside[-1]))
+                    dy = g.emit("Pad", [dy, g.ints(begin, end), None, g.ints(axis)])
+                    continue
+            matrix = np.zeros((size, len(table)))
+            matrix[kept, inside] = 1
+            dy = along(g, matrix, dy, axis)
+        return [dy, *[None] * (len(c.ins) - 1)]
 
     def bind(self, c: Call) -> Kernel | None:
         x = c.ins[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from evort.ops.activation import sigmoid, softplus
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.conv import same_dtype
 from evort.types import FLOATS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _FUNCTIONS: dict[str, tuple[tuple[float, ...], Callable[..., np.ndarray]]] = {
     # name: (defaults of alpha and beta, f(x, alpha, beta)), as the ONNX operators of these names
@@ -30,6 +34,35 @@ _FUNCTIONS: dict[str, tuple[tuple[float, ...], Callable[..., np.ndarray]]] = {
 Function = Callable[[np.ndarray], np.ndarray]
 # f(x, h, c, direction) -> (h, c): one step, for the products x of the inputs with the weights.
 StepFunction = Callable[[np.ndarray, np.ndarray, np.ndarray | None, int], tuple[np.ndarray, np.ndarray | None]]
+
+
+class _Cell:
+    """One direction of a layer that is lowered: what its steps are made of.
+
+    bias: (of the inputs, of the states), or None; functions: names of activation operators.
+    """
+
+    def __init__(self, g: Gradients, c: Call, operands: list[str | None], d: int, hidden: int, functions: list[str]):
+        self.g, self.c, self.operands, self.d, self.hidden, self.functions = g, c, operands, d, hidden, functions
+        self.recurrent = self.part(2)
+        gates = c.ins[2].shape[1]
+        self.bias: tuple[str, str] | None = None
+        if operands[3] is not None:
+            both = g.reshape(self.part(3), (2 * gates,))
+            self.bias = tuple(g.emit("Split", [both, g.ints(gates, gates)], {"axis": 0}, outputs=2))
+
+    def part(self, index: int) -> str:
+        """This direction's part of an operand, without the axis of directions."""
+        g, spec = self.g, self.c.ins[index]
+        taken = g.emit("Slice", [self.operands[index], g.ints(self.d), g.ints(self.d + 1), g.ints(0)])
+        return g.reshape(taken, spec.shape[1:])
+
+    def split(self, x: str, parts: int, axis: int) -> list[str]:
+        sizes = self.g.ints(*[self.hidden] * parts)
+        return self.g.emit("Split", [x, sizes], {"axis": axis}, outputs=parts)
+
+    def product(self, h: str, weights: str, bias: str | None = None) -> str:
+        return self.g.emit("Gemm", [h, weights, bias], {"transB": 1})
 
 
 class _Recurrent(Op):
@@ -156,6 +189,59 @@ class _Recurrent(Op):
             return (y.transpose(2, 0, 1, 3), *(s.swapaxes(0, 1) for s in last))
         return (y, *last)
 
+    # Training: the steps one after another, of operators with gradients.
+
+    def lower(self, g: Gradients, c: Call) -> list[str | None]:
+        """Every step's operators. Raises ShapeError for sequences of different lengths, and for activation functions
+        other than Relu, Tanh and Sigmoid."""
+        names = self._names(c)
+        if c.has(4) or c["clip"] is not None or not set(names) <= {"relu", "tanh", "sigmoid"}:
+            raise c.error("lengths, clipping and activations beside Relu, Tanh and Sigmoid cannot be trained")
+        operands = [c.node.inputs[i] if c.has(i) else None for i in range(len(self.inputs))]
+        x, hidden = operands[0], c.ins[2].shape[2]
+        steps, batch = c.ins[0].shape[:2] if c["layout"] == 0 else c.ins[0].shape[1::-1]
+        if c["layout"]:
+            x = g.transpose(x, [1, 0, 2])
+        ways, count = self._ways(c), len(self.defaults)
+        rows = g.reshape(x, (steps * batch, c.ins[0].shape[2]))
+        outputs: list[list[str]] = []
+        lasts: list[list[str]] = []
+        for d in range(ways):
+            cell = _Cell(g, c, operands, d, hidden, [n.capitalize() for n in names[d * count : (d + 1) * count]])
+            products = g.emit("Gemm", [rows, cell.part(1), self.input_bias(cell)], {"transB": 1})
+            each = g.emit("Split", [products, g.ints(*[batch] * steps)], {"axis": 0}, outputs=steps)
+            each = [each] if steps == 1 else each
+            reverse = c["direction"] == "reverse" or d == 1
+            zero = g.expand(g.scalar(0, x), (batch, hidden))
+            state = [self._first(g, c, operands, i, d, zero) for i in (5, 6)[: self.states]]
+            found: dict[int, str] = {}
+            for t in range(steps)[::-1] if reverse else range(steps):
+                state = self.cell(cell, each[t], state)
+                found[t] = state[0]
+            outputs.append([g.reshape(found[t], (1, 1, batch, hidden)) for t in range(steps)])
+            lasts.append([g.reshape(s, (1, batch, hidden)) for s in state])
+        y = g.emit("Concat", [g.emit("Concat", way, {"axis": 0}) for way in outputs], {"axis": 1})
+        last = [g.emit("Concat", [way[i] for way in lasts], {"axis": 0}) for i in range(self.states)]
+        if c["layout"]:
+            y, last = g.transpose(y, [2, 0, 1, 3]), [g.transpose(s, [1, 0, 2]) for s in last]
+        return [y, *last]
+
+    @staticmethod
+    def _first(g: Gradients, c: Call, operands: list[str | None], index: int, d: int, zero: str) -> str:
+        """A direction's first state."""
+        if index >= len(operands) or operands[index] is None:
+            return zero
+        s = g.transpose(operands[index], [1, 0, 2]) if c["layout"] else operands[index]
+        return g.reshape(g.emit("Slice", [s, g.ints(d), g.ints(d + 1), g.ints(0)]), g.shape(zero))
+
+    def input_bias(self, cell: _Cell) -> str | None:
+        """What is added to the products of the inputs."""
+        return None if cell.bias is None else cell.g.add(*cell.bias)
+
+    def cell(self, cell: _Cell, x: str, state: list[str]) -> list[str]:
+        """One step: the new states, from the products of the inputs."""
+        raise NotImplementedError
+
     def _bind(self, c: Call, driver: str, flag: int) -> Kernel | None:
         """A driver where the activation functions are the default ones. flag: what else the cell does."""
         x, r = c.ins[0], c.ins[2]
@@ -211,6 +297,9 @@ class RNN(_Recurrent):
 
         return self._run(c, x, w, lens, h0, None, hidden, step, bias)
 
+    def cell(self, cell: _Cell, x: str, state: list[str]) -> list[str]:
+        return [cell.g.emit(cell.functions[0], [cell.g.add(x, cell.product(state[0], cell.recurrent))])]
+
     def bind(self, c: Call) -> Kernel | None:
         return self._bind(c, "recurrent.rnn_f32", 0)
 
@@ -254,6 +343,27 @@ class GRU(_Recurrent):
 
         return self._run(c, x, w, lens, h0, None, hidden, step, bias)
 
+    def input_bias(self, cell: _Cell) -> str | None:
+        if cell.bias is None or not cell.c["linear_before_reset"]:
+            return super().input_bias(cell)
+        g, (of_input, of_state) = cell.g, cell.bias
+        both, last = cell.split(of_state, 3, 0)[:2], g.expand(g.scalar(0, of_state), (cell.hidden,))
+        return g.add(of_input, g.emit("Concat", [*both, last], {"axis": 0}))
+
+    def cell(self, cell: _Cell, x: str, state: list[str]) -> list[str]:
+        g, (h,) = cell.g, state
+        weights = cell.split(cell.recurrent, 3, 0)
+        at_z, at_r, at_h = cell.split(x, 3, 1)
+        z = g.emit(cell.functions[0], [g.add(at_z, cell.product(h, weights[0]))])
+        reset = g.emit(cell.functions[0], [g.add(at_r, cell.product(h, weights[1]))])
+        if cell.c["linear_before_reset"]:
+            bias = None if cell.bias is None else cell.split(cell.bias[1], 3, 0)[2]
+            inside = g.mul(reset, cell.product(h, weights[2], bias))
+        else:
+            inside = cell.product(g.mul(reset, h), weights[2])
+        new = g.emit(cell.functions[1], [g.add(at_h, inside)])
+        return [g.add(new, g.mul(z, g.sub(h, new)))]
+
     def bind(self, c: Call) -> Kernel | None:
         return self._bind(c, "recurrent.gru_f32", int(bool(c["linear_before_reset"])))
 
@@ -295,6 +405,19 @@ class LSTM(_Recurrent):
             return f(o + peep_o * cell) * h(cell), cell
 
         return self._run(c, x, w, lens, h0, c0, hidden, step, bias)
+
+    def cell(self, cell: _Cell, x: str, state: list[str]) -> list[str]:
+        g, (h, kept), functions = cell.g, state, cell.functions
+        i, o, f, new = cell.split(g.add(x, cell.product(h, cell.recurrent)), 4, 1)
+        if cell.operands[7] is not None:
+            peep_i, peep_o, peep_f = cell.split(cell.part(7), 3, 0)
+            i, f = g.add(i, g.mul(peep_i, kept)), g.add(f, g.mul(peep_f, kept))
+        i = g.emit(functions[0], [i])
+        forget = g.sub(g.scalar(1, i), i) if cell.c["input_forget"] else g.emit(functions[0], [f])
+        kept = g.add(g.mul(forget, kept), g.mul(i, g.emit(functions[1], [new])))
+        if cell.operands[7] is not None:
+            o = g.add(o, g.mul(peep_o, kept))
+        return [g.mul(g.emit(functions[0], [o]), g.emit(functions[2], [kept])), kept]
 
     def bind(self, c: Call) -> Kernel | None:
         return self._bind(c, "recurrent.lstm_f32", int(bool(c["input_forget"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, wide
 from evort.ops.pool import LIMIT, listed, spatial_axes
 from evort.ops.reduce import ABS, EXTREME, POST_DIVIDE, POST_NONE, POST_SQRT, SQUARE, SUM, WIDE, reduce_kernel
 from evort.types import FLOATS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 
 class _Global(Op):
@@ -29,6 +33,14 @@ class _Global(Op):
     def bind(self, c: Call) -> Kernel | None:
         x = c.ins[0]
         return reduce_kernel(c, tuple(range(2, x.rank)), *self.form) if x.dtype == DType.FLOAT else None
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        dims, x, y = c.ins[0].shape, c.node.inputs[0], c.node.outputs[0]
+        if self.name == "GlobalAveragePool":
+            return [g.expand(g.scale(dy, 1 / prod(dims[2:])), dims)]
+        if self.name == "GlobalMaxPool":  # each of the largest, where several are equal
+            return [g.mask(g.emit("Equal", [x, y]), dy)]
+        return super().gradient(g, c, dy)
 
 
 @op("GlobalAveragePool", since=22)

@@ -109,6 +109,8 @@ CASES = {
     "avgpool counted": (
         "AveragePool", [real(1, 2, 7, 7)], {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "count_include_pad": 1},
     ),
+    "global average": ("GlobalAveragePool", [real(2, 3, 4, 5)]),
+    "global max": ("GlobalMaxPool", [real(2, 3, 4, 5, apart=True)]),
     "softmax": ("Softmax", [real(3, 4, 5)], {"axis": 1}),
     "log softmax": ("LogSoftmax", [real(3, 7)]),
     "batch norm": (
@@ -124,9 +126,14 @@ CASES = {
         {"wrt": [0, 1, 2]},
     ),
     "layer norm": ("LayerNormalization", [real(4, 6, 8), real(8), real(8)], {}),
+    "layer norm axis": ("LayerNormalization", [real(4, 6, 8), real(6, 8), real(8)], {"axis": 1}, {"drivers": False}),
     "rms norm": ("RMSNormalization", [real(4, 6, 8), real(8)], {}),
     "group norm": ("GroupNormalization", [real(2, 6, 4, 4), real(6), real(6)], {"num_groups": 3}),
     "instance norm": ("InstanceNormalization", [real(2, 3, 4, 4), real(3), real(3)], {}),
+    "lrn": ("LRN", [real(2, 5, 3, 3)], {"size": 3, "alpha": 0.3, "beta": 0.7, "bias": 1.5}),
+    "mean variance": ("MeanVarianceNormalization", [real(2, 3, 4, 4)], {}, {"drivers": False}),
+    "lp norm": ("LpNormalization", [real(3, 5)], {}),
+    "lp norm 1": ("LpNormalization", [real(3, 5)], {"p": 1, "axis": 0}),
     "reshape": ("Reshape", [real(3, 4), i64(2, -1)], {}, {"constants": (1,)}),
     "flatten": ("Flatten", [real(3, 4, 5)]),
     "squeeze": ("Squeeze", [real(3, 1, 5)]),
@@ -143,15 +150,53 @@ CASES = {
     "concat": ("Concat", [real(2, 3), real(2, 4)], {"axis": 1}),
     "split": ("Split", [real(2, 7), i64(3, 4)], {"axis": 1}, {"constants": (1,), "outputs": 2}),
     "split part": ("Split", [real(2, 7), i64(3, 4)], {"axis": 1}, {"constants": (1,), "outputs": 2, "watched": 1}),
+    "pad": ("Pad", [real(3, 4), i64(1, 0, 2, 1)], {}, {"constants": (1,)}),
+    "pad crop": ("Pad", [real(3, 4), i64(1, -1, 0, 2)], {}, {"constants": (1,)}),
+    "pad edge": ("Pad", [real(3, 4), i64(1, 2, 2, 1)], {"mode": "edge"}, {"constants": (1,)}),
+    "pad reflect": ("Pad", [real(3, 4), i64(1, 2, 2, 1)], {"mode": "reflect"}, {"constants": (1,)}),
     "gather": ("Gather", [real(5, 3), whole(5, 2, 4)], {}),
     "gather axis": ("Gather", [real(2, 5, 3), whole(5, 4)], {"axis": 1}),
     "gather elements": ("GatherElements", [real(5, 3), whole(5, 4, 3)], {}),
     "cumsum": ("CumSum", [real(3, 5), np.array(1)], {"exclusive": 1}, {"constants": (1,)}),
+    "resize": (
+        "Resize", [real(1, 2, 4, 5), None, np.array([1, 1, 2, 1.5], np.float32)], {"mode": "linear"},
+        {"wrt": [0], "constants": (2,)},
+    ),
+    "resize nearest": (
+        "Resize", [real(1, 2, 4, 5), None, None, i64(1, 2, 8, 10)], {"mode": "nearest"},
+        {"wrt": [0], "constants": (3,)},
+    ),
+    "resize cubic": (
+        "Resize", [real(1, 1, 5, 4), None, None, i64(1, 1, 7, 9)], {"mode": "cubic"}, {"wrt": [0], "constants": (3,)},
+    ),
     "cross entropy": (
         "CrossEntropy", [real(6, 5), whole(5, 6)], {"label_smoothing": 0.1},
         {"domain": "evort", "outputs": 2, "watched": 1},
     ),
     "dropout": ("RandomDropout", [real(6, 50), np.array(3)], {"ratio": 0.3, "seed": 5}, {"domain": "evort"}),
+    "lstm": (
+        "LSTM", [real(4, 2, 3), real(1, 16, 3), real(1, 16, 4), real(1, 32)], {"hidden_size": 4}, {"outputs": 3},
+    ),
+    "lstm both ways": (
+        "LSTM", [real(3, 2, 3), real(2, 8, 3), real(2, 8, 2), real(2, 16), None, real(2, 2, 2), real(2, 2, 2)],
+        {"hidden_size": 2, "direction": "bidirectional"}, {"outputs": 3},
+    ),
+    "gru": (
+        "GRU", [real(4, 2, 3), real(1, 12, 3), real(1, 12, 4), real(1, 24)], {"hidden_size": 4}, {"outputs": 2},
+    ),
+    "gru after": (
+        "GRU", [real(3, 2, 3), real(1, 6, 3), real(1, 6, 2), real(1, 12)],
+        {"hidden_size": 2, "linear_before_reset": 1, "direction": "reverse"}, {"outputs": 2},
+    ),
+    "rnn": ("RNN", [real(4, 2, 3), real(1, 4, 3), real(1, 4, 4), real(1, 8)], {"hidden_size": 4}, {"outputs": 2}),
+    "attention": ("Attention", [real(2, 2, 4, 3), real(2, 2, 5, 3), real(2, 2, 5, 3)], {}),
+    "attention causal": (
+        "Attention", [real(2, 4, 6), real(2, 4, 6), real(2, 4, 6)],
+        {"q_num_heads": 2, "kv_num_heads": 2, "is_causal": 1},
+    ),
+    "attention grouped": (
+        "Attention", [real(1, 4, 3, 4), real(1, 2, 3, 4), real(1, 2, 3, 4), real(3, 3)], {"scale": 0.3},
+    ),
 }  # fmt: skip
 for _name in ("Sum", "Mean", "L1", "L2", "SumSquare", "Prod", "LogSum", "LogSumExp", "Max", "Min"):
     _low = 0.3 if _name in ("LogSum", "Prod", "L1") else -2.0
