@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("demo", "convert and run the shipped LeNet on 500 digits"),
     "convert": ("convert", "turn an ONNX model into an .etm file"),
     "quantize": ("quantize", "make a model smaller and faster: integers for weights and activations"),
+    "qat": ("qat", "train an integer model: quantization-aware training"),
     "export": ("export", "write a float model as ONNX"),
     "inspect": ("inspection", "show what is in a model: layers, sizes, multiply-adds, memory over time"),
     "check": ("check", "prove that a model runs right on this machine"),

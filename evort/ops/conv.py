@@ -268,11 +268,11 @@ def conv_attrs() -> dict[str, Attr]:
 class Conv(Op):
     """Y = activation(X * W + B + Z), over any number of spatial axes. X [N, C, D...], W [M, C/group, k...], B [M],
     Z and Y [N, M, D'...]. Z, slope [M] (of PRelu), the activation, and W of float16 or bfloat16 beside float32 are
-    extensions of evort."""
+    extensions of evort; so is `exact`: sums of whole numbers below 2^24 are exact (no Winograd)."""
 
     inputs, outputs = ("X", "W", "B?", "Z?", "slope?"), ("Y",)
     dtypes = dict.fromkeys(("X", "W", "B", "Z", "slope"), FLOATS)
-    attrs = {**conv_attrs(), **activation_attrs()}
+    attrs = {**conv_attrs(), "exact": Attr("int", 0), **activation_attrs()}
     inplace = ((0, 3),)
 
     def infer(self, c: Call) -> list[Spec]:
@@ -317,7 +317,8 @@ class Conv(Op):
         ints = (*number, group, *place)
         if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1:
             return Kernel("conv.depthwise_f32", ints, reals)
-        for driver, scratch_of in (("conv.winograd_f32", winograd_scratch), ("conv.direct_f32", direct_scratch)):
+        drivers = (("conv.winograd_f32", winograd_scratch), ("conv.direct_f32", direct_scratch))
+        for driver, scratch_of in drivers[1:] if c["exact"] else drivers:
             scratch = scratch_of(x.shape[1], w.shape[0], x.shape[0], ints, c.threads)
             if scratch:
                 return Kernel(driver, ints, reals, scratch)

@@ -340,3 +340,25 @@ class IsInf(_Test):
         if c["detect_negative"]:
             found |= np.isneginf(x)
         return found
+
+
+@op("RoundThrough", domain="evort")
+class RoundThrough(Op):
+    """Y = X rounded half to even; its gradient is handed on as if it had not been rounded (the straight-through
+    estimator of Bengio, Leonard and Courville, arXiv:1308.3432)."""
+
+    inputs, outputs = ("X",), ("Y",)
+    dtypes = {"X": FLOATS}
+    inplace = ((0, 0),)
+
+    def infer(self, c: Call) -> list[Spec]:
+        return [c.like(0)]
+
+    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
+        return np.rint(x)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return unary_kernel("Round", c.ins[0].dtype)
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return [dy]

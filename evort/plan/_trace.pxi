@@ -242,7 +242,7 @@ cdef bint evaluate(Bound bound, Call c, list ins, list outs) except -1:
     for spec in outs:
         if spec is not None:
             total += spec.bytes()
-    if total > KNOWN_BYTES or bound.node.nested():
+    if bound.node.nested() or (total > KNOWN_BYTES and not widens(bound.node, ins)):
         return False
     from evort.ops.run import run_reference
 
@@ -251,6 +251,11 @@ cdef bint evaluate(Bound bound, Call c, list ins, list outs) except -1:
         if spec is not None:
             spec.value = np.ascontiguousarray(result).reshape(spec.shape)
     return True
+
+
+cdef bint widens(Node node, list ins) except -1:
+    """Whether a node makes bytes of integers of fewer bits: weights, which must not be widened in each run."""
+    return node.op == "Cast" and not node.domain and bits_of.get((<Spec> ins[0]).dtype, 8) < 8
 
 
 cdef list inline(Node node, Graph graph, dict specs):

@@ -6,7 +6,7 @@ values to the same memory, behind the last node that reads the old ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -46,9 +46,11 @@ class Step:
         checkpoint: int | str | None = None,
         keep_gradients: bool = False,
         forward_only: bool = False,
+        frozen: Collection[str] = (),
     ):
         """batch: the arrays of one batch, inputs first, in their final element types. state: moments and running
-        statistics, to which missing moments are added. forward_only: the loss and its metrics, nothing else."""
+        statistics, to which missing moments are added. forward_only: the loss and its metrics, nothing else.
+        frozen: parameters that stay as they are."""
         graph = prepared.graph
         names = [n for n in graph.inputs if n != STEP]
         targets = [f"train/target_{i}" for i in range(len(batch) - len(names))]
@@ -62,8 +64,9 @@ class Step:
         self.parameters, self.state, self._real = parameters, state, real
 
         g = trace(graph, specs)
+        trained = [name for name in parameters if name not in frozen]
         loss_name, self.metrics = loss.build(g, list(graph.outputs), targets)
-        found = {} if forward_only else differentiate(g, loss_name, list(parameters), checkpoint)
+        found = {} if forward_only else differentiate(g, loss_name, trained, checkpoint)
         self.gradients = found
         self.in_place: list[tuple[str, str]] = [(old, new) for old, new in prepared.running]
         self.loss = loss_name

@@ -61,7 +61,8 @@ class Trainer:
     checkpoint: see `evort.train.differentiate`. freeze: patterns (`fnmatch`) of names of constants that are not
     trained.
 
-    parameters: the arrays that are trained, by name; state: moments and running statistics. steps: done so far.
+    parameters: the arrays that are trained, by name; frozen: those of them that are not trained any more (see
+    `freeze`); state: moments and running statistics. steps: done so far.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Trainer:
         self.state = {n: np.array(tensors[n].data, order="C") for n, _ in self.prepared.running}
         self.steps = self.epochs = 0
         self.history = History()
+        self.frozen: set[str] = set()
         self._within = 0  # batches of an unfinished epoch that are done
         self._sums: dict[str, float] = {}
         self._inputs = list(model.graph.inputs)
@@ -132,9 +134,14 @@ class Trainer:
                 self._plans.pop(next(iter(self._plans)))
             found = self._plans[key] = Step(
                 self.prepared, arrays, self.loss, self.optimizer, self.parameters, self.state, threads=self.threads,
-                clip_norm=self.clip_norm, checkpoint=self.checkpoint,
+                clip_norm=self.clip_norm, checkpoint=self.checkpoint, frozen=self.frozen,
             )  # fmt: skip
         return found
+
+    def freeze(self, *patterns: str) -> None:
+        """From now on, leaves parameters whose names match (`fnmatch`) as they are."""
+        self.frozen |= {n for n in self.parameters if any(fnmatchcase(n, pattern) for pattern in patterns)}
+        self._plans.clear()
 
     def step(self, batch: Sequence[np.ndarray]) -> dict[str, float]:
         """Trains on one batch; returns its loss and metrics."""
@@ -297,12 +304,14 @@ class Trainer:
         """What a checkpoint holds beside the arrays."""
         return {
             "steps": self.steps, "epochs": self.epochs, "within": self._within, "sums": self._sums,
-            "history": self.history.rows,
+            "history": self.history.rows, "frozen": sorted(self.frozen),
         }  # fmt: skip
 
     def restore_progress(self, found: dict[str, Any]) -> None:
         self.steps, self.epochs, self._within = found["steps"], found["epochs"], found["within"]
         self._sums, self.history.rows = dict(found["sums"]), list(found["history"])
+        self.frozen = set(found["frozen"])
+        self._plans.clear()
 
 
 class _Plain(Prepared):
