@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evort_tools.convert import convert as convert
+    from evort_tools.prune import prune as prune
     from evort_tools.quantize import quantize as quantize
 
-__all__ = ["convert", "quantize"]
+__all__ = ["convert", "prune", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from evort_tools.quantize import quantize
 
         return quantize
+    if name == "prune":
+        from evort_tools.prune import prune
+
+        return prune
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,7 @@ COMMANDS = {
     "quantize": ("quantize", "make a model smaller and faster: integers for weights and activations"),
     "qat": ("qat", "train an integer model: quantization-aware training"),
     "export": ("export", "write a float model as ONNX"),
+    "prune": ("prune", "make weights zero in patterns that kernels skip, or remove channels"),
     "inspect": ("inspection", "show what is in a model: layers, sizes, multiply-adds, memory over time"),
     "check": ("check", "prove that a model runs right on this machine"),
     "run": ("run", "run a model on npz, npy or image files"),

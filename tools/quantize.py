@@ -117,7 +117,7 @@ def quantize(
     ValueError for options, OSError for files. The file appears complete or not at all.
     """
     chosen = from_mapping(options)
-    source, size = _open(model, chosen)
+    source, size = open_model(model, chosen)
     if calib is not None:
         calib = _calibration(calib, source, chosen)
     elif report is not None:
@@ -285,12 +285,14 @@ def _verify(model: Model, data: Calibration, result: Result, progress: Progress)
     result.sqnr = {name: error.sqnr for name, error in errors.items()}
 
 
-def _open(model: Any, options: Options) -> tuple[Model, int | None]:
+def open_model(model: Any, options: Options) -> tuple[Model, int | None]:
     """The float graph, and the size of its file. Raises what `quantize` does."""
     if isinstance(model, Model):
         return model, None
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".etm":
-        return etm.read(model).model, os.stat(model).st_size
+        from evort_tools.pruning.weights import dense
+
+        return dense(etm.read(model).model), os.stat(model).st_size
     from evort_tools.convert import Options as ConvertOptions
     from evort_tools.convert import convert_model, parse_shape
 
