@@ -184,6 +184,9 @@ cdef extern from "qconv.h" nogil:
     ctypedef struct ev_qrun:
         int64_t from_ "from"
         int64_t at, n
+    ctypedef struct ev_qdmap:
+        int64_t h, w, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w
+        int32_t zero, flip
     ctypedef struct ev_qtaps:
         int16_t a, b
         int8_t wa, wb
@@ -372,6 +375,8 @@ cdef extern from "ukr.h" nogil:
                          void *dst) noexcept nogil
         void (*qd_taps)(int64_t n, const uint8_t *x, const int32_t *offset, const ev_qtaps *taps, int64_t pairs,
                         int32_t *sum) noexcept nogil
+        void (*qd_map)(const ev_qdmap *g, const uint8_t *x, const int8_t *w, int64_t row, int64_t rows, int32_t *sum,
+                       int *done) noexcept nogil
         void (*qd_taps_i16)(int64_t n, const int16_t *x, const int32_t *offset, const int16_t *w, int64_t taps,
                             int32_t *sum) noexcept nogil
         void (*qc_shift)(int64_t n, int32_t factor, const int32_t *column, int32_t *sum) noexcept nogil

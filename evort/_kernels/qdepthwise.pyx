@@ -7,7 +7,7 @@ of them in groups whose products add up within 16 bits.
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memmove
-from evort._kernels.core cimport (EV_OK, EV_QD_LANES, ev_call, ev_item_size, ev_qtaps, ev_ukr, parallel_for, register,
+from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_OK, EV_QD_LANES, ev_call, ev_item_size, ev_qdmap, ev_qtaps, ev_ukr, parallel_for, register,
                                   ukernels)
 from evort._kernels.qwindow cimport (CHUNK, I_INPUTS, MACS_PER_TASK, WIDE_K, Axis, Job, Plan, list_taps, make_plan,
                                      row_add, row_scale, stage, take_linear, zero_of)
@@ -70,6 +70,55 @@ cdef void rows(const Job *job, int64_t image, int64_t m, char *scratch, int64_t 
                     <char *> job.o.y.data + (y + i * width) * ev_item_size(job.finish.type))
 
 
+cdef bint as_it_lies(const Job *job, int64_t image, int64_t channel, int64_t begin, int64_t end,
+                     char *scratch) noexcept nogil:
+    """Rows [begin, end) of the maps of a channel of bytes, from x where it lies; false where no kernel does that."""
+    cdef const Plan *p = &job.plan
+    cdef const Axis *a = &p.axis[0]
+    cdef int32_t *sum = <int32_t *> (scratch + p.at_sum)
+    cdef int64_t map_, m, i, row, rows, total, y, size = ev_item_size(job.finish.type), z_size = 0
+    cdef const char *z = NULL
+    cdef const int8_t *w
+    cdef int done = 0
+    cdef ev_qdmap g
+    g.h, g.w, g.out_w = a[1].size, a[2].size, a[2].out
+    g.kernel_h, g.kernel_w = a[1].kernel, a[2].kernel
+    g.stride_h, g.stride_w, g.pad_h, g.pad_w = a[1].stride, a[2].stride, a[1].pad, a[2].pad
+    g.zero, g.flip = <int32_t> job.x_zero, 0x80 if job.x_type == EV_INT8 else 0
+    if job.o.z != NULL:
+        z, z_size = <const char *> job.o.z.data, ev_item_size(job.o.z.dtype)
+    for map_ in range(p.rows):
+        m = channel * p.rows + map_
+        if zero_of(job.o.w_zero, m) != 0:
+            return False
+    for map_ in range(p.rows):
+        m = channel * p.rows + map_
+        w = <const int8_t *> job.o.w.data + m * p.taps
+        total = 0
+        for i in range(p.taps if job.x_zero != 0 else 0):
+            total += w[i]
+        row = begin
+        while row < end:
+            rows = max(<int64_t> 1, min(end - row, CHUNK // g.out_w))
+            K.qd_map(&g, <const uint8_t *> job.o.x.data + (image * p.c + channel) * g.h * g.w, w, row, rows, sum, &done)
+            if not done:
+                return False
+            y = ((image * p.m + m) * a[1].out + row) * g.out_w
+            K.qc_finish(&job.finish, rows * g.out_w, sum, NULL, row_add(job, m, total), row_scale(job, m),
+                        NULL if z == NULL else z + y * z_size, <char *> job.o.y.data + y * size)
+            row += rows
+    return True
+
+
+cdef bint lies(const Job *job) noexcept nogil:
+    """Whether as_it_lies takes such images, weights and windows."""
+    cdef const Plan *p = &job.plan
+    cdef const Axis *a = &p.axis[0]
+    return (p.size == 1 and job.o.x.dtype != EV_FLOAT and job.w_flip == 0 and a[0].size == a[0].kernel == a[0].out == 1
+            and (a[1].dilation == 1 or a[1].kernel == 1) and (a[2].dilation == 1 or a[2].kernel == 1)
+            and a[2].out <= CHUNK and (p.cut == 1 or p.bands == 1) and a[0].pad == 0)
+
+
 cdef void channels(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     """Items [begin, end): bands, channels and images, the first fastest."""
     cdef const Job *job = <const Job *> ctx
@@ -81,6 +130,7 @@ cdef void channels(void *ctx, int64_t begin, int64_t end, int32_t worker) noexce
     cdef int64_t start[3]
     cdef char *scratch = <char *> job.call.scratch + worker * p.slot
     cdef const char *x
+    cdef bint in_place = lies(job)
     none[0] = none[1] = none[2] = 0
     list_taps(p, none, <int32_t *> (scratch + p.at_offset), <int32_t *> (scratch + p.at_tap))
     for item in range(begin, end):
@@ -90,6 +140,9 @@ cdef void channels(void *ctx, int64_t begin, int64_t end, int32_t worker) noexce
         for i in range(3):
             count[i] = a[i].count if i != p.cut else min(p.band, a[i].count - first)
             start[i] = first if i == p.cut else 0
+        in_place = in_place and as_it_lies(job, image, channel, start[1], start[1] + count[1], scratch)
+        if in_place:
+            continue
         x = <const char *> job.o.x.data + ev_item_size(job.o.x.dtype) * (
             (image * p.c + channel) * a[0].size * a[1].size * a[2].size)
         stage(job, x, 1, first, scratch)

@@ -8,7 +8,7 @@ fused multiply-add), so that every instruction set gives the same bits:
         y = clamp(rint(r) + y_zero, low, high)     low, high: the type's bounds, or the activation's where narrower
     else:
         r = activation(total * (x_scale * w_scale) + (z - z_zero) * z_scale)
-        y = r, or clamp(rint(r / y_scale) + y_zero, the type's bounds)
+        y = r, or clamp(rint(r * (1 / y_scale)) + y_zero, the type's bounds)
 
 A float residual is added as it is. Ties round to even; NaN becomes the smallest number.
 """
@@ -93,4 +93,4 @@ def finish(c: Call, total: np.ndarray, scale: np.ndarray, y_scale: np.ndarray | 
             shift = 0 if z_zero is None else int(z_zero.reshape(()))
             r = r + (z.astype(np.int32) - shift).astype(np.float32) * plain_scale(z_scale)
         r = apply_reference(c, r)
-        return r if y_zero is None else rounded(r / unit, y_zero)
+        return r if y_zero is None else rounded(r * (np.float32(1) / unit), y_zero)

@@ -16,4 +16,5 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .qc_plain = EV_FN(qc_plain),
     .sp_tile_s8 = EV_FN(sp_tile_s8),
     .sp_dot_s8 = EV_FN(sp_dot_s8),
+    .qd_map = EV_FN(qd_map),
 };

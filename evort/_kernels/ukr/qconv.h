@@ -28,6 +28,13 @@ typedef struct {
     int16_t last;
 } ev_qtaps;
 
+/* A depthwise convolution of one map, where it lies: dense taps; outside of the image is `zero`, to which x is compared
+ * after its bits `flip` are turned over. */
+typedef struct {
+    int64_t h, w, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+    int32_t zero, flip;
+} ev_qdmap;
+
 /* What becomes of the sums of a row; see evort/ops/requantize.py. */
 typedef struct {
     int32_t type;            /* of the result: EV_UINT8, EV_INT8, EV_INT16, EV_FLOAT, EV_INT32 (the sums themselves) */

@@ -298,6 +298,15 @@ static void EV_FN(qd_taps)(int64_t n, const uint8_t *x, const int32_t *offset, c
 #endif
 }
 
+/* Sums of rows [row, row + rows) of a map, out_w in a row: the same without a copy of the image and without a program.
+ * *done: whether there is such a kernel for this window. */
+static void EV_FN(qd_map)(const ev_qdmap *g, const uint8_t *x, const int8_t *w, int64_t row, int64_t rows, int32_t *sum,
+                          int *done)
+{
+    (void)g, (void)x, (void)w, (void)row, (void)rows, (void)sum;
+    *done = 0;
+}
+
 /* int16 images: weights w[i] of taps i. The caller has seen to it that 32 bits hold the sums. */
 static void EV_FN(qd_taps_i16)(int64_t n, const int16_t *x, const int32_t *offset, const int16_t *w, int64_t taps,
                                int32_t *sum)
@@ -369,6 +378,94 @@ static void EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum, i
 }
 #endif
 
+
+#if defined(__AVX2__)
+/* Eight numbers of a residual as they are added. */
+static inline __m256 EV_FN(qf_residual)(const ev_qfinish *f, const void *z, int64_t i)
+{
+    if (f->z_type == EV_FLOAT) return _mm256_loadu_ps((const float *)z + i);
+    const __m128i *at = (const __m128i *)((const char *)z + (f->z_type == EV_INT16 ? 2 * i : i));
+    const __m256i x = f->z_type == EV_UINT8  ? _mm256_cvtepu8_epi32(_mm_loadl_epi64(at))
+                      : f->z_type == EV_INT8 ? _mm256_cvtepi8_epi32(_mm_loadl_epi64(at))
+                                             : _mm256_cvtepi16_epi32(_mm_loadu_si128(at));
+    const __m256 centred = _mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(f->z_zero)));
+    return _mm256_mul_ps(centred, _mm256_set1_ps(f->z_scale));
+}
+
+/* Activations that are a few instructions, on eight numbers; *done is whether this is one. NaN stays NaN. */
+static inline __m256 EV_FN(qf_activate)(const ev_qfinish *f, __m256 x, int *done)
+{
+    const __m256 none = _mm256_setzero_ps(), one = _mm256_set1_ps(1.0f), a = _mm256_set1_ps(f->a);
+    *done = 1;
+    switch (f->activation) {
+    case EV_ACT_NONE: return x;
+    case EV_ACT_RELU: return _mm256_max_ps(none, x); /* NaN: the second operand */
+    case EV_ACT_LEAKY_RELU: return _mm256_blendv_ps(x, _mm256_mul_ps(a, x), _mm256_cmp_ps(x, none, _CMP_LT_OQ));
+    case EV_ACT_HARD_SIGMOID:
+        return _mm256_min_ps(one, _mm256_max_ps(none, _mm256_add_ps(_mm256_mul_ps(a, x), _mm256_set1_ps(f->b))));
+    case EV_ACT_HARD_SWISH: {
+        const __m256 y = _mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.0f / 6.0f)), _mm256_set1_ps(0.5f));
+        return _mm256_mul_ps(x, _mm256_min_ps(one, _mm256_max_ps(none, y)));
+    }
+    default: *done = 0; return x;
+    }
+}
+
+/* Bytes with a residual or an activation. Up to 31 sums more than n are read. */
+static void EV_FN(qf_chain)(const ev_qfinish *f, int64_t n, const int32_t *sum, int32_t add, float scale, const void *z,
+                            uint8_t *y)
+{
+    enum { BLOCK = 256 };
+    const int64_t z_size = f->z_type == EV_FLOAT ? 4 : f->z_type == EV_INT16 ? 2 : 1;
+    const __m256i add8 = _mm256_set1_epi32(add), zero = _mm256_set1_epi32(f->zero);
+    const __m256 scale8 = _mm256_set1_ps(scale), inverse = _mm256_set1_ps(1.0f / f->unit);
+    const __m256 least = _mm256_set1_ps((float)(f->lo - f->zero)), most = _mm256_set1_ps((float)(f->hi - f->zero));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int64_t j = 0; j < n; j += BLOCK) {
+        const int64_t m = n - j < BLOCK ? n - j : BLOCK;
+        float buf[BLOCK];
+        char rest[32 * 4];
+        int done = 1;
+        for (int pass = 0; pass < 2 - done; pass++) {
+            if (pass) EV_FN(unary_f32)(f->activation, m, buf, buf, f->a, f->b);
+            for (int64_t i = 0; i < m; i += 32) {
+                __m256i v[4];
+                const char *from = (const char *)z + (j + i) * z_size;
+                if (z && m - i < 32) {
+                    memset(rest, 0, sizeof rest);
+                    from = memcpy(rest, from, (size_t)((m - i) * z_size));
+                }
+#pragma GCC unroll 4
+                for (int q = 0; q < 4; q++) {
+                    __m256 r;
+                    if (pass) {
+                        r = _mm256_loadu_ps(buf + i + 8 * q);
+                    } else {
+                        const __m256i s = _mm256_loadu_si256((const __m256i *)(sum + j + i + 8 * q));
+                        r = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(s, add8)), scale8);
+                        if (z) r = _mm256_add_ps(r, EV_FN(qf_residual)(f, from, 8 * q));
+                        r = EV_FN(qf_activate)(f, r, &done);
+                        if (!done) _mm256_storeu_ps(buf + i + 8 * q, r);
+                    }
+                    r = _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(r, inverse), least), most); /* NaN: the second */
+                    v[q] = _mm256_add_epi32(_mm256_cvtps_epi32(r), zero);
+                }
+                if (!done && !pass) continue;
+                const __m256i low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
+                __m256i b = f->type == EV_UINT8 ? _mm256_packus_epi16(low, high) : _mm256_packs_epi16(low, high);
+                b = _mm256_permutevar8x32_epi32(b, order);
+                if (m - i >= 32) _mm256_storeu_si256((__m256i *)(y + j + i), b);
+                else {
+                    uint8_t some[32];
+                    _mm256_storeu_si256((__m256i *)some, b);
+                    memcpy(y + j + i, some, (size_t)(m - i));
+                }
+            }
+        }
+    }
+}
+#endif
+
 /* Notes the range of n results that are one product each: that of the sums. */
 static void EV_FN(qf_note_sums)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
                                 float scale)
@@ -408,6 +505,7 @@ static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
 {
     enum { BLOCK = 256 };
     const int64_t size = f->type == EV_FLOAT || f->type == EV_INT32 ? 4 : f->type == EV_INT16 ? 2 : 1;
+    const float inverse = 1.0f / f->unit;
     int64_t j = 0;
     if (f->type == EV_INT32) {
         int32_t *to = y;
@@ -418,6 +516,10 @@ static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
 #if defined(__AVX2__)
     if (f->folds && size == 1 && !wide) {
         EV_FN(qf_fold)(f, n, sum, (int32_t)add, scale, y);
+        return;
+    }
+    if (size == 1 && !wide && !f->range && f->activation != EV_ACT_CLIP) {
+        EV_FN(qf_chain)(f, n, sum, (int32_t)add, scale, z, y);
         return;
     }
 #endif
@@ -444,7 +546,7 @@ static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
             if (f->activation != EV_ACT_NONE) EV_FN(unary_f32)(f->activation, m, r, r, f->a, f->b);
             if (f->range) EV_FN(qf_note)(f->range, m, r);
             if (f->type != EV_FLOAT)
-                for (int64_t i = 0; i < m; i++) r[i] /= f->unit;
+                for (int64_t i = 0; i < m; i++) r[i] *= inverse;
         }
         if (f->type == EV_FLOAT) memcpy((float *)y + j, r, (size_t)m * 4);
         else EV_FN(qf_store)(f, m, r, (char *)y + j * size);

@@ -58,3 +58,79 @@ static void EV_FN(qc_plain)(int *plain)
 {
     *plain = 1;
 }
+
+/* Depthwise: 16 positions of a row of the output, four taps of a row of the kernel in each lane. ------------------- */
+
+/* The bytes of lanes 4*i .. 4*i+3 are in the dwords from step*i on: their places there, and in 16 bytes of them. */
+static inline void EV_FN(qd_orders)(int64_t step, __m512i *dwords, __m512i *bytes)
+{
+    const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const __m512i place = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303));
+    *dwords = _mm512_add_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32((int)step)),
+                               _mm512_broadcast_i32x4(_mm_setr_epi32(0, 1, 2, 3)));
+    *bytes = _mm512_add_epi32(_mm512_mullo_epi16(place, _mm512_set1_epi16((int16_t)step)), _mm512_set1_epi32(0x03020100));
+}
+
+/* For each of 16 positions, `step` apart, the four bytes from there on; elements that `mask` lacks are `zero`. */
+static inline __attribute__((always_inline)) __m512i EV_FN(qd_quads)(const uint8_t *x, __mmask64 mask, __m512i zero,
+                                                                     __m512i flip, __m512i dwords, __m512i bytes)
+{
+    const __m512i v = _mm512_xor_si512(_mm512_mask_loadu_epi8(zero, mask, x), flip);
+    return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(dwords, v), bytes);
+}
+
+static void EV_FN(qd_map)(const ev_qdmap *g, const uint8_t *x, const int8_t *w, int64_t row, int64_t rows, int32_t *sum,
+                          int *done)
+{
+    enum { MOST = 16 };
+    const int64_t groups = (g->kernel_w + 3) / 4;
+    int32_t weight[MOST][4];
+    *done = g->kernel_h <= MOST && g->kernel_w <= MOST && g->stride_w <= 4;
+    if (!*done) return;
+    for (int64_t i = 0; i < g->kernel_h; i++) {
+        const __mmask16 taps = (__mmask16)((1u << g->kernel_w) - 1);
+        _mm_storeu_si128((__m128i *)weight[i], _mm_maskz_loadu_epi8(taps, w + i * g->kernel_w));
+    }
+    __m512i dwords, bytes;
+    EV_FN(qd_orders)(g->stride_w, &dwords, &bytes);
+    const __m512i flip = _mm512_set1_epi8((char)g->flip), zero = _mm512_set1_epi8((char)(g->zero ^ g->flip));
+    const __m512i outside = _mm512_set1_epi8((char)g->zero);
+    for (int64_t j = 0; j < g->out_w; j += 16) {
+        const __mmask16 wanted = (__mmask16)(g->out_w - j >= 16 ? 0xffff : (1u << (g->out_w - j)) - 1);
+        const int64_t left = j * g->stride_w - g->pad_w;
+        __mmask64 mask[4];
+        for (int64_t q = 0; q < groups; q++) {
+            const int64_t from = left + 4 * q, lo = from < 0 ? -from : 0, hi = g->w - from < 64 ? g->w - from : 64;
+            mask[q] = lo >= hi ? 0 : (hi == 64 ? ~0ull : (1ull << hi) - 1) & ~0ull << lo;
+        }
+#define QUADS(i, q)                                                                                                \
+    ((i) < 0 || (i) >= g->h ? outside                                                                              \
+                            : EV_FN(qd_quads)(x + (i) * g->w + left + 4 * (q), mask[q], zero, flip, dwords, bytes))
+        int32_t *to = sum + j;
+        if (g->kernel_h == 3 && groups == 1 && g->stride_h == 1) { /* rows of the image are shared */
+            const __m512i w0 = _mm512_set1_epi32(weight[0][0]), w1 = _mm512_set1_epi32(weight[1][0]);
+            const __m512i w2 = _mm512_set1_epi32(weight[2][0]);
+            const int64_t top = row - g->pad_h;
+            __m512i a = QUADS(top, 0), b = QUADS(top + 1, 0);
+            for (int64_t r = 0; r < rows; r++, to += g->out_w) {
+                const __m512i c = QUADS(top + r + 2, 0);
+                __m512i s = _mm512_dpbusd_epi32(_mm512_setzero_si512(), a, w0);
+                s = _mm512_dpbusd_epi32(s, b, w1);
+                _mm512_mask_storeu_epi32(to, wanted, _mm512_dpbusd_epi32(s, c, w2));
+                a = b, b = c;
+            }
+            continue;
+        }
+        for (int64_t r = row; r < row + rows; r++, to += g->out_w) {
+            const int64_t top = r * g->stride_h - g->pad_h;
+            __m512i s = _mm512_setzero_si512(), t = s;
+            for (int64_t i = 0; i < g->kernel_h; i++) {
+                s = _mm512_dpbusd_epi32(s, QUADS(top + i, 0), _mm512_set1_epi32(weight[i][0]));
+                for (int64_t q = 1; q < groups; q++)
+                    t = _mm512_dpbusd_epi32(t, QUADS(top + i, q), _mm512_set1_epi32(weight[i][q]));
+            }
+            _mm512_mask_storeu_epi32(to, wanted, _mm512_add_epi32(s, t));
+        }
+#undef QUADS
+    }
+}

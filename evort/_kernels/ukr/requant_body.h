@@ -220,6 +220,7 @@ static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int3
                                int64_t size)
 {
     const float *bias = q->bias && q->bias_type == EV_FLOAT ? q->bias : NULL;
+    const float inverse = 1.0f / q->y_scale;
     float col_bias[EV_QNR] = {0};
     if (bias && q->bias_axis == EV_BIAS_COLUMN) EV_FN(qcopy)(col_bias, bias + s->j0, s->n, 4);
     for (int64_t i = 0; i < s->m; i++) {
@@ -244,7 +245,7 @@ static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int3
                 EV_FN(qactivate)(q, s->i0 + i, (float *)&x);
             }
             if (q->range) EV_FN(qnote)(q->range, x, s->n, 1.0f);
-            if (q->type != EV_FLOAT) EV_EACH_QV x.v[v] /= q->y_scale;
+            if (q->type != EV_FLOAT) EV_EACH_QV x.v[v] *= inverse;
         }
         switch (q->type) {
         case EV_FLOAT: EV_FN(qstore)(x, s->n, EV_FLOAT, least, most, 0, c); break;
