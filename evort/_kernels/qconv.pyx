@@ -15,7 +15,7 @@ taps), whose results are put at their places. With x' = x + 128 for int8, w' = w
     sum (x - x_zero)(w - w_zero) = sum x'w' - x_zero' sum(w' - w_zero') - w_zero' sum x'.
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from evort._kernels.core cimport (EV_INT8, EV_OK, EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, ev_call, ev_item_size, ev_qextra,
                                   ev_qrun, ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (MACS_PER_TASK, WIDE_K, Axis, Job, Plan, list_taps, make_plan, operand,
@@ -117,6 +117,20 @@ cdef int32_t weights_row(const Job *job, const Block *k, int64_t m, int8_t *to) 
     return total
 
 
+cdef inline void spread(int64_t n, int64_t size, const char *src, int64_t step, char *dst, int64_t to) noexcept nogil:
+    """n elements of `size` bytes, from every step-th to every to-th place."""
+    cdef int64_t i
+    if size == 1:
+        for i in range(n):
+            dst[i * to] = src[i * step]
+    elif size == 2:
+        for i in range(n):
+            (<int16_t *> dst)[i * to] = (<const int16_t *> src)[i * step]
+    else:
+        for i in range(n):
+            (<int32_t *> dst)[i * to] = (<const int32_t *> src)[i * step]
+
+
 cdef void put_row(const Job *job, const Block *k, int64_t m, const int32_t *sum, const int64_t *wide, int64_t add,
                   float scale) noexcept nogil:
     """The results of row m, columns [j0, j0 + n), at their places."""
@@ -141,13 +155,16 @@ cdef void put_row(const Job *job, const Block *k, int64_t m, const int32_t *sum,
         K.qc_finish(&job.finish, k.n, sum, wide, add, scale, NULL if z == NULL else z + at * z_size, y + at * y_size)
         return
     cdef int move
+    cdef int64_t some
     for move in range(2):
         if move == 1:
             K.qc_finish(&job.finish, k.n, sum, wide, add, scale, NULL if z == NULL else z_line, line)
         elif z == NULL:
             continue
-        for j in range(k.n):
+        j = 0
+        while j < k.n:                   # the positions of a row are `stride` apart
             row, w = (k.j0 + j) // k.count[2], (k.j0 + j) % k.count[2]
+            some = min(k.n - j, k.count[2] - w)
             d, h = row // k.count[1], row % k.count[1]
             if p.cut == 0:
                 d += k.first
@@ -158,11 +175,10 @@ cdef void put_row(const Job *job, const Block *k, int64_t m, const int32_t *sum,
             at = channel + (((d * a[0].stride + k.phase[0]) * a[1].out + h * a[1].stride + k.phase[1]) * a[2].out
                             + w * a[2].stride + k.phase[2])
             if move == 0:
-                memcpy(z_line + j * z_size, z + at * z_size, z_size)
-            elif y_size == 1:
-                y[at] = line[j]
+                spread(some, z_size, z + at * z_size, a[2].stride, z_line + j * z_size, 1)
             else:
-                memcpy(y + at * y_size, line + j * y_size, y_size)
+                spread(some, y_size, line + j * y_size, 1, y + at * y_size, a[2].stride)
+            j += some
 
 
 cdef bint column_sums(const Job *job, const Block *k) noexcept nogil:
