@@ -363,8 +363,9 @@ cdef extern from "ukr.h" nogil:
         void (*qc_widen)(int64_t k, const int8_t *row, int16_t *to) noexcept nogil
         void (*qc_plain)(int *plain) noexcept nogil
         void (*qc_tile)(int64_t m, int64_t n, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
-                        int64_t step, const ev_qextra *const *extra, const int32_t *extras, int32_t *sum,
-                        int64_t ld) noexcept nogil
+                        const int32_t *offset, int64_t step, const ev_qextra *const *extra, const int32_t *extras,
+                        int32_t *sum, int64_t ld) noexcept nogil
+        void (*qc_interleave)(int64_t n, const uint8_t *x, int64_t step, uint8_t *y) noexcept nogil
         void (*qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,
                             int64_t ld) noexcept nogil
         void (*qc_pack)(int64_t k, const uint8_t *image, const int32_t *offset, const ev_qrun *run, int runs,

@@ -5,6 +5,8 @@ or int16, with its padding, and with the elements that a strided window skips in
 the im2col matrix is a run of successive elements of the staged image, from offset[channel, tap] on, whatever strides,
 dilations and pads there are. An image without padding and strides is read where it lies.
 
+Where it saves work (takes_quads), it is staged in quads of channels, and every tap reads it in place: qconv_quads.pxi.
+
     for each band of output positions            staged, at most STAGE_BYTES
       for blocks of columns                      panels of B packed, PANEL_BYTES
         for 4 rows of W                          made safe for 16-bit sums (qconv_body.h)
@@ -15,7 +17,7 @@ taps), whose results are put at their places. With x' = x + 128 for int8, w' = w
     sum (x - x_zero)(w - w_zero) = sum x'w' - x_zero' sum(w' - w_zero') - w_zero' sum x'.
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
-from libc.string cimport memset
+from libc.string cimport memmove, memset
 from evort._kernels.core cimport (EV_INT8, EV_OK, EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, ev_call, ev_item_size, ev_qextra,
                                   ev_qrun, ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (MACS_PER_TASK, WIDE_K, Axis, Job, Plan, list_taps, make_plan, operand,
@@ -44,6 +46,7 @@ ctypedef struct Block:
     const char *source                   # the image
     int64_t limit                        # its elements that can be read
     int64_t furthest                     # the greatest offset
+    int plain                            # rows of W are used as they lie
     char *scratch
 
 
@@ -113,6 +116,21 @@ cdef int32_t weights_row(const Job *job, const Block *k, int64_t m, int8_t *to) 
                 to[c * k.taps + t] = <int8_t> (
                     w[((k.group * p.channels + c) * p.rows + m) * p.taps + tap[t]] ^ job.w_flip)
                 total += to[c * k.taps + t]
+    memset(to + k.k, 0, k.kp - k.k)
+    return total
+
+
+cdef int32_t quad_row(const Job *job, const Block *k, int64_t m, int8_t *to) noexcept nogil:
+    """The same in quads of channels: four channels of a tap side by side. 64 bytes behind the row are overwritten."""
+    cdef const Plan *p = &job.plan
+    cdef const uint8_t *w = <const uint8_t *> job.o.w.data + (k.group * p.rows + m) * p.channels * p.taps
+    cdef int8_t *row = <int8_t *> (k.scratch + p.at_rows)
+    cdef int32_t total = 0
+    cdef int64_t c
+    K.qc_weights(p.channels * p.taps, 1, job.w_flip, w, row, &total)
+    memset(row + p.channels * p.taps, 0, k.k - p.channels * p.taps)
+    for c in range(p.fours):
+        K.qc_interleave(p.taps, <const uint8_t *> row + 4 * c * p.taps, p.taps, <uint8_t *> to + 4 * c * p.taps)
     memset(to + k.k, 0, k.kp - k.k)
     return total
 
@@ -198,8 +216,8 @@ cdef bint column_sums(const Job *job, const Block *k) noexcept nogil:
         return False
     memset(ones, 1, k.k)
     memset(ones + k.k, 0, k.kp - k.k)
-    K.qc_tile(1, k.n, 4, k.kp, ones, k.kp, panel, k.kp * EV_QC_NR, &extra, &none,
-              <int32_t *> (k.scratch + p.at_column), p.columns)
+    K.qc_tile(1, k.n, 4, k.kp, ones, k.kp, panel, <const int32_t *> (k.scratch + p.at_quad), k.kp * EV_QC_NR, &extra,
+              &none, <int32_t *> (k.scratch + p.at_column), p.columns)
     return True
 
 
@@ -236,63 +254,58 @@ cdef void put_rows(const Job *job, const Block *k, int64_t m, int64_t count, con
         sum += p.columns
 
 
-cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
+# Rows of W as a tile takes them.
+ctypedef struct Rows:
+    const void *a
+    int64_t lda, k               # bytes or int16 from one to the next, and of one
+    int s                        # quads of a group
+    int32_t total[12]            # EV_QC_PLAIN_MR: their sums
+    int32_t found[4]             # EV_QC_MR: what was taken out
+    const ev_qextra *extra[4]
+
+
+cdef void take_rows(const Job *job, const Block *k, int64_t m, int64_t count, Rows *r) noexcept nogil:
+    """Rows [m, m + count): as they lie, copied, or prepared for sums of 16 bits."""
     cdef const Plan *p = &job.plan
     cdef int8_t *a = <int8_t *> (k.scratch + p.at_a)
-    cdef const uint8_t *panel = <const uint8_t *> (k.scratch + p.at_panel)
-    cdef int32_t *sum = <int32_t *> (k.scratch + p.at_sum)
-    cdef ev_qextra *extra = <ev_qextra *> (k.scratch + p.at_extra)
-    cdef const ev_qextra *extras[4]
-    cdef int32_t found[4]
-    cdef int32_t total[4]
     cdef int16_t *wide = <int16_t *> (a + EV_QC_MR * k.kp)
-    cdef int64_t m, i, some, four
-    cdef int s
-    cdef bint shifted = column_sums(job, k)
-    m = k.m0
-    while m < k.m1:
-        some = min(<int64_t> EV_QC_MR, k.m1 - m)
-        for i in range(some):
-            total[i] = weights_row(job, k, m + i, a + i * k.kp)
-            extras[i] = extra + i * (k.kp // 2)
-        s = choose_groups(k, some, a)
-        four = ceil_div(k.k, 4) * 4 if s == 1 else k.kp
-        for i in range(some):
-            if s == 1:
-                K.qc_widen(k.kp, a + i * k.kp, wide + i * k.kp)
-            else:
-                K.qc_prepare(k.kp, s, a + i * k.kp, extra + i * (k.kp // 2), &found[i])
-        K.qc_tile(some, k.n, s, four, wide if s == 1 else <const void *> a, k.kp, panel, k.kp * EV_QC_NR, extras, found,
-                  sum, p.columns)
-        put_rows(job, k, m, some, total, shifted)
-        m += some
+    cdef ev_qextra *extra = <ev_qextra *> (k.scratch + p.at_extra)
+    cdef int64_t i
+    r.a, r.lda, r.k, r.s = a, k.kp, ceil_div(k.k, 4) * 4, 4
+    if k.plain and not p.transposed and not p.quads and job.w_flip == 0 and k.k % 4 == 0:
+        r.a, r.lda = <const int8_t *> job.o.w.data + (k.group * p.rows + m) * p.k, k.k
+        memset(r.total, 0, sizeof(r.total))
+        if job.x_zero != 0:
+            K.qrow_sums(count, k.k, <const int8_t *> r.a, r.lda, False, r.total)
+        return
+    for i in range(count):
+        r.total[i] = quad_row(job, k, m + i, a + i * k.kp) if p.quads else weights_row(job, k, m + i, a + i * k.kp)
+    if k.plain:
+        return
+    r.s = choose_groups(k, count, a)
+    if r.s == 1:
+        r.a = wide
+        for i in range(count):
+            K.qc_widen(k.kp, a + i * k.kp, wide + i * k.kp)
+    else:
+        r.k = k.kp
+        for i in range(count):
+            r.extra[i] = extra + i * (k.kp // 2)
+            K.qc_prepare(k.kp, r.s, a + i * k.kp, extra + i * (k.kp // 2), &r.found[i])
 
 
-cdef void plain_rows(const Job *job, const Block *k) noexcept nogil:
-    """The same where rows are used as they lie, or else are only copied."""
+cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
     cdef const Plan *p = &job.plan
-    cdef int8_t *copied = <int8_t *> (k.scratch + p.at_a)
-    cdef const int8_t *a = copied
-    cdef int32_t *sum = <int32_t *> (k.scratch + p.at_sum)
-    cdef int32_t[12] total           # EV_QC_PLAIN_MR
-    cdef int64_t m, i, some, lda = k.kp
-    cdef bint shifted = column_sums(job, k), lies = not p.transposed and job.w_flip == 0 and k.k % 4 == 0
-    if lies:
-        lda = k.k
-    memset(total, 0, sizeof(total))
-    m = k.m0
+    cdef int64_t m = k.m0, some
+    cdef Rows r
+    cdef bint shifted = column_sums(job, k)
     while m < k.m1:
-        some = min(<int64_t> EV_QC_PLAIN_MR, k.m1 - m)
-        if lies:
-            a = <const int8_t *> job.o.w.data + (k.group * p.rows + m) * p.k
-            if job.x_zero != 0:
-                K.qrow_sums(some, k.k, a, lda, False, total)
-        else:
-            for i in range(some):
-                total[i] = weights_row(job, k, m + i, copied + i * k.kp)
-        K.qc_tile(some, k.n, 4, ceil_div(k.k, 4) * 4, a, lda, <const uint8_t *> (k.scratch + p.at_panel),
-                  k.kp * EV_QC_NR, NULL, NULL, sum, p.columns)
-        put_rows(job, k, m, some, total, shifted)
+        some = min(<int64_t> (EV_QC_PLAIN_MR if k.plain else EV_QC_MR), k.m1 - m)
+        take_rows(job, k, m, some, &r)
+        K.qc_tile(some, k.n, r.s, r.k, r.a, r.lda, <const uint8_t *> (k.scratch + p.at_panel),
+                  <const int32_t *> (k.scratch + p.at_quad), k.kp * EV_QC_NR, r.extra, r.found,
+                  <int32_t *> (k.scratch + p.at_sum), p.columns)
+        put_rows(job, k, m, some, r.total, shifted)
         m += some
 
 
@@ -332,8 +345,6 @@ cdef void phase_of_band(const Job *job, Block *k, int64_t last) noexcept nogil:
     cdef const Axis *a = &p.axis[0]
     cdef int32_t *offset = <int32_t *> (k.scratch + p.at_offset)
     cdef int64_t c, t, i, total = 1
-    cdef int plain = 0
-    K.qc_plain(&plain)
     for i in range(3):
         k.count[i] = (max(0, ceil_div(a[i].out - k.phase[i], a[i].stride))) if p.transposed else a[i].count
         if i == p.cut:
@@ -355,17 +366,20 @@ cdef void phase_of_band(const Job *job, Block *k, int64_t last) noexcept nogil:
         k.furthest = max(k.furthest, <int64_t> offset[i])
     for i in range(k.k, k.kp):
         offset[i] = offset[0]
+    for i in range(k.kp // 4):
+        (<int32_t *> (k.scratch + p.at_quad))[i] = <int32_t> (4 * EV_QC_NR * i)
     k.j0 = 0
     while k.j0 < total:
         k.n = min(p.columns, total - k.j0)
         pack_columns(job, k)
-        if p.size == 1 and plain:
-            plain_rows(job, k)
-        elif p.size == 1:
+        if p.size == 1:
             rows_of_bytes(job, k)
         else:
             rows_of_i16(job, k)
         k.j0 += p.columns
+
+
+include "qconv_quads.pxi"
 
 
 cdef void products(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
@@ -380,6 +394,7 @@ cdef void products(void *ctx, int64_t begin, int64_t end, int32_t worker) noexce
     cdef const char *x
     cdef Block k
     k.scratch = <char *> job.call.scratch + worker * p.slot
+    K.qc_plain(&k.plain)
     for i in range(3):
         phases[i] = min(a[i].stride, a[i].out) if p.transposed else 1
     for item in range(begin, end):
@@ -391,6 +406,9 @@ cdef void products(void *ctx, int64_t begin, int64_t end, int32_t worker) noexce
         k.m0, k.m1 = part * share, min(p.rows, (part + 1) * share)
         x = <const char *> job.o.x.data + ev_item_size(job.o.x.dtype) * (
             (k.image * p.c + k.group * p.channels) * inside)
+        if p.quads:
+            quads_of_band(job, &k, x, last)
+            continue
         if p.direct:
             k.source, k.limit = x, (p.n * p.c - k.image * p.c - k.group * p.channels) * inside
         else:

@@ -16,6 +16,7 @@ cdef enum:
     I_N, I_C, I_M                # images, channels in and out
     I_SIZE                       # bytes of an element of the staged image
     I_FLOAT                      # x is float32
+    I_SHIFTED                    # weights have zero points, other than 128 for uint8
     I_INPUTS                     # inputs of the node
     N_INTS
 
@@ -34,13 +35,15 @@ ctypedef struct Plan:
     int64_t n, c, m, group, channels, rows, taps
     int64_t size                 # bytes of a staged element
     bint transposed, direct      # direct: x is read where it lies
+    bint quads                   # staged in quads of channels,
+    int64_t fours                # so many of them
     Axis axis[3]
     int cut                      # the axis that bands cut
     int64_t band, bands, parts   # positions along it; shares of the rows of W
     int64_t plane                # elements of a staged plane
     int64_t k, kp, columns       # most rows of B, rounded up; columns of a block
     # Offsets into a thread's scratch.
-    int64_t at_offset, at_tap, at_panel, at_rows, at_a, at_extra, at_sum, at_column, at_line, slot
+    int64_t at_four, at_offset, at_tap, at_quad, at_panel, at_rows, at_a, at_extra, at_sum, at_column, at_line, slot
 
 ctypedef struct Operands:
     ev_tensor *x

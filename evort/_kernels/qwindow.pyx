@@ -18,6 +18,8 @@ cdef enum:
     PANEL_BYTES = 192 * 1024     # of packed columns, which stay in L2
     FEWEST_COLUMNS = 64          # of a block, as each block reads the weights again
     MOST_COLUMNS = 512           # whose sums stay in L1
+    PACK_CYCLES = 12             # to pack a quad of 16 columns
+    WEIGHT_CYCLES = 48           # to put the weights of 16 quads in order
 
 
 cdef inline int64_t round64(int64_t bytes) noexcept nogil:
@@ -74,6 +76,20 @@ cdef void plan_axis(Axis *a, bint transposed) noexcept nogil:
                 a.planes += 1
 
 
+cdef bint takes_quads(const Plan *p, bint shifted) noexcept nogil:
+    """Whether a convolution is better off with an image staged in quads of channels, from which every tap is read, than
+    with panels packed for each tap; in cycles for 16 positions, about."""
+    cdef const Axis *a = &p.axis[0]
+    cdef double positions = <double> (a[0].count * a[1].count * a[2].count)
+    cdef double panels, quads
+    if shifted or p.transposed or p.size != 1 or p.taps <= 1 or a[2].count + a[2].high - a[2].low > MOST_COLUMNS:
+        return False
+    panels = ceil_div(p.channels * p.taps, 4) * (p.rows + PACK_CYCLES)
+    quads = p.fours * p.taps * p.rows * ((a[2].count + a[2].high - a[2].low) / <double> a[2].count
+                                         + WEIGHT_CYCLES / positions) + p.fours * PACK_CYCLES
+    return quads < panels
+
+
 cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) noexcept nogil:
     cdef const int64_t *g = v + I_WINDOW
     cdef Axis *a
@@ -96,9 +112,12 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
     p.cut = 0
     while p.cut < 2 and p.axis[p.cut].count == 1:
         p.cut += 1
+    p.fours = ceil_div(p.channels, 4)
+    p.quads = not depthwise and takes_quads(p, v[I_SHIFTED])
+    p.direct = p.direct and not p.quads
     # Bands: what is staged stays in L2, and every thread gets its share.
     a = &p.axis[p.cut]
-    fixed = p.size * (1 if depthwise else p.channels)
+    fixed = p.size * (1 if depthwise else 4 * p.fours if p.quads else p.channels)
     for i in range(3):
         fixed *= p.axis[i].planes
         if i != p.cut:
@@ -106,7 +125,7 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
             positions *= p.axis[i].count
     p.band = a.count
     if not p.direct:
-        p.band = min(p.band, max(1, STAGE_BYTES // max(1, fixed) - (a.high - a.low)))
+        p.band = min(p.band, max(<int64_t> (2 if p.quads else 1), STAGE_BYTES // max(1, fixed) - (a.high - a.low)))
     items = p.n * (p.m if depthwise else p.group)
     if threads > 1 and items < 2 * threads:
         unit = max(1, min(max(1, 64 // positions), a.count))
@@ -121,19 +140,25 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
         a = &p.axis[i]
         a.length = a.size if p.direct else (p.band if i == p.cut else a.count) + a.high - a.low
         p.plane *= a.length
-    p.k = p.channels * p.taps
+    p.k = (4 * p.fours if p.quads else p.channels) * p.taps
     p.kp = ceil_div(p.k, EV_QC_STEP) * EV_QC_STEP
     positions *= p.band
     p.columns = max(<int64_t> FEWEST_COLUMNS, min(<int64_t> MOST_COLUMNS, PANEL_BYTES // max(1, p.kp * p.size)))
     p.columns = p.columns // EV_QC_NR * EV_QC_NR
     p.columns = min(p.columns, ceil_div(positions, EV_QC_NR) * EV_QC_NR)
+    if p.quads:
+        p.columns = MOST_COLUMNS
     # The staged image first; reads may go beyond its end by two vectors.
-    cdef int64_t at = 0 if p.direct else round64(fixed * (p.band + p.axis[p.cut].high - p.axis[p.cut].low)
-                                                 + 2 * EV_QD_LANES * p.size)
+    fixed *= p.band + p.axis[p.cut].high - p.axis[p.cut].low
+    cdef int64_t at = 0 if p.direct else round64(fixed + 2 * EV_QD_LANES * (4 if p.quads else p.size))
+    p.at_four = at
+    at += round64(fixed // p.fours + 2 * EV_QD_LANES) if p.quads else 0
     p.at_offset = at
     at += round64(4 * max(p.taps, 0 if depthwise else p.kp))
     p.at_tap = at
     at += round64(4 * p.taps)
+    p.at_quad = at
+    at += 0 if depthwise else round64(p.kp)
     p.at_sum = at
     if depthwise:
         at += round64(4 * (CHUNK + 2 * EV_QD_LANES))
@@ -144,11 +169,11 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
         return
     at += round64((EV_QC_PLAIN_MR * p.columns + EV_QD_LANES) * 4)  # or one row of 64 bits
     p.at_panel = at
-    at += round64(p.kp * p.columns * p.size)
-    p.at_rows = at
-    at += round64((p.kp + 1) * EV_QC_NR * p.size)
+    at += 0 if p.quads else round64(p.kp * p.columns * p.size)
+    p.at_rows = at               # or a row of W
+    at += round64(p.kp + 64 if p.quads else (p.kp + 1) * EV_QC_NR * p.size)
     p.at_a = at
-    at += round64(max(<int64_t> 3 * EV_QC_MR, <int64_t> EV_QC_PLAIN_MR) * p.kp)
+    at += round64(max(<int64_t> 3 * EV_QC_MR, <int64_t> EV_QC_PLAIN_MR) * p.kp + 64)
     p.at_extra = at
     at += round64(EV_QC_MR * p.kp * 4) if p.size == 1 else 0
     p.at_column = at

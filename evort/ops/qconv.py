@@ -168,8 +168,18 @@ def _ints(c: Call, x: int, window: Window, m: int, number: int, transposed: bool
         return None
     spec = c.ins[x]
     wide = spec.dtype == DType.INT16 or (spec.dtype == DType.FLOAT and c.ins[_X_ZERO].dtype == DType.INT16)
-    sizes = (spec.shape[0], spec.shape[1], m, 2 if wide else 1, int(spec.dtype == DType.FLOAT), len(c.ins))
-    return (number, c["group"], *place, int(transposed), *sizes)
+    sizes = (spec.shape[0], spec.shape[1], m, 2 if wide else 1, int(spec.dtype == DType.FLOAT))
+    return (number, c["group"], *place, int(transposed), *sizes, int(_shifted(c)), len(c.ins))
+
+
+def _shifted(c: Call) -> bool:
+    """Whether weights have zero points, other than those that make int8 of uint8."""
+    w, zero = (_W, _W_ZERO) if len(c.ins) > _W_ZERO else (1, 3)  # ConvInteger has fewer inputs
+    plain = 128 if c.ins[w].dtype == DType.UINT8 else 0
+    if not c.has(zero):
+        return plain != 0
+    value = c.ins[zero].value
+    return value is None or bool((value != plain).any())
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:

@@ -42,7 +42,10 @@ def same(op: str, inputs: list[Any], attrs: dict[str, Any], threads: int = 1, do
     feeds = {f"in{i}": v for i, v in enumerate(inputs) if v is not None and i not in CONSTANTS}
     got = session.run(feeds)["out0"]
     assert got.dtype == shape.dtype
-    if attrs.get("activation") == "HardSwish":  # five roundings of numbers as large as the result, or one step
+    if attrs.get("activation") in (
+        "HardSwish",
+        "Swish",
+    ):  # five roundings of numbers as large as the result, or one step
         np.testing.assert_allclose(
             got, shape, rtol=0 if got.dtype.kind != "f" else 5 * 2.0**-24, atol=got.dtype.kind != "f"
         )
@@ -207,3 +210,55 @@ def test_refuses(change: dict[int, Any], attrs: dict[str, Any], message: str) ->
         inputs[i] = None if value is None else np.asarray(value)
     with pytest.raises(EvortError, match=message):
         run_node("QLinearConv", inputs, attrs)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attrs"),
+    [
+        ((1, 8, 20, 21), (9, 8, 3, 3), {"pads": [1, 1, 1, 1]}),
+        ((2, 5, 24, 40), (13, 5, 3, 5), {"strides": [2, 2], "pads": [1, 2, 0, 1]}),
+        ((1, 7, 30, 600), (4, 7, 3, 3), {"dilations": [2, 3], "pads": [2, 0, 2, 0]}),
+        ((1, 6, 9, 10, 11), (8, 6, 3, 3, 3), {"pads": [1, 1, 1, 1, 1, 1]}),
+        ((1, 12, 1500), (8, 6, 7), {"group": 2, "pads": [3, 3]}),
+        ((1, 4, 16, 500), (26, 4, 1, 2), {}),
+    ],
+    ids=lambda value: "x".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+@pytest.mark.parametrize(("types", "zeros"), [("u8 s8 u8", "none"), ("s8 s8 s8", "none"), ("u8 u8 f", "any")])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_wide_maps(isa: str, x: Any, w: Any, attrs: Any, types: str, zeros: str, threads: int) -> None:
+    """Images of many positions, which are staged in quads of channels where weights have no zero point."""
+    inputs = operands(x, w, w[0], 3, types, zeros=zeros)
+    assert same("QLinearConv", inputs, attrs, threads) == "qconv.linear"
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "attrs"),
+    [
+        ((7, 7), (3, 3), {"pads": [1, 1, 1, 1]}),
+        ((1, 1), (3, 3), {"pads": [1, 1, 1, 1]}),
+        ((40, 67), (3, 3), {"pads": [0, 2, 1, 1]}),
+        ((40, 67), (3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1]}),
+        ((2, 96), (5, 5), {"pads": [2, 2, 2, 2]}),
+        ((9, 130), (5, 7), {"strides": [1, 3], "pads": [4, 6, 4, 6]}),
+        ((20, 90), (9, 13), {"strides": [3, 4]}),
+        ((20, 90), (2, 17), {"strides": [1, 2]}),
+        ((5, 2100), (3, 4), {}),
+        ((30, 33), (3, 3), {"dilations": [2, 1]}),
+        ((30,), (3,), {"pads": [1, 1]}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("types", "maps"), [("u8 s8 u8", 3), ("s8 s8 s8", 6), ("u8 u8 f", 3)])
+def test_depthwise_windows(isa: str, size: Any, kernel: Any, attrs: Any, types: str, maps: int) -> None:
+    """Depthwise convolutions, read where they lie or staged, beyond every edge."""
+    inputs = operands((2, 3, *size), (maps, 1, *kernel), maps, 4, types, zeros="none")
+    assert same("QLinearConv", inputs, {**attrs, "group": 3}, 2) == "qdepthwise.linear"
+
+
+@pytest.mark.parametrize("z", ["", "u8", "s8", "s16", "f"])
+@pytest.mark.parametrize("attrs", [*ACTIVATIONS, {"activation": "HardSigmoid"}, {"activation": "Swish"}], ids=str)
+def test_what_follows_the_sums(isa: str, z: str, attrs: Any) -> None:
+    """Residuals and activations, over numbers that no vector divides."""
+    inputs = operands((1, 3, 17, 23), (5, 3, 1, 1), 5, 5)
+    same("QLinearConv", residual(inputs, attrs, z, "QLinearConv", ""), attrs)

@@ -173,6 +173,13 @@ static inline void EV_FN(qc_quad)(const uint8_t *r0, const uint8_t *r1, const ui
 #endif
 }
 
+/* Quads of n columns, and more up to a multiple of 16, from four rows that are `step` apart. */
+static void EV_FN(qc_interleave)(int64_t n, const uint8_t *x, int64_t step, uint8_t *y)
+{
+    for (; n > 0; n -= EV_QC_NR, x += EV_QC_NR, y += 4 * EV_QC_NR)
+        EV_FN(qc_quad)(x, x + step, x + 2 * step, x + 3 * step, 0, y);
+}
+
 /* k rows of a panel's columns to `rows`, 16 elements each (and 16 more behind the last). Where `careful`, nothing
  * beyond a run is read. */
 static inline __attribute__((always_inline)) void EV_FN(qc_gather)(
