@@ -45,7 +45,7 @@ def same(op: str, inputs: list[Any], attrs: dict[str, Any], threads: int = 1, do
     if attrs.get("activation") in (
         "HardSwish",
         "Swish",
-    ):  # five roundings of numbers as large as the result, or one step
+    )::  # roundings as large as the result
         np.testing.assert_allclose(
             got, shape, rtol=0 if got.dtype.kind != "f" else 5 * 2.0**-24, atol=got.dtype.kind != "f"
         )

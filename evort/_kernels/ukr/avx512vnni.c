@@ -14,7 +14,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
     .qc_tile = EV_FN(qc_tile),
     .qc_plain = EV_FN(qc_plain),
+    .qd_map = EV_FN(qd_map),
     .sp_tile_s8 = EV_FN(sp_tile_s8),
     .sp_dot_s8 = EV_FN(sp_dot_s8),
-    .qd_map = EV_FN(qd_map),
 };
