@@ -4,7 +4,7 @@
 static const int64_t ROWS[] = {1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25}, COLUMNS[] = {1, 8, 9, 16, 17, 32, 35, 48};
 #define EACH(x, array) for (size_t x##_ = 0; x##_ < sizeof array / sizeof *array; x##_++)
 
-/* Rows [m][k] of int8, lda apart, by panels of quads: [k/4][16][4] of uint8, `step` bytes apart. */
+/* Rows [m][k] of int8, lda apart, by panels of quads: [k/4][16][4] of uint8 in some order, `step` bytes apart. */
 void check_qc_tile(void)
 {
     static const int64_t QUADS[] = {1, 2, 3, 4, 5, 15, 16, 37};
@@ -33,13 +33,15 @@ void check_qc_tile(void)
             if (s > 1) K->qc_prepare(kp, s, a + i * lda, extra + i * (kp / 2), &found[i]);
             else K->qc_widen(kp, a + i * lda, wide + i * kp);
         }
-        K->qc_tile(m, n, s, depth, s > 1 ? (const void *)a : wide, lda, b, step, extras, found, sum, ld);
+        int32_t *offset = guarded((size_t)(kp / 4) * 4);
+        for (int32_t g = 0; g < kp / 4; g++) offset[g] = 4 * EV_QC_NR * (m % 2 ? g : (int32_t)kp / 4 - 1 - g);
+        K->qc_tile(m, n, s, depth, s > 1 ? (const void *)a : wide, lda, b, offset, step, extras, found, sum, ld);
         snprintf(what, sizeof what, "m=%d n=%d k=%d s=%d", (int)m, (int)n, (int)k, s);
         for (int64_t i = 0; i < m; i++)
             for (int64_t j = 0; j < n; j++) {
                 int64_t want = 0;
                 for (int64_t p = 0; p < k; p++)
-                    want += as_they_were[i * lda + p] * b[j / EV_QC_NR * step + p / 4 * 4 * EV_QC_NR + j % EV_QC_NR * 4 + p % 4];
+                    want += as_they_were[i * lda + p] * b[j / EV_QC_NR * step + offset[p / 4] + j % EV_QC_NR * 4 + p % 4];
                 if (!same_i32("qc_tile", what, i * ld + j, sum[i * ld + j], want)) return;
             }
         release_all();

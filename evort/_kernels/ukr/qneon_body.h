@@ -12,6 +12,9 @@
 #include <arm_neon.h>
 #include <string.h>
 
+/* Quad g of a panel. */
+#define EV_QUAD(g) (panel + (offset ? offset[g] : 64 * (g)))
+
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 #define EV_EACH_PAIR(X) X(0) X(1) X(2)
 enum { EV_FN(QMR) = 6 };
@@ -29,8 +32,9 @@ static inline __attribute__((always_inline)) int8x16_t EV_FN(two_rows)(const uin
 /* sum[i][0..16) (+)= row i of A times the panel, for mr rows. Lanes of an accumulator: A unsigned r0c0 r0c1 r1c0 r1c1,
  * else r0c0 r1c0 r0c1 r1c1. */
 static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, const uint8_t *a, int64_t lda,
-                                                                const uint8_t *b, int add, int32_t *sum, int64_t ld,
-                                                                const int mr, const int a_unsigned)
+                                                                const uint8_t *panel, const int32_t *offset, int add,
+                                                                int32_t *sum, int64_t ld, const int mr,
+                                                                const int a_unsigned)
 {
 #define X(i)                                                                                                        \
     int32x4_t c##i##0 = vdupq_n_s32(0), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0, c##i##4 = c##i##0, \
@@ -44,7 +48,7 @@ static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, c
 #define FOUR(v, w)                                                                                                  \
     {                                                                                                               \
         const int32x4_t y = vreinterpretq_s32_u8(vld1q_u8(b + 8 * v));                                              \
-        const int32x4_t z = half ? vdupq_n_s32(0) : vreinterpretq_s32_u8(vld1q_u8(b + 64 + 8 * v));                 \
+        const int32x4_t z = half ? vdupq_n_s32(0) : vreinterpretq_s32_u8(vld1q_u8(next + 8 * v));                   \
         const int32x4_t low = vzip1q_s32(y, z), high = vzip2q_s32(y, z);                                            \
         MMLA(c0##v, low, 0) MMLA(c1##v, low, 1) MMLA(c2##v, low, 2)                                                 \
         MMLA(c0##w, high, 0) MMLA(c1##w, high, 1) MMLA(c2##w, high, 2)                                              \
@@ -57,8 +61,15 @@ static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, c
         const int8x16_t a2 = mr > 4 ? EV_FN(two_rows)(a + 4 * lda, lda, mr > 5, half) : a0;                         \
         FOUR(0, 1) FOUR(2, 3) FOUR(4, 5) FOUR(6, 7)                                                                 \
     }
-    for (; quads > 1; quads -= 2, a += 8, b += 128) STEP(0)
-    if (quads) STEP(1)
+    int64_t g = 0;
+    for (; g + 1 < quads; g += 2, a += 8) {
+        const uint8_t *b = EV_QUAD(g), *next = EV_QUAD(g + 1);
+        STEP(0)
+    }
+    if (g < quads) {
+        const uint8_t *b = EV_QUAD(g), *next = b;
+        STEP(1)
+    }
 #undef STEP
 #undef FOUR
 #undef MMLA
@@ -105,8 +116,9 @@ static inline int32x4_t EV_FN(q_row_sum)(int64_t quads, const uint8_t *a)
 #endif
 
 static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, const uint8_t *a, int64_t lda,
-                                                                const uint8_t *b, int add, int32_t *sum, int64_t ld,
-                                                                const int mr, const int a_unsigned)
+                                                                const uint8_t *panel, const int32_t *offset, int add,
+                                                                int32_t *sum, int64_t ld, const int mr,
+                                                                const int a_unsigned)
 {
 #define X(i) int32x4_t p##i = vdupq_n_s32(0), q##i = p##i, r##i = p##i, s##i = p##i;
     EV_EACH_ROW_Q(X)
@@ -115,8 +127,8 @@ static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, c
     const int8x16_t flip = vdupq_n_s8(-128);
     if (a_unsigned) { /* 128 times the sums of B's columns, once for all rows */
         const int8x16_t one = vdupq_n_s8(1);
-        const uint8_t *at = b;
-        for (int64_t g = 0; g < quads; g++, at += 64) {
+        for (int64_t g = 0; g < quads; g++) {
+            const uint8_t *at = EV_QUAD(g);
             p0 = vdotq_s32(p0, vreinterpretq_s8_u8(vld1q_u8(at)), one);
             q0 = vdotq_s32(q0, vreinterpretq_s8_u8(vld1q_u8(at + 16)), one);
             r0 = vdotq_s32(r0, vreinterpretq_s8_u8(vld1q_u8(at + 32)), one);
@@ -132,7 +144,8 @@ static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, c
 #undef X
     }
 #define B(at) veorq_s8(vreinterpretq_s8_u8(vld1q_u8(b + (at))), a_unsigned ? vdupq_n_s8(0) : flip)
-    for (; quads > 0; quads--, a += 4, b += 64) {
+    for (int64_t g = 0; g < quads; g++, a += 4) {
+        const uint8_t *b = EV_QUAD(g);
         const int8x16_t b0 = B(0), b1 = B(16), b2 = B(32), b3 = B(48);
 #define X(i)                                                                                                        \
         if (mr > i) {                                                                                               \
@@ -150,8 +163,8 @@ static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, c
 #else
 #define WIDE(x, is_unsigned)                                                                                        \
     ((is_unsigned) ? vreinterpretq_s16_u16(vmovl_u8(x)) : vmovl_s8(vreinterpret_s8_u8(x)))
-    for (; quads > 0; quads--, a += 4, b += 64) {
-        const uint8x16x4_t columns = vld4q_u8(b);
+    for (int64_t g = 0; g < quads; g++, a += 4) {
+        const uint8x16x4_t columns = vld4q_u8(EV_QUAD(g));
 #define X(i)                                                                                                        \
         const int16x4_t x##i = vget_low_s16(WIDE(vreinterpret_u8_s32(                                               \
             vdup_n_s32(*(const EV_FN(quad) *)(a + (mr > i ? i : 0) * lda))), a_unsigned));
@@ -202,13 +215,13 @@ static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, c
 
 /* Any number of rows by one panel. */
 static inline __attribute__((always_inline)) void EV_FN(q_panel)(int64_t m, int64_t quads, const uint8_t *a, int64_t lda,
-                                                                 const uint8_t *b, int add, int32_t *sum, int64_t ld,
-                                                                 const int a_unsigned)
+                                                                 const uint8_t *b, const int32_t *offset, int add,
+                                                                 int32_t *sum, int64_t ld, const int a_unsigned)
 {
     enum { MR = EV_FN(QMR) };
 #define CALL(mr)                                                          \
     for (; m >= mr; m -= mr, a += mr * lda, sum += mr * ld)               \
-        EV_FN(q_rows)(quads, a, lda, b, add, sum, ld, mr, a_unsigned);
+        EV_FN(q_rows)(quads, a, lda, b, offset, add, sum, ld, mr, a_unsigned);
     CALL(MR)
     CALL(2)
     CALL(1)
@@ -217,10 +230,11 @@ static inline __attribute__((always_inline)) void EV_FN(q_panel)(int64_t m, int6
 
 /* See qconv_tile_body.h: rows of W are used as they lie, whatever s. */
 static void EV_FN(qc_tile)(int64_t m, int64_t n, int s, int64_t k, const void *a, int64_t lda, const uint8_t *b,
-                           int64_t step, const ev_qextra *const *extra, const int32_t *extras, int32_t *sum, int64_t ld)
+                           const int32_t *offset, int64_t step, const ev_qextra *const *extra, const int32_t *extras,
+                           int32_t *sum, int64_t ld)
 {
     (void)s, (void)extra, (void)extras;
-    for (; n > 0; n -= EV_QC_NR, b += step, sum += EV_QC_NR) EV_FN(q_panel)(m, k / 4, a, lda, b, 0, sum, ld, 0);
+    for (; n > 0; n -= EV_QC_NR, b += step, sum += EV_QC_NR) EV_FN(q_panel)(m, k / 4, a, lda, b, offset, 0, sum, ld, 0);
 }
 
 static void EV_FN(qc_plain)(int *plain)
@@ -233,8 +247,8 @@ static void EV_FN(qgemm_u8)(int64_t m, int64_t n, int64_t quads, const uint8_t *
                             int a_unsigned, int presum, int add, int32_t *c)
 {
     (void)n, (void)presum;
-    if (a_unsigned) EV_FN(q_panel)(m, quads, a, lda, b, add, c, EV_QNR, 1);
-    else EV_FN(q_panel)(m, quads, a, lda, b, add, c, EV_QNR, 0);
+    if (a_unsigned) EV_FN(q_panel)(m, quads, a, lda, b, NULL, add, c, EV_QNR, 1);
+    else EV_FN(q_panel)(m, quads, a, lda, b, NULL, add, c, EV_QNR, 0);
 }
 
 static void EV_FN(qhas_u8)(int *has)
