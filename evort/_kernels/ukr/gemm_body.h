@@ -15,8 +15,9 @@
 #define EV_VECTOR_BYTES 16
 #endif
 
-/* Rows of the tile of sums that lives in registers; how often the loop over k is unrolled. */
-#if defined(__AVX512F__)
+/* Rows of the tile of sums that lives in registers (of which AVX-512 and NEON have 32); how often the loop over k is
+ * unrolled. */
+#if defined(__AVX512F__) || defined(EV_32_REGISTERS)
 #define EV_UNROLL _Pragma("GCC unroll 2")
 #define EV_MR 12
 #define EV_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)

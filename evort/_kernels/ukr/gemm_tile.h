@@ -1,7 +1,7 @@
 /* The matrix product micro-kernel for one element type; gemm_body.h defines the macros.
  *
  * EV_MR x 2*VW sums live in registers: 12 of 16 with AVX2 and with SSE2 (which passes NR/(2*VW) times over a panel), 24
- * of 32 with AVX-512 (which takes two panels at a time). Rows are named variables, as GCC keeps arrays of vectors in
+ * of 32 with NEON (the same) and with AVX-512 (which takes two panels at a time). Rows are named variables, as GCC keeps arrays of vectors in
  * memory. */
 
 /* How many of the 2*VW columns there are: up to VW, fewer than 2*VW, all. Where masks cost nothing, all are PARTIAL. */
@@ -15,9 +15,20 @@ enum { NARROW, PARTIAL, WHOLE };
 #endif
 #endif
 
-/* mr and width are constants at each call, so every `if` below is resolved by the compiler. */
+/* Where rows of A lie side by side, NEON multiplies by lanes of whole vectors, which GCC would load one by one. */
+#ifndef EV_BY_LANES
+#if defined(__aarch64__)
+#define EV_BY_LANES(t) (EV_MR % VW == 0 && (t)->rsa == 1)
+#define EV_LOAD_LANES(v, p) v = *(const VU *)(p), ({ __asm__("" : "+w"(v)); })
+#else
+#define EV_BY_LANES(t) 0
+#define EV_LOAD_LANES(v, p) (void)(v)
+#endif
+#endif
+
+/* mr, width and by_lanes are constants at each call, so every `if` below is resolved by the compiler. */
 static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
-    const ev_tile *t, const T *a, const T *b, int64_t i0, int64_t j0, const int mr, const int width)
+    const ev_tile *t, const T *a, const T *b, int64_t i0, int64_t j0, const int mr, const int width, const int by_lanes)
 {
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
     const T *a3 = a + 3 * rsa, *a6 = a + 6 * rsa, *a9 = a + 9 * rsa; /* as x86 addresses reach three rows each */
@@ -27,10 +38,12 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
 #undef X
     EV_UNROLL
     for (int64_t k = t->k; k > 0; k--) {
+        V lanes = {0};
         const V b0 = *(const VU *)b, b1 = width == NARROW ? (V){0} : *(const VU *)second;
 #define X(i)                                                                             \
         if (mr > i) {                                                                    \
-            const T x = (i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : a9)[(i % 3) * rsa];       \
+            if (by_lanes && i % VW == 0) EV_LOAD_LANES(lanes, a + i);                    \
+            const T x = by_lanes ? lanes[i % VW] : (i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : a9)[(i % 3) * rsa]; \
             p##i += b0 * x;                                                              \
             if (width != NARROW) q##i += b1 * x;                                         \
         }
@@ -96,9 +109,10 @@ static void EV_TYPED(gemm)(const ev_tile *t)
             switch (mr) {
 #define X(mr)                                                                       \
             case mr:                                                                \
-                if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW);             \
-                else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL);     \
-                else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE);                             \
+                if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW, 0);          \
+                else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL, 0);  \
+                else if (mr == EV_MR && EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 1); \
+                else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 0);                          \
                 break;
             EV_EACH_COUNT(X)
 #undef X

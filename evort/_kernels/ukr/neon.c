@@ -1,12 +1,21 @@
 /* NEON by hand (every aarch64 processor has it): the rows that the compiler does not make of plain C as well. */
+#pragma GCC optimize("no-schedule-insns") /* loads where they are used: earlier ones push sums out of the registers */
 #include "ukr.h"
 
 #define EV_ISA neon
+#define EV_32_REGISTERS
+#include <math.h>
+#include <string.h>
+
+#include "gemm_body.h"
 #include "qneon_body.h"
 #include "qneon_pairs_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
+    .mr = EV_MR,
+    .gemm_f32 = EV_FN(gemm_f32),
+    .gemm_f64 = EV_FN(gemm_f64),
     .qc_tile = EV_FN(qc_tile),
     .qc_plain = EV_FN(qc_plain),
     .qgemm_u8 = EV_FN(qgemm_u8),

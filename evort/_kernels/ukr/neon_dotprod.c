@@ -1,5 +1,6 @@
 /* NEON with dot products (ARMv8.2 and later: Cortex-A55, A75, Neoverse N1): four products of bytes to a lane. */
 #pragma GCC target("arch=armv8.2-a+dotprod")
+#pragma GCC optimize("no-schedule-insns") /* as in neon.c */
 #include "ukr.h"
 
 #define EV_ISA neon_dotprod

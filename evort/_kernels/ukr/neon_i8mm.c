@@ -1,5 +1,6 @@
 /* NEON with matrix products of bytes (ARMv8.6: Cortex-A510, A710, Neoverse V1, Apple M2): 2 x 8 by 8 x 2 at once. */
 #pragma GCC target("arch=armv8.2-a+dotprod+i8mm")
+#pragma GCC optimize("no-schedule-insns") /* as in neon.c */
 #include "ukr.h"
 
 #define EV_ISA neon_i8mm

@@ -1,0 +1,74 @@
+/* Matrix products against sums in double. A sum of k products is off by at most gamma(k) times the sum of the products'
+ * sizes (Higham, Accuracy and Stability, section 3.1); scaling, adding and both biases round four times more. The sums of
+ * float64 that results are compared with are off by as much again. */
+#include <float.h>
+#include <math.h>
+
+#include "check.h"
+
+enum { PANELS, ROW_MAJOR, COLUMN_MAJOR, LAYOUTS };
+
+#define CHECK_GEMM(name, T, NR, EPS)                                                                                \
+    void check_##name(void)                                                                                         \
+    {                                                                                                               \
+        static const int64_t ROWS[] = {1, 2, 5, 6, 7, 11, 12, 13, 24, 29}, DEPTHS[] = {0, 1, 2, 3, 4, 17, 64};      \
+        static const int64_t COLUMNS[] = {1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 31, 32, 33};                      \
+        const int64_t mr = K->mr;                                                                                   \
+        for (int m_ = 0; m_ < 10; m_++) for (int n_ = 0; n_ < 15; n_++) for (int k_ = 0; k_ < 7; k_++) {            \
+            const int64_t m = ROWS[m_], n = COLUMNS[n_], k = DEPTHS[k_], groups = (m + mr - 1) / mr;                \
+            const int64_t panels = (n + NR - 1) / NR, ldc = n + 1;                                                  \
+            const int layout = (m_ + n_ + k_) % LAYOUTS, with = (int)(random_bits() % 16);                          \
+            ev_tile t = {.m = m, .n = n, .k = k, .alpha = with & 1 ? 1 : 0.75, .beta = with & 1 ? 1 : -0.5};        \
+            const int64_t a_size = layout == PANELS ? groups * mr * k : m * k;                                    \
+            T *a = guarded((size_t)a_size * sizeof(T)), *b = guarded((size_t)(panels * NR * k) * sizeof(T));        \
+            T *c = guarded((size_t)(m * ldc - 1) * sizeof(T)), *add = guarded((size_t)(m * n) * sizeof(T));         \
+            T *row_bias = guarded((size_t)m * sizeof(T)), *col_bias = guarded((size_t)n * sizeof(T));               \
+            for (int64_t i = 0; i < a_size; i++) a[i] = (T)uniform();                                               \
+            for (int64_t i = 0; i < panels * NR * k; i++) b[i] = (T)uniform();                                      \
+            for (int64_t i = 0; i < m * n; i++) add[i] = (T)uniform();                                              \
+            for (int64_t i = 0; i < m; i++) row_bias[i] = (T)uniform();                                             \
+            for (int64_t i = 0; i < n; i++) col_bias[i] = (T)uniform();                                             \
+            if (with == 5) add[m * n - 1] = (T)NAN;                                                                 \
+            t.a = a, t.b = b, t.c = c, t.ldb = NR, t.b_step = NR * k, t.ldc = ldc, t.ldadd = n;                     \
+            t.rsa = layout == ROW_MAJOR ? k : 1;                                                                    \
+            t.csa = layout == PANELS ? mr : layout == ROW_MAJOR ? 1 : m;                                            \
+            t.a_step = layout == PANELS ? mr * k : mr * t.rsa;                                                      \
+            t.add = with & 1 ? add : NULL;                                                                          \
+            t.row_bias = with & 2 ? row_bias : NULL, t.col_bias = with & 4 ? col_bias : NULL;                       \
+            t.lo = with & 8 ? -0.25 : -INFINITY, t.hi = with & 8 ? 0.5 : INFINITY;                                  \
+            K->name(&t);                                                                                            \
+            for (int64_t i = 0; i < m; i++)                                                                         \
+                for (int64_t j = 0; j < n; j++) {                                                                   \
+                    double sum = 0, size = 0;                                                                       \
+                    const T *row = a + (layout == PANELS ? i / mr * mr * k + i % mr : i * t.rsa);                   \
+                    for (int64_t p = 0; p < k; p++) {                                                               \
+                        const double x = (double)row[p * t.csa] * b[j / NR * NR * k + p * NR + j % NR];             \
+                        sum += x, size += fabs(x);                                                                  \
+                    }                                                                                               \
+                    double want = t.alpha * sum;                                                                    \
+                    size *= fabs(t.alpha);                                                                          \
+                    if (t.add) want += t.beta * add[i * n + j], size += fabs(t.beta * add[i * n + j]);              \
+                    if (t.row_bias) want += row_bias[i], size += fabs(row_bias[i]);                                 \
+                    if (t.col_bias) want += col_bias[j], size += fabs(col_bias[j]);                                 \
+                    want = want < t.lo ? t.lo : want > t.hi ? t.hi : want;                                          \
+                    const double got = c[i * ldc + j], unit = EPS / 2;                                              \
+                    const double most = (double)(2 * k + 8) * unit / (1 - (double)(k + 4) * unit) * size;           \
+                    checks++;                                                                                       \
+                    if (isnan(want) ? isnan(got) : fabs(got - want) <= most) continue;                              \
+                    if (failures++ < 20)                                                                            \
+                        printf("%s " #name ": m=%d n=%d k=%d layout %d with %d, [%d, %d] is %.9g, not %.9g +- %.2g\n", \
+                               K->isa, (int)m, (int)n, (int)k, layout, with, (int)i, (int)j, got, want, most);      \
+                    return;                                                                                         \
+                }                                                                                                   \
+            for (int64_t i = 0; i + 1 < m; i++) /* between the rows nothing was written */                          \
+                if (memcmp(c + i * ldc + n, "ZZZZZZZZ", sizeof(T))) {                                               \
+                    failures++;                                                                                     \
+                    printf("%s " #name ": m=%d n=%d k=%d writes behind a row\n", K->isa, (int)m, (int)n, (int)k);   \
+                    return;                                                                                         \
+                }                                                                                                   \
+            release_all();                                                                                          \
+        }                                                                                                           \
+    }
+
+CHECK_GEMM(gemm_f32, float, EV_NR_F32, FLT_EPSILON)
+CHECK_GEMM(gemm_f64, double, EV_NR_F64, DBL_EPSILON)
