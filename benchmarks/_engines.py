@@ -78,6 +78,31 @@ class Evort(Engine):
         return self.session.run(feeds)
 
 
+def calibration_samples(onnx_file: Path, count: int = 16) -> list[Arrays]:
+    """Inputs to calibrate the case of this file with: of its kind where `calibration.py` knows it, else seeded."""
+    import calibration
+    import numpy as np
+
+    import models
+
+    name = onnx_file.name.partition(".")[0]
+    if calibration.known(name):
+        return list(calibration.samples(name, count))
+    return [models.MODELS[name.removeprefix("syn_")].example(np.random.default_rng(i)) for i in range(count)]
+
+
+class EvortInt8(Evort):
+    """evort with weights and activations of 8 bits, as `evort quantize` makes them from samples."""
+
+    def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
+        from evort_tools import quantize
+
+        file = onnx_file.with_suffix(".int8.etm")
+        if not file.exists():
+            quantize(onnx_file, file, calibration_samples(onnx_file))
+        return file
+
+
 class OnnxRuntime(Engine):
     """onnxruntime with its defaults: every graph optimization, memory arena on, threads spin while they wait."""
 
@@ -111,6 +136,41 @@ class OnnxRuntimeLean(OnnxRuntime):
     spin = arena = False
 
 
+def quantized_by_onnxruntime(onnx_file: Path) -> Path:
+    """The model with QuantizeLinear and DequantizeLinear around what onnxruntime's tool quantizes (uint8 activations,
+    int8 weights by channel): what onnxruntime and OpenVINO run in integers."""
+    file = onnx_file.with_suffix(".qdq.onnx")
+    if file.exists():
+        return file
+    from onnxruntime import quantization as tool
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(tool.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(calibration_samples(onnx_file))
+
+        def get_next(self) -> Arrays | None:
+            return next(self.left, None)
+
+    clean = onnx_file.with_suffix(".clean.onnx")
+    try:
+        quant_pre_process(str(onnx_file), str(clean))
+    except Exception:  # its symbolic shape inference knows fewer operators than onnxruntime
+        quant_pre_process(str(onnx_file), str(clean), skip_symbolic_shape=True)
+    tool.quantize_static(
+        str(clean), str(file), Reader(), quant_format=tool.QuantFormat.QDQ, per_channel=True,
+        activation_type=tool.QuantType.QUInt8, weight_type=tool.QuantType.QInt8,
+    )  # fmt: skip
+    return file
+
+
+class OnnxRuntimeInt8(OnnxRuntime):
+    """onnxruntime, quantized by its own tool: u8s8."""
+
+    def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
+        return quantized_by_onnxruntime(onnx_file)
+
+
 class OpenVino(Engine):
     """OpenVINO's CPU plugin in latency mode at float32 precision, one stream."""
 
@@ -128,6 +188,15 @@ class OpenVino(Engine):
     def run(self, feeds: Arrays) -> Arrays:
         results = self.request.infer(feeds, share_inputs=True)
         return {port.any_name: value for port, value in results.items()}
+
+
+class OpenVinoInt8(OpenVino):
+    """OpenVINO on the model that onnxruntime's tool quantized."""
+
+    needs = ("onnxruntime",)
+
+    def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
+        return quantized_by_onnxruntime(onnx_file)
 
 
 class Mnn(Engine):
@@ -219,10 +288,13 @@ class Ncnn(Engine):
 ENGINES: dict[str, type[Engine]] = {
     "bare": Bare,
     "evort": Evort,
+    "evort-int8": EvortInt8,
     "onnxruntime": OnnxRuntime,
     "onnxruntime-nospin": OnnxRuntimeNoSpin,
     "onnxruntime-lean": OnnxRuntimeLean,
+    "onnxruntime-int8": OnnxRuntimeInt8,
     "openvino": OpenVino,
+    "openvino-int8": OpenVinoInt8,
     "mnn": Mnn,
     "ncnn": Ncnn,
 }
