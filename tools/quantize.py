@@ -241,7 +241,7 @@ def _static(data: Calibration | None, result: Result, progress: Progress) -> Non
     if options.max_drop is None:
         result.model, found = integer_model(changed, found)
     else:
-        samples = data.head(static.trial_count(changed, data))
+        samples, _ = improve.halves(data, static.trial_count(changed, data))
         goal = Goal(result.model, options.metric, Drop(options.max_drop), samples, options.threads)
         result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}

@@ -6,7 +6,7 @@ after it, on top of the encodings:                   clip (weights' outliers), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from evort.graph import Model, Node, Tensor
 from evort.types import DType
 from evort_tools.quantization import adaround, bias, equalize, smooth, static
 from evort_tools.quantization.compare import expected_outputs, output_errors, total_ratio
-from evort_tools.quantization.data import Calibration
+from evort_tools.quantization.data import Calibration, Sample
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.qdq import copy_model, fake_quantized, total_bytes
 from evort_tools.quantization.select import PRODUCTS
@@ -42,14 +42,32 @@ class Helpers:
     smooth_alpha: float = 0.5
 
 
+_FEWEST = 4  # samples that are worth being halved
+
+
+def halves(data: Calibration, count: int) -> tuple[list[Sample], list[Sample]]:
+    """(samples to judge by, others to fit weights to), at most `count` of each; the same ones where there are few."""
+    found = data.head(2 * count)
+    return (found[::2], found[1::2]) if len(found) >= _FEWEST else (found, found)
+
+
+class Fitting:
+    """All samples but those that are judged by (`halves`), read anew each time that they are gone through."""
+
+    def __init__(self, data: Calibration):
+        self._data = data
+        self._few = len(data.head(_FEWEST)) < _FEWEST
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (sample for i, sample in enumerate(self._data) if self._few or i % 2)
+
+
 class Trial:
     """The error that a quantization has on a few calibration samples. fitting: others, for helpers that learn from data
     (the same ones where there are not enough): what is learnt by heart is no improvement."""
 
     def __init__(self, model: Model, data: Calibration, threads: int | None):
-        count = static.trial_count(model, data)
-        found = data.head(2 * count)
-        self.samples, self.fitting = (found[::2], found[1::2]) if len(found) > 3 else (found, found)
+        self.samples, self.fitting = halves(data, static.trial_count(model, data))
         self.expected: list[Any] = expected_outputs(model, self.samples, threads)
         self._threads = threads
 

@@ -67,7 +67,7 @@ def mixed(
         real, found, kept = improve.quantize(model, data, settings, before, progress)
     step = progress("rounding weights", None)
     names = {*wanted, *(pin.rpartition("=")[2] for pin in options.pin)}
-    models = variants(real, sorted(names), options, data)
+    models = variants(real, sorted(names), options, improve.Fitting(data))
     step()
     layers = layers_of(real, found, models)
     pins = pins_of(real.graph, layers, options.pin, options.exclude)
@@ -75,7 +75,7 @@ def mixed(
     drop = options.max_drop
     if drop is None and options.max_size is None and options.max_latency is None:
         drop = DEFAULT
-    samples = data.head(min(_SAMPLES, static.trial_count(model, data)))
+    samples, _ = improve.halves(data, min(_SAMPLES, static.trial_count(model, data)))
     goal = Goal(model, options.metric, None if drop is None else Drop(drop), samples, options.threads)
     count = sum(len(layer.bytes) - 1 for layer in layers)
     by_metric = options.sensitivity == "metric"

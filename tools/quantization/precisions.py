@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from evort.graph import Graph, Model, Node
 from evort.types import BITS, DType
 from evort_tools.quantization import static
-from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
 from evort_tools.quantization.gptq import gptq
 from evort_tools.quantization.integers import integer_model
@@ -49,8 +50,11 @@ class Layer:
         self.static = False
 
 
-def variants(real: Model, wanted: Iterable[str], options: Options, data: Calibration | None = None) -> dict[str, Model]:
-    """{precision: the model with all layers in it that have it}; for int8 only those that the dynamic scheme does."""
+def variants(
+    real: Model, wanted: Iterable[str], options: Options, data: Iterable[Mapping[str, np.ndarray]] | None = None
+) -> dict[str, Model]:
+    """{precision: the model with all layers in it that have it}; for int8 only those that the dynamic scheme does.
+    data: samples for GPTQ, which may be gone through several times."""
     made: dict[str, Model] = {}
     for precision in wanted:
         if precision == "float16":

@@ -14,6 +14,7 @@ times that layers have beside the last choice, until it chooses the same, and wh
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -131,7 +132,7 @@ class Search:
         self.limits_us = False
         self.objective = "noise"
         self._seen: dict[tuple[str, ...], Candidate] = {}
-        self._times: dict[tuple[str, ...], float] = {}
+        self._times: dict[frozenset[str], float] = {}  # with what is int8 and all else in float32
         self.notes: list[str] = []
         self.float_bytes = len(etm.write(real))
         self._others = self.float_bytes - sum(layer.bytes["float32"] for layer in layers)
@@ -159,17 +160,16 @@ class Search:
 
     def time(self, chosen: Sequence[str]) -> float:
         """Microseconds of the model with these precisions, predicted."""
-        key = tuple(chosen)
-        if key not in self._times:
-            integer = static_int8(self.layers, chosen)
+        integer = frozenset(static_int8(self.layers, chosen))
+        if integer not in self._times:
             whole = self.costs.selection
             floats = {n.outputs[0]: "" for n in whole.nodes if n.op in PRODUCTS and n.outputs[0] not in integer}
-            spent = self.costs.total(whole.without(floats))
-            for layer, p in zip(self.layers, chosen, strict=True):
-                if p != "float32" and not (p == "int8" and layer.static):
-                    spent += self._own(layer, p) - self._own(layer, "float32")
-            self._times[key] = spent
-        return self._times[key]
+            self._times[integer] = self.costs.total(whole.without(floats))
+        return self._times[integer] + sum(
+            self._own(layer, p) - self._own(layer, "float32")
+            for layer, p in zip(self.layers, chosen, strict=True)
+            if p != "float32" and not (p == "int8" and layer.static)
+        )
 
     def _own(self, layer: Layer, precision: str) -> float:
         return sum(self.costs.profile.of(o, precision) for o in layer.outputs)
@@ -203,7 +203,10 @@ class Search:
 
     def fastest(self) -> float:
         """The least microseconds that any choice takes, as far as is found."""
-        return min(self.time(chosen) for chosen in self._solutions("us", math.inf, math.inf, math.inf))
+        before, self.max_us = self.max_us, math.inf
+        chosen = self.choose("us", math.inf, math.inf)
+        self.max_us = before
+        return self.time(chosen)
 
     # The knapsack
 
@@ -261,7 +264,27 @@ class Search:
             best = min(solutions, key=lambda s: self._sum(objective, s), default=None)
             if best is not None or self.costs is None:
                 break
-        return best
+        if best is None or self.costs is None:
+            return best
+        return self._polished(best, objective, noise, size)
+
+    def _polished(self, chosen: list[str], objective: str, noise: float, size: float) -> list[str]:
+        """Changes one layer after the other, or two that follow each other, where that is better with what it does to
+        the neighbours' times."""
+        limits = [("noise", noise), ("bytes", size), ("us", self.max_us)]
+        limits = [(what, limit) for what, limit in limits if math.isfinite(limit)]
+        best = self._sum(objective, chosen)
+        for _ in range(_ROUNDS):
+            before = best
+            for i, choices in enumerate(self._choices):
+                for change in itertools.product(choices, *self._choices[i + 1 : i + 2]):
+                    tried = [*chosen[:i], *change, *chosen[i + 2 :]]
+                    value = self._sum(objective, tried)
+                    if value < best and all(self._sum(what, tried) <= limit for what, limit in limits):
+                        best, chosen = value, tried
+            if best == before:
+                break
+        return chosen
 
     # Models
 
