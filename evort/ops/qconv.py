@@ -174,7 +174,8 @@ def _ints(c: Call, x: int, window: Window, m: int, number: int, transposed: bool
 
 def _shifted(c: Call) -> bool:
     """Whether weights have zero points, other than those that make int8 of uint8."""
-    w, zero = (_W, _W_ZERO) if len(c.ins) > _W_ZERO else (1, 3)  # ConvInteger has fewer inputs
+    # ConvInteger and DynamicQuantizeConv have no scale of x before the weights.
+    w, zero = (_W, _W_ZERO) if c.node.op.startswith("QLinear") else (1, 3)
     plain = 128 if c.ins[w].dtype == DType.UINT8 else 0
     if not c.has(zero):
         return plain != 0
