@@ -341,6 +341,7 @@ def load(
     shadow_model: str | os.PathLike[str] | bytes | None = None,
     alarm_sqnr: float = 20.0,
     alarm_saturation: float = 0.05,
+    adaptive: Any = None,
 ) -> Session:
     """Loads a `.etm` model from a path (memory-mapped) or from bytes.
 
@@ -350,16 +351,21 @@ def load(
     input shapes are all numbers (or bounded, where `max_memory` is given) are planned at load in any case. checksum:
     verify the weights too (the structure always is). shadow: repeat one run in so many in float32, with the float model
     `shadow_model` that a quantized one was made from, and count how far each layer is off (`session.shadow`, see
-    `evort.shadow`); alarm_sqnr (dB), alarm_saturation (share): what is too far.
+    `evort.shadow`); alarm_sqnr (dB), alarm_saturation (share): what is too far. adaptive: True, or options (a dict,
+    or an `evort.adaptive.Adaptive`): a quantized model's ranges and precision follow its inputs; see `evort.adaptive`.
 
     Raises EtmFormatError for a damaged file, UnsupportedError for an operator that evort lacks, MemoryBudgetError where
     a plan needs more than `max_memory` (at load if planned then, else at the first run of a shape), OSError where the
     file cannot be read.
     """
+    if shadow is not None and adaptive:
+        raise ValueError("shadow compares with ranges that stay; adaptive moves them")
     file = read(source, checksum=checksum)
     make = Session
     if shadow is not None:
         from evort.shadow import ShadowedSession as make
+    elif adaptive:
+        from evort.adaptive import AdaptiveSession as make
     session = make(
         file.model,
         source=os.fspath(source) if isinstance(source, str | os.PathLike) else bytes(source),
@@ -373,6 +379,8 @@ def load(
     )
     if shadow is not None:
         session.watch(shadow, shadow_model, alarm_sqnr, alarm_saturation)
+    elif adaptive:
+        session.adapt(adaptive)
     return session
 
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from evort.errors import InputError
 from evort.etm import read
-from evort.graph import Graph, Model, Node, with_outputs
-from evort.ops.base import find
+from evort.graph import Graph, Model, with_outputs
+from evort.ops.qoperands import scaled_operands
 from evort.quant import decibels, quantize
 from evort.session import Session
 from evort.types import DType
@@ -153,35 +153,15 @@ class Shadow:
 
 
 def integer_tensors(graph: Graph) -> Iterator[tuple[str, tuple[float, int, DType]]]:
-    """The tensors that operators read or write with one constant scale: (name, (scale, zero point, integer type)).
-
-    Quantized operators name such operands alike: `x, x_scale, x_zero_point`, and `y_scale, y_zero_point` for output y.
-    """
+    """The tensors that operators read or write with one constant scale: (name, (scale, zero point, integer type))."""
     for node in graph.nodes:
-        definition = find(node.op, node.domain)
-        formal = [] if definition is None else [name.strip("?*") for name in definition.inputs]
-        lower = [name.lower() for name in formal]
-        for i, name in enumerate(lower[: len(node.inputs)]):
-            if not name.endswith("_scale"):
-                continue
-            found = _scale_of(graph, node, i)
-            owner = name.removesuffix("_scale")
-            tensor = node.inputs[lower.index(owner)] if owner in lower else node.outputs[0]
-            if found is not None and graph.constant(tensor) is None:
+        for operand, *about in scaled_operands(node):
+            given = [node.inputs[i] if i < len(node.inputs) else "" for i in (max(operand, 0), *about)]
+            tensor = node.outputs[0] if operand < 0 else given[0]
+            scale, zero = (graph.constant(name) for name in given[1:])
+            if graph.constant(tensor) is None and all(v is not None and v.size == 1 for v in (scale, zero)):
+                found = float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), graph.tensors[given[2]].dtype
                 yield tensor, found
-        for i in range(len(formal) - 1, len(node.inputs), 3) if node.op == "QLinearConcat" else ():
-            found = _scale_of(graph, node, i + 1)
-            if found is not None:
-                yield node.inputs[i], found
-
-
-def _scale_of(graph: Graph, node: Node, index: int) -> tuple[float, int, DType] | None:
-    scale = graph.constant(node.inputs[index])
-    name = node.inputs[index + 1] if index + 1 < len(node.inputs) else ""
-    zero = graph.constant(name)
-    if scale is None or zero is None or scale.size != 1 or zero.size != 1:
-        return None
-    return float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), graph.tensors[name].dtype
 
 
 class ShadowedSession(Session):

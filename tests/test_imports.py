@@ -12,9 +12,9 @@ import evort
 
 PACKAGE = Path(evort.__file__).parent
 
-# types <- graph <- sparse <- ops <- quant <- {etm, plan} <- backends <- runner <- {session, config, shadow} <- train; a
-# module may import from its own layer and from those before it. The compiled kernels stand apart: they import no Python
-# layer.
+# types <- graph <- sparse <- ops <- quant <- {etm, plan} <- backends <- runner <- {session, config, shadow, adaptive} <-
+# train; a module may import from its own layer and from those before it. The compiled kernels stand apart: they import
+# no Python layer.
 LAYERS = [
     "_version",
     "errors",
@@ -28,7 +28,7 @@ LAYERS = [
     "etm plan",
     "backends",
     "runner",
-    "session config shadow",
+    "session config shadow adaptive",
     "train",
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names.split()}

@@ -6,11 +6,12 @@ a result without a scale is float32. Scales are scalars or [1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from evort.ops.base import Call
+from evort.graph import Node
+from evort.ops.base import Call, find
 from evort.ops.quantize import RANGES
 from evort.ops.requantize import plain_scale, rounded
 from evort.types import STORAGE, DType
@@ -65,6 +66,23 @@ def result_type(c: Call, scale: int, default: DType) -> DType:
     if c.has(zero) and c.ins[zero].shape not in ((), (1,)):
         raise c.error(f"zero point (input {zero}) must be a scalar")
     return c.ins[zero].dtype if c.has(zero) else default
+
+
+def scaled_operands(node: Node) -> Iterator[tuple[int, int, int]]:
+    """Which operands of a node have a scale: (index of the operand, or -1 for output 0, index of its scale, and of its
+    zero point). Indices may be beyond those that the node has.
+
+    Quantized operators name such operands alike: `x, x_scale, x_zero_point`, and `y_scale, y_zero_point` for output y.
+    """
+    definition = find(node.op, node.domain)
+    names = [] if definition is None else [name.strip("?*").lower() for name in definition.inputs]
+    for i, name in enumerate(names):
+        owner = name.removesuffix("_scale")
+        if owner != name:
+            zero = owner + "_zero_point"
+            yield names.index(owner) if owner in names else -1, i, names.index(zero) if zero in names else len(names)
+    for i in range(len(names) - 1, len(node.inputs), 3) if node.op == "QLinearConcat" else ():
+        yield i, i + 1, i + 2
 
 
 def known(c: Call, *indices: int) -> bool:

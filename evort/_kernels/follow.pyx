@@ -1,0 +1,122 @@
+"""Following the ranges of quantized tensors from run to run (evort.adaptive): a moving average with hysteresis.
+
+Compiled, as it comes after every run of models that take microseconds.
+"""
+from libc.math cimport INFINITY, fmax, fmin
+from libc.stdint cimport int32_t, int64_t, uint8_t
+import numpy as np
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from evort._kernels.core cimport ev_ukr, ukernels
+
+cdef const ev_ukr *K = ukernels()
+
+
+cdef void *address(object array) except? NULL:
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    cdef void *p = view.buf
+    PyBuffer_Release(&view)
+    return p
+
+
+cdef class Watch:
+    """Where the runs of a program note ranges, and what they say.
+
+    ranges: float32 [any, 2], which `Follower.observe` clears; rows: int32 [count], the row of each tensor, -1 for one
+    that is not followed; inputs: the rows of float inputs. noises: float64 [count], each tensor's noise relative to its
+    signal where its range is just as wide as its values; reach: float64 [count], how many times wider than its range
+    its integers are.
+    """
+    cdef readonly object ranges, rows, noises, reach
+    cdef readonly list inputs
+
+    def __init__(self, object ranges, object rows, list inputs, object noises, object reach):
+        self.ranges, self.rows, self.inputs, self.noises, self.reach = ranges, rows, inputs, noises, reach
+        ranges[:] = INFINITY, -INFINITY
+
+
+cdef class Follower:
+    """The ranges of `count` tensors.
+
+    state: float64 [count, 5]; of each tensor the averages of its smallest and largest value, the ends of the range that
+      its integers stand for, and how many runs in a row were rejected as outliers. All that is remembered.
+    bounds: float64 [count, 2]; what an activation clamps values to.
+    attack, release: how much of the way an average goes to a value outside of it, and inside. outlier: values beyond so
+      many times the average are rejected, unless they come `confirm` times in a row. grow, shrink: a range is due for
+      change where the average is larger than it by a share `grow`, or where it is smaller by a share `shrink`.
+
+    After `observe`: due, a byte for each tensor; excess, by how much of itself the largest value was cut off, at worst;
+    noise, the sum of the tensors' noise at these ranges, relative to their signal.
+    """
+    cdef readonly object state, bounds, due
+    cdef readonly double excess, noise
+    cdef double attack, release, outlier, grow, shrink
+    cdef int64_t confirm, count
+    cdef double *s
+    cdef double *b
+    cdef uint8_t *d
+
+    def __init__(self, object bounds, double attack, double release, double outlier, int64_t confirm, double grow,
+                 double shrink):
+        self.count = len(bounds)
+        self.bounds = np.ascontiguousarray(bounds, np.float64).reshape(self.count, 2)
+        self.state = np.zeros((self.count, 5))
+        self.due = np.zeros(self.count, np.uint8)
+        self.s, self.b = <double *> address(self.state), <double *> address(self.bounds)
+        self.d = <uint8_t *> address(self.due)
+        self.attack, self.release, self.outlier, self.confirm = attack, release, outlier, confirm
+        self.grow, self.shrink = grow, shrink
+
+    def observe(self, Watch w, list inputs, bint learn) -> int:
+        """Takes in what a run has noted, and clears it; returns how many ranges are due for change.
+
+        inputs: float32 arrays, of w.inputs. learn: whether the averages follow.
+        """
+        cdef float *r = <float *> address(w.ranges)
+        cdef const int32_t *row = <const int32_t *> address(w.rows)
+        cdef const double *n = <const double *> address(w.noises)
+        cdef const double *wide = <const double *> address(w.reach)
+        cdef double *s
+        cdef double lo, hi, width, used, step
+        cdef float seen[2]
+        cdef int64_t i, k = 0
+        cdef int found = 0
+        for x in inputs:
+            if x.size > 0:
+                i = 2 * <int64_t> w.inputs[k]
+                seen[0], seen[1] = INFINITY, -INFINITY
+                K.range_f32(x.size, <const float *> address(x), seen)
+                r[i], r[i + 1] = min(r[i], seen[0]), max(r[i + 1], seen[1])
+            k += 1
+        self.excess = self.noise = 0
+        for i in range(self.count):
+            self.d[i] = 0
+            s = self.s + 5 * i
+            used = s[3] - s[2]
+            if row[i] < 0:
+                self.noise += n[i]
+                continue
+            lo = fmin(0, fmax(self.b[2 * i], r[2 * row[i]]))
+            hi = fmax(0, fmin(self.b[2 * i + 1], r[2 * row[i] + 1]))
+            r[2 * row[i]], r[2 * row[i] + 1] = INFINITY, -INFINITY
+            width = hi - lo
+            if not 0 < width < INFINITY:     # nothing noted, nothing but zeros, or not finite
+                continue
+            self.excess = fmax(self.excess, fmax(hi - wide[i] * s[3], wide[i] * s[2] - lo) / width)
+            self.noise += n[i] * (used / width) * (used / width)
+            if not learn:
+                continue
+            if width > self.outlier * (s[1] - s[0]) and s[4] < self.confirm - 1:
+                s[4] += 1
+                continue
+            step = self.attack if s[4] > 0 or lo < s[0] else self.release
+            s[0] += step * (lo - s[0])
+            step = self.attack if s[4] > 0 or hi > s[1] else self.release
+            s[1] += step * (hi - s[1])
+            s[4] = 0
+            width = s[1] - s[0]
+            if s[1] > s[3] + self.grow * used or s[0] < s[2] - self.grow * used or width < (1 - self.shrink) * used:
+                self.d[i] = 1
+                found += 1
+        return found
