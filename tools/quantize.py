@@ -28,11 +28,13 @@ from typing import Any
 
 from evort import etm
 from evort.graph import Model
+from evort.quant import decibels
 from evort.session import Session
 from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, progress_bar
 from evort_tools.quantization import accuracy, improve, layers, mixed, placement, static
 from evort_tools.quantization import latency as latency_profile
+from evort_tools.quantization.adaptive import add_levels
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import Calibration, CalibrationError, Images, open_calibration
 from evort_tools.quantization.encodings import Encoding
@@ -57,6 +59,7 @@ class Result:
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
     know.
+    levels: of precision, with `adaptive`: see `evort_tools.quantization.adaptive`.
     """
 
     def __init__(self, model: Model, options: Options):
@@ -74,6 +77,7 @@ class Result:
         self.latency: dict[str, Any] = {}
         self.loss: dict[str, float] = {}
         self.notes: list[str] = []
+        self.levels: dict[str, Any] = {}
 
     def to_bytes(self) -> bytes:
         """The `.etm` file's bytes, which `evort.load` takes."""
@@ -94,6 +98,7 @@ class Result:
             "latency": self.latency,
             "loss": self.loss,
             "notes": self.notes,
+            "adaptive": self.levels,
             "encodings": {name: e.as_dict() for name, e in self.encodings.items()},
         }
 
@@ -237,6 +242,7 @@ def _static(data: Calibration | None, result: Result, progress: Progress) -> Non
     if options.prefer == "speed":
         given = latency_profile.read(options.profile) if options.profile else None
         costs, settings.floats = placement.decide(result.model, data, settings, given, progress)
+    real = result.model
     changed, found, result.helpers = improve.quantize(result.model, data, settings, helpers, progress)
     if options.max_drop is None:
         result.model, found = integer_model(changed, found)
@@ -253,6 +259,13 @@ def _static(data: Calibration | None, result: Result, progress: Progress) -> Non
             result.kept.setdefault(node.label(), "it has no integer form for these operands")
     if costs is not None:
         _note_speed(result, costs, found)
+    if options.adaptive:
+        plain = (found.plain or changed).graph
+        weights = {name: t.data for name, t in plain.tensors.items() if t.data is not None}
+        samples = data.head(static.trial_count(changed, data))
+        result.levels = add_levels(
+            result.model, real, weights, samples, options.adaptive_float, options.threads, progress
+        )
 
 
 def _note_speed(result: Result, costs: placement.Costs, found: static.Calibrated) -> None:
@@ -367,6 +380,13 @@ def _print(result: Result, output: str) -> None:
         for row in result.layers:
             chosen.add_row(*precision_cells(row))
         console.print(chosen)
+    if result.levels:
+        table = Table("level", "int16 tensors", "float32 layers", "SQNR of the outputs, dB")
+        ratios = result.levels["noise_by_level"]
+        for i, (level, ratio) in enumerate(zip([{}, *result.levels["levels"]], ratios, strict=True)):
+            counts = (str(len(level.get(key, ()))) for key in ("int16", "float"))
+            table.add_row(str(i), *counts, f"{decibels(1.0, ratio):.1f}")
+        console.print(table)
     if result.kept:
         kept = Table("kept in float", "why")
         for label, why in result.kept.items():

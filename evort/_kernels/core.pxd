@@ -337,6 +337,8 @@ cdef extern from "ukr.h" nogil:
                              float *y) noexcept nogil
         void (*pool_max_row_i8)(int64_t rows, const int8_t *const *row, const ev_window *w, int8_t *buf,
                                 int8_t *y) noexcept nogil
+        void (*pool_max_row_i16)(int64_t rows, const int16_t *const *row, const ev_window *w, int16_t *buf,
+                                 int16_t *y) noexcept nogil
         void (*pool_max_row_u8)(int64_t rows, const uint8_t *const *row, const ev_window *w, uint8_t *buf,
                                 uint8_t *y) noexcept nogil
         void (*move_step)(int item, int64_t n, const void *x, int64_t step, void *y) noexcept nogil

@@ -1,7 +1,7 @@
 """Drivers of pools over one to three spatial axes; fewer are led by axes of length 1. A work item is one row of the
 output; ukr/pool_body.h computes it from the input rows under it."""
 from libc.math cimport INFINITY
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 from evort._kernels.core cimport (EV_FLOAT, EV_OK, EV_POOL_MAX, EV_POOL_SUM, ev_call, ev_epilogue, ev_item_size, ev_ukr,
                                   ev_window, parallel_for, register, ukernels)
@@ -72,10 +72,14 @@ cdef void pool_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
             for i in range(w.out):
                 if size == 4:
                     (<float *> y)[i] = -INFINITY if op == EV_POOL_MAX else 0.0
+                elif size == 2:
+                    (<int16_t *> y)[i] = -32768
                 else:
                     (<int8_t *> y)[i] = -128 if op == INT8 else 0
         elif op == INT8:
             K.pool_max_row_i8(nd * nh, <const int8_t **> rows, &w, <int8_t *> buf, <int8_t *> y)
+        elif op == INT16:
+            K.pool_max_row_i16(nd * nh, <const int16_t **> rows, &w, <int16_t *> buf, <int16_t *> y)
         elif op == UINT8:
             K.pool_max_row_u8(nd * nh, <const uint8_t **> rows, &w, <uint8_t *> buf, <uint8_t *> y)
         else:
@@ -87,10 +91,11 @@ cdef void pool_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
         row += 1
 
 
-# Values of `op` beside EV_POOL_*: the maximum of bytes.
+# Values of `op` beside EV_POOL_*: the maximum of integers.
 cdef enum:
     INT8 = 8
     UINT8 = 9
+    INT16 = 10
 
 
 cdef int pool(const ev_call *c) noexcept nogil:
@@ -153,6 +158,7 @@ cdef int quantized_average(const ev_call *c) noexcept nogil:
 ctypedef fused element:
     float
     int8_t
+    int16_t
     uint8_t
 
 
@@ -190,6 +196,8 @@ cdef void find_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
     cdef const ev_call *c = <const ev_call *> ctx
     if c.ints[0] == INT8:
         find_max(c, <const int8_t *> c.in_[0].data, <int8_t *> c.out[0].data, begin, end, -128)
+    elif c.ints[0] == INT16:
+        find_max(c, <const int16_t *> c.in_[0].data, <int16_t *> c.out[0].data, begin, end, -32768)
     elif c.ints[0] == UINT8:
         find_max(c, <const uint8_t *> c.in_[0].data, <uint8_t *> c.out[0].data, begin, end, 0)
     else:

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from evort.adaptive.tensors import Followed
+from evort.adaptive.tensors import Followed, biases
 from evort.errors import EtmFormatError
 from evort.graph import Graph, Model, Node, Tensor
 from evort.types import DType, dtype_of
@@ -108,6 +108,17 @@ def scale_names(tensor: Followed) -> tuple[str, str]:
     return f"{tensor.name}/adaptive_scale", f"{tensor.name}/adaptive_zero_point"
 
 
+def bias_name(node: Node) -> str:
+    """The name of a product's own bias."""
+    return f"{node.outputs[0]}/adaptive_bias"
+
+
+def rescaled(bias: np.ndarray, factor: float) -> np.ndarray:
+    """An int32 bias in other units; what does not fit is cut off (see `least_scale`)."""
+    limit = (1 << 31) - 1
+    return np.clip(np.rint(bias.astype(np.float64) * factor), -limit, limit).astype(np.int32)
+
+
 def encoding(tensor: Followed, bits: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     """Scale and zero point of a tensor for real values from low to high, at so many bits."""
     from evort.quant import qparams
@@ -121,7 +132,7 @@ def encoding(tensor: Followed, bits: int, low: float, high: float) -> tuple[np.n
 
 def graph_of(graph: Graph, tensors: list[Followed], level: Level) -> Graph:
     """A level's graph: nodes of its own, each followed tensor with scale and zero point of its own (for the range that
-    the file gives it), the constants of `graph` otherwise."""
+    the file gives it), the biases in units of those, the constants of `graph` otherwise."""
     new = Graph(graph.name)
     new.inputs, new.outputs = list(graph.inputs), list(graph.outputs)
     new.tensors = dict(graph.tensors)
@@ -142,6 +153,15 @@ def graph_of(graph: Graph, tensors: list[Followed], level: Level) -> Graph:
             for name in t.names:  # the declared types no longer hold
                 if name not in graph.inputs and name in new.tensors and name not in graph.outputs:
                     del new.tensors[name]
+    for i, index, about in biases(graph, tensors):
+        if i not in level.layers:
+            old = graph.constant(graph.nodes[i].inputs[index])
+            factor = 1.0
+            for k in about:
+                factor *= tensors[k].scale / float(new.constant(scale_names(tensors[k])[0]))
+            name = bias_name(graph.nodes[i])
+            new.tensors[name] = Tensor(name, DType.INT32, old.shape, rescaled(old, factor))
+            new.nodes[i].inputs[index] = name
     for i, weights in level.layers.items():
         _make_float(graph, new, i, weights)
     for node in new.nodes:
@@ -161,7 +181,7 @@ def _make_float(graph: Graph, new: Graph, i: int, weights: str) -> None:
     if len(old.inputs) > 8 and old.inputs[8]:
         unit = graph.constant(old.inputs[1]).astype(np.float64).reshape(()) * graph.constant(old.inputs[4])
         bias = np.asarray(graph.constant(old.inputs[8]) * unit, np.float32)
-        name = f"{old.outputs[0]}/adaptive_bias"
+        name = bias_name(old)
         new.tensors[name] = Tensor(name, DType.FLOAT, bias.shape, bias)
         inputs.append(name)
     node.inputs = inputs

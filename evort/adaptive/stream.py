@@ -9,7 +9,7 @@ import numpy as np
 
 from evort._kernels.executor import Program, StepFailed
 from evort._kernels.follow import Follower, Watch
-from evort.adaptive.levels import HEADROOM, encoding, least_scale, noise_of, scale_names
+from evort.adaptive.levels import HEADROOM, encoding, least_scale, noise_of, rescaled, scale_names
 from evort.adaptive.tensors import biases
 from evort.errors import InputError, UnsupportedError
 from evort.ops.base import Call
@@ -86,9 +86,10 @@ class _Lane:
         for node, index, about in biases(session.model.graph, tensors):
             if node in self.level.layers:
                 continue
-            base = graph.constant(graph.nodes[node].inputs[index])
-            own = shared[id(base)] = base.copy()
-            self._biases.append((own, base.astype(np.float64), about))
+            base = session.model.graph.constant(session.model.graph.nodes[node].inputs[index])
+            value = graph.constant(graph.nodes[node].inputs[index])
+            own = shared[id(value)] = value.copy()
+            self._biases.append((own, base, about))
             for i in about:
                 self._least[i] = max(self._least[i], least_scale(tensors[i], base))
         constants = [shared.get(id(array), array) for array in plan.constants]
@@ -164,7 +165,7 @@ class _Lane:
                 factor = 1.0
                 for i in about:
                     factor *= session.tensors[i].scale / float(self._own[scale_names(session.tensors[i])[0]])
-                np.rint(base * factor, out=own, casting="unsafe")
+                own[...] = rescaled(base, factor)
         for k, (definition, call) in steps.items():
             kernel = definition.bind(call)
             self.program.rebind(k, tuple(kernel.ints), tuple(kernel.reals))
@@ -288,8 +289,9 @@ class Stream:
         if lane is None:
             if len(lanes) >= _MOST_SHAPES:
                 lanes.pop(next(iter(lanes)))
-            lane = lanes[shapes] = _Lane(self._session, level, self._session.plan_of(level, feeds))
-            self._session.check_memory(self.nbytes)
+            planned = self._session.plan_of(level, feeds)
+            self._session.check_memory(self.nbytes + planned.plan.arena_bytes)
+            lane = lanes[shapes] = _Lane(self._session, level, planned)
         return lane
 
     def _run_at(self, level: int, feeds: dict[str, np.ndarray], shapes: tuple[tuple[int, ...], ...],

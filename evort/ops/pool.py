@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LIMIT = 1 << 31  # for each attribute: what follows fits 64 bits
 _DRIVER_MAX, _DRIVER_SUM, _DRIVER_SQUARE, _DRIVER_ABS, _DRIVER_INT8, _DRIVER_UINT8 = 0, 1, 2, 3, 8, 9
+_DRIVER_INT16 = 10
 _WINDOW = {
     "kernel_shape": Attr("ints", REQUIRED),
     "strides": Attr("ints"),
@@ -162,12 +163,12 @@ class MaxPool(_Pool):
     """Y = largest element of each window, NaN where there is one; Indices = its position in X, flattened.
 
     `storage_order` 1 flattens the spatial axes in column-major order. -infinity (the least integer) and index -1 where
-    a window lies wholly in the padding.
+    a window lies wholly in the padding. int16 is an extension of evort.
     """
 
     outputs = ("Y", "Indices?")
     attrs = {**_WINDOW, "storage_order": Attr("int", 0), **activation_attrs()}
-    dtypes = {"X": FLOATS | {DType.INT8, DType.UINT8}}
+    dtypes = {"X": FLOATS | {DType.INT8, DType.UINT8, DType.INT16}}
 
     def infer(self, c: Call) -> list[Spec | None]:
         y = super().infer(c)[0]
@@ -196,7 +197,9 @@ class MaxPool(_Pool):
         return result, np.where(flat.any(-1), index, -1)
 
     def bind(self, c: Call) -> Kernel | None:
-        known = {DType.FLOAT: _DRIVER_MAX, DType.INT8: _DRIVER_INT8, DType.UINT8: _DRIVER_UINT8}
+        known = {
+            DType.FLOAT: _DRIVER_MAX, DType.INT8: _DRIVER_INT8, DType.UINT8: _DRIVER_UINT8, DType.INT16: _DRIVER_INT16,
+        }  # fmt: skip
         dtype = c.ins[0].dtype
         if dtype not in known:
             return None

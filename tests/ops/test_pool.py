@@ -74,7 +74,7 @@ def check_max(shape, attrs, seed, dtype):
         np.testing.assert_array_equal(y, want)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8, np.int16])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(pools())
 def test_max_pool_is_exact(dtype, case):
@@ -82,12 +82,12 @@ def test_max_pool_is_exact(dtype, case):
 
 
 @common
-@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8, np.int16])
 def test_common_max_pools(kernel, strides, pads, dtype):
     check_max((2, 3, 37, 53), {"kernel_shape": kernel, "strides": strides, "pads": pads}, 0, dtype)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8, np.int16])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(pools(), st.integers(0, 1))
 def test_positions_of_the_maximum(dtype, case, order):

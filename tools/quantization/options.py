@@ -127,6 +127,12 @@ class Options:
         "auto", "weight-only: to the nearest number, or GPTQ; auto takes GPTQ where there is calibration data",
         choices=("auto", "nearest", "gptq"),
     )  # fmt: skip
+    adaptive: bool = _option(
+        False, "static: levels of precision in the file, among which evort.load(..., adaptive=True) chooses"
+    )
+    adaptive_float: float = _option(
+        0.25, "adaptive: float32 weights that may be kept for the highest level, in parts of the constants", metavar="S"
+    )
     storage: str = _option("float16", "weight-only: what 16 bits are", choices=("float16", "bfloat16"))
 
     def __post_init__(self) -> None:
@@ -140,6 +146,10 @@ class Options:
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
         self._check_limits()
+        if self.adaptive and self.scheme != "static":
+            raise ValueError("adaptive is for the static scheme")
+        if not 0 <= self.adaptive_float <= 4:
+            raise ValueError(f"adaptive_float must be from 0 to 4, not {self.adaptive_float}")
         if not 0 <= self.smooth_alpha <= 1:
             raise ValueError(f"smooth_alpha must be from 0 to 1, not {self.smooth_alpha}")
         if not 50 <= self.percentile <= 100:

@@ -42,6 +42,11 @@ static inline int64_t ev_window_part(const ev_window *w, int64_t o, int64_t from
 #define F EV_LARGER
 #include "pool_along.h"
 
+#define T int16_t
+#define NAME ev_along_max_i16
+#define F EV_LARGER
+#include "pool_along.h"
+
 #define T uint8_t
 #define NAME ev_along_max_u8
 #define F EV_LARGER
@@ -150,6 +155,7 @@ static void EV_FN(pool_row_f32)(int op, int64_t rows, const float *const *row, c
         ev_along_max_##S(w, buf, y, LEAST);                                                                      \
     }
 EV_MAX_ROW_INT(i8, int8_t, INT8_MIN)
+EV_MAX_ROW_INT(i16, int16_t, INT16_MIN)
 EV_MAX_ROW_INT(u8, uint8_t, 0)
 #undef EV_MAX_ROW_INT
 #undef EV_DOWN
