@@ -4,10 +4,10 @@
     python examples/adaptive_stream.py --plot adaptive.png
     python examples/adaptive_stream.py --stream sensor
 
-Two streams: `digits`, seen by a camera whose exposure and noise change (LeNet; `--digits FILE.npz` takes others than the
-500 that ship with evort: arrays `images`, uint8 [N, 28, 28], and `labels`); and `sensor`, vibrations of a machine whose
-amplitude grows with wear and load (a 1-D convolution that tells eight tones apart). Each runs in float32, in static
-int8, and in int8 with `adaptive=True`; accuracy and time are printed, and can be drawn over time.
+Two streams: `digits`, seen by a camera whose exposure and noise change (LeNet; `--digits FILE.npz` takes others than
+the 500 that ship with evort: arrays `images`, uint8 [N, 28, 28], and `labels`); and `sensor`, vibrations of a machine
+whose amplitude grows with wear and load (a 1-D convolution that tells eight tones apart). Each runs in float32, in
+static int8, and in int8 with `adaptive=True`; accuracy and time are printed, and can be drawn over time.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def digits(path: Path = MODELS / "mnist_500.npz", frames: int | None = None) -> 
 
 
 def sensor(frames: int | None = None) -> Stream:
-    """Windows of 256 readings of a vibration sensor: one of eight tones in noise, whose amplitude drifts from 1 to 40 and
-    down to 1/10."""
+    """Windows of 256 readings of a vibration sensor: one of eight tones in noise, whose amplitude drifts from 1 to 40
+    and down to 1/10."""
     tones = 0.05 + 0.012 * np.arange(8)  # periods in a reading
     rng = np.random.default_rng(0)
 

@@ -286,9 +286,9 @@ def test_follower_by_hand() -> None:
     f = Follower(bounds, 0.5, 0.25, 3.0, 2, 0.1, 0.5)
     f.state[:] = [[0, 4, 0, 4, 0], [-1, 1, -1, 1, 0]]
     ranges = np.empty((3, 2), np.float32)
-    w = Watch(ranges, np.array([2, -1], np.int32), [], np.array([1.0, 0.5]), np.ones(2))
+    w = Watch(ranges, np.array([2, -1], np.int32), [], np.array([1.0, 0.5]), np.ones(2), np.array([0.5, 1]))
     assert np.isinf(ranges).all()
-    ranges[2] = -7, 6  # cut at 0 by the activation; 6 is beyond the range by a third of its width
+    ranges[2] = -14, 12  # times a half; cut at 0 by the activation; 6 is beyond the range by a third of its width
     assert f.observe(w, [], True) == 1
     assert f.excess == pytest.approx((6 - 4) / 6)
     assert f.noise == pytest.approx(1.0 * (4 / 6) ** 2 + 0.5)
@@ -296,13 +296,13 @@ def test_follower_by_hand() -> None:
     np.testing.assert_array_equal(f.due, [1, 0])
     assert np.isinf(ranges).all()
     f.state[0, 3] = 5
-    ranges[2] = 0, 1
+    ranges[2] = 0, 2
     assert f.observe(w, [], True) == 0
     np.testing.assert_allclose(f.state[0], [0, 4, 0, 5, 0])
-    ranges[2] = 0, 100  # an outlier, once
+    ranges[2] = 0, 200  # an outlier, once
     assert f.observe(w, [], True) == 0
     np.testing.assert_allclose(f.state[0], [0, 4, 0, 5, 1])
-    ranges[2] = 0, 100  # and again
+    ranges[2] = 0, 200  # and again
     assert f.observe(w, [], True) == 1
     np.testing.assert_allclose(f.state[0], [0, 52, 0, 5, 0])
     ranges[2] = 0, np.nan

@@ -40,6 +40,7 @@ cdef extern from "ev.h" nogil:
         int32_t threads
         float *range
     ctypedef int (*ev_driver)(const ev_call *) noexcept nogil
+    void ev_widen(float *range, float lo, float hi)
 
 cdef extern from "pool.h" nogil:
     ctypedef void (*ev_task)(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil
@@ -449,3 +450,10 @@ cdef extern from "ukr.h" nogil:
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil
 cdef object register(dict drivers, str name, ev_driver fn)
+
+# Widens ev_call.range by the range of x times unit (see ev_widen).
+cdef inline void note(const ev_ukr *kernels, float *range, int64_t n, const float *x, float unit) noexcept nogil:
+    cdef float[2] found
+    found[0], found[1] = 1e38, -1e38
+    kernels.range_f32(n, x, found)
+    ev_widen(range, found[0] * unit, found[1] * unit)

@@ -37,7 +37,7 @@ typedef struct {
     int64_t scratch_bytes;
     int32_t n_in, n_out, n_ints, n_reals;
     int32_t threads;            /* how many threads the driver may use, 1 or more */
-    float *range;               /* NULL; or [smallest, largest], which integer products widen: see ev_widen */
+    float *range;               /* NULL; or [smallest, largest], which drivers of quantized results widen: see ev_widen */
 } ev_call;
 
 /* What a driver returns. The executor turns anything but EV_OK into an exception that names the node. */
@@ -71,7 +71,8 @@ enum {
 typedef int (*ev_driver)(const ev_call *call);
 
 /* Widens range = [smallest, largest] to hold lo and hi; several threads may do so at once. What it is for: the real
- * values of a quantized result before they were cut off, so that its scale can follow them. */
+ * values of a quantized result before they were cut off, so that its scale can follow them. Products note them as they
+ * are, sums and means in units of the result's scale. */
 static inline void ev_widen(float *range, float lo, float hi)
 {
     float seen;

@@ -6,8 +6,15 @@ class Watch:
     inputs: list[int]
     noises: np.ndarray
     reach: np.ndarray
+    units: np.ndarray
     def __init__(
-        self, ranges: np.ndarray, rows: np.ndarray, inputs: list[int], noises: np.ndarray, reach: np.ndarray
+        self,
+        ranges: np.ndarray,
+        rows: np.ndarray,
+        inputs: list[int],
+        noises: np.ndarray,
+        reach: np.ndarray,
+        units: np.ndarray,
     ) -> None: ...
 
 class Follower:

@@ -26,13 +26,14 @@ cdef class Watch:
     ranges: float32 [any, 2], which `Follower.observe` clears; rows: int32 [count], the row of each tensor, -1 for one
     that is not followed; inputs: the rows of float inputs. noises: float64 [count], each tensor's noise relative to its
     signal where its range is just as wide as its values; reach: float64 [count], how many times wider than its range
-    its integers are.
+    its integers are; units: float64 [count], what is noted in units of.
     """
-    cdef readonly object ranges, rows, noises, reach
+    cdef readonly object ranges, rows, noises, reach, units
     cdef readonly list inputs
 
-    def __init__(self, object ranges, object rows, list inputs, object noises, object reach):
-        self.ranges, self.rows, self.inputs, self.noises, self.reach = ranges, rows, inputs, noises, reach
+    def __init__(self, object ranges, object rows, list inputs, object noises, object reach, object units):
+        self.ranges, self.rows, self.inputs = ranges, rows, inputs
+        self.noises, self.reach, self.units = noises, reach, units
         ranges[:] = INFINITY, -INFINITY
 
 
@@ -77,6 +78,7 @@ cdef class Follower:
         cdef const int32_t *row = <const int32_t *> address(w.rows)
         cdef const double *n = <const double *> address(w.noises)
         cdef const double *wide = <const double *> address(w.reach)
+        cdef const double *unit = <const double *> address(w.units)
         cdef double *s
         cdef double lo, hi, width, used, step
         cdef float seen[2]
@@ -97,8 +99,8 @@ cdef class Follower:
             if row[i] < 0:
                 self.noise += n[i]
                 continue
-            lo = fmin(0, fmax(self.b[2 * i], r[2 * row[i]]))
-            hi = fmax(0, fmin(self.b[2 * i + 1], r[2 * row[i] + 1]))
+            lo = fmin(0, fmax(self.b[2 * i], unit[i] * r[2 * row[i]]))
+            hi = fmax(0, fmin(self.b[2 * i + 1], unit[i] * r[2 * row[i] + 1]))
             r[2 * row[i]], r[2 * row[i] + 1] = INFINITY, -INFINITY
             width = hi - lo
             if not 0 < width < INFINITY:     # nothing noted, nothing but zeros, or not finite

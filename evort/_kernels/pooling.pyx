@@ -4,7 +4,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 from evort._kernels.core cimport (EV_FLOAT, EV_OK, EV_POOL_MAX, EV_POOL_SUM, ev_call, ev_epilogue, ev_item_size, ev_ukr,
-                                  ev_window, parallel_for, register, ukernels)
+                                  ev_window, note, parallel_for, register, ukernels)
 
 cdef const ev_ukr *K = ukernels()
 
@@ -137,6 +137,8 @@ cdef void quantized_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker)
                 rows[i * nh + j] = x + ((d0 + i * D.dilation) * H.size + h0 + j * H.dilation) * w.width
         w.weight = <double> lines
         K.q_pool_row(dtype, nd * nh, rows, &w, <int32_t> c.ints[Q_ZERO], <float> c.reals[0], buf, means)
+        if c.range != NULL:
+            note(K, c.range, w.out, means, 1)
         if out == EV_FLOAT:
             memcpy(y, means, w.out * sizeof(float))
         else:

@@ -2,7 +2,7 @@
 from libc.stdint cimport INT64_MAX, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_INT16, EV_OK, EV_UINT8, EV_UINT16, ev_call, ev_item_size,
-                                  ev_qbinary, ev_ukr, parallel_for, register, ukernels)
+                                  ev_qbinary, ev_ukr, note, parallel_for, register, ukernels)
 from evort._kernels.elementwise cimport BLOCK, Walk, blocks, walk
 
 cdef const ev_ukr *K = ukernels()
@@ -62,6 +62,8 @@ cdef void binary_mixed_row(const Walk *w, int64_t n, const char **p, const int64
     K.q_combine_f32(<int> c.ints[B_OP], n, a, b, <float> c.reals[B_FACTOR], <float> c.reals[B_FACTOR + 1], a)
     if c.ints[B_ACTIVATION]:
         K.unary_f32(<int> c.ints[B_ACTIVATION], n, a, a, <float> c.reals[B_ALPHA], <float> c.reals[B_BETA])
+    if c.range != NULL:
+        note(K, c.range, n, a, 1 if c.ints[B_FOLDS] or out == EV_FLOAT else 1 / scale)
     if out == EV_FLOAT:
         memcpy(y, a, n * sizeof(float))
     elif c.ints[B_FOLDS]:
@@ -78,7 +80,7 @@ cdef int binary(const ev_call *c) noexcept nogil:
     cdef Walk w
     cdef ev_qbinary q
     cdef int a = <int> c.ints[B_TYPE], b = <int> c.ints[B_TYPE + 1], out = <int> c.ints[B_OUT]
-    cdef bint plain = c.ints[B_FOLDS] and a == out and b == out and (out == EV_UINT8 or out == EV_INT8)
+    cdef bint plain = c.range == NULL and c.ints[B_FOLDS] and a == out and b == out and (out == EV_UINT8 or out == EV_INT8)
     q.scale_a, q.scale_b = <float> c.reals[B_FACTOR], <float> c.reals[B_FACTOR + 1]
     q.zero_a, q.zero_b = <int32_t> c.ints[B_ZERO], <int32_t> c.ints[B_ZERO + 1]
     q.zero, q.lo, q.hi = <int32_t> c.ints[B_ZERO_OUT], <int32_t> c.ints[B_LOW], <int32_t> c.ints[B_HIGH]

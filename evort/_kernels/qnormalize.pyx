@@ -4,7 +4,7 @@ from libc.math cimport sqrt
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_INT16, EV_OK, EV_UINT8, EV_UINT16, ev_call, ev_item_size, ev_ukr,
-                                  parallel_for, register, ukernels)
+                                  note, parallel_for, register, ukernels)
 
 cdef const ev_ukr *K = ukernels()
 
@@ -35,9 +35,11 @@ cdef enum:
     KINDS = 6
 
 
-cdef void finish(const Kinds *k, int64_t n, const float *x, float factor, char *y) noexcept nogil:
-    """y = x * factor, as it leaves."""
+cdef void finish(const Kinds *k, int64_t n, const float *x, float factor, float *seen, char *y) noexcept nogil:
+    """y = x * factor, as it leaves; seen: NULL, or where the range of that is noted."""
     cdef int64_t i
+    if seen != NULL:
+        note(K, seen, n, x, factor)
     if k.out == EV_FLOAT:
         for i in range(n):
             (<float *> y)[i] = x[i] * factor
@@ -62,7 +64,7 @@ cdef void mean_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
             total = square = 0
             K.q_moments(<int> k.dtype, n, x + item * n, <int32_t> k.zero, &total, &square)
             real[0] = <float> total
-            finish(k, 1, real, <float> c.reals[0], y + item * size)
+            finish(k, 1, real, <float> c.reals[0], c.range, y + item * size)
             continue
         at = item % tiles * TILE
         m = min(<int64_t> TILE, inner - at)
@@ -70,7 +72,7 @@ cdef void mean_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
         K.q_sum_cols(<int> k.dtype, n, inner, m, x + item // tiles * n * inner + at, sums)
         for j in range(m):
             real[j] = <float> (sums[j] - n * k.zero)
-        finish(k, m, real, <float> c.reals[0], y + (item // tiles * inner + at) * size)
+        finish(k, m, real, <float> c.reals[0], c.range, y + (item // tiles * inner + at) * size)
 
 
 cdef int mean(const ev_call *c) noexcept nogil:
@@ -115,9 +117,9 @@ cdef void softmax_row(const ev_call *c, int64_t n, int64_t step, const uint8_t *
         i += m
     factor = <float> 1.0 / (<float> total * <float> c.reals[0])
     if n <= ROW and step == 1:
-        finish(k, n, real, factor, y)
+        finish(k, n, real, factor, NULL, y)
         return
-    finish(k, 1 + largest, table, factor, found)
+    finish(k, 1 + largest, table, factor, NULL, found)
     for i in range(1 + largest):  # in the order of the bits of x
         memcpy(every + (i ^ flip) * size, found + i * size, size)
     if step == 1:

@@ -109,7 +109,7 @@ class _Lane:
         ranges = np.empty((rows + len(self.inputs), 2), np.float32)
         noises = noise_of(tensors, self.level, session.noise)
         reach = np.array([HEADROOM if self.level.bits(t) == 16 else 1.0 for t in tensors])
-        self.watch = Watch(ranges, row, list(range(rows, len(ranges))), noises, reach)
+        self.watch = Watch(ranges, row, list(range(rows, len(ranges))), noises, reach, np.ones(len(tensors)))
         self.program.watch(ranges[:rows])
         self.clock = 0
         self.version = np.zeros(len(tensors), np.int64)
@@ -158,6 +158,8 @@ class _Lane:
             names = scale_names(t)
             self._own[names[0]][...] = max(float(scale), self._least[i])
             self._own[names[1]][...] = zero
+            if t.steps:
+                self.watch.units[i] = self._own[names[0]]
             for k, definition, call in self._calls[i]:
                 steps[k] = definition, call
         for own, base, about in self._biases:

@@ -21,8 +21,12 @@ from evort.types import DType
 _MOVES = frozenset(
     {"MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Slice", "Expand", "Tile"}
 )
-# Their kernels note the range of what they write.
-_NOTED = frozenset({"QLinearConv", "QLinearConvTranspose", "QLinearMatMul", "QGemm"})
+# Their kernels note the range of what they write: whether in units of its scale.
+_NOTED = {
+    **dict.fromkeys(("QLinearConv", "QLinearConvTranspose", "QLinearMatMul", "QGemm"), False),
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), True),
+    **dict.fromkeys(("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean"), True),
+}
 _BIAS = {"QLinearConv": 8, "QLinearConvTranspose": 8, "QLinearMatMul": 8, "QGemm": 6}
 _INTEGERS = {np.dtype(np.uint8): DType.UINT8, np.dtype(np.int8): DType.INT8, np.dtype(np.int16): DType.INT16}
 
@@ -41,15 +45,17 @@ class Followed:
 
     name: of the first. names: all. uses: where the scale is an operand. writer: the node whose kernel notes the range,
     or -1 for an input of the graph. scale, zero, dtype: as in the file. symmetric: its zero point is to stay 0. bounds:
-    what the writer's activation clamps to. float: the tensor is float32 and quantized where it is read.
+    what the writer's activation clamps to. float: the tensor is float32 and quantized where it is read. steps: its
+    range is noted in units of its scale.
     """
 
-    __slots__ = ("bounds", "dtype", "float", "name", "names", "scale", "symmetric", "uses", "writer", "zero")
+    __slots__ = ("bounds", "dtype", "float", "name", "names", "scale", "steps", "symmetric", "uses", "writer", "zero")
 
     def __init__(self, names: list[str], uses: list[Use], writer: int, bounds: tuple[float, float], is_float: bool,
-                 scale: float, zero: int, dtype: DType):  # fmt: skip
+                 scale: float, zero: int, dtype: DType, steps: bool):  # fmt: skip
         self.name, self.names, self.uses, self.writer, self.bounds = names[0], names, uses, writer, bounds
         self.float, self.scale, self.zero, self.dtype = is_float, scale, zero, dtype
+        self.steps = steps
         self.symmetric = zero == 0 and dtype != DType.UINT8
 
     def range(self) -> tuple[float, float]:
@@ -130,7 +136,7 @@ class _Finder:
         if noted and not any(use.node == first and use.operand == -1 for use in uses):
             return None  # it writes float32
         bounds = _clamp(node) if noted else (-math.inf, math.inf)
-        return Followed(names, uses, first, bounds, is_float, scale, zero, dtype)
+        return Followed(names, uses, first, bounds, is_float, scale, zero, dtype, noted and _NOTED[node.op])
 
     def _encoding(self, node: Node, use: Use) -> tuple[float, int, DType] | None:
         scale = self.graph.constant(node.inputs[use.scale])
@@ -142,7 +148,7 @@ class _Finder:
 
 
 def _clamp(node: Node) -> tuple[float, float]:
-    """What the activation of a product bounds its results to, where it only clamps."""
+    """What a node's activation bounds its results to, where it only clamps."""
     activation = node.attrs.get("activation") or ""
     if activation == "Relu":
         return 0.0, math.inf

@@ -17,9 +17,11 @@ from evort.session import Session
 TOLERANCE = 4 * 2.0**-24
 
 
-def noted(op: str, inputs: list[np.ndarray | None], attrs: dict[str, Any], threads: int) -> np.ndarray:
+def noted(
+    op: str, inputs: list[np.ndarray | None], attrs: dict[str, Any], threads: int, domain: str = ""
+) -> np.ndarray:
     constants = tuple(range(1, len(inputs)))
-    session = Session(node_model(op, inputs, attrs, constants=constants), threads=threads)
+    session = Session(node_model(op, inputs, attrs, 1, domain, constants), threads=threads)
     (plan,) = session.plans()
     program = Program(plan.tensors, plan.rows, plan.constants, plan.arena_bytes, threads)
     ranges = np.array([[np.inf, -np.inf]] * len(plan.rows), np.float32)
@@ -89,5 +91,42 @@ def test_matmul(shape: tuple[int, int, int]) -> None:
             core.select_isa(isa)
             got = noted("QLinearMatMul", ins, {}, 2)
             np.testing.assert_allclose(got, [real.min(), real.max()], rtol=TOLERANCE, err_msg=isa)
+    finally:
+        core.select_isa()
+
+
+def bytes_of(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.integers(0, 256, shape, np.uint8)
+
+
+def scalars(*pairs: tuple[float, int]) -> list[np.ndarray]:
+    return [v for scale, zero in pairs for v in (np.float32(scale).reshape(()), np.uint8(zero).reshape(()))]
+
+
+RNG = np.random.default_rng(2)
+X = [bytes_of(RNG, 3, 700), *scalars((0.1, 5))]
+IMAGE = [bytes_of(RNG, 2, 3, 19, 17), *scalars((0.1, 5), (0.001, 3))]
+SUM = [*X, bytes_of(RNG, 700), *scalars((0.3, 9), (0.01, 3))]
+# (operator, inputs, attributes); the scale of the result is input -2.
+IN_STEPS = {
+    "add": ("QLinearAdd", SUM, {}),
+    "swish": ("QLinearAdd", SUM, {"activation": "HardSwish"}),
+    "mul": ("QLinearMul", SUM, {}),
+    "pool": ("QLinearAveragePool", IMAGE, {"kernel_shape": [3, 3]}),
+    "global": ("QLinearGlobalAveragePool", IMAGE, {}),
+    "mean": ("QLinearReduceMean", IMAGE, {"axes": [1], "keepdims": 0}),
+}
+
+
+@pytest.mark.parametrize("case", IN_STEPS)
+def test_sums_and_means_in_units_of_the_result(case: str) -> None:
+    op, inputs, attrs = IN_STEPS[case]
+    real = run_node(op, inputs[:-2], attrs, domain="com.microsoft", device="reference")[0]
+    unit = float(inputs[-2])
+    try:
+        for isa in core.available_isas():
+            core.select_isa(isa)
+            low, high = noted(op, inputs, attrs, 2, "com.microsoft")
+            np.testing.assert_allclose([low * unit, high * unit], [real.min(), real.max()], rtol=TOLERANCE, err_msg=isa)
     finally:
         core.select_isa()
