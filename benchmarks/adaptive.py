@@ -14,11 +14,11 @@ from collections.abc import Callable
 from time import process_time
 from typing import Any
 
-import models
 import numpy as np
 
 import evort
 import evort_tools
+import models
 
 
 def measure(name: str, seconds: float) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
     network = models.MODELS[name]
     samples = [network.example(np.random.default_rng(seed)) for seed in range(8)]
     file = evort_tools.quantize(
-        network.build(), calib=samples, equalize="off", adaround="off", bias_correction="off"
+        network.build(), calib=samples, equalize="off", adaround="off", bias_correction="off", prefer="size"
     ).to_bytes()  # fmt: skip
     feeds = samples[0]
     static = evort.load(file, threads=1)
@@ -61,7 +61,9 @@ def main() -> None:
         with open(args.json, "w") as file:
             json.dump(rows, file, indent=1)
     for row in rows:
-        print(f"{row['model']:14}static {row['static']:9.1f} us  adaptive {row['adaptive']:9.1f} us  {row['ratio']:.3f}")
+        print(
+            f"{row['model']:14}static {row['static']:9.1f} us  adaptive {row['adaptive']:9.1f} us  {row['ratio']:.3f}"
+        )
 
 
 if __name__ == "__main__":

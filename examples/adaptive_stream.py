@@ -89,7 +89,7 @@ def run(stream: Stream) -> dict[str, Any]:
     """Accuracy (%), microseconds a frame, frames by level and changes of a range; what was right and the level at each
     frame."""
     model, calib, seen, labels = stream
-    file = evort_tools.quantize(model, calib=calib, adaptive=True).to_bytes()
+    file = evort_tools.quantize(model, calib=calib, adaptive=True, prefer="size").to_bytes()
     sessions = {
         "float32": evort.load(evort_tools.convert(model), threads=1),
         "static int8": evort.load(file, threads=1),

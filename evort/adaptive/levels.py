@@ -149,6 +149,11 @@ def graph_of(graph: Graph, tensors: list[Followed], level: Level) -> Graph:
             node = new.nodes[use.node]
             writes_float = bits == 32 and use.operand == -1
             node.inputs[use.scale], node.inputs[use.zero] = ("", "") if writes_float else names
+        if bits != 8 and t.writer >= 0 and t.bounds[0] == 0:
+            # The lower end of the 8 bits may have stood for a Relu.
+            writer = new.nodes[t.writer]
+            if not writer.attrs.get("activation"):
+                writer.attrs = {**writer.attrs, "activation": "Relu"}
         if bits != 8:
             for name in t.names:  # the declared types no longer hold
                 if name not in graph.inputs and name in new.tensors and name not in graph.outputs:
@@ -186,10 +191,8 @@ def _make_float(graph: Graph, new: Graph, i: int, weights: str) -> None:
         inputs.append(name)
     node.inputs = inputs
     node.domain = ""
-    if old.op == "QLinearConv":
-        node.op = "Conv"
-    else:
-        node.op, node.attrs = "Gemm", {k: v for k, v in old.attrs.items() if k != "presum"}
+    node.op = "Conv" if old.op == "QLinearConv" else "Gemm"
+    node.attrs = {k: v for k, v in node.attrs.items() if k != "presum"}
 
 
 def noise_of(tensors: list[Followed], level: Level, noise: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ _NOTED = {
     **dict.fromkeys(("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean"), True),
 }
 _BIAS = {"QLinearConv": 8, "QLinearConvTranspose": 8, "QLinearMatMul": 8, "QGemm": 6}
+_LIMITS = {DType.UINT8: (0, 255), DType.INT8: (-128, 127), DType.INT16: (-32768, 32767)}
 _INTEGERS = {np.dtype(np.uint8): DType.UINT8, np.dtype(np.int8): DType.INT8, np.dtype(np.int16): DType.INT16}
 
 
@@ -60,7 +61,7 @@ class Followed:
 
     def range(self) -> tuple[float, float]:
         """The real values that the integers of the file stand for."""
-        low, high = {DType.UINT8: (0, 255), DType.INT8: (-128, 127), DType.INT16: (-32768, 32767)}[self.dtype]
+        low, high = _LIMITS[self.dtype]
         return (low - self.zero) * self.scale, (high - self.zero) * self.scale
 
 
@@ -135,7 +136,9 @@ class _Finder:
         scale, zero, dtype = found.pop()
         if noted and not any(use.node == first and use.operand == -1 for use in uses):
             return None  # it writes float32
-        bounds = _clamp(node) if noted else (-math.inf, math.inf)
+        bounds = _clamp(node, zero, dtype) if noted else (-math.inf, math.inf)
+        if bounds is None:
+            return None
         return Followed(names, uses, first, bounds, is_float, scale, zero, dtype, noted and _NOTED[node.op])
 
     def _encoding(self, node: Node, use: Use) -> tuple[float, int, DType] | None:
@@ -147,15 +150,22 @@ class _Finder:
         return None if dtype is None else (float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), dtype)
 
 
-def _clamp(node: Node) -> tuple[float, float]:
-    """What a node's activation bounds its results to, where it only clamps."""
+def _clamp(node: Node, zero: int, dtype: DType) -> tuple[float, float] | None:
+    """What a node bounds its results to: by its activation, or by a zero point at the lower end of its type, which may
+    stand for a Relu that is left out. None where more than a clamp and that come together, or it is the upper end."""
     activation = node.attrs.get("activation") or ""
+    least, most = _LIMITS[dtype]
+    low, high = -math.inf, math.inf
     if activation == "Relu":
-        return 0.0, math.inf
-    if activation == "Clip":
+        low = 0.0
+    elif activation == "Clip":
         low, high = ACTIVATIONS["Clip"].params
-        return float(node.attrs.get("activation_alpha", low)), float(node.attrs.get("activation_beta", high))
-    return -math.inf, math.inf
+        low, high = float(node.attrs.get("activation_alpha", low)), float(node.attrs.get("activation_beta", high))
+    elif activation and zero == least:
+        return None
+    if zero == most:
+        return None
+    return (max(low, 0.0) if zero == least else low), high
 
 
 def biases(graph: Graph, tensors: list[Followed]) -> Iterator[tuple[int, int, list[int]]]:

@@ -351,40 +351,16 @@ static void EV_FN(qf_store)(const ev_qfinish *f, int64_t n, const float *r, void
     }
 }
 
-#if defined(__AVX2__)
-/* Eight sums times scale, rounded; too large ones stay below 2^31. */
-#define EV_QF_EIGHT(i)                                                                                           \
-    _mm256_cvtps_epi32(_mm256_min_ps(top,                                                                        \
-        _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_loadu_si256((const __m256i *)(sum + (i))), add8)), \
-                      scale8)))
-
-/* Bytes where one product does. Up to 31 sums more than n are read. */
-static void EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum, int32_t add, float scale, uint8_t *y)
+/* Notes the range of n numbers. */
+static void EV_FN(qf_note)(float *range, int64_t n, const float *r)
 {
-    const __m256i add8 = _mm256_set1_epi32(add), zero = _mm256_set1_epi16((int16_t)f->zero);
-    const __m256 scale8 = _mm256_set1_ps(scale), top = _mm256_set1_ps(65536.0f);
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i lo = _mm256_set1_epi8((char)f->lo), hi = _mm256_set1_epi8((char)f->hi);
-    for (int64_t j = 0; j < n; j += 32, sum += 32) {
-        /* Saturated to int16 and then to the result's type, in the order 0-3 8-11 16-19 24-27 | 4-7 ... */
-        const __m256i u = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(0), EV_QF_EIGHT(8)), zero);
-        const __m256i v = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(16), EV_QF_EIGHT(24)), zero);
-        __m256i r;
-        if (f->type == EV_UINT8)
-            r = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(u, v), lo), hi);
-        else
-            r = _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(u, v), lo), hi);
-        r = _mm256_permutevar8x32_epi32(r, order);
-        if (n - j >= 32) _mm256_storeu_si256((__m256i *)(y + j), r);
-        else {
-            uint8_t some[32];
-            _mm256_storeu_si256((__m256i *)some, r);
-            memcpy(y + j, some, (size_t)(n - j));
-        }
+    float lo = INFINITY, hi = -INFINITY;
+    for (int64_t j = 0; j < n; j++) {
+        lo = r[j] < lo ? r[j] : lo;
+        hi = r[j] > hi ? r[j] : hi;
     }
+    ev_widen(range, lo, hi);
 }
-#endif
-
 
 #if defined(__AVX2__)
 /* Eight numbers of a residual as they are added. */
@@ -427,7 +403,8 @@ static void EV_FN(qf_chain)(const ev_qfinish *f, int64_t n, const int32_t *sum, 
     const __m256i add8 = _mm256_set1_epi32(add), zero = _mm256_set1_epi32(f->zero);
     const __m256 scale8 = _mm256_set1_ps(scale), inverse = _mm256_set1_ps(1.0f / f->unit);
     const __m256 least = _mm256_set1_ps((float)(f->lo - f->zero)), most = _mm256_set1_ps((float)(f->hi - f->zero));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), at = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256 seen[2] = {_mm256_set1_ps(INFINITY), _mm256_set1_ps(-INFINITY)};
     for (int64_t j = 0; j < n; j += BLOCK) {
         const int64_t m = n - j < BLOCK ? n - j : BLOCK;
         float buf[BLOCK];
@@ -454,6 +431,11 @@ static void EV_FN(qf_chain)(const ev_qfinish *f, int64_t n, const int32_t *sum, 
                         r = EV_FN(qf_activate)(f, r, &done);
                         if (!done) _mm256_storeu_ps(buf + i + 8 * q, r);
                     }
+                    if (f->range && (pass || done)) { /* of those that are there; NaN: the second operand */
+                        const __m256 there = (__m256)_mm256_cmpgt_epi32(_mm256_set1_epi32((int)(m - i - 8 * q)), at);
+                        seen[0] = _mm256_min_ps(_mm256_blendv_ps(seen[0], r, there), seen[0]);
+                        seen[1] = _mm256_max_ps(_mm256_blendv_ps(seen[1], r, there), seen[1]);
+                    }
                     r = _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(r, inverse), least), most); /* NaN: the second */
                     v[q] = _mm256_add_epi32(_mm256_cvtps_epi32(r), zero);
                 }
@@ -470,6 +452,7 @@ static void EV_FN(qf_chain)(const ev_qfinish *f, int64_t n, const int32_t *sum, 
             }
         }
     }
+    if (f->range) EV_FN(qf_note)(f->range, 16, (const float *)seen);
 }
 #endif
 
@@ -477,8 +460,9 @@ static void EV_FN(qf_chain)(const ev_qfinish *f, int64_t n, const int32_t *sum, 
 static void EV_FN(qf_note_sums)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
                                 float scale)
 {
-    int64_t lo = wide ? wide[0] : sum[0], hi = lo;
+    int64_t lo, hi;
     if (wide) {
+        lo = hi = wide[0];
         for (int64_t j = 1; j < n; j++) {
             lo = wide[j] < lo ? wide[j] : lo;
             hi = wide[j] > hi ? wide[j] : hi;
@@ -495,15 +479,61 @@ static void EV_FN(qf_note_sums)(const ev_qfinish *f, int64_t n, const int32_t *s
     ev_widen(f->range, (float)(lo + add) * unit, (float)(hi + add) * unit);
 }
 
-static void EV_FN(qf_note)(float *range, int64_t n, const float *r)
+#if defined(__AVX2__)
+/* Eight sums times scale, rounded; too large ones stay below 2^31. */
+#define EV_QF_EIGHT(t) \
+    _mm256_cvtps_epi32(_mm256_min_ps(top, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(t, add8)), scale8)))
+
+/* Bytes where one product does. Up to 31 sums more than n are read. seen: NULL, or [smallest, largest] of the sums of
+ * whole vectors of 32, eight each. */
+static inline __attribute__((always_inline)) void EV_FN(qf_fold_noting)(const ev_qfinish *f, int64_t n,
+                                                                        const int32_t *sum, int32_t add, float scale,
+                                                                        uint8_t *y, __m256i *seen)
 {
-    float lo = INFINITY, hi = -INFINITY;
-    for (int64_t j = 0; j < n; j++) {
-        lo = r[j] < lo ? r[j] : lo;
-        hi = r[j] > hi ? r[j] : hi;
+    const __m256i add8 = _mm256_set1_epi32(add), zero = _mm256_set1_epi16((int16_t)f->zero);
+    const __m256 scale8 = _mm256_set1_ps(scale), top = _mm256_set1_ps(65536.0f);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i lo = _mm256_set1_epi8((char)f->lo), hi = _mm256_set1_epi8((char)f->hi);
+    for (int64_t j = 0; j < n; j += 32, sum += 32) {
+        const __m256i *s = (const __m256i *)sum;
+        const __m256i s0 = _mm256_loadu_si256(s), s1 = _mm256_loadu_si256(s + 1);
+        const __m256i s2 = _mm256_loadu_si256(s + 2), s3 = _mm256_loadu_si256(s + 3);
+        if (seen && n - j >= 32) {
+            const __m256i low = _mm256_min_epi32(_mm256_min_epi32(s0, s1), _mm256_min_epi32(s2, s3));
+            const __m256i high = _mm256_max_epi32(_mm256_max_epi32(s0, s1), _mm256_max_epi32(s2, s3));
+            seen[0] = _mm256_min_epi32(seen[0], low);
+            seen[1] = _mm256_max_epi32(seen[1], high);
+        }
+        /* Saturated to int16 and then to the result's type, in the order 0-3 8-11 16-19 24-27 | 4-7 ... */
+        const __m256i u = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(s0), EV_QF_EIGHT(s1)), zero);
+        const __m256i v = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(s2), EV_QF_EIGHT(s3)), zero);
+        __m256i r;
+        if (f->type == EV_UINT8)
+            r = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(u, v), lo), hi);
+        else
+            r = _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(u, v), lo), hi);
+        r = _mm256_permutevar8x32_epi32(r, order);
+        if (n - j >= 32) _mm256_storeu_si256((__m256i *)(y + j), r);
+        else {
+            uint8_t some[32];
+            _mm256_storeu_si256((__m256i *)some, r);
+            memcpy(y + j, some, (size_t)(n - j));
+        }
     }
-    ev_widen(range, lo, hi);
 }
+
+static void EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum, int32_t add, float scale, uint8_t *y)
+{
+    if (!f->range) {
+        EV_FN(qf_fold_noting)(f, n, sum, add, scale, y, NULL);
+        return;
+    }
+    __m256i seen[2] = {_mm256_set1_epi32(INT32_MAX), _mm256_set1_epi32(INT32_MIN)};
+    EV_FN(qf_fold_noting)(f, n, sum, add, scale, y, seen);
+    if (n >= 32) EV_FN(qf_note_sums)(f, 16, (const int32_t *)seen, NULL, add, scale);
+    if (n % 32) EV_FN(qf_note_sums)(f, n % 32, sum + n / 32 * 32, NULL, add, scale);
+}
+#endif
 
 /* n results from sums (or `wide` ones, where that is not NULL) + add, times scale; z: the residual, or NULL. Behind the
  * sums, 31 more can be read. */
@@ -519,17 +549,17 @@ static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
         for (; j < n; j++) to[j] = sum[j] + (int32_t)add;
         return;
     }
-    if (f->range && f->folds && f->type != EV_FLOAT) EV_FN(qf_note_sums)(f, n, sum, wide, add, scale);
 #if defined(__AVX2__)
     if (f->folds && size == 1 && !wide) {
         EV_FN(qf_fold)(f, n, sum, (int32_t)add, scale, y);
         return;
     }
-    if (size == 1 && !wide && !f->range && f->activation != EV_ACT_CLIP) {
+    if (size == 1 && !wide && f->activation != EV_ACT_CLIP) {
         EV_FN(qf_chain)(f, n, sum, (int32_t)add, scale, z, y);
         return;
     }
 #endif
+    if (f->range && f->folds && f->type != EV_FLOAT) EV_FN(qf_note_sums)(f, n, sum, wide, add, scale);
     for (; j < n; j += BLOCK) {
         float r[BLOCK];
         const int64_t m = n - j < BLOCK ? n - j : BLOCK;
