@@ -108,6 +108,11 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
         yield start
 
 
+def silent(what: str, count: int | None) -> Callable[[], None]:
+    """A `Progress` that shows nothing."""
+    return lambda: None
+
+
 def file_size(path: str) -> int:
     return os.stat(path).st_size
 

@@ -9,6 +9,11 @@ arrays by input name, samples along the first axis, an npy file, or a folder of 
 dynamic: weights are integers; activations become integers by the range that they have in each run. Needs no data.
 weight-only: weights take 2, 3, 4 or 8 bits in groups, or 16; activations stay float32. Calibration data lets it round
 with GPTQ.
+mixed: each layer in float32, float16, int16, int8 or int4, chosen for --max-size, --max-drop and --max-latency by what
+it bears and what it costs on this machine, or on the target (--profile). Needs calibration data.
+
+No layer becomes integers that is slower so (static, mixed; --prefer size for the smallest file). --metric
+FILE.py:FUNCTION runs that file, which is yours, and holds its result within --max-drop (static, mixed).
 
 The input and outputs of the model stay float32. What has no integer form stays in float, and is listed.
 """
@@ -20,7 +25,6 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +35,7 @@ from evort.graph import Model
 from evort.quant import decibels
 from evort.session import Session
 from evort_tools.bench import latency
-from evort_tools.common import Progress, bytes_text, progress_bar
+from evort_tools.common import Progress, bytes_text, progress_bar, silent
 from evort_tools.quantization import accuracy, improve, layers, mixed, placement, static
 from evort_tools.quantization import latency as latency_profile
 from evort_tools.quantization.adaptive import add_levels
@@ -44,6 +48,7 @@ from evort_tools.quantization.options import Options, add_flags, from_arguments,
 from evort_tools.quantization.qdq import total_bytes
 from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_page
 from evort_tools.quantization.schemes import by_layer
+from evort_tools.quantization.search import NOTED
 from evort_tools.quantization.select import PRODUCTS
 
 
@@ -149,7 +154,7 @@ def _write_report(
     """Compares both models layer by layer, measures both, and writes the page."""
     options = result.options
     samples = data.head(min(_REPORTED, static.trial_count(source, data)))
-    step = (progress or _silent)("comparing layers", len(samples))
+    step = (progress or silent)("comparing layers", len(samples))
     found = layers.compare(result.real, result.model, result.encodings, samples, options.threads, step)
     rows = []
     for what, before, after in (("file", "source", "file"), ("constants", "weights_before", "weights_after")):
@@ -172,10 +177,6 @@ def _write_report(
 _REPORTED = 8  # samples on which layers are compared
 
 
-def _silent(what: str, count: int | None) -> Callable[[], None]:
-    return lambda: None
-
-
 def _calibration(calib: Any, model: Model, options: Options) -> Calibration:
     images = Images(options.scale, options.mean, options.std, options.size, options.bgr, options.channels_last)
     return open_calibration(calib, model.graph, images, options.samples)
@@ -183,7 +184,7 @@ def _calibration(calib: Any, model: Model, options: Options) -> Calibration:
 
 def quantize_model(model: Model, calib: Any, options: Options, progress: Progress | None = None) -> Result:
     """`quantize` for a graph on which the float passes have run; the graph stays as it is."""
-    progress = progress or _silent
+    progress = progress or silent
     data = None if calib is None else _calibration(calib, model, options)
     result = Result(model, options)
     result.sizes["weights_before"] = total_bytes(model.graph)
@@ -218,21 +219,16 @@ def _settings(data: Calibration | None, options: Options) -> tuple[static.Settin
 def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None:
     settings, helpers = _settings(data, result.options)
     found = mixed.mixed(result.model, data, result.options, settings, helpers, progress)
-    result.kept = mixed.unchanged(result.model, found.layers)
+    result.kept = found.kept
     result.model, result.real, result.layers, result.helpers = found.model, found.real, found.layers, found.helpers
     if found.found is not None:
         result.encodings, result.methods = found.found.encodings, found.found.ratios
     if math.isfinite(found.goal.limit):
         result.loss = {"limit": found.goal.limit, "float": found.goal.base, "loss": found.loss}
     result.notes = found.notes
-    noted: dict[str, Any] = {"scheme": "mixed"}
     if found.profile is not None:
         source = found.profile.source or "measured here"
         result.latency = {"float32_us": found.us_float, "predicted_us": found.us, "profile": source}
-        noted |= {key: found.profile.machine.get(key) for key in ("isa", "threads")}
-    for row in found.layers:
-        noted.setdefault(row["precision"], []).append(row["name"])
-    result.model.metadata["evort.quantization"] = json.dumps(noted, separators=(",", ":"))
 
 
 def _static(data: Calibration | None, result: Result, progress: Progress) -> None:
@@ -279,7 +275,7 @@ def _note_speed(result: Result, costs: placement.Costs, found: static.Calibrated
         **{key: costs.profile.machine.get(key) for key in ("isa", "threads")},
         "float": [node.name or node.outputs[0] for node in products],
     }
-    result.model.metadata["evort.quantization"] = json.dumps(noted, separators=(",", ":"))
+    result.model.metadata[NOTED] = json.dumps(noted, separators=(",", ":"))
 
 
 def _floats(costs: placement.Costs, found: static.Calibrated) -> dict[str, str]:

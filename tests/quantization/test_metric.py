@@ -169,6 +169,8 @@ def test_a_metric_by_the_command(file, digits, tmp_path, capsys):
         ({"max_size": "10kB"}, "max_size is not for the static scheme"),
         ({"pin": ("a=int8",)}, "pin is not for the static scheme"),
         ({"scheme": "mixed", "sensitivity": "metric", "max_drop": "1%"}, "sensitivity by the metric needs one"),
+        ({"profile": "p.json", "prefer": "size"}, "nothing is chosen by latency"),
+        ({"profile": "p.json", "scheme": "weight-only"}, "nothing is chosen by latency"),
         ({"scheme": "mixed", "precisions": ("int8", "int5")}, "'int5' is not one of float32"),
     ],
 )

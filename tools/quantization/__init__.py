@@ -7,6 +7,15 @@
     encodings   a range made integers: dtype, scale, zero point
     qdq         writes encodings into a graph as QuantizeLinear and DequantizeLinear
     static      which tensors of a graph get which encoding
+    integers    the integer model of a calibrated one, without casts as nodes of their own
+    latency     times of layers in each precision: measured, or from a file
+    placement   what is slower in integers stays in float: a minimum cut
+    metric      the user's metric, and what may be lost
+    accuracy    undoes the worst layers of a static model until the target holds
+    precisions  what a layer can be; the model with some of it
+    knapsack    one choice for each layer, under limits
+    search      the best precisions of all layers
+    mixed       the scheme that does so
 
 A graph with QuantizeLinear/DequantizeLinear pairs is the one form in which a quantization is stated; the pass
 `integers` turns it into integer operators.

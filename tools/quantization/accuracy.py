@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from evort.graph import Model
+from evort_tools.common import Progress
 from evort_tools.quantization import static
 from evort_tools.quantization.improve import restored
 from evort_tools.quantization.integers import integer_model
@@ -17,8 +18,6 @@ from evort_tools.quantization.placement import Costs, slower_in_integers
 from evort_tools.quantization.qdq import fake_quantized
 from evort_tools.quantization.select import PRODUCTS
 from evort_tools.quantization.static import Calibrated
-
-Progress = Callable[[str, int | None], Callable[[], None]]
 
 
 def alone(real: Model, found: Calibrated, layers: list[str], goal: Goal, step: Callable[[], None]) -> dict[str, float]:

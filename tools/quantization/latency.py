@@ -31,7 +31,7 @@ from evort import __version__
 from evort._kernels import core
 from evort.graph import Graph, Model, Node
 from evort.session import Session
-from evort_tools.common import write_atomically
+from evort_tools.common import Progress, silent, write_atomically
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.qdq import total_bytes
 from evort_tools.quantization.select import PRODUCTS
@@ -134,7 +134,7 @@ def measure(
     feeds: Mapping[str, np.ndarray],
     threads: int | None = None,
     others: Mapping[str, Callable[[], Model]] | None = None,
-    progress: Callable[[str, int | None], Callable[[], None]] | None = None,
+    progress: Progress = silent,
 ) -> Profile:
     """Times a model's layers in float32 and int8, and in other precisions.
 
@@ -160,7 +160,7 @@ def measure(
     for half in (0, 1) if len(products) > 1 else ():
         makers[f"{BESIDE}/{half}"] = lambda half=half: integer(dict.fromkeys(products[half::2], ""))
     makers |= {name: lambda make=make: other(make) for name, make in (others or {}).items()}
-    step = (progress or _silent)("measuring layers", len(makers))
+    step = progress("measuring layers", len(makers))
     layers_of: dict[str, set[str]] = {}
     best: dict[str, Times] = {}
     waiting: dict[str, Session] = {}
@@ -204,10 +204,6 @@ def ratio(first: Model, second: Model, feeds: Mapping[str, Any], threads: int | 
             if count + 1 >= _FEWEST and time.perf_counter() > end:
                 break
     return best[1] / best[0]
-
-
-def _silent(what: str, count: int | None) -> Callable[[], None]:
-    return lambda: None
 
 
 def changed(before: Graph, after: Graph) -> set[str]:

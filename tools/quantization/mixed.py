@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from evort.graph import Model, Node
+from evort.graph import Model
 from evort.session import Session
-from evort_tools.common import random_inputs
+from evort_tools.common import Progress, random_inputs
+from evort_tools.passes import graphs_of
 from evort_tools.quantization import improve, latency, placement, static
 from evort_tools.quantization.data import Calibration, open_calibration
 from evort_tools.quantization.improve import Helpers
@@ -23,19 +24,18 @@ from evort_tools.quantization.options import PRECISIONS, Options
 from evort_tools.quantization.placement import Costs
 from evort_tools.quantization.precisions import layers_of, pins_of, static_int8, variants
 from evort_tools.quantization.search import Candidate, Search, sensitivities
+from evort_tools.quantization.select import PRODUCTS
 from evort_tools.quantization.static import Calibrated, Settings
 
 DEFAULT = "30dB"  # the drop where the user gives no limit at all
 _SAMPLES = 16  # on which sensitivities are measured
-
-Progress = Callable[[str, int | None], Callable[[], None]]
 
 
 class Mixed:
     """A model in mixed precision. model: with the choice; real: the float model that it was made of; found: what
     calibration found for what is int8, None where nothing is; layers: rows for tables (`Search.rows`); helpers: those
     that were kept; profile: the times that were gone by, None without; us, us_float: predicted; goal, loss: what was
-    held, and what is lost; notes: for the user."""
+    held, and what is lost; notes: for the user; kept: {label: why} of products that have no other precision."""
 
     def __init__(
         self, model: Model, real: Model, found: Calibrated | None, search: Search, best: Candidate,
@@ -50,6 +50,7 @@ class Mixed:
         self.us, self.us_float = best.us, search.float_us
         self.goal, self.loss = search.goal, best.loss
         self.notes = search.notes
+        self.kept = _kept(search)
 
 
 def mixed(
@@ -122,7 +123,7 @@ def _fitted(
         return plain
     ratios = search.found.ratios
     integer = static_int8(search.layers, best.chosen)
-    floats = {n.outputs[0]: "" for n in search.found.selection.nodes if n.op in placement.PRODUCTS}
+    floats = {n.outputs[0]: "" for n in search.found.selection.nodes if n.op in PRODUCTS}
     floats = {name: "" for name in floats if name not in integer}
     method = min(ratios, key=ratios.get) if ratios else settings.method
     how = replace(settings, method=method, floats=floats)
@@ -170,12 +171,13 @@ def _share(text: Any) -> float | None:
     return None if found is None else float(found[1]) / 100
 
 
-def unchanged(model: Model, rows: list[dict[str, Any]]) -> dict[str, str]:
+def _kept(search: Search) -> dict[str, str]:
     """{label: why} of the products that have no other precision than float32."""
-    known = {row["name"] for row in rows}
-
-    def name(node: Node) -> str:
-        return node.name or node.outputs[0]
-
-    left = [n for n in model.graph.nodes if n.op in placement.PRODUCTS and not n.domain and name(n) not in known]
-    return {node.label(): "it has no other precision" for node in left}
+    known = {out for layer in search.layers for out in layer.outputs}
+    outermost = search.real.graph
+    return {
+        node.label(): "it has no other precision" if graph is outermost else "it is in a nested graph"
+        for graph in graphs_of(outermost)
+        for node in graph.nodes
+        if node.op in PRODUCTS and not node.domain and (graph is not outermost or node.outputs[0] not in known)
+    }

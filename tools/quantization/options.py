@@ -163,11 +163,13 @@ class Options:
             raise ValueError("a metric needs a limit to hold: give max_drop, such as 0.5%")
         if self.sensitivity == "metric" and self.metric is None:
             raise ValueError("sensitivity by the metric needs one: give metric, such as my_metric.py:top1")
-        goal = ("metric", "max_drop")
+        goal, only_timed = ("metric", "max_drop"), ("static", "mixed")
         only = {"static": goal, "mixed": (*goal, "max_size", "max_latency", "pin")}.get(self.scheme, ())
         for name in (*goal, "max_size", "max_latency", "pin"):
             if getattr(self, name) and name not in only:
                 raise ValueError(f"{name} is not for the {self.scheme} scheme; the mixed scheme has it")
+        if self.profile and (self.scheme not in only_timed or (self.prefer == "size" and not self.max_latency)):
+            raise ValueError("profile: nothing is chosen by latency with this scheme and what it prefers")
         unknown = [p for p in self.precisions if p not in PRECISIONS]
         if unknown:
             raise ValueError(f"precisions: {unknown[0]!r} is not one of {', '.join(PRECISIONS)}")

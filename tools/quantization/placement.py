@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 
 from evort.graph import Model, Node
+from evort_tools.common import Progress
 from evort_tools.quantization import static
 from evort_tools.quantization.data import Calibration, open_calibration
 from evort_tools.quantization.integers import integer_model
@@ -126,7 +127,7 @@ def costs_of(
     data: Calibration,
     settings: Settings,
     profile: Profile | None,
-    progress: Callable[[str, int | None], Callable[[], None]],
+    progress: Progress,
     others: Mapping[str, Model] | None = None,
 ) -> Costs:
     """What the layers of a model cost, by a profile or as measured here, on the first sample. others: models of other
@@ -145,7 +146,7 @@ def decide(
     data: Calibration,
     settings: Settings,
     profile: Profile | None,
-    progress: Callable[[str, int | None], Callable[[], None]],
+    progress: Progress,
 ) -> tuple[Costs, dict[str, str]]:
     """What the layers of a model cost, and {first output: why} of those that stay in float for speed.
 

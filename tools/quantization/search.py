@@ -15,13 +15,14 @@ times that layers have beside the last choice, until it chooses the same, and wh
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from evort import etm
 from evort.graph import Model
-from evort_tools.common import bytes_text
+from evort_tools.common import Progress, bytes_text
 from evort_tools.quantization import knapsack, static
 from evort_tools.quantization.metric import Goal
 from evort_tools.quantization.options import PRECISIONS
@@ -31,13 +32,12 @@ from evort_tools.quantization.qdq import fake_quantized
 from evort_tools.quantization.select import PRODUCTS
 from evort_tools.quantization.static import Calibrated
 
+NOTED = "evort.quantization"  # the key of the file's metadata for what was chosen
 _ROUNDS = 6  # of solving again with the times beside the last choice
 _TRIES = 12  # of budgets for the noise, each of which is measured
 _CLOSE = 1.1  # budgets that are so near to each other are not told apart
 _SLACK = 1.02  # times the least time, where a model may be slower than in float32
 _WORST = 1e6  # noise over signal where there is no signal
-
-Progress = Callable[[str, int | None], Callable[[], None]]
 
 
 class Candidate:
@@ -296,11 +296,21 @@ class Search:
         return self._seen[key]
 
     def fitted(self, chosen: list[str], real: Model, found: Calibrated | None) -> Candidate:
-        """The model of a choice, with other weights and encodings of what is int8."""
-        model, left = build(real, found, self.models, self.layers, chosen)
+        """The model of a choice, with other weights and encodings of what is int8. Its metadata say what was chosen."""
+        model, left = self._built(chosen, real, found)
         us = 0.0 if self.costs is None else self.time(chosen)
         loss = self.goal.loss(model)
         return Candidate(chosen, model, left, len(etm.write(model)), us, self._sum("noise", chosen), loss)
+
+    def _built(self, chosen: list[str], real: Model, found: Calibrated | None) -> tuple[Model, Calibrated | None]:
+        model, left = build(real, found, self.models, self.layers, chosen)
+        noted: dict[str, Any] = {"scheme": "mixed"}
+        if self.costs is not None:
+            noted |= {key: self.costs.profile.machine.get(key) for key in ("isa", "threads")}
+        for layer, precision in zip(self.layers, chosen, strict=True):
+            noted.setdefault(precision, []).append(layer.name)
+        model.metadata[NOTED] = json.dumps(noted, separators=(",", ":"))
+        return model, left
 
     def attempt(self, objective: str, noise: float) -> Candidate | None:
         """The model of the best choice with at most this noise, whose file holds the limit."""
@@ -395,7 +405,7 @@ class Search:
     def _smallest(self) -> int:
         """Bytes of the smallest file, whatever it loses and takes."""
         chosen = knapsack.solve(self._tables("bytes"), [])
-        return len(etm.write(build(self.real, self.found, self.models, self.layers, self._named(chosen))[0]))
+        return len(etm.write(self._built(self._named(chosen), self.real, self.found)[0]))
 
     def rows(self, chosen: Sequence[str]) -> list[dict[str, Any]]:
         """For tables and JSON: each layer with its precision, its harm alone, its bytes and microseconds."""
