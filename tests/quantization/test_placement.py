@@ -16,7 +16,7 @@ from evort.session import Session
 from evort_tools.cli import main
 from evort_tools.common import shipped_models
 from evort_tools.convert import convert_model
-from evort_tools.quantization import latency, static
+from evort_tools.quantization import latency, placement, static
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import open_calibration
 from evort_tools.quantization.integers import casts, integer_model
@@ -188,3 +188,14 @@ def test_restricted_needs_no_data(calibrated):
     for name, encoding in less.encodings.items():
         root = found.selection.activations.get(name, name)
         assert encoding.same(found.encodings.get(name) or found.encodings[root])
+
+
+def test_a_whole_that_is_slower_goes_back_to_float(digits, monkeypatch):
+    """Where layers measure faster alone and the model is not, nothing is left in integers."""
+    monkeypatch.setattr(placement, "measure", lambda *_, **__: lenet_profile())
+    asked = []
+    monkeypatch.setattr(placement, "ratio", lambda *_: asked.append(1) or 1.5)
+    found = evort_tools.quantize(LENET, calib=digits, **FAST)
+    assert found.layers == [] and len(found.kept) == 5 and 1 < len(asked) <= 8
+    monkeypatch.setattr(placement, "ratio", lambda *_: 0.9)
+    assert len(evort_tools.quantize(LENET, calib=digits, **FAST).layers) == 8

@@ -33,8 +33,11 @@ from evort_tools.quantization.select import PRODUCTS
 from evort_tools.quantization.static import Calibrated
 
 NOTED = "evort.quantization"  # the key of the file's metadata for what was chosen
+# Bytes that a node takes more in the file than its constants: their names, shapes and attributes.
+_RECORDS = {"float32": 0, "float16": 0, "int16": 192, "int8": 384, "int4": 384}
 _ROUNDS = 6  # of solving again with the times beside the last choice
 _TRIES = 12  # of budgets for the noise, each of which is measured
+_STEP = 0.005  # of the size's limit, by which room is made where a file is larger than was thought
 _CLOSE = 1.1  # budgets that are so near to each other are not told apart
 _SLACK = 1.02  # times the least time, where a model may be slower than in float32
 _WORST = 1e6  # noise over signal where there is no signal
@@ -90,6 +93,10 @@ def sensitivities(
         if losses is not None:
             losses.append(lost)
     return noise, losses
+
+
+def _file_bytes(layer: Layer, precision: str) -> float:
+    return float(layer.bytes[precision] + _RECORDS[precision] * len(layer.outputs))
 
 
 class Search:
@@ -203,17 +210,21 @@ class Search:
 
     def fastest(self) -> float:
         """The least microseconds that any choice takes, as far as is found."""
+        return self.time(self._fastest(math.inf, math.inf))
+
+    def _fastest(self, noise: float, size: float) -> list[str] | None:
+        """The choice of the least time within limits on noise and bytes, whatever the limit on the time."""
         before, self.max_us = self.max_us, math.inf
-        chosen = self.choose("us", math.inf, math.inf)
+        chosen = self.choose("us", noise, size)
         self.max_us = before
-        return self.time(chosen)
+        return chosen
 
     # The knapsack
 
     def _tables(self, what: str) -> list[list[float]]:
         if what == "noise":
             return [[h[p] for p in choices] for h, choices in zip(self._harm, self._choices, strict=True)]
-        return [[float(layer.bytes[p]) for p in c] for layer, c in zip(self.layers, self._choices, strict=True)]
+        return [[_file_bytes(layer, p) for p in c] for layer, c in zip(self.layers, self._choices, strict=True)]
 
     def _solutions(self, objective: str, noise: float, size: float, us: float) -> list[list[str]]:
         """Choices that hold the limits on sums of noise and bytes, by any of the starts; times are not yet checked."""
@@ -252,7 +263,7 @@ class Search:
             return self.time(chosen)
         if what == "noise":
             return sum(h[p] for h, p in zip(self._harm, chosen, strict=True))
-        return float(sum(layer.bytes[p] for layer, p in zip(self.layers, chosen, strict=True)))
+        return sum(_file_bytes(layer, p) for layer, p in zip(self.layers, chosen, strict=True))
 
     def choose(self, objective: str, noise: float, size: float) -> list[str] | None:
         """The best choice that is found within limits on noise, bytes of layers, and the latency."""
@@ -264,6 +275,10 @@ class Search:
             best = min(solutions, key=lambda s: self._sum(objective, s), default=None)
             if best is not None or self.costs is None:
                 break
+        if best is None and self.costs is not None and math.isfinite(self.max_us):
+            best = self._fastest(noise, size)
+            if best is not None and self.time(best) > self.max_us:
+                best = None
         if best is None or self.costs is None:
             return best
         return self._polished(best, objective, noise, size)
@@ -315,14 +330,14 @@ class Search:
     def attempt(self, objective: str, noise: float) -> Candidate | None:
         """The model of the best choice with at most this noise, whose file holds the limit."""
         room = self.max_bytes - self._others
-        for _ in range(6):  # names and scales take some bytes more than constants
+        for _ in range(_TRIES):  # the file takes a little more or less than is known of it
             chosen = self.choose(objective, noise, room)
             if chosen is None:
                 return None
             found = self.candidate(chosen)
             if found.bytes <= self.max_bytes:
                 return found
-            room -= found.bytes - self.max_bytes
+            room -= max(found.bytes - self.max_bytes, _STEP * self.max_bytes)
         return None
 
     def run(self, progress: Progress) -> Candidate:
@@ -396,10 +411,16 @@ class Search:
                 f"max_size: {bytes_text(self.max_bytes)} cannot be reached: the smallest file is "
                 f"{bytes_text(smallest)}, float32 takes {bytes_text(self.float_bytes)}"
             )
+        if self.costs is None:
+            return (
+                f"max_size: nothing was found of {bytes_text(self.max_bytes)}; the smallest is {bytes_text(smallest)}"
+            )
+        self.max_us = math.inf
+        fastest = self.attempt("us", math.inf)
         return (
-            f"max_size and the latency cannot be held together: {bytes_text(self.max_bytes)} in "
-            f"{self.max_us / 1e3:.4g} ms (float32 takes {self.float_us / 1e3:.4g} ms); the smallest file is "
-            f"{bytes_text(smallest)}"
+            f"max_size and max_latency cannot be held together: {bytes_text(self.max_bytes)} takes at least "
+            f"{(math.inf if fastest is None else fastest.us) / 1e3:.4g} ms as far as is found; the smallest file is "
+            f"{bytes_text(smallest)}; float32 takes {self.float_us / 1e3:.4g} ms"
         )
 
     def _smallest(self) -> int:
