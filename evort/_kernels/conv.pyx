@@ -4,7 +4,8 @@
     direct_f32      a padded copy of a band of the image is the right operand, read at each tap's offset
     winograd_f32    3x3, stride 1, enough channels: a quarter of the products
     im2col_f32      any other: the right operand is packed from the image, panel by panel, never built as a whole
-    depthwise_f32   one input channel a group: no product, a stencil over the image
+    depthwise_f32   one input channel a group: no product, a stencil over the image, some channels at a time (where rows
+                    are very long, channel by channel)
     transpose_f32   ConvTranspose: products in blocks, then their sums row by row of the output
 
 Weights are read where the file has them. All take ints (activation, groups, then a Window of evort/ops/conv.py) and
@@ -13,8 +14,8 @@ reals (activation parameters a, b); in: X, W, B or NULL, Z or NULL, slope or NUL
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
-from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_OK, ev_call,
-                                  ev_conv_window, ev_depthwise, ev_direct, ev_direct_image, ev_epilogue, ev_tile, ev_ukr,
+from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_DEPTHWISE_CHANNELS, EV_OK, ev_call,
+                                  ev_conv_window, ev_depthwise, ev_depthwise_floats, ev_direct, ev_direct_image, ev_epilogue, ev_tile, ev_ukr,
                                   ev_winograd_output, parallel_for, register, ukernels)
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
 
@@ -22,6 +23,7 @@ cdef const ev_ukr *K = ukernels()
 
 cdef enum:
     MACS_PER_TASK = 1 << 19      # about 35 us: less is not worth waking a thread, which takes 20 to 40
+    DEPTHWISE_FLOATS = 12 * 1024 # of a band of some channels, which stays in L1 and L2
     COL_BYTES = 192 * 1024       # of products in a block of a transposed convolution: they stay in L2
 
 ctypedef struct Shape:
@@ -177,52 +179,92 @@ ctypedef struct Depthwise:
     const ev_call *call
     Shape shape
     ev_depthwise stencil
-    int64_t bands, band_rows     # each channel in bands of so many output rows
+    int64_t channels, blocks     # channels of a block
+    int64_t bands, band_rows     # each block in bands of so many output rows
+    int64_t floats               # scratch of a thread; 0 where channels are done one by one
+
+
+cdef void plan_depthwise(Depthwise *job, const ev_conv_window *g, int64_t c, int64_t m, int64_t items, bint clamp,
+                         int32_t threads) noexcept nogil:
+    """Sizes for c channels in and m out; items: images. clamp: no other activation follows."""
+    cdef ev_depthwise *d = &job.stencil
+    cdef int64_t rows
+    d.h, d.w, d.oh, d.ow, d.kh, d.kw = g.image[1], g.image[2], g.out[1], g.out[2], g.kernel[1], g.kernel[2]
+    d.sh, d.sw, d.dh, d.dw = g.stride[1], g.stride[2], g.dilation[1], g.dilation[2]
+    d.pad_h, d.pad_w, d.multiplier = g.pad[1], g.pad[2], max(<int64_t> 1, m // max(<int64_t> 1, c))
+    rows = d.oh
+    while rows > 1 and ev_depthwise_floats(d, rows) > DEPTHWISE_FLOATS:
+        rows = (rows + 1) // 2
+    job.floats = round64(4 * ev_depthwise_floats(d, rows)) // 4
+    if job.floats > 2 * DEPTHWISE_FLOATS:    # rows too long even one by one
+        job.floats = 0
+    job.channels = EV_DEPTHWISE_CHANNELS if job.floats else 1
+    job.blocks = (m + job.channels - 1) // job.channels
+    # Bands stay in the cache for the activation that follows; with few blocks they also give every thread its share.
+    job.band_rows = d.oh if clamp else max(4, 4096 // d.ow)
+    if items * job.blocks < 4 * threads and threads > 1:
+        job.band_rows = min(job.band_rows, max(4, (d.oh + threads - 1) // threads))
+    job.band_rows = min(job.band_rows, d.oh)
+    job.bands = (d.oh + job.band_rows - 1) // job.band_rows
 
 
 cdef void depthwise_bands(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef Depthwise *job = <Depthwise *> ctx
     cdef const Shape *s = &job.shape
-    cdef int64_t item, image, channel, first, last, at
+    cdef int64_t item, image, block, channel, first, last, at, to, some
+    cdef float *scratch = <float *> job.call.scratch + worker * job.floats
+    cdef const float *x
+    cdef const float *z
     cdef ev_epilogue e
-    cdef bint separate = not is_clamp(job.call)
-    if separate:
-        memset(&e, 0, sizeof(e))
-        e.activation, e.slope = <int32_t> job.call.ints[0], s.slope
-        e.a, e.b = <float> job.call.reals[0], <float> job.call.reals[1]
+    memset(&e, 0, sizeof(e))
+    e.activation, e.slope = <int32_t> job.call.ints[0], s.slope
+    e.a, e.b = <float> job.call.reals[0], <float> job.call.reals[1]
     for item in range(begin, end):
-        image, channel = item // job.bands // s.m, item // job.bands % s.m
+        image, block = item // job.bands // job.blocks, item // job.bands % job.blocks
         first = item % job.bands * job.band_rows
         last = min(first + job.band_rows, job.stencil.oh)
-        at = (image * s.m + channel) * s.outside
-        K.depthwise_f32(&job.stencil, s.x + (image * s.c + channel * s.c // s.m) * s.inside, s.w + channel * s.taps,
-                        0 if s.b == NULL else s.b[channel], NULL if s.z == NULL else s.z + at, s.y + at, first, last)
-        if separate:
-            K.activate_f32(&e, 1, (last - first) * job.stencil.ow, channel, s.y + at + first * job.stencil.ow, 0)
+        x, to = s.x + image * s.c * s.inside, image * s.m * s.outside
+        z = NULL if s.z == NULL else s.z + to
+        channel = block * job.channels
+        some = min(job.channels, s.m - channel)
+        at = to + channel * s.outside
+        if job.floats:
+            K.depthwise_block_f32(&job.stencil, channel, channel + some, x, s.w, s.b, z, s.y + to, first, last, scratch,
+                                  job.floats)
+        else:
+            K.depthwise_f32(&job.stencil, x + channel // job.stencil.multiplier * s.inside, s.w + channel * s.taps,
+                            0 if s.b == NULL else s.b[channel], NULL if z == NULL else s.z + at, s.y + at, first, last)
+        if not is_clamp(job.call):
+            K.activate_f32(&e, some, (last - first) * job.stencil.ow, channel, s.y + at + first * job.stencil.ow, s.outside)
 
 
 cdef int depthwise_f32(const ev_call *c) noexcept nogil:
     cdef Depthwise job
     cdef Shape *s = &job.shape
-    cdef ev_depthwise *d = &job.stencil
-    cdef ev_conv_window *g = &job.shape.window
     read_call(c, s)
     if c.out[0].size == 0:
         return EV_OK
     job.call = c
-    d.h, d.w, d.oh, d.ow, d.kh, d.kw = g.image[1], g.image[2], g.out[1], g.out[2], g.kernel[1], g.kernel[2]
-    d.sh, d.sw, d.dh, d.dw = g.stride[1], g.stride[2], g.dilation[1], g.dilation[2]
-    d.pad_h, d.pad_w = g.pad[1], g.pad[2]
-    clamp_of(c, &d.lo, &d.hi)
-    # Bands fit in L1 beside the activation that follows; with few channels they also give every thread its share.
-    job.band_rows = max(4, 4096 // d.ow) if not is_clamp(c) else d.oh
-    if s.n * s.m < 4 * c.threads and c.threads > 1:
-        job.band_rows = min(job.band_rows, max(4, (d.oh + c.threads - 1) // c.threads))
-    job.band_rows = min(job.band_rows, d.oh)
-    job.bands = (d.oh + job.band_rows - 1) // job.band_rows
-    parallel_for(depthwise_bands, &job, s.n * s.m * job.bands,
-                 max(1, MACS_PER_TASK // (job.band_rows * d.ow * s.taps)), c.threads)
+    plan_depthwise(&job, &s.window, s.c, s.m, s.n, is_clamp(c), c.threads)
+    clamp_of(c, &job.stencil.lo, &job.stencil.hi)
+    parallel_for(depthwise_bands, &job, s.n * job.blocks * job.bands,
+                 max(1, MACS_PER_TASK // (job.channels * job.band_rows * job.stencil.ow * s.taps)), c.threads)
     return EV_OK
+
+
+def depthwise_scratch(int64_t c, int64_t m, ints, int32_t threads) -> int:
+    """Scratch bytes of depthwise_f32 with c channels in and m out. `ints` are the driver's."""
+    cdef int64_t[20] values
+    cdef int i
+    cdef ev_conv_window w
+    cdef Depthwise job
+    for i in range(20):
+        values[i] = ints[i]
+    read_window(values + 2, &w)
+    if c == 0 or m == 0:
+        return 0
+    plan_depthwise(&job, &w, c, m, 1, True, threads)
+    return 4 * job.floats * threads
 
 
 # Transposed ----------------------------------------------------------------------------------------------------------

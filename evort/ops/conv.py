@@ -310,13 +310,14 @@ class Conv(Op):
             kernel = bind_sparse(c, ints, 1, (0, 2, 3, 4), "convolution_f32")
             if kernel is not None:
                 return kernel
-        from evort._kernels.conv import direct_scratch, products_scratch, winograd_scratch
+        from evort._kernels.conv import depthwise_scratch, direct_scratch, products_scratch, winograd_scratch
 
         number, reals = activation_ints_reals(c)
         group, channels, taps = c["group"], w.shape[1], math.prod(window.kernel)
         ints = (*number, group, *place)
         if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1:
-            return Kernel("conv.depthwise_f32", ints, reals)
+            scratch = depthwise_scratch(x.shape[1], w.shape[0], ints, c.threads)
+            return Kernel("conv.depthwise_f32", ints, reals, scratch)
         drivers = (("conv.winograd_f32", winograd_scratch), ("conv.direct_f32", direct_scratch))
         for driver, scratch_of in drivers[1:] if c["exact"] else drivers:
             scratch = scratch_of(x.shape[1], w.shape[0], x.shape[0], ints, c.threads)

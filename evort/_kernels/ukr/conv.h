@@ -10,11 +10,29 @@ typedef struct {
     int64_t image[3], out[3], kernel[3], stride[3], dilation[3], pad[3];
 } ev_conv_window;
 
-/* One channel of a depthwise convolution over height and width. The result is clamped to [lo, hi]. */
+/* A depthwise convolution over height and width; `multiplier` channels of Y come from each of X. The result is clamped
+ * to [lo, hi]. */
 typedef struct {
     int64_t h, w, oh, ow, kh, kw, sh, sw, dh, dw, pad_h, pad_w;
+    int64_t multiplier;
     float lo, hi;
 } ev_depthwise;
+
+/* Channels to hand to depthwise_block_f32 in multiples of: no instruction set takes more at a time. */
+#define EV_DEPTHWISE_CHANNELS 8
+
+/* Columns of a row of its band, and the scratch that bands of so many output rows take. */
+static inline int64_t ev_depthwise_pitch(const ev_depthwise *d)
+{
+    const int64_t reach = (d->ow - 1) * d->sw + (d->kw - 1) * d->dw + 1, padded = d->pad_w + d->w;
+    return reach > padded ? reach : padded;
+}
+
+static inline int64_t ev_depthwise_floats(const ev_depthwise *d, int64_t rows)
+{
+    const int64_t high = (d->kh - 1) * d->dh + 1 + (rows - 1) * d->sh;
+    return EV_DEPTHWISE_CHANNELS * (d->kh * d->kw + high * ev_depthwise_pitch(d) + rows * d->ow + 8);
+}
 
 /* Direct convolution of any stride and dilation, as a matrix product whose right operand is never built.
  *

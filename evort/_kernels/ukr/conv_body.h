@@ -200,9 +200,8 @@ static void EV_FN(im2col_f32)(const ev_conv_window *g, const float *x, int64_t p
 enum { EV_FN(STRIP) = 3072 }; /* floats of a strip, on the stack */
 
 #if defined(__AVX2__)
-/* Even (odd) elements of two vectors, out of order; EV_FN(in_order) mends that. */
+/* Even elements of two vectors, out of order; EV_FN(in_order) mends that. */
 static inline V EV_FN(evens)(V a, V b) { return _mm256_shuffle_ps(a, b, 0x88); }
-static inline V EV_FN(odds)(V a, V b) { return _mm256_shuffle_ps(a, b, 0xdd); }
 static inline V EV_FN(in_order)(V a)
 {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8));
@@ -210,7 +209,6 @@ static inline V EV_FN(in_order)(V a)
 #else
 typedef int32_t EV_FN(vi32) __attribute__((vector_size(EV_VECTOR_BYTES)));
 static inline V EV_FN(evens)(V a, V b) { return __builtin_shuffle(a, b, (EV_FN(vi32)){0, 2, 4, 6}); }
-static inline V EV_FN(odds)(V a, V b) { return __builtin_shuffle(a, b, (EV_FN(vi32)){1, 3, 5, 7}); }
 static inline V EV_FN(in_order)(V a) { return a; }
 #endif
 
@@ -229,8 +227,8 @@ static inline V EV_FN(gather)(const float *row, int64_t w, int64_t s, int64_t wi
     return r;
 }
 
-/* One tile. ROWS > 1 needs stride 1 and dilation 1 along the height. STEP: the stride along the width where it is 1 or
- * 2; else 0, and every load checks its bounds. ROWS, VT, STEP, and kh, kw, dw where they are known, are constants, and
+/* One tile. ROWS > 1 needs stride 1 and dilation 1 along the height. STEP: 1 where that is the stride along the width;
+ * else 0, and every load checks its bounds. ROWS, VT, STEP, and kh, kw, dw where they are known, are constants, and
  * the loops over them unroll. */
 static inline __attribute__((always_inline)) void EV_FN(depthwise_tile)(
     const ev_depthwise *d, EV_FN(source) x, const float *k, float bias, const float *residual, float *y, int64_t oh,
@@ -249,31 +247,19 @@ static inline __attribute__((always_inline)) void EV_FN(depthwise_tile)(
         if ((uint64_t)h >= (uint64_t)d->h) continue;
         const float *row = x.rows + h * x.stride;
 #pragma GCC unroll 5
-        for (int64_t t = 0; t < kw; t += STEP == 2 && dw == 1 ? 2 : 1) {
-            V a[4], b[4];
+        for (int64_t t = 0; t < kw; t++) {
+            V a[4];
 #pragma GCC unroll 4
             for (int v = 0; v < VT; v++) {
-                const int64_t w = w0 + t * dw + v * VW * (STEP ? STEP : d->sw);
-                if (STEP == 0) {
-                    a[v] = EV_FN(gather)(row, w, d->sw, d->w);
-                } else {
-                    a[v] = *(const VU *)(row + w);
-                    if (STEP == 2) {
-                        const V high = *(const VU *)(row + w + VW);
-                        b[v] = EV_FN(odds)(a[v], high);
-                        a[v] = EV_FN(evens)(a[v], high);
-                    }
-                }
+                const int64_t w = w0 + t * dw + v * VW * (STEP ? 1 : d->sw);
+                a[v] = STEP ? *(const VU *)(row + w) : EV_FN(gather)(row, w, d->sw, d->w);
             }
 #pragma GCC unroll 4
             for (int o = 0; o < ROWS; o++) {
                 if (r - o < 0 || r - o >= kh) continue;
                 const float *at = k + (r - o) * kw + t;
 #pragma GCC unroll 4
-                for (int v = 0; v < VT; v++) {
-                    acc[o][v] += a[v] * at[0];
-                    if (STEP == 2 && dw == 1 && t + 1 < kw) acc[o][v] += b[v] * at[1];
-                }
+                for (int v = 0; v < VT; v++) acc[o][v] += a[v] * at[0];
             }
         }
     }
@@ -282,7 +268,7 @@ static inline __attribute__((always_inline)) void EV_FN(depthwise_tile)(
     for (int o = 0; o < ROWS; o++)
 #pragma GCC unroll 4
         for (int v = 0; v < VT; v++) {
-            V r = STEP == 2 ? EV_FN(in_order)(acc[o][v]) : acc[o][v];
+            V r = acc[o][v];
             const int64_t at = (oh + o) * d->ow + ow + v * VW;
             if (lanes >= (v + 1) * VW) {
                 if (residual) r += *(const VU *)(residual + at);
@@ -320,7 +306,7 @@ static inline __attribute__((always_inline)) void EV_FN(depthwise_rows)(
 {
     const EV_FN(source) image = {x, d->w};
     const int64_t wide = VT * VW, tiles = (d->ow + wide - 1) / wide, reach = (kh - 1) * d->dh + 1;
-    const int64_t span = STEP * wide + (kw - 1) * dw + (STEP == 2); /* elements that a tile loads from a row */
+    const int64_t span = wide + (kw - 1) * dw; /* elements that a tile loads from a row */
     const int shift = d->ow >= wide && residual != y;
     int64_t begin = 0, end = tiles; /* tiles [begin, end) lie inside the image */
 #define OW(i) (shift && (i) == tiles - 1 ? d->ow - wide : (i) * wide)
@@ -360,31 +346,27 @@ static inline __attribute__((always_inline)) void EV_FN(depthwise_rows)(
         EV_FN(depthwise_rows)(d, x, k, bias, residual, y, first, last, kh, kw, dw, rows, vt, step);             \
     }
 EV_DEPTHWISE(depthwise_3x3, 3, 3, 1, 4, 1, 1)
-EV_DEPTHWISE(depthwise_3x3_step2, 3, 3, 1, 1, 2, 2)
 EV_DEPTHWISE(depthwise_5x5, 5, 5, 1, 2, 2, 1)
-EV_DEPTHWISE(depthwise_5x5_narrow, 5, 5, 1, 4, 1, 1)
-EV_DEPTHWISE(depthwise_5x5_step2, 5, 5, 1, 1, 2, 2)
 EV_DEPTHWISE(depthwise_3, d->kh, 3, 1, 1, 2, 1)
 EV_DEPTHWISE(depthwise_5, d->kh, 5, 1, 1, 2, 1)
 EV_DEPTHWISE(depthwise_step1, d->kh, d->kw, d->dw, 1, 2, 1)
 EV_DEPTHWISE(depthwise_any, d->kh, d->kw, d->dw, 1, 1, 0)
 
 /* Output rows [first, last) of one channel: y = clamp(x * k + bias + residual). */
-static void EV_FN(depthwise_tiles)(EV_DEPTHWISE_ARGS)
+static void EV_FN(depthwise_f32)(EV_DEPTHWISE_ARGS)
 {
-    const int dense = d->dw == 1 || d->kw == 1, wide = d->ow >= 2 * VW;
+    const int dense = d->dw == 1 || d->kw == 1;
     void (*fn)(EV_DEPTHWISE_ARGS) = EV_FN(depthwise_any);
     if (d->sw == 1) {
         const int square = d->sh == 1 && d->dh == 1 && dense && d->kh == d->kw;
         if (square && d->kw == 3) fn = EV_FN(depthwise_3x3);
-        else if (square && d->kw == 5) fn = wide ? EV_FN(depthwise_5x5) : EV_FN(depthwise_5x5_narrow);
+        else if (square && d->kw == 5) fn = EV_FN(depthwise_5x5);
         else if (dense && d->kw == 3) fn = EV_FN(depthwise_3);
         else if (dense && d->kw == 5) fn = EV_FN(depthwise_5);
         else fn = EV_FN(depthwise_step1);
-    } else if (d->sw == 2 && dense && d->kh == 3 && d->kw == 3) fn = EV_FN(depthwise_3x3_step2);
-    else if (d->sw == 2 && dense && d->kh == 5 && d->kw == 5) fn = EV_FN(depthwise_5x5_step2);
+    }
     /* Bands of rows whose strips fit; where not even one row does, loads check their bounds. */
-    const int64_t span = 4 * VW + (d->kw - 1) * d->dw + 1, reach = (d->kh - 1) * d->dh + 1;
+    const int64_t span = 2 * VW + (d->kw - 1) * d->dw, reach = (d->kh - 1) * d->dh + 1;
     const int64_t fit = (EV_FN(STRIP) / span - reach) / d->sh + 1;
     int64_t band = last - first;
     if (span > EV_FN(STRIP) || EV_FN(STRIP) / span < reach) fn = EV_FN(depthwise_any);

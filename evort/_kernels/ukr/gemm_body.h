@@ -57,11 +57,11 @@ EV_VECTOR(int32_t, vi32)
 
 /* The first n lanes of a vector (0 <= n; more than VW are all), the others zero, from memory and to it. */
 #if defined(__AVX512F__)
-#define EV_LANES(n) ((n) >= 16 ? 0xffff : (1u << (n)) - 1)
-#define EV_PART_F32(p, n) _mm512_maskz_loadu_ps((__mmask16)EV_LANES(n), p)
-#define EV_SET_PART_F32(p, n, x) _mm512_mask_storeu_ps(p, (__mmask16)EV_LANES(n), x)
-#define EV_PART_F64(p, n) _mm512_maskz_loadu_pd((__mmask8)EV_LANES(n), p)
-#define EV_SET_PART_F64(p, n, x) _mm512_mask_storeu_pd(p, (__mmask8)EV_LANES(n), x)
+#define EV_FIRST(n) ((n) >= 16 ? 0xffff : (1u << (n)) - 1)
+#define EV_PART_F32(p, n) _mm512_maskz_loadu_ps((__mmask16)EV_FIRST(n), p)
+#define EV_SET_PART_F32(p, n, x) _mm512_mask_storeu_ps(p, (__mmask16)EV_FIRST(n), x)
+#define EV_PART_F64(p, n) _mm512_maskz_loadu_pd((__mmask8)EV_FIRST(n), p)
+#define EV_SET_PART_F64(p, n, x) _mm512_mask_storeu_pd(p, (__mmask8)EV_FIRST(n), x)
 #else
 #define EV_PARTS(T, name)                                                                                           \
     static __attribute__((noinline)) EV_FN(v##name) EV_FN(part_##name)(const T *p, int64_t n)                       \
@@ -112,8 +112,8 @@ EV_PARTS(double, f64)
 #define PART EV_PART_F32
 #define SET_PART EV_SET_PART_F32
 #define ABS fabsf
-#include "gemm_tile.h"
 #include "gemm_vector.h"
+#include "gemm_tile.h"
 #include "gemm_pack.h"
 #include "blas1.h"
 #undef T
@@ -139,8 +139,8 @@ EV_PARTS(double, f64)
 #define PART EV_PART_F64
 #define SET_PART EV_SET_PART_F64
 #define ABS fabs
-#include "gemm_tile.h"
 #include "gemm_vector.h"
+#include "gemm_tile.h"
 #include "gemm_pack.h"
 #include "blas1.h"
 #undef T

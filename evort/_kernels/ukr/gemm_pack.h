@@ -3,11 +3,13 @@
  * Element (j, p) at src[j*sj + p*sp], 0 <= j < n, 0 <= p < k, goes to panel j/width at [p*width + j%width]; the last
  * panel is filled up with zeros. Serves B (width NR) and A (width mr), row-major and transposed. */
 
-/* k rows of w contiguous elements; inlined with w constant, so that a row is a few vector moves. */
+/* k rows of `panels` times w contiguous elements; inlined with w constant, so that a row of a panel is a few vector moves.
+ * Several panels at a time read longer runs of memory. */
 static inline __attribute__((always_inline)) void EV_TYPED(pack_copy)(
-    int64_t w, int64_t k, int64_t sp, const T *src, T *dst)
+    int64_t w, int64_t panels, int64_t k, int64_t sp, const T *src, T *dst)
 {
-    for (int64_t p = 0; p < k; p++, src += sp, dst += w) memcpy(dst, src, (size_t)w * sizeof(T));
+    for (int64_t p = 0; p < k; p++, src += sp, dst += w)
+        for (int64_t j = 0; j < panels; j++) memcpy(dst + j * w * k, src + j * w, (size_t)w * sizeof(T));
 }
 
 /* w columns that are each contiguous along p: transposed in blocks of four rows, which the compiler turns into
@@ -33,17 +35,22 @@ static void EV_TYPED(pack)(int64_t width, int64_t n, int64_t k, int64_t sj, int6
 {
     const T *src = from;
     T *dst = to;
-    int64_t j = 0;
-    for (; j + width <= n; j += width, src += width * sj, dst += width * k) {
+    int64_t j = 0, panels = 1;
+    for (; j + width <= n; j += panels * width, src += panels * width * sj, dst += panels * width * k) {
+        panels = sj == 1 ? (n - j) / width : 1;
+        if (panels > 8) panels = 8;
 #define EV_EACH_WIDTH(X) X(16) X(12) X(8) X(6)
-#define X(w)                                                                        \
-        if (sj == 1 && width == w) EV_TYPED(pack_copy)(w, k, sp, src, dst);         \
-        else if (sp == 1 && width == w) EV_TYPED(pack_transpose)(w, k, sj, src, dst); \
+#define X(w)                                                                                \
+        if (sj == 1 && width == w) EV_TYPED(pack_copy)(w, panels, k, sp, src, dst);         \
+        else if (sp == 1 && width == w) EV_TYPED(pack_transpose)(w, k, sj, src, dst);       \
         else
         EV_EACH_WIDTH(X)
 #undef X
+        {
+            panels = 1;
             for (int64_t p = 0; p < k; p++)
                 for (int64_t i = 0; i < width; i++) dst[p * width + i] = src[i * sj + p * sp];
+        }
     }
     if (j < n)
         for (int64_t p = 0; p < k; p++)

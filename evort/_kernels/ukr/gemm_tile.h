@@ -96,12 +96,62 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
 #undef LOAD
 }
 
+/* The last columns, where only a few are left of a panel and A's rows are contiguous: products of rows of A with a
+ * column each, VW elements of k at a time, cost as much as the columns are, and not as much as a vector. Which columns
+ * are done so depends on n alone. */
+#ifndef EV_TAIL
+#define EV_TAIL
+enum { EV_TAIL_COLUMNS = 4, EV_TAIL_K = 512 };
+#endif
+
+static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(const ev_tile *t, const T (*column)[EV_TAIL_K], int64_t j0, const int n)
+{
+    const T lo = (T)t->lo, hi = (T)t->hi;
+    const int64_t whole = t->k / VW * VW;
+    for (int64_t i = 0; i < t->m; i++) {
+        const T *a = (const T *)t->a + i * t->rsa;
+        V sum[EV_TAIL_COLUMNS] = {{0}};
+        for (int64_t p = 0; p < whole; p += VW) {
+            const V x = *(const VU *)(a + p);
+#pragma GCC unroll 4
+            for (int j = 0; j < n; j++) sum[j] += x * *(const VU *)(column[j] + p);
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < n; j++) {
+            T s = EV_TYPED(lanes_sum)(sum[j]), r = t->col_bias ? ((const T *)t->col_bias)[j0 + j] : 0;
+            for (int64_t p = whole; p < t->k; p++) s += a[p] * column[j][p];
+            if (t->row_bias) r += ((const T *)t->row_bias)[i];
+            if (t->add) r += ((const T *)t->add)[i * t->ldadd + j0 + j] * (T)t->beta;
+            r += s * (T)t->alpha;
+            r = r < lo ? lo : r;
+            ((T *)t->c)[i * t->ldc + j0 + j] = r > hi ? hi : r;
+        }
+    }
+}
+
+static __attribute__((noinline)) void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0)
+{
+    T column[EV_TAIL_COLUMNS][EV_TAIL_K];
+    const int n = (int)(t->n - j0);
+    for (int j = 0; j < n; j++) {
+        const T *b = (const T *)t->b + (j0 + j) / NR * t->b_step + (j0 + j) % NR;
+        for (int64_t p = 0; p < t->k; p++) column[j][p] = b[p * t->ldb];
+    }
+    if (n == 1) EV_TYPED(tail_rows)(t, column, j0, 1);
+    else if (n == 2) EV_TYPED(tail_rows)(t, column, j0, 2);
+    else if (n == 3) EV_TYPED(tail_rows)(t, column, j0, 3);
+    else EV_TYPED(tail_rows)(t, column, j0, 4);
+}
+
 static void EV_TYPED(gemm)(const ev_tile *t)
 {
     const int packed = t->a_step != EV_MR * t->rsa;
-    for (int64_t j = 0; j < t->n; j += 2 * VW) {
+    int64_t n = t->n, last = n % NR;
+    if (last > EV_TAIL_COLUMNS || t->csa != 1 || t->k < 4 * VW || t->k > EV_TAIL_K) last = 0;
+    if (last) EV_TYPED(gemm_tail)(t, n -= last);
+    for (int64_t j = 0; j < n; j += 2 * VW) {
         const T *b = (const T *)t->b + j / NR * t->b_step + j % NR, *a = t->a;
-        const int width = EV_TILE_WIDTH(t->n - j, VW);
+        const int width = EV_TILE_WIDTH(n - j, VW);
         int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr;
         for (int64_t i = 0; i < t->m; i += mr, groups--) {
             /* Rows that do not lie in panels go in even shares: 14 are 7 and 7. */

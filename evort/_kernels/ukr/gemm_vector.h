@@ -4,6 +4,15 @@
  *   gemv_rows  y[j] += alpha * sum_p x[p] * w[p*ld + j]    eight rows at a time, y of unit stride
  *   gemv_dot   y[j] += alpha * sum_p x[p] * w[j*ld + p]    four rows at a time, x of unit stride */
 
+static inline T EV_TYPED(lanes_sum)(V v)
+{
+    T part[VW];
+    *(VU *)part = v;
+    for (int width = VW / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) part[i] += part[i + width];
+    return part[0];
+}
+
 /* y[0..n) += sum over eight rows. */
 static void EV_TYPED(eight_rows)(int64_t n, const T *x, const T *w, int64_t ld, T *y)
 {
@@ -44,13 +53,6 @@ static void EV_TYPED(gemv_rows)(int64_t n, int64_t k, double alpha, const void *
         const T s = (T)alpha * x[p * incx];
         for (int64_t j = 0; j < n; j++) y[j] += w[j] * s;
     }
-}
-
-static inline T EV_TYPED(lanes_sum)(V v)
-{
-    T s = 0;
-    for (int i = 0; i < VW; i++) s += v[i];
-    return s;
 }
 
 static void EV_TYPED(gemv_dot)(int64_t n, int64_t k, double alpha, const void *xv, const void *wv, int64_t ld, void *yv,
