@@ -9,16 +9,19 @@ The Python functions take float32 or float64 arrays of any strides (gemm_int8: i
 their outputs and release the GIL while they compute. They raise TypeError for a wrong type or dtype and ValueError for
 shapes that do not fit, read-only or overlapping outputs.
 """
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+cimport numpy as cnp
 from evort._kernels cimport blas as core
 from evort._kernels.blas cimport real
 from evort._kernels.core cimport EV_BFLOAT16, EV_FLOAT, EV_FLOAT16, EV_UINT8
 from evort._kernels.nbits cimport ev_weights, narrow_weights, packed_weights
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
+from libc.stdlib cimport getenv
 
 import numpy as np
 
-from evort._kernels.core import default_threads
+from evort._kernels.core import cpu_count, default_threads
+
+cnp.import_array()
 
 __all__ = ["asum", "axpy", "copy", "dot", "gemm", "gemm_batch", "gemm_half", "gemm_int8", "gemm_nbits", "gemv", "ger", "iamax", "nrm2", "scal",
            "swap"]
@@ -31,51 +34,55 @@ include "_blas_cython.pxi"
 
 # --- the interface for Python --------------------------------------------------------------------------------------
 
-cdef dict KINDS = {np.dtype(np.float32): "f", np.dtype(np.float64): "d", np.dtype(np.int8): "b",
-                   np.dtype(np.uint8): "B", np.dtype(np.int32): "i", np.dtype(np.float16): "e",
-                   np.dtype(np.uint16): "H"}
+cdef dict KINDS = {cnp.NPY_FLOAT32: "f", cnp.NPY_FLOAT64: "d", cnp.NPY_INT8: "b", cnp.NPY_UINT8: "B", cnp.NPY_INT32: "i",
+                   cnp.NPY_FLOAT16: "e", cnp.NPY_UINT16: "H"}
 cdef dict NAMES = {"f": "float32", "d": "float64", "b": "int8", "B": "uint8", "i": "int32", "e": "float16",
                    "H": "uint16"}
 
 
 cdef class Operand:
     """A checked array argument: its memory, shape and strides (in elements), shorter shapes filled up with 1."""
-    cdef Py_buffer view
-    cdef bint held
     cdef object array
+    cdef int64_t itemsize
     cdef str name, kind
     cdef char *data
     cdef int64_t[3] n, s
     cdef int64_t low, high       # the bytes that it spans, relative to data
 
     def __cinit__(self, array, str name, int least, int most, str kinds, bint output=False):
-        cdef int axis, ndim
-        cdef int64_t span
+        cdef int axis, ndim, i
+        cdef int64_t span, step, dense
+        cdef bint by_rows, by_columns
+        cdef cnp.ndarray fields      # NumPy's own, as a buffer takes longer than a small product
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{name} must be a NumPy array, not {type(array).__name__}")
-        self.kind = KINDS.get(array.dtype, "")
+        self.array, self.name, fields = array, name, array
+        self.kind = KINDS.get(cnp.PyArray_TYPE(fields), "") if cnp.PyArray_ISNOTSWAPPED(fields) else ""
         if not self.kind or self.kind not in kinds:
             allowed = " or ".join([NAMES[kind] for kind in kinds])
             raise TypeError(f"{name} must be of dtype {allowed}, not {array.dtype}")
-        ndim = array.ndim
+        ndim = cnp.PyArray_NDIM(fields)
         if not least <= ndim <= most:
             wanted = f"{least}" if least == most else f"{least} or {most}"
             raise ValueError(f"{name} must have {wanted} dimensions, but its shape is {array.shape}")
-        if not array.flags.aligned:
+        if not cnp.PyArray_ISALIGNED(fields):
             raise ValueError(f"{name} is not aligned in memory: pass a copy")
-        if output and not array.flags.writeable:
+        if output and not cnp.PyArray_ISWRITEABLE(fields):
             raise ValueError(f"{name} is an output, but read-only")
-        PyObject_GetBuffer(array, &self.view, PyBUF_STRIDES | PyBUF_FORMAT)
-        self.held = True
-        self.array, self.name = array, name
-        self.data = <char *> self.view.buf
-        self.low, self.high = 0, self.view.itemsize
+        self.data, self.itemsize = <char *> cnp.PyArray_DATA(fields), cnp.PyArray_ITEMSIZE(fields)
+        self.low, self.high = 0, self.itemsize
         for axis in range(3):
             self.n[axis], self.s[axis] = 1, 0
-        for axis in range(ndim):
-            self.n[axis] = self.view.shape[axis]
-            self.s[axis] = self.view.strides[axis] // self.view.itemsize
-            span = (self.n[axis] - 1) * self.view.strides[axis]
+        # NumPy allows any stride along an axis of one element: here it is that of a dense array.
+        by_rows, by_columns = cnp.PyArray_IS_C_CONTIGUOUS(fields), cnp.PyArray_IS_F_CONTIGUOUS(fields)
+        dense = self.itemsize
+        for i in range(ndim):
+            axis = ndim - 1 - i if by_rows else i
+            self.n[axis] = cnp.PyArray_DIM(fields, axis)
+            step = dense if by_rows or by_columns else cnp.PyArray_STRIDE(fields, axis)
+            dense *= self.n[axis]
+            self.s[axis] = step // self.itemsize
+            span = (self.n[axis] - 1) * step
             if self.n[axis] == 0:
                 self.high = self.low
             elif span < 0:
@@ -84,10 +91,6 @@ cdef class Operand:
                 self.high += span
         if output and self.high > self.low and not self.is_distinct():
             raise ValueError(f"{name} is an output, but its elements share memory: strides {array.strides}")
-
-    def __dealloc__(self):
-        if self.held:
-            PyBuffer_Release(&self.view)
 
     cdef bint is_distinct(self):
         """Whether no two elements share memory: each axis steps over all that the axes of smaller stride span."""
@@ -145,9 +148,16 @@ cdef tuple pair(x, y, bint output):
     return ox, oy
 
 
+cdef int32_t processors = 0      # asked for once, as that reads files
+
 cdef int32_t thread_count(threads) except -1:
+    global processors
     if threads is None:
-        return default_threads()
+        if getenv("EVORT_NUM_THREADS") != NULL:
+            return default_threads()
+        if processors == 0:
+            processors = cpu_count()
+        return processors
     if threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     return min(threads, 1024)
@@ -168,7 +178,7 @@ def axpy(alpha, x, y):
     ox, oy = pair(x, y, True)
     cdef double scale = alpha
     with nogil:
-        if ox.view.itemsize == 4:
+        if ox.itemsize == 4:
             core.axpy[float](ox.n[0], <float> scale, <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0])
         else:
             core.axpy[double](ox.n[0], scale, <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0])
@@ -180,7 +190,7 @@ def copy(x, y):
     cdef Operand ox, oy
     ox, oy = pair(x, y, True)
     with nogil:
-        if ox.view.itemsize == 4:
+        if ox.itemsize == 4:
             core.copy[float](ox.n[0], <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0])
         else:
             core.copy[double](ox.n[0], <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0])
@@ -193,7 +203,7 @@ def swap(x, y):
     ox, oy = pair(x, y, True)
     vector(x, "x", True)
     with nogil:
-        if ox.view.itemsize == 4:
+        if ox.itemsize == 4:
             core.swap[float](ox.n[0], <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0])
         else:
             core.swap[double](ox.n[0], <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0])
@@ -204,7 +214,7 @@ def scal(alpha, x):
     cdef Operand o = vector(x, "x", True)
     cdef double scale = alpha
     with nogil:
-        if o.view.itemsize == 4:
+        if o.itemsize == 4:
             core.scal[float](o.n[0], <float> scale, <float *> o.data, o.s[0])
         else:
             core.scal[double](o.n[0], scale, <double *> o.data, o.s[0])
@@ -217,7 +227,7 @@ def dot(x, y) -> float:
     cdef double result
     ox, oy = pair(x, y, False)
     with nogil:
-        if ox.view.itemsize == 4:
+        if ox.itemsize == 4:
             result = core.dot[float](ox.n[0], <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0])
         else:
             result = core.dot[double](ox.n[0], <double *> ox.data, ox.s[0], <double *> oy.data, oy.s[0])
@@ -229,7 +239,7 @@ def nrm2(x) -> float:
     cdef Operand o = vector(x, "x")
     cdef double result
     with nogil:
-        if o.view.itemsize == 4:
+        if o.itemsize == 4:
             result = core.nrm2[float](o.n[0], <float *> o.data, o.s[0])
         else:
             result = core.nrm2[double](o.n[0], <double *> o.data, o.s[0])
@@ -241,7 +251,7 @@ def asum(x) -> float:
     cdef Operand o = vector(x, "x")
     cdef double result
     with nogil:
-        if o.view.itemsize == 4:
+        if o.itemsize == 4:
             result = core.asum[float](o.n[0], <float *> o.data, o.s[0])
         else:
             result = core.asum[double](o.n[0], <double *> o.data, o.s[0])
@@ -256,7 +266,7 @@ def iamax(x) -> int:
     cdef Operand o = vector(x, "x")
     if o.n[0] == 0:
         raise ValueError("x is empty, so it has no largest element")
-    if o.view.itemsize == 4:
+    if o.itemsize == 4:
         return core.iamax[float](o.n[0], <float *> o.data, o.s[0])
     return core.iamax[double](o.n[0], <double *> o.data, o.s[0])
 
@@ -281,7 +291,7 @@ def gemv(a, x, y=None, alpha=1.0, beta=0.0, trans=False, threads=None):
     oy.must_differ_from(oa, False)
     oy.must_differ_from(ox, False)
     with nogil:
-        if oa.view.itemsize == 4:
+        if oa.itemsize == 4:
             core.gemv[float](oa.n[0], oa.n[1], <float> s, <float *> oa.data, oa.s[0], oa.s[1], <float *> ox.data, ox.s[0],
                          <float> t, <float *> oy.data, oy.s[0], count)
         else:
@@ -303,7 +313,7 @@ def ger(x, y, a=None, alpha=1.0):
     oa.must_differ_from(ox, False)
     oa.must_differ_from(oy, False)
     with nogil:
-        if oa.view.itemsize == 4:
+        if oa.itemsize == 4:
             core.ger[float](oa.n[0], oa.n[1], <float> s, <float *> ox.data, ox.s[0], <float *> oy.data, oy.s[0],
                         <float *> oa.data, oa.s[0], oa.s[1])
         else:
@@ -367,7 +377,7 @@ cdef void as_matrices(Operand o, bint trans, int64_t *n, int64_t *s):
 cdef int multiply(Operand a, Operand b, Operand c, int64_t m, int64_t n, int64_t k, double alpha, const int64_t *a_s,
                   const int64_t *b_s, double beta, int64_t ldc, int64_t count, int64_t stride_c,
                   int32_t threads) noexcept nogil:
-    if a.view.itemsize == 4:
+    if a.itemsize == 4:
         return core.gemm[float](m, n, k, <float> alpha, <float *> a.data, a_s[1], a_s[2], <float *> b.data, b_s[1],
                                 b_s[2], <float> beta, <float *> c.data, ldc, count, a_s[0], b_s[0], stride_c, threads)
     return core.gemm[double](m, n, k, alpha, <double *> a.data, a_s[1], a_s[2], <double *> b.data, b_s[1], b_s[2], beta,
@@ -499,7 +509,7 @@ def gemm_nbits(a, q, scales, zeros=None, c=None, bits=4, block=32, exact=True, t
         points = <const uint8_t *> oz.data
     with nogil:
         status = nbits_gemm(oa.n[0], n, k, width, size, 1, <const float *> oa.data, oa.s[0], <const uint8_t *> oq.data,
-                            oq.n[1], os.data, os.view.itemsize == 2, points, rounded, <float *> oc.data, oc.s[0],
+                            oq.n[1], os.data, os.itemsize == 2, points, rounded, <float *> oc.data, oc.s[0],
                             thread_limit)
     if status != 0:
         raise MemoryError("no memory for the scratch of a matrix product")

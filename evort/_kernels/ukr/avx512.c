@@ -1,6 +1,6 @@
 /* AVX-512 F, BW, DQ and VL (Skylake-X, Ice Lake, Zen 4 and later): the rows that wider registers, masks or more of
  * them make faster. The others are AVX2's. */
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #include "ukr.h"
 
 #define EV_ISA avx512
@@ -8,19 +8,26 @@
 #include <math.h>
 #include <string.h>
 
+#include "math_body.h"
+#include "elementwise_body.h"
 #include "gemm_body.h"
+#include "epilogue_body.h"
+#include "direct_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
     .mr = EV_MR,
+    .unary_f32 = EV_FN(unary_f32),
+    .activate_f32 = EV_FN(activate_f32),
     .gemm_f32 = EV_FN(gemm_f32),
     .gemm_f64 = EV_FN(gemm_f64),
     .gemv_rows_f32 = EV_FN(gemv_rows_f32),
     .gemv_rows_f64 = EV_FN(gemv_rows_f64),
     .gemv_dot_f32 = EV_FN(gemv_dot_f32),
     .gemv_dot_f64 = EV_FN(gemv_dot_f64),
+    .direct_f32 = EV_FN(direct_f32),
     .sp_gather = EV_FN(sp_gather),
     .sp_tile_f32 = EV_FN(sp_tile_f32),
 };

@@ -20,6 +20,7 @@
 #include "pool_body.h"
 #include "layout_body.h"
 #include "conv_body.h"
+#include "direct_copy_body.h"
 #include "direct_body.h"
 #include "winograd_body.h"
 #include "depthwise_block_body.h"

@@ -1,57 +1,10 @@
-/* Direct convolution: the padded copy of a band, and the product with it. conv.h has the layout. Uses the vectors of
- * gemm_body.h and the strided loads of conv_body.h. */
+/* Direct convolution: the product of the weights and a band's copy (conv.h has its layout; direct_copy_body.h makes it).
+ * Uses the vectors and the rows of gemm_body.h. */
 
 #define V EV_FN(vf32)
 #define VU EV_FN(vf32u)
 #define VI EV_FN(vi32)
 #define VW (EV_VECTOR_BYTES / 4)
-
-/* n elements, every s-th of src. Ends with a vector that overlaps the one before, where n allows. */
-static inline void EV_FN(direct_row)(int64_t n, int64_t s, const float *src, float *dst)
-{
-    int64_t i = 0;
-    if (s == 1 && n >= VW) {
-        for (; i + VW <= n; i += VW) *(VU *)(dst + i) = *(const VU *)(src + i);
-        *(VU *)(dst + n - VW) = *(const VU *)(src + n - VW);
-    } else if (s == 2 && n > VW) { /* the second load ends one element early: there may be no more */
-        for (; i + VW < n; i += VW)
-            *(VU *)(dst + i) = EV_FN(in_order)(EV_FN(evens)(*(const VU *)(src + 2 * i), *(const VU *)(src + 2 * i + VW)));
-        for (; i < n; i++) dst[i] = src[2 * i];
-    } else {
-        for (; i < n; i++) dst[i] = src[i * s];
-    }
-}
-
-static void EV_FN(direct_copy_f32)(const ev_direct_image *g, const float *x, int64_t od, int64_t oh, float *dst)
-{
-    const ev_conv_window *w = &g->window;
-    const int64_t width = w->image[2], inside = w->image[0] * w->image[1] * width, s = w->stride[2];
-    for (int64_t c = 0; c < g->channels; c++, x += inside)
-        for (int64_t a = 0; a < g->period[0]; a++)
-            for (int64_t b = 0; b < g->period[1]; b++)
-                for (int64_t e = 0; e < g->period[2]; e++) {
-                    /* Column i of this phase is the image's column i * s + from: inside it from `first` to `last`. */
-                    const int64_t from = e * w->dilation[2] % g->wrap - w->pad[2];
-                    int64_t first = from < 0 ? (-from + s - 1) / s : 0;
-                    int64_t last = width - from <= 0 ? 0 : (width - from + s - 1) / s;
-                    if (last > g->pitch) last = g->pitch;
-                    if (first > last) first = last;
-                    for (int64_t p = 0; p < g->planes; p++)
-                        for (int64_t r = 0; r < g->rows; r++, dst += g->pitch) {
-                            const int64_t z = (od + p) * w->stride[0] + a * w->dilation[0] % w->stride[0] - w->pad[0];
-                            const int64_t h = (oh + r) * w->stride[1] + b * w->dilation[1] % w->stride[1] - w->pad[1];
-                            if (z < 0 || z >= w->image[0] || h < 0 || h >= w->image[1]) {
-                                memset(dst, 0, (size_t)g->pitch * sizeof *dst);
-                                continue;
-                            }
-                            const float *row = x + (z * w->image[1] + h) * width + from;
-                            for (int64_t i = 0; i < first; i++) dst[i] = 0;
-                            EV_FN(direct_row)(last - first, s, row + first * s, dst + first);
-                            for (int64_t i = last; i < g->pitch; i++) dst[i] = 0;
-                        }
-                }
-    memset(dst, 0, (size_t)(g->pitch + 2 * VW) * sizeof *dst); /* what the last row's taps and tiles read past it */
-}
 
 /* Which lanes of a vector of the copy are outputs, and where the first of them goes. */
 typedef struct {
@@ -101,7 +54,9 @@ static inline EV_FN(lanes) EV_FN(find_lanes)(const ev_direct *d, int64_t row, in
 
 static inline V EV_FN(pick_lanes)(V x, VI lane)
 {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    return _mm512_permutexvar_ps((__m512i)lane, x);
+#elif defined(__AVX2__)
     return _mm256_permutevar8x32_ps(x, (__m256i)lane);
 #else
     return __builtin_shuffle(x, lane & (VW - 1));
@@ -125,7 +80,7 @@ static inline __attribute__((always_inline)) void EV_FN(direct_rows)(
     const ev_direct *d, const float *x, const EV_FN(lanes) *first, const EV_FN(lanes) *second, int64_t i0, const int mr)
 {
     const int64_t ldw = d->ldw;
-    const float *a = d->w + i0 * ldw, *a3 = a + 3 * ldw;
+    const float *a = d->w + i0 * ldw, *a3 = a + 3 * ldw, *a6 = a + 6 * ldw, *a9 = a + 9 * ldw;
     const int32_t *offset = d->offset;
 #define X(i) V p##i = {0}, q##i = {0};
     EV_EACH_ROW(X)
@@ -136,7 +91,7 @@ static inline __attribute__((always_inline)) void EV_FN(direct_rows)(
         const V b0 = *(const VU *)b, b1 = *(const VU *)(b + VW);
 #define X(i)                                                         \
         if (mr > i) {                                                \
-            const float s = (i < 3 ? a : a3)[(i % 3) * ldw + k]; \
+            const float s = (i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : a9)[(i % 3) * ldw + k]; \
             p##i += b0 * s;                                          \
             q##i += b1 * s;                                          \
         }
@@ -144,7 +99,7 @@ static inline __attribute__((always_inline)) void EV_FN(direct_rows)(
 #undef X
     }
     const V lo = d->lo - (V){0}, hi = d->hi - (V){0};
-    const float none[6] = {0}, *bias = d->bias ? d->bias + i0 : none;
+    const float none[EV_MR] = {0}, *bias = d->bias ? d->bias + i0 : none;
     const float *residual = d->residual ? d->residual + i0 * d->ldy : NULL;
     float *y0 = d->y + i0 * d->ldy + first->at, *y1 = d->y + i0 * d->ldy + second->at;
     if (first->n == VW && second->n == VW) {
@@ -188,19 +143,16 @@ static inline __attribute__((always_inline)) void EV_FN(direct_rows)(
 
 static void EV_FN(direct_f32)(const ev_direct *d)
 {
-    const int64_t end = (d->rows - 1) * d->pitch + d->ow, groups = (d->m + 5) / 6;
+    const int64_t end = (d->rows - 1) * d->pitch + d->ow, groups = (d->m + EV_MR - 1) / EV_MR;
     int64_t row = 0, column = 0;
     for (int64_t q = 0; q < end; q += 2 * VW) {
         const EV_FN(lanes) first = EV_FN(find_lanes)(d, row, column), second = EV_FN(find_lanes)(d, row, column + VW);
         for (int64_t g = 0, i = 0; g < groups; g++) { /* rows in even shares: 16 are 6 + 5 + 5 */
             const int64_t mr = (d->m - i + groups - g - 1) / (groups - g);
             switch (mr) {
-            case 1: EV_FN(direct_rows)(d, d->x + q, &first, &second, i, 1); break;
-            case 2: EV_FN(direct_rows)(d, d->x + q, &first, &second, i, 2); break;
-            case 3: EV_FN(direct_rows)(d, d->x + q, &first, &second, i, 3); break;
-            case 4: EV_FN(direct_rows)(d, d->x + q, &first, &second, i, 4); break;
-            case 5: EV_FN(direct_rows)(d, d->x + q, &first, &second, i, 5); break;
-            default: EV_FN(direct_rows)(d, d->x + q, &first, &second, i, 6);
+#define X(mr) case mr: EV_FN(direct_rows)(d, d->x + q, &first, &second, i, mr); break;
+            EV_EACH_COUNT(X)
+#undef X
             }
             i += mr;
         }

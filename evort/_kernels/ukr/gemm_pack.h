@@ -52,7 +52,9 @@ static void EV_TYPED(pack)(int64_t width, int64_t n, int64_t k, int64_t sj, int6
                 for (int64_t i = 0; i < width; i++) dst[p * width + i] = src[i * sj + p * sp];
         }
     }
-    if (j < n)
-        for (int64_t p = 0; p < k; p++)
-            for (int64_t i = 0; i < width; i++) dst[p * width + i] = i < n - j ? src[i * sj + p * sp] : 0;
+    const int64_t rest = n - j;
+    for (int64_t p = 0; rest > 0 && p < k; p++, dst += width) {
+        for (int64_t i = 0; i < rest; i++) dst[i] = src[i * sj + p * sp];
+        for (int64_t i = rest; i < width; i++) dst[i] = 0;
+    }
 }

@@ -104,7 +104,8 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
 enum { EV_TAIL_COLUMNS = 4, EV_TAIL_K = 512 };
 #endif
 
-static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(const ev_tile *t, const T (*column)[EV_TAIL_K], int64_t j0, const int n)
+static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
+    const ev_tile *t, const T (*column)[EV_TAIL_K], int64_t j0, const int n)
 {
     const T lo = (T)t->lo, hi = (T)t->hi;
     const int64_t whole = t->k / VW * VW;
@@ -116,13 +117,17 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(const ev_t
 #pragma GCC unroll 4
             for (int j = 0; j < n; j++) sum[j] += x * *(const VU *)(column[j] + p);
         }
+        T sums[EV_TAIL_COLUMNS];
+        EV_TYPED(four_sums)(sum, sums);
+        for (int64_t p = whole; p < t->k; p++)
+#pragma GCC unroll 4
+            for (int j = 0; j < n; j++) sums[j] += a[p] * column[j][p];
 #pragma GCC unroll 4
         for (int j = 0; j < n; j++) {
-            T s = EV_TYPED(lanes_sum)(sum[j]), r = t->col_bias ? ((const T *)t->col_bias)[j0 + j] : 0;
-            for (int64_t p = whole; p < t->k; p++) s += a[p] * column[j][p];
+            T r = t->col_bias ? ((const T *)t->col_bias)[j0 + j] : 0;
             if (t->row_bias) r += ((const T *)t->row_bias)[i];
             if (t->add) r += ((const T *)t->add)[i * t->ldadd + j0 + j] * (T)t->beta;
-            r += s * (T)t->alpha;
+            r += sums[j] * (T)t->alpha;
             r = r < lo ? lo : r;
             ((T *)t->c)[i * t->ldc + j0 + j] = r > hi ? hi : r;
         }

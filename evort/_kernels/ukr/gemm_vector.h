@@ -13,6 +13,29 @@ static inline T EV_TYPED(lanes_sum)(V v)
     return part[0];
 }
 
+/* The sums of the lanes of four vectors, in shuffles of four numbers where vectors have as many. */
+static inline __attribute__((always_inline)) void EV_TYPED(four_sums)(const V *x, T *to)
+{
+#if EV_VECTOR_BYTES >= 32
+    typedef T quad __attribute__((vector_size(4 * sizeof(T))));
+    typedef __typeof__(__builtin_choose_expr(sizeof(T) == 4, (int32_t)0, (int64_t)0)) lane;
+    typedef lane which __attribute__((vector_size(4 * sizeof(T))));
+    quad r[4];
+    for (int i = 0; i < 4; i++) {
+        union { V v; quad part[VW / 4]; } u = {x[i]};
+        r[i] = u.part[0];
+        for (int j = 1; j < VW / 4; j++) r[i] += u.part[j];
+    }
+    const which low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
+    const quad ab = __builtin_shuffle(r[0], r[1], low) + __builtin_shuffle(r[0], r[1], high);
+    const quad cd = __builtin_shuffle(r[2], r[3], low) + __builtin_shuffle(r[2], r[3], high);
+    const quad sums = __builtin_shuffle(ab, cd, first) + __builtin_shuffle(ab, cd, last);
+    memcpy(to, &sums, sizeof sums);
+#else
+    for (int i = 0; i < 4; i++) to[i] = EV_TYPED(lanes_sum)(x[i]);
+#endif
+}
+
 /* y[0..n) += sum over eight rows. */
 static void EV_TYPED(eight_rows)(int64_t n, const T *x, const T *w, int64_t ld, T *y)
 {
@@ -70,14 +93,28 @@ static void EV_TYPED(gemv_dot)(int64_t n, int64_t k, double alpha, const void *x
             ROW(0) ROW(1) ROW(2) ROW(3)
 #undef ROW
         }
-#define ROW(i)                                                                      \
-        {                                                                           \
-            T s = EV_TYPED(lanes_sum)(a##i + b##i);                             \
-            for (int64_t q = p; q < k; q++) s += x[q] * w[i * ld + q];              \
-            y[(j + i) * incy] += (T)alpha * s;                                      \
+#define ROW(i) a##i += x0 * *(const VU *)(w + i * ld + p);
+        for (; p + VW <= k; p += VW) {
+            const V x0 = *(const VU *)(x + p);
+            ROW(0) ROW(1) ROW(2) ROW(3)
         }
-        ROW(0) ROW(1) ROW(2) ROW(3)
 #undef ROW
+#if defined(__AVX512F__) /* parts cost nothing */
+#define ROW(i) a##i += x0 * PART(w + i * ld + p, k - p);
+        if (p < k) {
+            const V x0 = PART(x + p, k - p);
+            ROW(0) ROW(1) ROW(2) ROW(3)
+            p = k;
+        }
+#undef ROW
+#endif
+        const V both[4] = {a0 + b0, a1 + b1, a2 + b2, a3 + b3};
+        T sums[4];
+        EV_TYPED(four_sums)(both, sums);
+        for (int i = 0; i < 4; i++) {
+            for (int64_t q = p; q < k; q++) sums[i] += x[q] * w[i * ld + q];
+            y[(j + i) * incy] += (T)alpha * sums[i];
+        }
     }
     for (; j < n; j++, w += ld) {
         V a = {0}, b = {0};
