@@ -17,7 +17,7 @@ PACKAGE = Path(evort.__file__).parent
 # import no Python layer.
 LAYERS = [
     "_version",
-    "errors",
+    "errors files",
     "_kernels",
     "types",
     "graph",

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("demo", "convert and run the shipped LeNet on 500 digits"),
     "convert": ("convert", "turn an ONNX model into an .etm file"),
     "quantize": ("quantize", "make a model smaller and faster: integers for weights and activations"),
+    "train": ("train", "train or fine-tune a float model on arrays"),
     "qat": ("qat", "train an integer model: quantization-aware training"),
     "export": ("export", "write a float model as ONNX"),
     "prune": ("prune", "make weights zero in patterns that kernels skip, or remove channels"),

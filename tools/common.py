@@ -7,15 +7,21 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import evort
+from evort.errors import InputError
+from evort.graph import Graph
 from evort.session import Session
 from evort.types import FLOATS, STORAGE, DType
+
+if TYPE_CHECKING:
+    from evort.train import Batches
 
 # progress(what, number of steps or None) starts a stage; what it returns is called after each step.
 Progress = Callable[[str, int | None], Callable[[], None]]
@@ -74,20 +80,6 @@ def source(path: str) -> str | bytes:
 def open_session(path: str, **options: Any) -> Session:
     """Loads an .etm file, or converts and loads an .onnx one."""
     return evort.load(source(path), **options)
-
-
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file whole or not at all: beside its place first, then renamed. Raises OSError."""
-    target = os.path.realpath(path)
-    temporary = f"{target}.{os.urandom(6).hex()}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 @contextlib.contextmanager
@@ -151,6 +143,44 @@ def random_inputs(session: Session, shapes: dict[str, tuple[int, ...]], seed: in
         else:
             feeds[value.name] = rng.integers(0, 2, shape).astype(storage)
     return feeds
+
+
+def arrays_of(path: str) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, by name. Raises InputError for another file, OSError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: no npz file of arrays ({error})") from None
+
+
+def batches_of(
+    graph: Graph, data: Mapping[str, np.ndarray], *, shuffle: bool, batch_size: int, seed: int, scale: float
+) -> Batches:
+    """Batches to train a graph on, from an array for each of its inputs and one of targets. shuffle: in another order
+    in each epoch, without a last batch that is smaller. scale: a factor of the inputs that are floats in the graph.
+
+    Raises InputError where arrays are missing or too many.
+    """
+    from evort.train import Batches
+
+    names = list(graph.inputs)
+    others = [n for n in data if n not in names]
+    if any(n not in data for n in names) or len(others) != 1:
+        raise InputError(
+            f"the data has arrays {', '.join(data)}; needed are {', '.join(names)} (the model's inputs) and targets"
+        )
+    floats = [graph.tensors[n].dtype == DType.FLOAT for n in names]
+
+    def scaled(rng: np.random.Generator, *batch: np.ndarray) -> tuple[np.ndarray, ...]:
+        inputs = [
+            x.astype(np.float32) * np.float32(scale) if real else x for x, real in zip(batch, floats, strict=False)
+        ]
+        return (*inputs, batch[-1])
+
+    arrays = [np.asarray(data[n]) for n in (*names, *others)]
+    size = min(batch_size, len(arrays[0]))
+    return Batches(*arrays, batch_size=size, shuffle=shuffle, seed=seed, drop_last=shuffle, transform=scaled)
 
 
 def print_json(data: Any) -> None:

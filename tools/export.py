@@ -20,11 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 from evort._version import __version__
 from evort.errors import ConversionError
 from evort.etm import read
+from evort.files import write_atomically
 from evort.graph import Graph, Model, Node, Tensor
 from evort.ops.base import lookup
 from evort.ops.unfuse import apart
 from evort.types import FROM_NUMPY
-from evort_tools.common import write_atomically
 
 OLDEST = 17
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from evort import etm
+from evort.files import write_atomically
 from evort.plan import Plan
 from evort_tools.common import (
     add_shape_argument,
@@ -24,7 +25,6 @@ from evort_tools.common import (
     random_inputs,
     shapes_of,
     source,
-    write_atomically,
 )
 from evort_tools.inspection import operator_text
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from evort import etm, train
 from evort.graph import Model
-from evort_tools.common import bytes_text
+from evort_tools.common import arrays_of, batches_of, bytes_text
 from evort_tools.quantization import static
-from evort_tools.quantization.data import CalibrationError, Images, open_calibration
+from evort_tools.quantization.data import Images, open_calibration
 from evort_tools.quantization.qat_graph import LOG, QatGraph, weight_encoding
 from evort_tools.quantization.qdq import total_bytes
 
@@ -37,7 +37,8 @@ class Options:
     """How to train.
 
     bits: of weights (2, 4 or 8); layers: {pattern of a node's name, output or operator: bits} for those that are to
-    have others, the last fitting one counts. activations: see `static.ACTIVATIONS`. epochs, lr, batch_size, seed,
+    have others, the last fitting one counts. activations, method, per_channel: see
+    `static.Settings`. epochs, lr, batch_size, seed,
     threads: of the training (Adam, cosine decay). freeze_after: the share of the steps after which scales stay as they
     are. distill: weight of the float model's scores in the loss, beside the labels; temperature: of those. samples: for
     calibration. exclude: patterns of nodes that stay in float. scale: a factor of the inputs (1/255 for bytes)."""
@@ -46,6 +47,7 @@ class Options:
     layers: Mapping[str, int] = field(default_factory=dict)
     activations: str = "uint8"
     method: str = "mse"
+    per_channel: bool = True
     epochs: int = 3
     lr: float = 5e-4
     batch_size: int = 64
@@ -107,8 +109,8 @@ def qat(
     fit, ValueError for options, OSError for files."""
     chosen = Options(**options)
     real = _open(model)
-    batches = _batches(real, data, chosen, shuffle=True)
-    test = None if validation is None else _batches(real, validation, chosen, shuffle=False)
+    batches = _batches(real, data, chosen, True)
+    test = None if validation is None else _batches(real, validation, chosen, False)
     graph = build(real, batches, chosen)
     hard = loss or train.CrossEntropy()
     whole = hard
@@ -148,7 +150,9 @@ def build(real: Model, batches: train.Batches, options: Options) -> QatGraph:
             break
     arrays = {name: np.concatenate([b[i] for b in first]) for i, name in enumerate(real.graph.inputs)}
     calibration = open_calibration(arrays, real.graph, Images(), options.samples)
-    settings = static.Settings(options.method, options.activations, exclude=options.exclude, threads=options.threads)
+    settings = static.Settings(
+        options.method, options.activations, 99.99, options.exclude, options.per_channel, options.threads
+    )
     found = static.calibrate(real, calibration, settings)
     for name, node in found.selection.weights.items():
         bits = options.bits
@@ -182,32 +186,9 @@ def _batches(
 ) -> train.Batches:
     if isinstance(data, train.Batches):
         return data
-    names = list(real.graph.inputs)
-    missing = [n for n in names if n not in data]
-    others = [n for n in data if n not in names]
-    if missing or len(others) != 1:
-        raise CalibrationError(
-            f"the data has arrays {', '.join(data)}; needed are {', '.join(names)} (the model's inputs) and targets"
-        )
-    count = len(names)
-
-    def scaled(rng: np.random.Generator, *batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        inputs = [x.astype(np.float32) * np.float32(options.scale) for x in batch[:count]]
-        return (*inputs, *batch[count:])
-
-    arrays = [np.asarray(data[n]) for n in (*names, *others)]
-    size = min(options.batch_size, len(arrays[0]))
-    return train.Batches(
-        *arrays, batch_size=size, shuffle=shuffle, seed=options.seed, drop_last=shuffle, transform=scaled
+    return batches_of(
+        real.graph, data, shuffle=shuffle, batch_size=options.batch_size, seed=options.seed, scale=options.scale
     )
-
-
-def _arrays(path: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, EOFError) as error:
-        raise CalibrationError(f"{path}: no npz file of arrays ({error})") from None
 
 
 def _layer(text: str) -> tuple[str, int]:
@@ -247,9 +228,9 @@ def run(args: argparse.Namespace) -> int:
         "freeze_after", "threads",
     )  # fmt: skip
     options = {name: getattr(args, name) for name in names}
-    validation = _arrays(args.validation) if args.validation else None
+    validation = arrays_of(args.validation) if args.validation else None
     result = qat(
-        args.model, _arrays(args.data), args.output, validation=validation, progress=not args.json,
+        args.model, arrays_of(args.data), args.output, validation=validation, progress=not args.json,
         layers=dict(args.layer), exclude=tuple(args.exclude), **options,
     )  # fmt: skip
     if args.json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evort.errors import InputError
-from evort.train.files import write_atomically
+from evort.files import write_atomically
 
 if TYPE_CHECKING:
     from evort.train.trainer import Trainer

@@ -7,7 +7,7 @@ import io
 import json
 from typing import Any
 
-from evort.train.files import write_atomically
+from evort.files import write_atomically
 
 
 class History:

@@ -72,9 +72,11 @@ class Builder:
         return Value(self, name)
 
     def fresh(self, hint: str) -> str:
-        """A name: `hint`, or with a number behind it."""
-        number = self._count[hint] = self._count.get(hint, 0) + 1
-        return f"{hint}{number}"
+        """A name: `hint` with a number behind it."""
+        while True:
+            number = self._count[hint] = self._count.get(hint, 0) + 1
+            if f"{hint}{number}" not in self._count:
+                return f"{hint}{number}"
 
     def constant(self, value: np.ndarray, name: str = "") -> Value:
         name = name or self.fresh("constant")
@@ -82,10 +84,17 @@ class Builder:
         return Value(self, name)
 
     def emit(
-        self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Any] | None = None, outputs: int = 1
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attrs: dict[str, Any] | None = None,
+        outputs: int = 1,
+        name: str = "",
     ) -> Any:
-        """Appends an operator of the default domain; returns its output, or a list of several."""
-        label = self.fresh(op.lower())
+        """Appends an operator of the default domain; returns its output, or a list of several. name: of the node and
+        its output, where it is free."""
+        label = name if name and name not in self._count else self.fresh(op.lower())
+        self._count.setdefault(label, 0)
         names = [label] if outputs == 1 else [f"{label}_{i}" for i in range(outputs)]
         operands = ["" if v is None else v.name for v in inputs]
         while operands and not operands[-1]:
@@ -98,26 +107,33 @@ class Builder:
         """The model; outputs by name."""
         if not outputs:
             raise InputError("a model needs an output")
+        inner = [value.name for value in outputs.values()]
         for name, value in outputs.items():
-            self.graph.nodes.append(Node("Identity", [value.name], [name], {}, "", name))
+            writer = next((n for n in self.graph.nodes if value.name in n.outputs), None)
+            if writer is None or inner.count(value.name) > 1:
+                self.graph.nodes.append(Node("Identity", [value.name], [name], {}, "", name))
+            else:
+                writer.outputs = [name if n == value.name else n for n in writer.outputs]
+                for node in self.graph.nodes:
+                    node.inputs = [name if n == value.name else n for n in node.inputs]
             self.graph.add(Tensor(name, DType.FLOAT, None))
             self.graph.outputs.append(name)
         return Model(self.graph, {"": 22}, producer="evort.train")
 
 
 class Layer:
-    """Base class. Weights are made at the first call, and belong to that call's builder."""
+    """Base class. Weights are made at the first call, and belong to that call's builder. name: in front of theirs."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
         self._build: Builder | None = None
-        self.label = ""
+        self.label = name
         self.weights: dict[str, Value] = {}
 
     def __call__(self, *x: Value) -> Value:
         build = x[0].build
         if self._build is None:
             self._build = build
-            self.label = build.fresh(type(self).__name__.lower())
+            self.label = self.label or build.fresh(type(self).__name__.lower())
             self.make(build)
         elif self._build is not build:
             raise InputError(f"the layer {self.label!r} has weights in another model")
@@ -155,8 +171,8 @@ class Conv2d(Layer):
 
     def __init__(self, channels: int, out: int, kernel: int | tuple[int, int], stride: int | tuple[int, int] = 1,
                  padding: int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, groups: int = 1,
-                 bias: bool = True):  # fmt: skip
-        super().__init__()
+                 bias: bool = True, name: str = ""):  # fmt: skip
+        super().__init__(name)
         self.channels, self.out, self.kernel, self.groups, self.bias = channels, out, _pair(kernel), groups, bias
         pads = _pair(padding) * 2
         self.attrs = {"strides": _pair(stride), "pads": pads, "dilations": _pair(dilation), "group": groups}
@@ -168,7 +184,8 @@ class Conv2d(Layer):
             self.weight("bias", np.zeros(self.out))
 
     def apply(self, build: Builder, x: Value) -> Value:
-        return build.emit("Conv", [x, *self.weights.values()], {**self.attrs, "kernel_shape": self.kernel})
+        return build.emit("Conv", [x, *self.weights.values()], {**self.attrs, "kernel_shape": self.kernel},
+                          name=self.label)  # fmt: skip
 
 
 class ConvTranspose2d(Conv2d):
@@ -176,8 +193,8 @@ class ConvTranspose2d(Conv2d):
 
     def __init__(self, channels: int, out: int, kernel: int | tuple[int, int], stride: int | tuple[int, int] = 1,
                  padding: int | tuple[int, int] = 0, output_padding: int | tuple[int, int] = 0, groups: int = 1,
-                 bias: bool = True):  # fmt: skip
-        super().__init__(channels, out, kernel, stride, padding, 1, groups, bias)
+                 bias: bool = True, name: str = ""):  # fmt: skip
+        super().__init__(channels, out, kernel, stride, padding, 1, groups, bias, name)
         self.attrs["output_padding"] = _pair(output_padding)
 
     def make(self, build: Builder) -> None:
@@ -187,14 +204,15 @@ class ConvTranspose2d(Conv2d):
             self.weight("bias", np.zeros(self.out))
 
     def apply(self, build: Builder, x: Value) -> Value:
-        return build.emit("ConvTranspose", [x, *self.weights.values()], {**self.attrs, "kernel_shape": self.kernel})
+        return build.emit("ConvTranspose", [x, *self.weights.values()], {**self.attrs, "kernel_shape": self.kernel},
+                          name=self.label)  # fmt: skip
 
 
 class Linear(Layer):
     """x W^T + b over the last axis. flat: x is a matrix, so that one Gemm does it."""
 
-    def __init__(self, features: int, out: int, bias: bool = True, flat: bool = True):
-        super().__init__()
+    def __init__(self, features: int, out: int, bias: bool = True, flat: bool = True, name: str = ""):
+        super().__init__(name)
         self.features, self.out, self.bias, self.flat = features, out, bias, flat
 
     def make(self, build: Builder) -> None:
@@ -205,7 +223,7 @@ class Linear(Layer):
 
     def apply(self, build: Builder, x: Value) -> Value:
         if self.flat:
-            return build.emit("Gemm", [x, *self.weights.values()], {"transB": 1})
+            return build.emit("Gemm", [x, *self.weights.values()], {"transB": 1}, name=self.label)
         y = build.emit("MatMul", [x, self.weights["weight"]])
         return build.emit("Add", [y, self.weights["bias"]]) if self.bias else y
 
@@ -213,8 +231,8 @@ class Linear(Layer):
 class BatchNorm(Layer):
     """BatchNormalization over axis 1, with running statistics."""
 
-    def __init__(self, channels: int, momentum: float = 0.9, epsilon: float = 1e-5):
-        super().__init__()
+    def __init__(self, channels: int, momentum: float = 0.9, epsilon: float = 1e-5, name: str = ""):
+        super().__init__(name)
         self.channels, self.attrs = channels, {"momentum": momentum, "epsilon": epsilon}
 
     def make(self, build: Builder) -> None:
@@ -229,8 +247,8 @@ class BatchNorm(Layer):
 class LayerNorm(Layer):
     """LayerNormalization over the last axis."""
 
-    def __init__(self, features: int, epsilon: float = 1e-5):
-        super().__init__()
+    def __init__(self, features: int, epsilon: float = 1e-5, name: str = ""):
+        super().__init__(name)
         self.features, self.epsilon = features, epsilon
 
     def make(self, build: Builder) -> None:
@@ -255,8 +273,8 @@ class Dropout(Layer):
 class Embedding(Layer):
     """Rows of a table [count, features], by int64 indices."""
 
-    def __init__(self, count: int, features: int):
-        super().__init__()
+    def __init__(self, count: int, features: int, name: str = ""):
+        super().__init__(name)
         self.count, self.features = count, features
 
     def make(self, build: Builder) -> None:
@@ -269,8 +287,8 @@ class Embedding(Layer):
 class LSTM(Layer):
     """LSTM over [T, N, features]; gives the sequence [T, N, hidden]."""
 
-    def __init__(self, features: int, hidden: int):
-        super().__init__()
+    def __init__(self, features: int, hidden: int, name: str = ""):
+        super().__init__(name)
         self.features, self.hidden = features, hidden
 
     def make(self, build: Builder) -> None:
@@ -289,8 +307,8 @@ class LSTM(Layer):
 class MultiHeadAttention(Layer):
     """Self-attention over [N, T, features] with `heads` heads (Vaswani et al., arXiv:1706.03762)."""
 
-    def __init__(self, features: int, heads: int, causal: bool = False):
-        super().__init__()
+    def __init__(self, features: int, heads: int, causal: bool = False, name: str = ""):
+        super().__init__(name)
         if features % heads:
             raise InputError(f"{features} features do not fit {heads} heads")
         self.features, self.heads, self.causal = features, heads, causal

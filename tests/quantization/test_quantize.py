@@ -69,7 +69,7 @@ def test_a_report(calib, tmp_path):
     assert main([*arguments, *FLAGS]) == 0
     text = page.read_text()
     assert text.startswith("<!doctype html>") and "relu3" not in text.split("</style>")[0] and "latency" in text
-    for name in ("r1", "r3", "logits"):
+    for name in ("relu1", "relu2", "logits"):
         assert name in text
     with pytest.raises(data.CalibrationError, match="report needs calibration data"):
         evort_tools.quantize(LENET, scheme="dynamic", report=page)
