@@ -133,3 +133,26 @@ def test_voice_activity(tmp_path):
         file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes(bytes(2 * rate))
     assert run_example("voice_activity", tmp_path / "vad.etm", tmp_path / "silence.wav") == ""
+
+
+@pytest.mark.skipif(not (SHARED / "data/mnist").is_dir(), reason="MNIST is not there")
+def test_train_lenet(tmp_path):
+    """The whole command on the first 6400 digits, plain files; five epochs, 250 steps, give 95 % and more."""
+    import gzip
+    import json
+
+    counts = {"train-images-idx3": 6400, "train-labels-idx1": 6400, "t10k-images-idx3": 1000, "t10k-labels-idx1": 1000}
+    for name, count in counts.items():
+        raw = gzip.decompress((SHARED / "data/mnist" / f"{name}-ubyte.gz").read_bytes())
+        head = 16 if "images" in name else 8
+        size = 784 if "images" in name else 1
+        data = raw[:4] + count.to_bytes(4, "big") + raw[8:head] + raw[head : head + count * size]
+        (tmp_path / f"{name}-ubyte").write_bytes(data)
+    out, log = tmp_path / "lenet.etm", tmp_path / "log.json"
+    text = run_example(
+        "train_lenet", "--data", tmp_path, "--out", out, "--epochs", "5", "--quiet", "--log", log, "--threads", "2"
+    )
+    rows = json.loads(log.read_text())
+    assert rows[-1]["val_accuracy"] > 0.9
+    assert f"{rows[-1]['val_accuracy']:.2%} of 1000 test digits right" in text
+    assert float(evort.load(out).metadata["accuracy_mnist_test_10000"]) == pytest.approx(rows[-1]["val_accuracy"])
