@@ -27,7 +27,8 @@ def test_fine_tuning_a_model(tmp_path, capsys):
     out = tmp_path / "out.etm"
     arguments = [
         "train", LENET, "--data", data, "--validation", test, "-o", str(out), "--onnx", str(tmp_path / "out.onnx"),
-        "--epochs", "6", "--batch-size", "10", "--lr", "2e-3", "--scale", "0.00392157", "--freeze", "conv*", "--threads", "1", "--json",
+        "--epochs", "6", "--batch-size", "10", "--lr", "2e-3", "--scale", "0.00392157",
+        "--freeze", "conv*", "--threads", "1", "--json",
         "--log", str(tmp_path / "log.csv"), "--checkpoint", str(tmp_path / "c.npz"), "--clip-norm", "5", "--recompute",
     ]  # fmt: skip
     assert main(arguments) == 0
