@@ -16,6 +16,7 @@ import numpy as np
 
 import evort
 from evort.errors import InputError
+from evort.files import write_atomically as write_atomically
 from evort.graph import Graph
 from evort.session import Session
 from evort.types import FLOATS, STORAGE, DType
