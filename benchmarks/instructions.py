@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from evort.files import write_atomically
+from evort_tools.common import write_atomically
 
 TABLE = Path(__file__).with_suffix(".json")
 WORKER = Path(__file__).with_name("_instructions_worker.py")

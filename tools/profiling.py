@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from evort import etm
-from evort.files import write_atomically
 from evort.plan import Plan
 from evort_tools.common import (
     add_shape_argument,
@@ -25,6 +24,7 @@ from evort_tools.common import (
     random_inputs,
     shapes_of,
     source,
+    write_atomically,
 )
 from evort_tools.inspection import operator_text
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evort.files import write_atomically
-from evort_tools.common import bytes_text
+from evort_tools.common import bytes_text, write_atomically
 from evort_tools.quantization.layers import Layer, integer_range, used_share
 
 _STYLE = """
