@@ -10,7 +10,8 @@
               micro-kernel: sums of mc rows (ukr/qgemm_body.h)
               after the last p: requantization (ukr/requant_body.h)
 
-With `presum`, bytes take the place of pairs, four k at a time, where the instruction set has a product of bytes. The
+With `presum`, bytes take the place of pairs, four k at a time, where the instruction set has a product of bytes; without
+it too where that product is exact whatever the bytes (VNNI, NEON). The
 activation's zero point then stays in its elements: sum (x - z) w = sum x w - z sum w.
 
 A product with one row or one column reads the matrix once, as it lies.
@@ -151,18 +152,21 @@ cdef inline int32_t zero_point(const ev_qoperand *x, int64_t line) noexcept nogi
 
 
 cdef bint takes_quads(const ev_qgemm *g) noexcept nogil:
-    """Whether the proof of `presum` holds for these operands, and the instruction set has the product."""
+    """Whether the instruction set has a product of bytes that is exact for these operands, by the proof of `presum` or
+    whatever they are."""
     cdef const ev_qoperand *w = &g.b if g.weights_in_b else &g.a
     cdef const ev_qoperand *x = &g.a if g.weights_in_b else &g.b
     cdef int64_t lines = g.n if g.weights_in_b else g.m, i
     cdef int has = 0
-    if g.presum <= 0 or w.type != EV_INT8 or x.zero_step != 0 or (g.pack != NULL and g.weights_in_b):
+    K.qhas_u8(&has)
+    if has < (1 if g.presum > 0 else 2):
+        return False
+    if w.type != EV_INT8 or x.zero_step != 0 or (g.pack != NULL and g.weights_in_b):
         return False
     for i in range(lines if w.zero_step != 0 else 1):
         if zero_point(w, i) != 0:
             return False
-    K.qhas_u8(&has)
-    return has != 0
+    return True
 
 
 cdef Method choose(const ev_qgemm *g) noexcept nogil:

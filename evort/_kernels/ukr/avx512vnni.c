@@ -15,6 +15,10 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .qc_tile = EV_FN(qc_tile),
     .qc_plain = EV_FN(qc_plain),
     .qd_map = EV_FN(qd_map),
+    .qgemm_u8 = EV_FN(qgemm_u8),
+    .qhas_u8 = EV_FN(qhas_u8),
+    .qrow_sums = EV_FN(qrow_sums),
+    .qpanel_sums = EV_FN(qpanel_sums),
     .sp_tile_s8 = EV_FN(sp_tile_s8),
     .sp_dot_s8 = EV_FN(sp_dot_s8),
 };

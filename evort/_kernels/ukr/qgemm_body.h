@@ -181,7 +181,8 @@ static void EV_FN(qgemm_u8)(int64_t m, int64_t n, int64_t quads, const uint8_t *
 #endif
 }
 
-/* Whether this instruction set has a product of bytes that is worth using. */
+/* Whether this instruction set has a product of bytes that is worth using: 1 where a proof of `presum` comes with the
+ * weights, 2 whatever they are. */
 static void EV_FN(qhas_u8)(int *has)
 {
 #if defined(__AVX2__)

@@ -53,7 +53,81 @@ static void EV_FN(qc_tile)(int64_t m, int64_t n, int s, int64_t k, const void *a
 #undef CALL
     }
 }
+
+/* Products of qgemm_body.h ------------------------------------------------------------------------------------------ */
+
+static inline __attribute__((always_inline)) void EV_FN(q_dots)(
+    int64_t quads, const uint8_t *a, int64_t lda, const uint8_t *b, const int a_unsigned, int add, int32_t *c,
+    const int mr)
+{
+    const uint8_t *a4 = a + 4 * lda, *a8 = a + 8 * lda;
+#define X(i) __m512i p##i = add && mr > i ? _mm512_loadu_si512(c + i * EV_QNR) : _mm512_setzero_si512();
+    EV_ROWS(X)
+#undef X
+    for (; quads > 0; quads--, a += 4, a4 += 4, a8 += 4, b += 64) {
+        const __m512i v = _mm512_loadu_si512(b);
+#define X(i)                                                                                    \
+        if (mr > i) {                                                                           \
+            int32_t four;                                                                       \
+            memcpy(&four, (i < 4 ? a : i < 8 ? a4 : a8) + (i % 4) * lda, 4);                    \
+            const __m512i x = _mm512_set1_epi32(four);                                          \
+            p##i = a_unsigned ? _mm512_dpbusd_epi32(p##i, x, v) : _mm512_dpbusd_epi32(p##i, v, x); \
+        }
+        EV_ROWS(X)
+#undef X
+    }
+#define X(i) if (mr > i) _mm512_storeu_si512(c + i * EV_QNR, p##i);
+    EV_ROWS(X)
+#undef X
+}
 #undef EV_ROWS
+
+static inline __attribute__((always_inline)) void EV_FN(q_panel)(int64_t m, int64_t quads, const uint8_t *a, int64_t lda,
+                                                                 const uint8_t *b, const int a_unsigned, int add,
+                                                                 int32_t *c)
+{
+#define CALL(mr) \
+    for (; m >= mr; m -= mr, a += mr * lda, c += mr * EV_QNR) EV_FN(q_dots)(quads, a, lda, b, a_unsigned, add, c, mr)
+    CALL(12);
+    CALL(4);
+    CALL(1);
+#undef CALL
+}
+
+static void EV_FN(qgemm_u8)(int64_t m, int64_t n, int64_t quads, const uint8_t *a, int64_t lda, const uint8_t *b,
+                            int a_unsigned, int presum, int add, int32_t *c)
+{
+    (void)n, (void)presum;
+    if (a_unsigned) EV_FN(q_panel)(m, quads, a, lda, b, 1, add, c);
+    else EV_FN(q_panel)(m, quads, a, lda, b, 0, add, c);
+}
+
+static void EV_FN(qhas_u8)(int *has)
+{
+    *has = 2;
+}
+
+static void EV_FN(qrow_sums)(int64_t m, int64_t k, const int8_t *a, int64_t lda, int add, int32_t *sums)
+{
+    const __m512i one = _mm512_set1_epi8(1);
+    for (int64_t i = 0; i < m; i++, a += lda) {
+        __m512i s = _mm512_setzero_si512();
+        int64_t p = 0;
+        for (; p + 64 <= k; p += 64) s = _mm512_dpbusd_epi32(s, one, _mm512_loadu_si512(a + p));
+        s = _mm512_dpbusd_epi32(s, one, _mm512_maskz_loadu_epi8((1ull << (k - p)) - 1, a + p));
+        sums[i] = _mm512_reduce_add_epi32(s) + (add ? sums[i] : 0);
+    }
+}
+
+static void EV_FN(qpanel_sums)(int64_t n, int64_t quads, const int8_t *b, int add, int32_t *sums)
+{
+    const __m512i one = _mm512_set1_epi8(1);
+    for (int64_t j = 0; j < n; j += EV_QNR, sums += EV_QNR) {
+        __m512i s = add ? _mm512_loadu_si512(sums) : _mm512_setzero_si512();
+        for (int64_t p = 0; p < quads; p++, b += 4 * EV_QNR) s = _mm512_dpbusd_epi32(s, one, _mm512_loadu_si512(b));
+        _mm512_storeu_si512(sums, s);
+    }
+}
 
 /* Rows of W are used as they lie. */
 static void EV_FN(qc_plain)(int *plain)
