@@ -180,6 +180,7 @@ cdef int igemm(int64_t m, int64_t n, int64_t k, int32_t alpha, const void *a, in
     g.a.rs, g.a.cs, g.a.zero, g.a.zero_step = rsa, csa, a_zero, a_zero_step
     g.b.rs, g.b.cs, g.b.zero, g.b.zero_step = rsb, csb, b_zero, b_zero_step
     g.ldc, g.q.alpha, g.q.beta = ldc, alpha, beta
+    g.weights_in_b = b_signed and not a_signed
     g.threads = threads if threads > 1 else 1
     if posix_memalign(&scratch, 64, qgemm_scratch(1, m, n, k, g.threads, False, False) + 64) != 0:
         return -1

@@ -424,6 +424,10 @@ cdef extern from "ukr.h" nogil:
         void (*nbits_dot_i16)(const ev_nbits *w, int64_t first, int64_t rows, const void *xs, float *y) noexcept nogil
         void (*nbits_panel_f32)(const ev_nbits *w, int64_t j0, int64_t n, int64_t p0, int64_t kc,
                                 float *dst) noexcept nogil
+        void (*narrow_dot_f32)(int dtype, int64_t n, int64_t k, const float *x, const void *w, int64_t ld,
+                               float *y) noexcept nogil
+        void (*narrow_rows_f32)(int dtype, int64_t n, int64_t k, const float *x, const void *w, int64_t ld,
+                                float *y) noexcept nogil
         void (*nbits_widen_f32)(const ev_nbits *w, int64_t row, int64_t p0, int64_t n, float *out) noexcept nogil
         void (*qgemm_u8)(int64_t m, int64_t n, int64_t quads, const uint8_t *a, int64_t lda,
                           const uint8_t *b, int a_unsigned, int presum, int add, int32_t *c) noexcept nogil

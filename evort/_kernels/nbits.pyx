@@ -1,8 +1,8 @@
 """Drivers of products with weights of few bits, which are widened where they are used: MatMulNBits, ConvNBits,
 GatherBlockQuantized, and MatMul, Gemm, Conv and Gather with weights of 16 bits.
 
-    up to VECTOR_ROWS rows of X    the weights stream past once, at the speed of memory; a few bits are used in their
-                                   words (nbits_body.h), 16 bits widened TILE at a time
+    up to VECTOR_ROWS rows of X    the weights stream past, at the speed of memory; a few bits are used in their words
+                                   (nbits_body.h), 16 bits widened in registers (narrow_body.h)
     more                           the blocked product of gemm.pyx, to which a callback supplies the widened weights:
                                    as panels of B (MatMul), or as rows of A (Conv)
 """
@@ -16,10 +16,9 @@ cdef const ev_ukr *K = ukernels()
 
 cdef enum:
     VECTOR_ROWS = 3              # of X: more are a blocked product
-    TILE = 512                   # numbers of a row of 16 bits that are widened at a time
-    ROWS = 8                     # rows of that tile: 16 KB, half of L1
     DEPTH = 64                   # of a panel of B that is widened at a time
     BYTES_PER_TASK = 1 << 14     # of weights; fewer are not worth waking a thread
+    COLUMNS_PER_TASK = 32        # 16 of [k, n]: fewer are read a few bytes at a time
     MACS_PER_TASK = 1 << 17
 
 
@@ -154,11 +153,12 @@ cdef void vector_part(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
             j += some
     else:
         for i in range(job.m):
-            memset(job.y + i * job.ldy + j0, 0, (j1 - j0) * sizeof(float))
-        if w.columns:
-            narrow_columns(job, j0, j1)
-        else:
-            narrow_rows(job, j0, j1)
+            y = job.y + i * job.ldy + j0
+            memset(y, 0, (j1 - j0) * sizeof(float))
+            if w.columns:
+                K.narrow_rows_f32(w.dtype, j1 - j0, w.k, job.x + i * job.ldx, item(w, j0), w.n, y)
+            else:
+                K.narrow_dot_f32(w.dtype, j1 - j0, w.k, job.x + i * job.ldx, item(w, j0 * w.k), w.k, y)
     for i in range(job.m):
         y = job.y + i * job.ldy
         if w.scale != NULL:      # here, rather than weight by weight
@@ -174,42 +174,6 @@ cdef void vector_part(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
                 y[j] += z[i * e.ldr + j]
         if e != NULL and e.activation != EV_ACT_NONE:
             K.activate_f32(e, 1, j1 - j0, i, y + j0, job.ldy)
-
-
-cdef void narrow_rows(const VectorJob *job, int64_t j0, int64_t j1) noexcept nogil:
-    """Y += X W^T with W[n, k], a tile of ROWS x TILE at a time."""
-    cdef const ev_weights *w = job.w
-    cdef float[ROWS * TILE] tile
-    cdef int64_t i, j = j0, p, some, count, r
-    while j < j1:
-        some = min(<int64_t> ROWS, j1 - j)
-        p = 0
-        while p < w.k:
-            count = min(<int64_t> TILE, w.k - p)
-            for r in range(some):
-                K.cast(w.dtype, EV_FLOAT, count, item(w, (j + r) * w.k + p), tile + r * TILE)
-            for i in range(job.m):
-                K.gemv_dot_f32(some, count, 1, job.x + i * job.ldx + p, tile, TILE, job.y + i * job.ldy + j, 1)
-            p += count
-        j += some
-
-
-cdef void narrow_columns(const VectorJob *job, int64_t j0, int64_t j1) noexcept nogil:
-    """The same with W[k, n]."""
-    cdef const ev_weights *w = job.w
-    cdef float[ROWS * TILE] tile
-    cdef int64_t i, j = j0, p, some, count, r
-    while j < j1:
-        count = min(<int64_t> TILE, j1 - j)
-        p = 0
-        while p < w.k:
-            some = min(<int64_t> ROWS, w.k - p)
-            for r in range(some):
-                K.cast(w.dtype, EV_FLOAT, count, item(w, (p + r) * w.n + j), tile + r * TILE)
-            for i in range(job.m):
-                K.gemv_rows_f32(count, some, 1, job.x + i * job.ldx + p, 1, tile, TILE, job.y + i * job.ldy + j)
-            p += some
-        j += count
 
 
 cdef int64_t widened_scratch(int64_t m, int64_t n, int64_t k, int64_t padded, int32_t threads) noexcept nogil:
@@ -246,7 +210,8 @@ cdef void widened_product(const ev_weights *w, int64_t m, float alpha, const flo
             else:
                 K.nbits_spread_f32(w.packed.bits, w.k, job.padded, x + i * ldx, spread + 2 * i * size,
                                    spread + (2 * i + 1) * size)
-    parallel_for(vector_part, &job, ceil_div(w.n, 16), max(1, BYTES_PER_TASK // max(1, 2 * w.k * bits)), threads)
+    parallel_for(vector_part, &job, ceil_div(w.n, 16),
+                 max(<int64_t> (COLUMNS_PER_TASK if w.columns else 1), BYTES_PER_TASK // max(1, 2 * w.k * bits)), threads)
 
 
 # Drivers -------------------------------------------------------------------------------------------------------------

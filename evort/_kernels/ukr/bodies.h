@@ -29,6 +29,7 @@
 #include "recurrent_body.h"
 #include "interpolate_body.h"
 #include "nbits_body.h"
+#include "narrow_body.h"
 #include "qelementwise_body.h"
 #include "qnormalize_body.h"
 #include "qsample_body.h"
