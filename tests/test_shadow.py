@@ -98,6 +98,28 @@ def test_saturation_alone_raises_an_alarm(files):
     assert [count.name for count in session.shadow.alarmed()] == ["x"]
 
 
+def test_integers_that_are_only_moved_keep_their_scale():
+    """A MaxPool between two layers: what it gives is compared as the numbers that its integers stand for."""
+    real = _float_model()
+    real.graph.nodes[1].inputs[0] = "flat"
+    real.graph.nodes[1:1] = [
+        Node("MaxPool", ["a"], ["p"], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+        Node("Transpose", ["p"], ["flat"], {"perm": [0, 1, 3, 2]}),
+    ]
+    encodings = {
+        "x": Encoding.of_range(-3, 3, DType.UINT8),
+        "a": Encoding.of_range(0, 6, DType.UINT8),
+        **{w: Encoding.of_weights(real.graph.constant(w), 0) for w in ("w0", "w1")},
+    }
+    quantized = fake_quantized(real, encodings)
+    lower(quantized)
+    assert [node.op for node in quantized.graph.nodes] == ["QLinearConv", "MaxPool", "Transpose", "QLinearConv"]
+    session = evort.load(etm.write(quantized), threads=1, shadow=1, shadow_model=etm.write(real))
+    session(_image(2))
+    layers = session.shadow.layers
+    assert {"a", "p", "flat", "y"} <= set(layers) and all(layer.last_sqnr > 25 for layer in layers.values())
+
+
 def test_counters_for_machines(files):
     import json
 

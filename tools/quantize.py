@@ -36,7 +36,8 @@ from evort.quant import decibels
 from evort.session import Session
 from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, progress_bar, silent
-from evort_tools.quantization import accuracy, improve, layers, mixed, placement, static
+from evort_tools.passes.fitting import shapes_of
+from evort_tools.quantization import accuracy, improve, layers, mixed, nested, placement, static
 from evort_tools.quantization import latency as latency_profile
 from evort_tools.quantization.adaptive import add_levels
 from evort_tools.quantization.compare import expected_outputs, output_errors
@@ -167,6 +168,9 @@ def _write_report(
         measured.append((bytes_text(session.memory().arena), f"{spent:.3f} ms"))
     rows += [("arena", measured[0][0], measured[1][0]), ("latency, median", measured[0][1], measured[1][1])]
     rows += [(f"output {name!r}: SQNR", "", f"{sqnr:.1f} dB") for name, sqnr in result.sqnr.items()]
+    if options.metric is not None and result.loss:
+        reached = result.loss["float"] - result.loss["loss"]
+        rows.append(("metric", f"{result.loss['float']:.6g}", f"{reached:.6g}"))
     notes = [f"Scheme {options.scheme}; compared on {len(samples)} calibration samples."]
     if result.helpers:
         notes.append(f"Helpers that lowered the error: {', '.join(result.helpers)}.")
@@ -201,23 +205,26 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     return result
 
 
-def _settings(data: Calibration | None, options: Options) -> tuple[static.Settings, improve.Helpers]:
+def _settings(
+    data: Calibration | None, options: Options, exclude: tuple[str, ...]
+) -> tuple[static.Settings, improve.Helpers]:
     """How to calibrate. Raises CalibrationError where there is no data to do so."""
     if data is None:
         what = f"the {options.scheme} scheme needs calibration data"
         raise CalibrationError(f"{what} (--calib FILE): a few hundred typical inputs")
     settings = static.Settings(
-        options.method, options.activations, options.percentile, options.exclude, options.per_channel, options.threads
+        options.method, options.activations, options.percentile, exclude, options.per_channel, options.threads
     )
+    channels = options.per_channel_activations
     helpers = improve.Helpers(
-        options.equalize, options.smooth, options.clip_weights, options.adaround, options.bias_correction,
-        options.smooth_alpha,
+        options.equalize, "on" if channels else options.smooth, options.wide_activations, options.clip_weights,
+        options.adaround, options.bias_correction, 1.0 if channels else options.smooth_alpha,
     )  # fmt: skip
     return settings, helpers
 
 
 def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None:
-    settings, helpers = _settings(data, result.options)
+    settings, helpers = _settings(data, result.options, result.options.exclude)
     found = mixed.mixed(result.model, data, result.options, settings, helpers, progress)
     result.kept = found.kept
     result.model, result.real, result.layers, result.helpers = found.model, found.real, found.layers, found.helpers
@@ -231,9 +238,12 @@ def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None
         result.latency = {"float32_us": found.us_float, "predicted_us": found.us, "profile": source}
 
 
-def _static(data: Calibration | None, result: Result, progress: Progress) -> None:
+def _static(data: Calibration | None, result: Result, progress: Progress, inside: bool = False) -> None:
+    """inside: whether this is a branch of another model."""
     options = result.options
-    settings, helpers = _settings(data, options)
+    exclude = nested.fitting(result.model.graph, options.exclude, inside)
+    settings, helpers = _settings(data, options, exclude)
+    branches = _branches(data, result, progress) if options.max_drop is None and not options.adaptive else {}
     costs = None
     if options.prefer == "speed":
         given = latency_profile.read(options.profile) if options.profile else None
@@ -248,8 +258,8 @@ def _static(data: Calibration | None, result: Result, progress: Progress) -> Non
         result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
-    result.kept = static.kept_in_float(changed, found.selection)
-    result.layers = [{"name": node.name or node.outputs[0], "operator": node.op} for node in found.selection.nodes]
+    result.kept = static.kept_in_float(changed, found.selection) | result.kept | branches
+    result.layers += [{"name": node.name or node.outputs[0], "operator": node.op} for node in found.selection.nodes]
     for node in result.model.graph.nodes:
         if node.op in PRODUCTS and not node.domain:
             result.kept.setdefault(node.label(), "it has no integer form for these operands")
@@ -262,6 +272,23 @@ def _static(data: Calibration | None, result: Result, progress: Progress) -> Non
         result.levels = add_levels(
             result.model, real, weights, samples, options.adaptive_float, options.threads, progress
         )
+
+
+def _branches(data: Calibration, result: Result, progress: Progress) -> dict[str, str]:
+    """Quantizes the branches of the model's If nodes; returns what stays in float there because no sample takes it."""
+    if not nested.has_branches(result.model.graph):
+        return {}
+
+    def branch(model: Model, samples: Calibration) -> Model:
+        part = Result(model, result.options)
+        _static(samples, part, progress, inside=True)
+        result.layers += part.layers
+        result.kept |= part.kept
+        return part.model
+
+    shapes = shapes_of(result.model.graph)
+    result.model, kept = nested.quantized_branches(result.model, data, shapes, branch, result.options.threads)
+    return kept
 
 
 def _note_speed(result: Result, costs: placement.Costs, found: static.Calibrated) -> None:

@@ -15,6 +15,11 @@ from evort.types import FLOAT8, STORAGE, DType, Spec
 _D = DType
 _WIDE = frozenset({_D.FLOAT, _D.FLOAT16, _D.BFLOAT16, _D.INT32})
 _SCALES = _WIDE | {_D.FLOAT8E8M0}
+# Operators that move elements of their first input, or pick the largest, and compute nothing: integers stay the same.
+MOVES = frozenset({
+    "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Identity", "MaxPool",
+    "ReduceMax", "ReduceMin", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+})  # fmt: skip
 # Smallest and largest number of each integer type.
 RANGES: dict[DType, tuple[int, int]] = {
     _D.UINT8: (0, 255),

@@ -9,7 +9,9 @@ import pytest
 from onnx import helper
 from tools_support import onnx_model
 
+import evort_tools
 from evort.session import Session
+from evort.types import DType
 from evort_tools.common import shipped_models
 from evort_tools.convert import convert_model
 from evort_tools.quantization import adaround, bias, equalize, improve, smooth, static
@@ -21,7 +23,7 @@ from evort_tools.quantization.qdq import copy_model, fake_quantized
 from evort_tools.quantization.static import Settings
 
 node = helper.make_node
-OFF = {"equalize": "off", "smooth": "off", "clip": "off", "adaround": "off", "bias": "off"}
+OFF = dict.fromkeys(("equalize", "smooth", "int16", "clip", "adaround", "bias"), "off")
 
 
 def normal(*shape, seed=0):
@@ -106,6 +108,49 @@ def test_smoothing_saves_activations_with_outlier_channels():
     assert same < better
     with pytest.raises(ValueError, match="alpha"):
         smooth.smooth(block(), (), 1.5)
+
+
+def outliers(wide=False):
+    """A product whose output has channels that are 60 times the others, and a small one that does without those; wide
+    makes the small one the larger of the two."""
+    big = np.ones(64, np.float32)
+    big[::16] = 60
+    many = 512 if wide else 8
+    nodes = [node("MatMul", ["x", "w1"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "w2"], ["y"])]
+    constants = {"w1": normal(64, 64) / 8 * big, "w2": normal(64, many) * (big == 1)[:, None]}
+    return convert_model(onnx_model(nodes, {"x": (np.float32, ("N", 64))}, ["y"], constants))
+
+
+def test_16_bits_save_activations_that_8_cannot_hold():
+    data = normal(32, 64)
+    plain, _ = sqnr_with(outliers(), data, Helpers(**OFF))
+    better, kept = sqnr_with(outliers(), data, Helpers(**{**OFF, "int16": "auto"}))
+    assert plain < 15 and better > plain + 15 and list(kept) == ["int16"]
+    # Not where int16 would be most of the work, and not where 8 bits are enough.
+    assert not sqnr_with(outliers(wide=True), data, Helpers(**{**OFF, "int16": "auto"}))[1]
+    easy = convert_model(onnx_model([node("MatMul", ["x", "w"], ["y"])], {"x": (np.float32, ("N", 64))}, ["y"],
+                                    {"w": normal(64, 8)}))  # fmt: skip
+    assert not sqnr_with(easy, np.sign(data) + 0.01 * data, Helpers(**{**OFF, "int16": "auto"}))[1]
+
+
+def test_16_bits_run_in_integers():
+    data = normal(32, 64)
+    result = evort_tools.quantize(outliers(), calib=data, method="minmax", prefer="size", equalize="off", verify=False)
+    assert "int16" in result.helpers and result.encodings["r"].dtype == DType.INT16
+    assert [n.op for n in result.model.graph.nodes] == ["QLinearMatMul", "QLinearMatMul"]
+    got, want = (Session(m).run({"x": data})["y"] for m in (result.model, outliers()))
+    assert np.square(got - want).mean() < 1e-3 * np.square(want).mean()
+
+
+def test_a_scale_for_each_channel_of_activations():
+    """As SmoothQuant with alpha 1: all channels of a tensor get one range."""
+    data = normal(16, 5, 32)
+    options = {"method": "minmax", "prefer": "size", "equalize": "off", "adaround": "off", "bias_correction": "off",
+               "wide_activations": "off"}  # fmt: skip
+    plain, channels = (
+        evort_tools.quantize(block(), calib=data, per_channel_activations=on, **options) for on in (False, True)
+    )
+    assert channels.sqnr["y"] > plain.sqnr["y"] + 1 and "smooth" in channels.helpers
 
 
 def positive(seed=0):

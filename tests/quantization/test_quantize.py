@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -73,6 +75,29 @@ def test_a_report(calib, tmp_path):
         assert name in text
     with pytest.raises(data.CalibrationError, match="report needs calibration data"):
         evort_tools.quantize(LENET, scheme="dynamic", report=page)
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="looks at the page in headless Chromium, which is not installed")
+def test_a_browser_shows_the_report_without_a_network(calib, tmp_path):
+    from PIL import Image
+
+    page, picture = tmp_path / "report.html", tmp_path / "report.png"
+    evort_tools.quantize(LENET, tmp_path / "o.etm", calib=calib, report=page, **FAST)
+    assert not re.search(r"(?:src|href)\s*=|url\(|@import|https?://", page.read_text())
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1300,1400"]
+    shown = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path}/profile", f"--screenshot={picture}", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert picture.exists(), shown.stderr
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    for colour in ("bcd2e5", "c0392b", "8fb3d1"):  # bars of layers alone, the accumulated line, histograms
+        wanted = [int(colour[i : i + 2], 16) for i in (0, 2, 4)]
+        assert np.count_nonzero(np.abs(pixels - wanted).sum(1) < 12) > 100, colour
 
 
 def test_an_etm_file_as_the_source(calib, tmp_path):

@@ -10,12 +10,18 @@ from onnx import helper
 from tools_support import onnx_model
 
 import evort
+import evort_tools
+from evort.graph import Graph, Model, Node, Tensor
 from evort.session import Session
+from evort.types import DType
 from evort_tools.common import shipped_models
 from evort_tools.convert import convert_model
+from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import open_calibration
+from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.qdq import fake_quantized
+from evort_tools.quantization.select import Selection
 from evort_tools.quantization.static import METHODS, Settings, calibrate
 
 node = helper.make_node
@@ -79,6 +85,78 @@ def test_what_runs_in_integers_and_what_shares_a_scale():
     assert e["gate"].method == "fixed" and e["gate"].scale == pytest.approx(1 / 255)
     assert e["w1"].axis == 0 and e["w5"].axis == 0 and np.abs(e["w1"].quantize(model.graph.constant("w1"))).max() == 127
     assert sqnr(model, found, samples(3, 8, 8))["y"] > 30
+
+
+def transformer():
+    """A feed-forward block between normalizations, attention-like, and what is resized on the way."""
+    nodes = [
+        node("MatMul", ["x", "w1"], ["a"]),
+        node("LayerNormalization", ["a", "scale", "shift"], ["n"]),
+        node("MatMul", ["n", "w2"], ["b"]),
+        node("Softmax", ["b"], ["s"]),
+        node("MatMul", ["s", "w3"], ["c"]),
+        node("Resize", ["c", "", "scales"], ["r"], mode="linear"),
+        node("MatMul", ["r", "w4"], ["y"]),
+    ]
+    constants = {
+        "w1": weights(16, 16), "w2": weights(16, 16), "w3": weights(16, 16), "w4": weights(16, 4),
+        "scale": weights(16) + 1, "shift": weights(16), "scales": np.array([1, 1, 2, 1], np.float32),
+    }  # fmt: skip
+    return onnx_model(nodes, {"x": (np.float32, ("N", 3, 6, 16))}, ["y"], constants)
+
+
+def test_normalizations_and_resampling_between_products_are_integers():
+    model, found = calibrated(transformer(), samples(3, 6, 16), method="minmax")
+    ops = [n.op for n in found.selection.nodes]
+    assert ops == ["MatMul", "LayerNormalization", "MatMul", "Softmax", "MatMul", "Resize", "MatMul"]
+    made, _ = integer_model(model, found)
+    assert [n.op for n in made.graph.nodes] == [
+        "QLinearMatMul", "QLinearLayerNormalization", "QLinearMatMul", "QLinearSoftmax", "QLinearMatMul",
+        "QLinearResize", "QLinearMatMul",
+    ]  # fmt: skip
+    feeds = open_calibration(samples(3, 6, 16), model.graph).head(8)
+    assert output_errors(made, feeds, expected_outputs(model, feeds))["y"].sqnr > 25
+    # Of computed scales it is no operator of integers.
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("LayerNormalization", ["a", "a1"], ["n"]),
+             node("MatMul", ["n", "w"], ["y"])]  # fmt: skip
+    inputs = {"x": (np.float32, ("N", 16)), "a1": (np.float32, (16,))}
+    other = convert_model(onnx_model(nodes, inputs, ["y"], {"w": weights(16, 16)}))
+    assert [n.op for n in Selection(other.graph, shapes_of(other.graph)).nodes] == ["MatMul", "MatMul"]
+
+
+def test_delicate_operators_go_back_to_float_where_8_bits_are_too_few():
+    """A LayerNormalization of values of which all but one are small."""
+    w = weights(16, 16)
+    w[:, 0] *= 3000
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("LayerNormalization", ["a", "scale"], ["n"], axis=-1),
+             node("MatMul", ["n", "v"], ["y"])]  # fmt: skip
+    v = weights(16, 4)
+    v[0] = 0
+    constants = {"w": w, "v": v * 1000, "scale": np.ones(16, np.float32)}
+    model = onnx_model(nodes, {"x": (np.float32, ("N", 16))}, ["y"], constants)
+    result = evort_tools.quantize(model, calib={"x": samples(16, count=32)}, prefer="size", wide_activations="off")
+    assert [n.op for n in result.model.graph.nodes] == ["QLinearMatMul", "LayerNormalization", "QLinearMatMul"]
+
+
+def test_tables_of_lookups_are_integers():
+    table = np.random.default_rng(0).random((4, 9, 9, 9), np.float32) * 2 - 0.5
+    graph = Graph("lut")
+    graph.inputs, graph.outputs = ["x"], ["y"]
+    graph.add(Tensor("x", DType.FLOAT, (1, 3, 8, 8)))
+    for name, value in {"table": table, "step": np.float32(1 / 8)}.items():
+        value = np.asarray(value, np.float32)
+        graph.add(Tensor(name, DType.FLOAT, value.shape, value))
+    inputs = ["table", "x", "", "", "", "step"]
+    graph.nodes = [Node("tri_forward", inputs, ["y"], {}, "cus_ops", "lookup")]
+    model = Model(graph, {"": 20, "cus_ops": 1})
+    x = np.random.default_rng(1).random((4, 3, 8, 8), np.float32)
+    result = evort_tools.quantize(model, calib=x)
+    assert [n.op for n in result.model.graph.nodes] == ["QLinearTriForward"]
+    assert result.sizes["weights_after"] < 0.27 * result.sizes["weights_before"]
+    got, want = (Session(m).run({"x": x[:1]})["y"] for m in (result.model, model))
+    assert np.abs(got - want).max() <= np.ptp(table) / 255 * 0.51
+    kept = evort_tools.quantize(model, calib=x, exclude=("lookup",))
+    assert [n.op for n in kept.model.graph.nodes] == ["tri_forward"]
 
 
 def test_excluded_nodes_stay_in_float():

@@ -97,8 +97,17 @@ def _where(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
 
 @form("tri_forward", domain="cus_ops")
 def _tri_forward(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
+    """With a table or an image in integers, or both."""
     table, image, out = quantized(ed, node.inputs[0]), activation(ed, node.inputs[1]), target_of(target)
-    if image is None or out is None or image.dtype not in BYTES or (table is not None and table.axis is not None):
+    if (
+        out is None
+        or (target is not None and target.dtype not in BYTES)
+        or (table is not None and table.axis is not None)
+    ):
         return None
-    sides = [node.inputs[0], "", ""] if table is None or table.dtype not in BYTES else triple(table)
-    return "QLinearTriForward", "evort", [*sides, *triple(image), node.inputs[5], *out], {}
+    table, image = (q if q is not None and q.dtype in BYTES else None for q in (table, image))
+    if table is None and image is None:
+        return None
+    sides = [node.inputs[0], "", ""] if table is None else triple(table)
+    sides += [node.inputs[1], "", ""] if image is None else triple(image)
+    return "QLinearTriForward", "evort", [*sides, node.inputs[5], *out], {}

@@ -19,17 +19,12 @@ import numpy as np
 
 from evort.graph import Graph, Node
 from evort.ops.base import find
+from evort.ops.quantize import MOVES
 from evort_tools.passes import integer_forms_nn, integer_products, integer_sides  # noqa: F401 (forms register themselves)
 from evort_tools.passes.constants import computed
 from evort_tools.passes.edit import Context, Edit
 from evort_tools.passes.integer_forms import FORMS
 from evort_tools.passes.quantized import Quantized, dequantized, followed, lookup, quantized
-
-# Operators that move elements of their first input, or pick the largest, and compute nothing.
-_MOVES = frozenset({
-    "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Identity", "MaxPool",
-    "ReduceMax", "ReduceMin", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-})  # fmt: skip
 
 
 def run(graph: Graph, ctx: Context) -> int:
@@ -53,7 +48,7 @@ def _moved(ed: Edit, node: Node) -> bool:
         return False
     if node.op in ("Concat", "Pad", "Resize"):
         inputs = _moving_inputs(ed, node)
-    elif node.op in _MOVES and not (node.op == "MaxPool" and any(node.outputs[1:])):
+    elif node.op in MOVES and not (node.op == "MaxPool" and any(node.outputs[1:])):
         first = quantized(ed, node.inputs[0])
         inputs = None if first is None else (first, [first.x, *node.inputs[1:]])
     else:

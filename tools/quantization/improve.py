@@ -1,7 +1,8 @@
 """The accuracy helpers, one after the other; "auto" keeps one only where it lowers the error on calibration samples.
 
 before calibration, since they change the weights:   equalize, smooth
-after it, on top of the encodings:                   clip (weights' outliers), adaround, bias correction
+after it, on top of the encodings:                   16 bits for some activations, clip (weights' outliers), adaround,
+                                                     bias correction
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import numpy as np
 
 from evort.graph import Model, Node, Tensor
 from evort.types import DType
-from evort_tools.quantization import adaround, bias, equalize, smooth, static
+from evort_tools.quantization import adaround, bias, equalize, smooth, static, widen
 from evort_tools.quantization.compare import expected_outputs, output_errors, total_ratio
 from evort_tools.quantization.data import Calibration, Sample
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.qdq import copy_model, fake_quantized, total_bytes
-from evort_tools.quantization.select import PRODUCTS
+from evort_tools.quantization.select import DELICATE, PRODUCTS, is_product
 from evort_tools.quantization.static import Calibrated, Settings
 
 Progress = Callable[[str, int | None], Callable[[], None]]
 # A helper must lower the error by this share to be kept.
 _WORTH = 0.98
+_DELICATE = "8 bits are too few for its results"
 # Models with more bytes of weights are not copied for a trial: memory stays below 2.5 times the model's size.
 LARGE = 1 << 25
 _SHRINKS = np.linspace(0.5, 1.0, 51)
@@ -36,6 +38,7 @@ class Helpers:
 
     equalize: str = "auto"
     smooth: str = "off"
+    int16: str = "auto"
     clip: str = "off"
     adaround: str = "auto"
     bias: str = "auto"
@@ -95,6 +98,7 @@ def quantize(
     steps = [
         ("equalize", helpers.equalize, lambda m, f: _equalized(m, data, again(f), progress)),
         ("smooth", helpers.smooth, lambda m, f: _smoothed(m, data, again(f), helpers.smooth_alpha, progress)),
+        ("int16", helpers.int16, lambda m, f: (m, _widened(m, f, trial, settings))),
         ("clip", helpers.clip, lambda m, f: (m, clipped(m, f))),
         ("adaround", helpers.adaround, lambda m, f: _rounded(m, f, trial.fitting, settings, progress)),
         ("bias", helpers.bias, lambda m, f: _corrected(m, f, trial.fitting, settings, progress)),
@@ -104,6 +108,13 @@ def quantize(
     trial = Trial(model, data, settings.threads)
     plain = model
     ratio = trial.ratio(model, found.encodings)
+    delicate = [node.outputs[0] for node in found.selection.nodes if node.op in DELICATE]
+    if delicate:
+        others = static.restricted(found, dict.fromkeys(delicate, _DELICATE))
+        got = trial.ratio(model, others.encodings)
+        if got < _WORTH * ratio:
+            found, ratio = others, got
+            settings = replace(settings, floats={**settings.floats, **dict.fromkeys(delicate, _DELICATE)})
     large = total_bytes(model.graph) > LARGE
     for name, switch, make in steps:
         if switch == "off" or (switch == "auto" and name in ("equalize", "adaround") and large):
@@ -114,7 +125,7 @@ def quantize(
             other.ratios = other.ratios or found.ratios
             model, found, ratio = changed, other, got
             kept[name] = got
-            plain = plain if name in ("clip", "adaround", "bias") else model
+            plain = plain if name in ("int16", "clip", "adaround", "bias") else model
     return model, replace(found, plain=plain), kept
 
 
@@ -151,6 +162,10 @@ def restored(model: Model, found: Calibrated) -> Model:
     return changed
 
 
+def _widened(model: Model, found: Calibrated, trial: Trial, settings: Settings) -> Calibrated:
+    return widen.widened(model, found, lambda e: trial.ratio(model, e), trial.samples[0], settings.threads)
+
+
 def with_encodings(found: Calibrated, encodings: Mapping[str, Encoding]) -> Calibrated:
     """The same calibration with other encodings in place of some."""
     return replace(found, encodings={**found.encodings, **encodings})
@@ -159,7 +174,9 @@ def with_encodings(found: Calibrated, encodings: Mapping[str, Encoding]) -> Cali
 def clipped(model: Model, found: Calibrated) -> Calibrated:
     """Weights' outliers clipped: each channel's scale is shrunk to where its weights' squared error is least."""
     better: dict[str, Encoding] = {}
-    for name in found.selection.weights:
+    for name, node in found.selection.weights.items():
+        if not is_product(node):
+            continue
         w, old = model.graph.constant(name), found.encodings[name]
         best = np.full(old.scale.shape, np.inf)
         shrink = np.ones(old.scale.shape)

@@ -13,7 +13,7 @@ from evort_tools.passes import graphs_of, lower
 from evort_tools.passes.integer_sides import READS, WRITES
 from evort_tools.quantization import static
 from evort_tools.quantization.qdq import copy_model, insert, name_constants
-from evort_tools.quantization.select import MOVES, PRODUCTS
+from evort_tools.quantization.select import PRODUCTS, moves
 from evort_tools.quantization.static import Calibrated
 
 WHY = "its neighbours in float would need a cast that costs a pass over memory"
@@ -51,7 +51,7 @@ def _stuck(graph: Graph, left: list[Node], found: Calibrated) -> list[str]:
     for cast in left:
         integers = cast.outputs[0] if cast.op == "QuantizeLinear" else cast.inputs[0]
         node = writer.get(integers)
-        while node is not None and node.op in MOVES and node.outputs[0] not in light:
+        while node is not None and moves(node) and node.outputs[0] not in light:
             node = writer.get(node.inputs[0])  # the pass lets integers through what moves them
         if node is not None and _kind(node) not in WRITES:
             stuck.append(node.outputs[0])

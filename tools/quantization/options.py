@@ -59,6 +59,14 @@ class Options:
     smooth: str = _option(
         "off", "SmoothQuant: the range of activations' channels goes over into the weights", choices=SWITCH
     )
+    per_channel_activations: bool = _option(
+        False, "a scale for each channel of activations, where what computes them can take it in (as --smooth with 1)"
+    )
+    wide_activations: str = _option(
+        "auto",
+        "16 bits for the few activations that harm the outputs most; auto where those have less than 35 dB",
+        choices=SWITCH,
+    )
     smooth_alpha: float = _option(0.5, "how much of that range goes over, from 0 to 1 (0.5)", metavar="A")
     clip_weights: str = _option(
         "off", "weights' outliers are clipped to where a channel's squared error is least", choices=SWITCH

@@ -26,7 +26,7 @@ from evort_tools.quantization import static
 from evort_tools.quantization.data import Calibration, open_calibration
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.latency import BESIDE, Profile, measure, ratio
-from evort_tools.quantization.select import MOVES, PRODUCTS, Selection, Z, operand
+from evort_tools.quantization.select import PRODUCTS, Selection, Z, is_table, moves, operand
 from evort_tools.quantization.static import Settings
 
 # Integers are preferred, for being smaller, where they take at most this much longer; but not for the model as a whole.
@@ -35,7 +35,7 @@ _CONFIRM = 4  # times that what was chosen is measured as a whole
 # What a light operator spends on a side in float, in parts of its time, where that was not measured.
 _SIDE = 0.25
 # Light operators whose integer form reads nothing but integers.
-_INTEGERS_ONLY = MOVES | {"AveragePool", "GlobalAveragePool", "ReduceMean"}
+_INTEGERS_ONLY = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "Resize", "Softmax"})
 
 Key = Hashable
 
@@ -180,9 +180,11 @@ def _float_nodes(costs: Costs, tie: float, given: Mapping[str, str]) -> set[str]
     for node in selection.nodes:
         name = node.outputs[0]
         integer = math.inf if name in given else costs.integer(node) / tie
+        if is_table(node) and name not in given:
+            integer = 0.0  # in integers for their size
         cut.edge("integer", ("node", name), costs.real(node))
         cut.edge(("node", name), "float", integer)
-        if node.op not in PRODUCTS:  # a light operator lies between integers
+        if node.op not in PRODUCTS and not is_table(node):  # a light operator lies between integers
             readers = [r for result in node.outputs for r in selection.readers.get(result, ())]
             if len(readers) == 1:
                 cut.edge(("node", name), ("node", readers[0].outputs[0]), math.inf)
@@ -191,10 +193,14 @@ def _float_nodes(costs: Costs, tie: float, given: Mapping[str, str]) -> set[str]
                 if writer is not None and selection.integer(writer):
                     cut.edge(("node", name), ("node", writer.outputs[0]), math.inf)
         for source in costs.reads(node):
-            cut.edge(("node", name), ("tensor", source), math.inf if node.op in _INTEGERS_ONLY else costs.side(node))
+            cut.edge(
+                ("node", name),
+                ("tensor", source),
+                math.inf if moves(node) or node.op in _INTEGERS_ONLY else costs.side(node),
+            )
         for result in node.outputs:
             if result in costs.stored:
-                cut.edge(("node", name), ("tensor", result), math.inf if node.op in MOVES else costs.side(node))
+                cut.edge(("node", name), ("tensor", result), math.inf if moves(node) else costs.side(node))
                 cut.edge(("tensor", result), ("node", name), math.inf)
                 for reader in selection.readers[result]:
                     cut.edge(("tensor", result), ("node", reader.outputs[0]), math.inf)

@@ -168,6 +168,30 @@ def name_constants(graph: Graph) -> None:
                 rename_free(sub, old, new)
 
 
+def own_constants(model: Model) -> Model:
+    """A copy of a model whose nested graphs have the constants that they read as their own (data is shared), so that
+    what their layers are can be told by looking at them alone."""
+    copied = copy_model(model)
+    _sink(copied.graph, names_of(copied.graph))
+    return copied
+
+
+def _sink(graph: Graph, names: Names) -> None:
+    read = {*graph.outputs, *(name for node in graph.nodes for name in node.inputs)}
+    for node in graph.nodes:
+        for sub in node.subgraphs():
+            for name in sub.free_names():
+                tensor = graph.tensors.get(name)
+                if tensor is None or tensor.data is None:
+                    continue
+                own = names.fresh(name) if name in read else name
+                rename_free(sub, name, own)
+                sub.add(Tensor(own, tensor.dtype, tensor.shape, tensor.data, tensor.quant, tensor.sparsity))
+            _sink(sub, names)
+    for name in [n for n, t in graph.tensors.items() if t.data is not None and n not in read]:
+        del graph.tensors[name]
+
+
 def copy_model(model: Model) -> Model:
     """A copy of a model whose graph can be changed; constants' data is shared. Golden data is left out,
     since a changed model would not give it."""

@@ -191,7 +191,7 @@ def chart(layers: Sequence[Layer], width: int = 1100, height: int = 260) -> str:
     step = (width - left) / len(shown)
 
     def y(value: float) -> float:
-        return (height - bottom) * (1 - max(0.0, _capped(value)) / top) + 4
+        return (height - bottom - 8) * (1 - max(0.0, _capped(value)) / top) + 12
 
     grid = "".join(
         f'<path d="M{left} {y(v):.1f}H{width}" stroke="#e3e8ee"/><text x="2" y="{y(v) + 3:.1f}">{v} dB</text>'

@@ -12,6 +12,7 @@ from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
 from evort_tools.quantization.gptq import gptq
 from evort_tools.quantization.options import Options
+from evort_tools.quantization.qdq import own_constants
 from evort_tools.quantization.weights import WeightOptions, weight_only
 
 _LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
@@ -26,6 +27,7 @@ def by_layer(
     Raises ValueError for options that the scheme does not have, weights that are not finite, and an excluded name that
     fits nothing.
     """
+    model = own_constants(model)
     report: list[dict[str, object]] = []
     excluded = _excluded(model, options.exclude)
     skip: Callable[[str], bool] = excluded.__contains__

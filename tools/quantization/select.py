@@ -1,8 +1,10 @@
 """Which nodes of a float graph run in integers, which of its tensors are quantized for that, and which share a scale.
 
     products        Conv, ConvTranspose, Gemm, MatMul: whenever their weights are constant (or both operands are not)
-    light operators Add, Mul, Concat, pools, activation functions: only between operators that run in integers anyway,
-                    since by themselves they take no longer in float than the conversions would
+    tables          of a trilinear lookup, for their size; the image goes on as it comes
+    light operators Add, Mul, Concat, pools, activation functions, Softmax, LayerNormalization, Resize: only between
+                    operators that run in integers anyway, since by themselves they take no longer in float than the
+                    conversions would
     moves           MaxPool, Reshape, Transpose, ...: integers pass through as they are, with one scale before and after
 
 All else stays in float, with the reason noted. A tensor is quantized where an operator in integers reads it; one that
@@ -27,7 +29,10 @@ UNARY = frozenset({
     "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Softplus",
     "Swish", "Tanh",
 })  # fmt: skip
-LIGHT = UNARY | {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean"}
+# What needs more than 8 bits of its input or output to be as good as in float, so that the error decides.
+DELICATE = frozenset({"LayerNormalization", "Softmax"})
+LIGHT = UNARY | DELICATE | {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"}
+TABLE = ("cus_ops", "tri_forward")
 MOVES = frozenset({
     "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Identity", "MaxPool", "Pad", "Reshape", "Resize",
     "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -48,6 +53,20 @@ def weight_axis(node: Node, w: np.ndarray) -> int | None:
     return 1 if w.ndim == 2 else None
 
 
+def is_table(node: Node) -> bool:
+    """Whether a node looks numbers up in a table, which is its first operand."""
+    return (node.domain, node.op) == TABLE
+
+
+def moves(node: Node) -> bool:
+    """Whether a node gives integers on as they are; a Resize only to the nearest."""
+    return node.op in MOVES and (node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest")
+
+
+def is_product(node: Node) -> bool:
+    return node.op in PRODUCTS and not node.domain
+
+
 def operand(node: Node, index: int) -> str:
     """An input's name, "" where it is absent."""
     return node.inputs[index] if index < len(node.inputs) else ""
@@ -57,8 +76,8 @@ class Selection:
     """What of a graph is quantized.
 
     nodes: those that run in integers, moves included, in the graph's order. activations: tensors to encode, each with
-    the root of its group; weights: constants to encode, with the product that reads them. kept: {label of a node: why
-    it stays in float}, for those that could be thought to run in integers.
+    the root of its group; weights: constants to encode, with the product or lookup that reads them. kept: {label of a
+    node: why it stays in float}, for those that could be thought to run in integers.
     """
 
     def __init__(self, graph: Graph, shapes: Shapes, exclude: Collection[str] = (), bad: Collection[str] = ()):
@@ -76,7 +95,8 @@ class Selection:
         self._bad = frozenset(bad)
         self._excluded = self._match(exclude)
         self._floats: Mapping[str, str] = {}
-        self._choose({id(n) for n in graph.nodes if n.op in PRODUCTS and not n.domain and self._product(n)})
+        products = {id(n) for n in graph.nodes if is_product(n) and self._product(n)}
+        self._choose(products | {id(n) for n in graph.nodes if is_table(n) and self._table(n)})
 
     def without(self, floats: Mapping[str, str]) -> Selection:
         """The same selection with more nodes in float: {first output: why, which `kept` says of products}. Light
@@ -85,7 +105,8 @@ class Selection:
         left = [n for n in self.nodes if n.outputs[0] in floats and n.op in PRODUCTS]
         new.kept = {**self.kept, **{n.label(): floats[n.outputs[0]] for n in left}}
         new._floats = {**self._floats, **floats}
-        new._choose({id(n) for n in self.nodes if n.op in PRODUCTS and n.outputs[0] not in floats})
+        heavy = [n for n in self.nodes if is_product(n) or is_table(n)]
+        new._choose({id(n) for n in heavy if n.outputs[0] not in floats})
         return new
 
     def _choose(self, chosen: set[int]) -> None:
@@ -160,10 +181,19 @@ class Selection:
             return self._keep(node, "it has more than three spatial axes")
         return True
 
+    def _table(self, node: Node) -> bool:
+        """Whether a table is stored in integers."""
+        table = self._constant(node.inputs[0])
+        if self._barred(node) or not self._float(node.inputs[1]) or table is None or table.dtype != np.float32:
+            return False
+        return bool(np.isfinite(table).all()) or self._keep(node, "its table holds NaN or infinity")
+
     def data_inputs(self, node: Node) -> list[str]:
         """The tensors that a node in integers reads in integers (constants of Add and the like among them)."""
         if node.op in PRODUCTS:
             names = [node.inputs[0], *(n for n in node.inputs[1:2] if self._constant(n) is None)]
+        elif is_table(node):
+            names = []
         elif node.op in ("Add", "Mul", "Concat"):
             names = list(node.inputs)
         else:
@@ -171,11 +201,9 @@ class Selection:
         return list(dict.fromkeys(names))
 
     def _can_move(self, node: Node) -> bool:
-        if node.op not in MOVES or node.domain or node.attrs.get("activation"):
+        if not moves(node) or node.domain or node.attrs.get("activation"):
             return False
         if node.op == "MaxPool" and any(node.outputs[1:]):
-            return False
-        if node.op == "Resize" and node.attrs.get("mode", "nearest") != "nearest":
             return False
         if node.op == "Pad":  # zero is always represented; another number need not be
             fill = operand(node, 2)
@@ -191,6 +219,12 @@ class Selection:
             return False
         if any(self._constant(n) is not None and not np.isfinite(self._constant(n)).all() for n in node.inputs if n):
             return False
+        if node.op == "Resize":
+            plain = node.attrs.get("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
+            return plain and node.attrs.get("mode", "nearest") in ("linear", "cubic")
+        if node.op in DELICATE:
+            constants = (self._constant(n) is not None for n in node.inputs[1:] if n)
+            return not node.attrs.get("activation") and not any(node.outputs[1:]) and all(constants)
         return node.op != "AveragePool" or not node.attrs.get("ceil_mode", 0)
 
     def _add_light(self, chosen: set[int]) -> None:
@@ -225,13 +259,15 @@ class Selection:
         return id(node) in self._chosen
 
     def is_move(self, node: Node) -> bool:
-        return self.integer(node) and node.op in MOVES
+        return self.integer(node) and moves(node)
 
     def _collect(self) -> None:
         parent: dict[str, str] = {}
         for node in self.nodes:
             if node.op in PRODUCTS and self._constant(node.inputs[1]) is not None:
                 self.weights.setdefault(node.inputs[1], node)
+            elif is_table(node):
+                self.weights.setdefault(node.inputs[0], node)
             for name in self.data_inputs(node):
                 value = self._constant(name)
                 if value is None or value.size > 1 or node.op == "Concat":  # a number goes into a table
@@ -251,7 +287,7 @@ class Selection:
             return name
 
         for node in self.nodes:  # a move's results have the encoding of what it moves
-            if node.op in MOVES:
+            if moves(node):
                 for out in node.outputs:
                     if out in parent:
                         parent[root(out)] = root(node.inputs[0])
@@ -286,14 +322,14 @@ class Selection:
         """The tensors to put QuantizeLinear behind: all to be encoded, but for what a move in integers writes, which
         has the encoding of what it reads."""
         # There is no MaxPool of int16: its result gets a pair too, which goes again where the integers pass through.
-        moves = [n for n in self.nodes if n.op in MOVES and n.op != "MaxPool" and n.inputs[0] in self.activations]
-        moved = {o for n in moves for o in n.outputs}
+        movers = [n for n in self.nodes if moves(n) and n.op != "MaxPool" and n.inputs[0] in self.activations]
+        moved = {o for n in movers for o in n.outputs}
         return [name for name in self.activations if name not in moved]
 
     def uses(self, name: str) -> Iterator[tuple[Node, int]]:
         """The nodes in integers that compute with a tensor (moves excepted), and as which operand."""
         for node in self.readers.get(name, ()):
-            if self.integer(node) and node.op not in MOVES:
+            if self.integer(node) and not moves(node):
                 for i, n in enumerate(node.inputs):
                     if n == name:
                         yield node, i

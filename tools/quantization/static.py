@@ -25,7 +25,7 @@ from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.observers import Histogram
 from evort_tools.quantization.qdq import fake_quantized
 from evort_tools.quantization.ranges import Target
-from evort_tools.quantization.select import FIXED, PRODUCTS, Selection, operand, weight_axis
+from evort_tools.quantization.select import FIXED, PRODUCTS, Selection, is_table, operand, weight_axis
 
 # Kinds of activations: element type, and whether the range is symmetric about zero.
 ACTIVATIONS = {
@@ -229,6 +229,10 @@ def _complete(selection: Selection, chosen: Mapping[str, Encoding], settings: Se
     roots = selection.activations
     encodings = {name: chosen[roots[name]] for name in selection.written()}
     for name, node in selection.weights.items():
+        if is_table(node):
+            table = selection.graph.constant(name)
+            encodings[name] = Encoding.of_range(table.min(), table.max(), DType.UINT8, method="table")
+            continue
         x = roots.get(node.inputs[0])
         encodings[name] = weight_encoding(selection.graph, node, None if x is None else chosen[x], settings.per_channel)
     return encodings
