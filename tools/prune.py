@@ -26,9 +26,10 @@ from evort.graph import Model
 from evort_tools.common import Progress, bytes_text, print_json, progress_bar
 from evort_tools.pruning import schedule
 from evort_tools.pruning.channels import Channels
+from evort_tools.pruning.integers import BITS, QUANTIZATIONS, quantized
 from evort_tools.pruning.patterns import Pattern
 from evort_tools.pruning.schedule import IMPORTANCES, Importance
-from evort_tools.pruning.surgery import least, remove, saliency
+from evort_tools.pruning.surgery import least, remove, saliency, separated
 from evort_tools.pruning.training import Training, accuracy, arrays_of
 from evort_tools.pruning.weights import chosen, dense, encode, stored_bytes, weights_of, zero_share
 from evort_tools.quantization.qdq import copy_model
@@ -77,6 +78,7 @@ def prune(
     *,
     test: Any = None,
     quantize: str | None = None,
+    bits: int = 8,
     exclude: Iterable[str] = (),
     batch_size: int = 128,
     lr: float = 1e-3,
@@ -92,14 +94,14 @@ def prune(
     output: the `.etm` file to write; None to write none (`Result.to_bytes`). pattern, sparsity: see
     `evort_tools.pruning.patterns.Pattern`; of channels, the share that goes (0.5), of others that of zeros (0.75).
     importance: "magnitude" or, with data, "taylor". data, epochs, batch_size, lr, scale, distill, seed: see
-    `evort_tools.pruning.training.Training`. test: data to measure accuracy on. quantize: "static" for int8 weights and
-    uint8 activations, whose ranges come from `data`. exclude: nodes, tensors or operators that stay as they are.
+    `evort_tools.pruning.training.Training`. test: data to measure accuracy on. quantize: "static" for uint8
+    activations, whose ranges come from `data`, and weights of 8 or 4 `bits`; "qat" trains for as many epochs once more,
+    with the integers' rounding. exclude: nodes, tensors or operators that stay as they are.
 
     Raises InputError for data, ConversionError for a model that evort cannot run, ValueError for options, OSError.
     """
     from evort_tools.quantization.options import Options
     from evort_tools.quantize import open_model
-    from evort_tools.quantize import quantize_model as quantized
 
     chosen_pattern = Pattern.parse(pattern)
     share = chosen_pattern.target(sparsity)
@@ -107,8 +109,10 @@ def prune(
         raise ValueError(f"importance is {' or '.join(IMPORTANCES)}, not {importance!r}")
     if data is None and (epochs or importance == "taylor" or quantize):
         raise ValueError("training, first-order importance and static quantization need data (--data FILE)")
-    if quantize not in (None, "static"):
-        raise ValueError(f"there is no quantization {quantize!r} to prune with; static is")
+    if quantize not in (None, *QUANTIZATIONS) or bits not in BITS or (bits != 8 and not quantize):
+        raise ValueError(f"quantize is static or qat, with weights of 8 or 4 bits; not {quantize!r} with {bits}")
+    if quantize == "qat" and not epochs:
+        raise ValueError("quantization-aware training needs epochs")
     progress = progress or (lambda what, count: lambda: None)
     source, size = open_model(model, Options())
     source = dense(source)
@@ -123,25 +127,25 @@ def prune(
         result.accuracy["before"] = accuracy(source, held, threads)
     if chosen_pattern.whole:
         kept: dict[str, str] = {}
+        masks: dict[str, np.ndarray] = {}
         result.real = _channels(source, training, result, importance, tuple(exclude), progress)
     else:
-        kept = _blocks(source, training, result, importance, tuple(exclude), progress)
+        kept, masks = _blocks(source, training, result, importance, tuple(exclude), progress)
     if held is not None:
         result.accuracy["pruned"] = accuracy(result.real, held, threads)
     result.model = copy_model(result.real)
     reference = source
     if quantize:
-        calibration = training.calibration(source)
-        options = Options(prefer="size", threads=threads)  # which also does not depend on measured times
-        result.model = quantized(result.real, calibration, options, progress).model
+        step = progress("quantizing", epochs if quantize == "qat" else None)
+        result.model = quantized(result.real, training, quantize, bits, masks, step)
         if chosen_pattern.whole:
-            reference = quantized(source, calibration, options, progress).model
+            reference = quantized(source, training, "static", 8, {}, lambda: None)
     unpruned = {w.name: stored_bytes(reference.graph.tensors[w.name]) for w in weights_of(reference.graph)}
     result.sizes["dense"] = len(etm.write(copy_model(reference if chosen_pattern.whole else result.model)))
     before = {w.name: stored_bytes(result.model.graph.tensors[w.name]) for w in weights_of(result.model.graph)}
     zeros = {w.name: zero_share(result.model.graph.tensors[w.name].data) for w in weights_of(result.model.graph)}
     if not chosen_pattern.whole:
-        encode(result.model, chosen_pattern)
+        encode(result.model, chosen_pattern, bits)
         unpruned = before
     _rows(result, kept, zeros, unpruned)
     if held is not None and quantize:
@@ -155,8 +159,8 @@ def prune(
 
 def _blocks(
     source: Model, training: Training, result: Result, importance: str, exclude: tuple[str, ...], progress: Progress
-) -> dict[str, str]:
-    """Zeros in a pattern; sets result.real, returns why weights were left out."""
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Zeros in a pattern; sets result.real, returns why weights were left out, and the masks."""
     weights, kept = chosen(source.graph, exclude)
     if not weights:
         raise ValueError("the model has no weights to prune: every product was left out")
@@ -165,10 +169,10 @@ def _blocks(
         trainer = training.trainer(source, training.epochs * len(batches))
         step = progress("training while the zeros grow", training.epochs)
         measure = Importance(importance, trainer, batches)
-        schedule.gradual(trainer, batches, training.epochs, weights, result.pattern, result.share, measure, step,
-                         result.history)  # fmt: skip
+        masks = schedule.gradual(trainer, batches, training.epochs, weights, result.pattern, result.share, measure,
+                                 step, result.history)  # fmt: skip
         result.real = trainer.model()
-        return kept
+        return kept, masks
     if importance == "taylor":
         trainer = training.trainer(source, 1)
         measure = Importance(importance, trainer, training.batches)
@@ -179,7 +183,7 @@ def _blocks(
     for name, mask in masks.items():
         tensor = result.real.graph.tensors[name]
         tensor.data = tensor.data * mask
-    return kept
+    return kept, masks
 
 
 def _channels(
@@ -188,7 +192,8 @@ def _channels(
     """The model without its least important channels."""
     rounds = min(_ROUNDS, training.epochs) or 1
     epochs = [training.epochs // rounds + (i >= rounds - training.epochs % rounds) for i in range(rounds)]
-    model, before = source, {s.makers: s.count for s in Channels(source).groups()}
+    model = separated(source)
+    before = {s.makers: s.count for s in Channels(model).groups()}
     left_out = {w.name for w in weights_of(source.graph)} - {w.name for w in chosen_channels(source, exclude)}
     step = progress("removing channels", rounds)
     for i in range(rounds):
@@ -261,7 +266,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float, default=1e-3, metavar="RATE", help="AdamW's learning rate (0.001)")
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="inputs of integers are multiplied by F")
     parser.add_argument("--distill", action="store_true", help="learn from the unpruned model's outputs too")
-    parser.add_argument("--quantize", choices=("static",), help="8-bit integers too, with ranges from the data")
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="integers too: ranges from the data, or trained")
+    parser.add_argument("--bits", type=int, default=8, choices=BITS, help="of integer weights (8)")
     parser.add_argument("--exclude", action="append", default=[], metavar="NAME", help="stays as it is (repeatable)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
@@ -275,8 +281,8 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar(quiet=args.json) as progress:
         result = prune(
             args.model, output, args.pattern, args.sparsity, args.importance, args.data, args.epochs, test=args.test,
-            quantize=args.quantize, exclude=args.exclude, batch_size=args.batch_size, lr=args.lr, scale=args.scale,
-            distill=args.distill, seed=args.seed, threads=args.threads, progress=progress,
+            quantize=args.quantize, bits=args.bits, exclude=args.exclude, batch_size=args.batch_size, lr=args.lr,
+            scale=args.scale, distill=args.distill, seed=args.seed, threads=args.threads, progress=progress,
         )  # fmt: skip
     if args.json:
         print_json({"output": output, **result.as_dict()})

@@ -25,6 +25,7 @@ from evort.ops.conv import (
     transposed_window,
     unconvolve,
 )
+from evort.ops.qoperands import check_few_bits
 from evort.ops.requantize import finish, plain_scale, to_int32
 from evort.types import DType, Spec
 
@@ -100,7 +101,7 @@ _QLINEAR_INPUTS = (
 _QLINEAR_DTYPES = {
     "x": _INTS | _FLOAT,
     "x_zero_point": _INTS,
-    **dict.fromkeys(("w", "w_zero_point"), _BYTES),
+    **dict.fromkeys(("w", "w_zero_point"), _BYTES | {DType.INT4}),
     **dict.fromkeys(("y_zero_point", "z_zero_point"), _INTS),
     "Z": _INTS | _FLOAT,
     **dict.fromkeys(("x_scale", "w_scale", "y_scale", "z_scale"), _FLOAT),
@@ -111,6 +112,7 @@ _QLINEAR_DTYPES = {
 def _infer(c: Call, out: Spec) -> list[Spec]:
     """The output of a quantized convolution of that shape. Raises ShapeError for operands that do not fit."""
     channels = out.shape[1]
+    check_few_bits(c, _W)
     for index, many in ((_X_SCALE, -1), (_W_SCALE, channels), (_Y_SCALE, -1), (_Z_SCALE, -1)):
         _check_scalar(c, index, "scale", many)
     _check_zero_point(c, _X_ZERO, _X_ZERO if c.ins[_X].dtype == DType.FLOAT else _X)
@@ -193,7 +195,7 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     w = c.ins[_W]
     if (
         w.sparse is not None
-        and w.dtype == DType.INT8
+        and w.dtype != DType.UINT8
         and not (transposed or c.ins[_W_ZERO].value.any() or ints[_SIZE] == 2)
     ):
         from evort.ops.sparse import bind_convolution
@@ -201,6 +203,8 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
         kernel = bind_convolution(c, ints, _W, (0, 1, 2, 4, 6, 7, 8, 9, 10, 11), "convolution_s8")
         if kernel is not None:
             return kernel
+    if w.dtype == DType.INT4:
+        return None
     from evort._kernels.qwindow import scratch_bytes
 
     packed: list[tuple[str, Callable[[], np.ndarray]]] = []
@@ -235,7 +239,7 @@ class QLinearConv(Op):
     int32, Z and y [N, M, D'...].
 
     Extensions of evort: float32 x is quantized as it is read; y is float32 without y_scale and y_zero_point; x, y and
-    Z may be int16; Z (float32, or quantized with z_scale) and the activation."""
+    Z may be int16; a sparse constant w may be int4; Z (float32, or quantized with z_scale) and the activation."""
 
     inputs, outputs = _QLINEAR_INPUTS, ("y",)
     dtypes = _QLINEAR_DTYPES

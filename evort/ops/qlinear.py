@@ -16,12 +16,14 @@ from evort.ops.activation import activation_attrs, activation_ints_reals, check_
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.conv import same_dtype
 from evort.ops.linear import matmul_layout, matmul_shape
+from evort.ops.qoperands import check_few_bits
 from evort.ops.requantize import finish, quantized, to_int32
 from evort.types import DType, Spec
 
 _BYTES = frozenset({DType.INT8, DType.UINT8})
 _INTS = _BYTES | {DType.INT16}
 _FLOAT = frozenset({DType.FLOAT})
+_SPARSE = frozenset({DType.INT8, DType.INT4})
 _SCALES = frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16})
 
 # Roles, in the order in which the driver takes them.
@@ -84,6 +86,7 @@ class _Product(Op):
         return f"{self.inputs[index].strip('?')} (input {index})"
 
     def infer(self, c: Call) -> list[Spec]:
+        check_few_bits(c, self.roles[_B])
         a, b = self._shapes(c)
         out = matmul_shape(c, a, b)
         columns = b[-1] if len(b) > 1 else 1
@@ -178,7 +181,7 @@ class _Product(Op):
         if bias_axis is None:
             return None
         sparse = self._bind_sparse(c, types, steps, bias_axis)
-        if sparse is not None:
+        if sparse is not None or DType.INT4 in types:
             return sparse
         from evort._kernels.qlinear import product_scratch
 
@@ -198,7 +201,7 @@ class _Product(Op):
         """The driver where B is a sparse constant that is used as it is stored, without zero points."""
         b, zero = self._spec(c, _B), self._spec(c, _B_ZERO)
         if (
-            b.sparse is None or b.dtype != DType.INT8 or b.rank != 2 or types[0] == DType.INT16 or steps[0] or steps[2]
+            b.sparse is None or b.dtype not in _SPARSE or b.rank != 2 or types[0] == DType.INT16 or steps[0] or steps[2]
             or self._spec(c, _A_SCALE) is None or self._alpha(c) != 1 or bias_axis == _ROW
             or ("transA" in self.attrs and c["transA"])
             or (zero is not None and (zero.value is None or zero.value.any()))
@@ -256,9 +259,10 @@ class QLinearMatMul(_Product):
     taken off a and b; scale and zero point of a for each row or one, of b for each column or one.
 
     Extensions of evort: a or b float32, which is quantized as it is read; y float32 without y_scale and y_zero_point;
-    a, b, y and Z may be int16; B [N] int32; Z (float32, or quantized with z_scale) of y's shape; transB exchanges b's
-    last two axes; the activation; presum: so many successive sums of two products, of an unsigned a and b's weights (or
-    of an unsigned b and the weights a), fit 16 bits together in every column (row) - 0 where that is not known."""
+    a, b, y and Z may be int16; a sparse constant b may be int4; B [N] int32; Z (float32, or quantized with z_scale) of
+    y's shape; transB exchanges b's last two axes; the activation; presum: so many successive sums of two products, of
+    an unsigned a and b's weights (or of an unsigned b and the weights a), fit 16 bits together in every column (row) -
+    0 where that is not known."""
 
     inputs = (
         "a", "a_scale", "a_zero_point", "b", "b_scale", "b_zero_point", "y_scale?", "y_zero_point?", "B?", "Z?",
@@ -266,8 +270,10 @@ class QLinearMatMul(_Product):
     )  # fmt: skip
     outputs = ("y",)
     dtypes = {
-        **dict.fromkeys(("a", "b", "Z"), _INTS | _FLOAT),
-        **dict.fromkeys(("a_zero_point", "b_zero_point", "y_zero_point", "z_zero_point"), _INTS),
+        **dict.fromkeys(("a", "Z"), _INTS | _FLOAT),
+        "b": _INTS | _FLOAT | _SPARSE,
+        **dict.fromkeys(("a_zero_point", "y_zero_point", "z_zero_point"), _INTS),
+        "b_zero_point": _INTS | _SPARSE,
         **dict.fromkeys(("a_scale", "b_scale", "y_scale"), _SCALES),
         "z_scale": _FLOAT,
         "B": frozenset({DType.INT32}),

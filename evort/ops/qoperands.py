@@ -30,6 +30,12 @@ def operand_dtypes(*names: str, zero: str = "_zero_point", scale: str = "_scale"
     return found
 
 
+def check_few_bits(c: Call, index: int) -> None:
+    """Weights of 4 bits come as sparse constants, which their kernels pack in any case. Raises ShapeError."""
+    if c.ins[index].dtype == DType.INT4 and c.ins[index].sparse is None:
+        raise c.error(f"int4 weights (input {index}) must be a sparse constant; cast others to int8")
+
+
 def check_scale(c: Call, index: int) -> None:
     """A scale is one positive number. Raises ShapeError."""
     spec = c.ins[index]

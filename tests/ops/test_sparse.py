@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from qconv_operands import operands, residual
 from support import drivers_of, node_model, run_node
 
+from evort import etm
 from evort._kernels import core
+from evort.errors import ShapeError
 from evort.graph import Graph, Model, Node, Tensor
 from evort.session import Session
 from evort.sparse import compress, expand
@@ -232,6 +234,29 @@ def test_what_reads_zeros_gets_them() -> None:
         np.testing.assert_array_equal(got["t"], w.T)
         np.testing.assert_array_equal(got["w"], w)
         np.testing.assert_array_equal(got["c"], x @ w.T)
+
+
+def test_weights_of_4_bits() -> None:
+    """int4 weights with int8 activations: the same numbers as int8 ones; dense ones are refused."""
+    inputs = operands((1, 8, 9, 9), (8, 8, 3, 3), 8, 0, "u8 s8 u8", zeros="none")
+    inputs[3] = prune(inputs[3] >> 4, "block", (4, 1), np.random.default_rng(0), 0.3)
+    expected = run_node("QLinearConv", inputs, {}, device="reference", constants=CONSTANTS)[0]
+    few = {3: DType.INT4, 5: DType.INT4}
+    model = node_model("QLinearConv", inputs, {}, constants=CONSTANTS, dtypes=few)
+    with pytest.raises(ShapeError, match="must be a sparse constant"):
+        Session(model).run({"in0": inputs[0]})
+    session = Session(etm.read(etm.write(sparse_model(model, 3, "block", (4, 1)))).model)
+    np.testing.assert_array_equal(session.run({"in0": inputs[0]})["out0"], expected)
+    assert drivers_of(session) == ["sparse.convolution_s8"]
+    a, b = inputs[0].reshape(8, 81), np.ascontiguousarray(inputs[3].reshape(8, 72)[:, :72])
+    given = [np.ascontiguousarray(a[:, :72]), inputs[1], inputs[2], b, inputs[4], inputs[5], inputs[6], inputs[7]]
+    expected = run_node("QLinearMatMul", given, {"transB": 1}, device="reference", constants=tuple(range(1, 8)))[0]
+    model = node_model("QLinearMatMul", given, {"transB": 1}, constants=tuple(range(1, 8)), dtypes=few)
+    with pytest.raises(ShapeError, match="must be a sparse constant"):
+        Session(model).run({"in0": given[0]})
+    session = Session(sparse_model(model, 3, "block", (4, 1)))
+    np.testing.assert_array_equal(session.run({"in0": given[0]})["out0"], expected)
+    assert drivers_of(session) == ["sparse.product_s8"]
 
 
 def test_weights_are_held_once_and_without_zeros() -> None:

@@ -16,7 +16,7 @@ from evort_tools.convert import convert_model
 from evort_tools.prune import prune
 from evort_tools.pruning.channels import Channels
 from evort_tools.pruning.patterns import Pattern
-from evort_tools.pruning.surgery import least, remove, saliency
+from evort_tools.pruning.surgery import least, remove, saliency, separated
 from evort_tools.quantization.qdq import copy_model
 
 RNG = np.random.default_rng(0)
@@ -152,6 +152,20 @@ def test_what_is_needed_as_it_is_stays() -> None:
         Node("DepthToSpace", ["c"], ["z"], {"blocksize": 2}),
     ]  # fmt: skip
     assert not any(s.channels for s in Channels(make_model(nodes, X, ["y", "z"], constants)).groups())
+
+
+def test_shared_constants_are_cut_apart() -> None:
+    """A bias and a scale that two layers share keep those elements that each of them needs."""
+    constants = {**HEAD_CONSTANTS, "w0": weight(8, 3, 3, 3), "w1": weight(8, 8, 3, 3), "b": weight(8)}
+    constants["k"] = weight(8, 1, 1)
+    nodes = [
+        conv("x", "w0", "a", "b"), Node("Mul", ["a", "k"], ["c"]), conv("c", "w1", "d", "b"),
+        Node("Mul", ["d", "k"], ["t"]), *HEAD,
+    ]  # fmt: skip
+    model = make_model(nodes, X, ["y"], constants)
+    assert not any(s.channels for s in Channels(model).groups() if "wf" not in s.makers)
+    small, _ = check(separated(model), FEED)
+    assert [small.graph.tensors[n.inputs[1]].data.shape for n in small.graph.nodes if n.op == "Mul"] == [(4, 1, 1)] * 2
 
 
 def test_groups_go_together() -> None:

@@ -16,6 +16,7 @@ from evort import etm
 from evort.errors import InputError
 from evort.session import Session
 from evort.train import Batches
+from evort.types import DType
 from evort_tools.cli import main
 from evort_tools.common import shipped_models
 from evort_tools.prune import prune
@@ -138,6 +139,21 @@ def test_training_while_zeros_grow(pattern: str, importance: str, digits: Any, t
         LENET, None, pattern, importance=importance, data=batches, epochs=5, lr=3e-3, quantize="static", threads=1
     )
     assert again.to_bytes() == (tmp_path / "l.etm").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["static", "qat"])
+def test_weights_of_4_bits(how: str, digits: Any) -> None:
+    """Stored in 4 bits, without zeros; training with the rounding keeps the zeros."""
+    options = {"data": digits, "epochs": 3, "batch_size": 25, "lr": 3e-3, "quantize": how, "threads": 1}
+    result = prune(LENET, None, "8x1", test=digits, bits=4, **options)
+    stored = [row for row in result.layers if row["stored"]]
+    assert len(stored) == 3 and all(row["zeros"] > 0.72 for row in stored)
+    tensors = etm.read(result.to_bytes()).model.graph.tensors
+    assert all(tensors[row["tensor"]].dtype == DType.INT4 for row in stored)
+    assert sum(row["bytes"] for row in stored) < 0.18 * sum(row["bytes_before"] for row in stored)
+    assert result.accuracy["quantized"] > result.accuracy["pruned"] - 0.1
+    with pytest.raises(ValueError, match="weights of 8 or 4 bits"):
+        prune(LENET, None, "8x1", bits=3, **options)
 
 
 def test_distillation(digits: Any) -> None:

@@ -34,6 +34,27 @@ def least(space: Space, scores: Mapping[int, float], pattern: Pattern, share: fl
     return sorted(c for i in order[:count] for c in groups[i])
 
 
+def separated(model: Model) -> Model:
+    """A copy of a model in which every node has float constants of its own, so that they can be cut apart. (Equal
+    biases become one when a model is converted; a file holds equal constants once in any case.)"""
+    new = copy_model(model)
+    graph = new.graph
+    seen = set(graph.outputs)
+    for node in graph.nodes:
+        for sub in node.subgraphs():
+            seen.update(sub.free_names())
+    for number, node in enumerate(graph.nodes):
+        for i, name in enumerate(node.inputs):
+            tensor = graph.tensors.get(name) if name else None
+            if tensor is None or tensor.data is None or tensor.data.dtype.kind != "f":
+                continue
+            if name in seen:
+                own = Tensor(f"{name}/{number}.{i}", tensor.dtype, tensor.shape, tensor.data)
+                node.inputs[i] = graph.add(own)
+            seen.add(name)
+    return new
+
+
 def remove(model: Model, analysis: Channels, spaces: Iterable[Space], channels: Iterable[int]) -> Model:
     """A copy of a model without these channels."""
     gone, cuts = set(channels), {}
@@ -68,4 +89,4 @@ def remove(model: Model, analysis: Channels, spaces: Iterable[Space], channels: 
     return new
 
 
-__all__ = ["least", "remove", "saliency"]
+__all__ = ["least", "remove", "saliency", "separated"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,8 +63,8 @@ class Training:
             for i, name in enumerate(model.graph.inputs)
         }
 
-    def trainer(self, model: Model, steps: int) -> Any:
-        """A trainer whose learning rate falls to zero in so many steps."""
+    def trainer(self, model: Model, steps: int, freeze: Sequence[str] = ()) -> Any:
+        """A trainer whose learning rate falls to zero in so many steps. freeze: names of constants to leave."""
         from evort import train
 
         first = next(iter(self.batches))
@@ -73,7 +73,9 @@ class Training:
             loss = train.Distillation(self.teacher, loss)
         schedule = train.schedules.cosine(max(1, steps))
         optimizer = train.AdamW(self.lr)
-        return train.Trainer(model, loss, optimizer, schedule=schedule, threads=self.threads, seed=self.seed)
+        return train.Trainer(
+            model, loss, optimizer, schedule=schedule, threads=self.threads, seed=self.seed, freeze=freeze
+        )
 
 
 def arrays_of(data: Any, model: Model, scale: float) -> tuple[np.ndarray, ...]:

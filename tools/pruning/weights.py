@@ -16,7 +16,7 @@ from evort_tools.quantization.qdq import copy_model
 
 # The operand that holds the weights, by operator; products have them as [n, k] with transB, else as [k, n].
 OPERAND = {"Conv": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
-_ZERO_POINT = {"QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5}
+ZERO_POINT = {"QLinearConv": 5, "QLinearMatMul": 5, "QGemm": 5}
 SMALL = 1024  # weights of a layer that is left as it is
 _STORED = frozenset({DType.FLOAT, DType.INT8, DType.INT4})
 WORTH = 0.9  # of the dense bytes, at most
@@ -106,12 +106,12 @@ def stored_bytes(tensor: Tensor) -> int:
     return size
 
 
-def encode(model: Model, pattern: Pattern) -> list[str]:
+def encode(model: Model, pattern: Pattern, bits: int = 8) -> list[str]:
     """Stores weights without their zeros, in place, where that makes them smaller: those whose zeros have the pattern
     and that are not shifted by a zero point. Returns the tensors' names.
 
-    A product's weights are transposed to [n, k] where its operator has `transB`: then every pattern is one of rows.
-    """
+    bits: where this is 4, int8 weights that need no more are stored so. A product's weights are transposed to [n, k]
+    where its operator has `transB`: then every pattern is one of rows."""
     graph = model.graph
     changed = []
     for weight in weights_of(graph):
@@ -131,10 +131,16 @@ def encode(model: Model, pattern: Pattern) -> list[str]:
             data, sparsity = compress(as_stored, pattern.kind, block)
         except ValueError:
             continue
-        new = Tensor(tensor.name, tensor.dtype, shape, data, None, sparsity)
-        if stored_bytes(new) > WORTH * stored_bytes(tensor):
+        few = bits == 4 and tensor.dtype == DType.INT8 and data.size and data.min() >= -8 and data.max() < 8
+        new = Tensor(tensor.name, DType.INT4 if few else tensor.dtype, shape, data, None, sparsity)
+        if stored_bytes(new) > WORTH * tensor.data.size * BITS[new.dtype] / 8:
             continue
         graph.add(new)
+        at = ZERO_POINT.get(node.op, len(node.inputs))
+        if few and at < len(node.inputs) and node.inputs[at]:
+            zero = graph.tensors[node.inputs[at]]
+            name = graph.add(Tensor(f"{tensor.name}/zero", DType.INT4, zero.shape, zero.data.astype(np.int8)))
+            node.inputs = [name if i == at else n for i, n in enumerate(node.inputs)]
         if turns:
             node.attrs = {**node.attrs, "transB": 1}
         changed.append(tensor.name)
@@ -142,7 +148,7 @@ def encode(model: Model, pattern: Pattern) -> list[str]:
 
 
 def _unshifted(graph: Graph, node: Node) -> bool:
-    at = _ZERO_POINT.get(node.op)
+    at = ZERO_POINT.get(node.op)
     if at is None or len(node.inputs) <= at or not node.inputs[at]:
         return True
     zero = graph.constant(node.inputs[at])
