@@ -14,11 +14,11 @@ read and nothing computed.
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from evort._kernels.core cimport (EV_ACT_NONE, EV_BIAS_COLUMN, EV_FLOAT, EV_INT8, EV_OK, EV_QMC, EV_QNR, EV_SP_MR,
+from evort._kernels.core cimport (EV_BIAS_COLUMN, EV_FLOAT, EV_INT8, EV_OK, EV_QMC, EV_QNR, EV_SP_MR,
                                   EV_SP_NR, EV_UINT8, ev_call, ev_epilogue, ev_item_size, ev_qrun, ev_sums, ev_tensor,
                                   ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qgemm cimport ev_qgemm, qgemm_init
-from evort._kernels.qwindow cimport (I_ACTIVATION, I_INPUTS, I_SIZE, MACS_PER_TASK, N_INTS, Axis, Job, Plan, list_taps,
+from evort._kernels.qwindow cimport (I_SHIFTED, MACS_PER_TASK, N_INTS, Axis, Job, Plan, list_taps,
                                      make_plan, operand, read_operands, row_add, row_scale, stage)
 
 cdef const ev_ukr *K = ukernels()
@@ -155,6 +155,14 @@ ctypedef struct Convolution:
     ev_epilogue activation
 
 
+cdef void plan_of(Plan *p, const int64_t *ints, int32_t threads) noexcept nogil:
+    """The geometry, with an image that is staged channel by channel, as it is for weights with zero points."""
+    cdef int64_t[N_INTS] values
+    memcpy(values, ints, sizeof(values))
+    values[I_SHIFTED] = 1
+    make_plan(p, values, threads, False)
+
+
 cdef void scratch_layout(Convolution *f) noexcept nogil:
     cdef const Plan *p = &f.job.plan
     f.at_panel = p.at_offset + round64(4 * p.k)
@@ -272,7 +280,7 @@ cdef int run_convolution(Convolution *f, const ev_call *c, const char *weights, 
     cdef int64_t items
     if c.out[0].size == 0:
         return EV_OK
-    make_plan(p, c.ints, c.threads, False)
+    plan_of(p, c.ints, c.threads)
     set_weights(&f.w, weights, height, p.group, p.rows, p.size)
     p.parts = min(p.parts, f.w.per)
     scratch_layout(f)
@@ -295,7 +303,7 @@ def convolution_scratch(ints, int32_t threads) -> int:
         return -1
     for i in range(N_INTS):
         values[i] = ints[i]
-    make_plan(&f.job.plan, values, threads, False)
+    plan_of(&f.job.plan, values, threads)
     scratch_layout(&f)
     return threads * f.slot
 

@@ -306,7 +306,7 @@ class Conv(Op):
             from evort.ops.sparse import bind_convolution as bind_sparse
 
             number, _ = activation_ints_reals(c)
-            ints = (*number, c["group"], *place, 0, x.shape[0], x.shape[1], w.shape[0], 4, 0, len(c.ins))
+            ints = (*number, c["group"], *place, 0, x.shape[0], x.shape[1], w.shape[0], 4, 0, 1, len(c.ins))
             kernel = bind_sparse(c, ints, 1, (0, 2, 3, 4), "convolution_f32")
             if kernel is not None:
                 return kernel
