@@ -157,10 +157,11 @@ def quantized_by_onnxruntime(onnx_file: Path) -> Path:
         quant_pre_process(str(onnx_file), str(clean))
     except Exception:  # its symbolic shape inference knows fewer operators than onnxruntime
         quant_pre_process(str(onnx_file), str(clean), skip_symbolic_shape=True)
-    tool.quantize_static(
-        str(clean), str(file), Reader(), quant_format=tool.QuantFormat.QDQ, per_channel=True,
-        activation_type=tool.QuantType.QUInt8, weight_type=tool.QuantType.QInt8,
-    )  # fmt: skip
+    types = {"activation_type": tool.QuantType.QUInt8, "weight_type": tool.QuantType.QInt8}
+    try:
+        tool.quantize_static(str(clean), str(file), Reader(), per_channel=True, **types)
+    except ValueError:  # which it raises for some models by channel
+        tool.quantize_static(str(clean), str(file), Reader(), per_channel=False, **types)
     return file
 
 
