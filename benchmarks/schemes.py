@@ -96,8 +96,8 @@ def accuracy(session: evort.Session, test: Digits) -> float:
 
 
 def latency(session: evort.Session, base: evort.Session, image: np.ndarray, rounds: int = 40) -> float:
-    """Microseconds of processor time of one run, while the float32 session takes turns: both see the same caches and the
-    same minutes of the machine."""
+    """Microseconds of processor time of one run, while the float32 session takes turns: both see the same caches and
+    the same minutes of the machine."""
     times: dict[evort.Session, list[float]] = {base: [], session: []}
     for _ in range(rounds):
         for run, spent in times.items():
