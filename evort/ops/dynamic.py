@@ -177,7 +177,9 @@ class _Convolution(Op):
         if c.ins[1].dtype == DType.INT16:
             return None
         zero = Spec(DType.INT16 if c["bits"] == 16 else DType.UINT8, ())
-        inner = Call(c.node, c.attrs, [c.ins[0], Spec(DType.FLOAT, ()), zero, *(None for _ in range(9))], c.threads)
+        w_zero = c.ins[3] if c.has(3) else None
+        given = [c.ins[0], Spec(DType.FLOAT, ()), zero, c.ins[1], None, w_zero, *(None for _ in range(6))]
+        inner = Call(c.node, c.attrs, given, c.threads)
         ints = _ints(inner, 0, window, out.shape[1], 0, self.transposed)
         if ints is None:
             return None
