@@ -103,7 +103,7 @@ def digits():
 
 def test_static_leaves_in_float_what_is_slower(digits, tmp_path):
     path = tmp_path / "p.json"
-    lenet_profile(slow=("r1", "r3")).write(path)
+    lenet_profile(slow=("relu1", "relu2")).write(path)
     one, other = (
         evort_tools.quantize(LENET, tmp_path / name, calib=digits, profile=str(path), **FAST) for name in ("a", "b")
     )
@@ -133,9 +133,9 @@ def test_measured_profile_and_its_file(tmp_path, capsys):
     assert "relu2" in capsys.readouterr().out
     found = latency.read(path)
     times = found.times
-    assert set(times["r3"]) == {"float32", "float16", "int16", "int8", BESIDE, "int4"}
-    assert set(times["s2"]) == {"float32", "int8"} and found.inputs == {"image": [1, 1, 28, 28]}
-    assert all(us > 0 for layer in ("r1", "r3", "r5", "r6") for us in times[layer].values())
+    assert set(times["relu2"]) == {"float32", "float16", "int16", "int8", BESIDE, "int4"}
+    assert set(times["maxpool1"]) == {"float32", "int8"} and found.inputs == {"image": [1, 1, 28, 28]}
+    assert all(us > 0 for layer in ("relu1", "relu2", "relu3", "relu4") for us in times[layer].values())
     again = tmp_path / "q.json"
     found.write(again)
     assert again.read_bytes() == path.read_bytes()
@@ -156,7 +156,7 @@ def test_measured_profile_and_its_file(tmp_path, capsys):
         ('{"evort_latency_profile": 1, "machine": {}, "inputs": {}, "layers": {"a": {"name": "a", "operator": "b", '
          '"microseconds": {"float32": NaN}}}}', "negative or not finite"),
         ('{"evort_latency_profile": 1, "machine": {}, "inputs": {}, "layers": {"a": {"name": "a", "operator": "b", '
-         '"microseconds": {"float32": 1}}}}', "nothing on layer 'r1'.*another model"),
+         '"microseconds": {"float32": 1}}}}', "nothing on layer 'relu1'.*another model"),
     ],
 )  # fmt: skip
 def test_wrong_profiles(text, message, digits, tmp_path):
