@@ -37,11 +37,13 @@ class Options:
     """How to train.
 
     bits: of weights (2, 4 or 8); layers: {pattern of a node's name, output or operator: bits} for those that are to
-    have others, the last fitting one counts. activations, method, per_channel: see
-    `static.Settings`. epochs, lr, batch_size, seed,
-    threads: of the training (Adam, cosine decay). freeze_after: the share of the steps after which scales stay as they
-    are. distill: weight of the float model's scores in the loss, beside the labels; temperature: of those. samples: for
-    calibration. exclude: patterns of nodes that stay in float. scale: a factor of the inputs (1/255 for bytes)."""
+      have others, the last fitting one counts.
+    activations, method, per_channel, exclude: see `static.Settings`; samples: for calibration.
+    epochs, lr, batch_size, seed, threads: of the training (Adam, cosine decay; lr None: by the bits).
+    freeze_after: the share of the epochs after which scales stay as they are.
+    distill: weight of the float model's scores in the loss, beside the labels; temperature: of those.
+    scale: a factor of the inputs (1/255 for bytes).
+    """
 
     bits: int = 8
     layers: Mapping[str, int] = field(default_factory=dict)
@@ -49,12 +51,12 @@ class Options:
     method: str = "mse"
     per_channel: bool = True
     epochs: int = 3
-    lr: float = 5e-4
+    lr: float | None = None
     batch_size: int = 64
     seed: int = 0
     threads: int | None = None
     freeze_after: float = 0.5
-    distill: float = 0.5
+    distill: float = 0.9
     temperature: float = 3.0
     samples: int = 256
     exclude: tuple[str, ...] = ()
@@ -66,6 +68,8 @@ class Options:
                 raise ValueError(f"weights can have 2, 4 or 8 bits, not {bits}")
         if not 0 <= self.distill <= 1 or not 0 <= self.freeze_after <= 1:
             raise ValueError("distill and freeze_after must be from 0 to 1")
+        if self.lr is None:  # what is hardly off needs small steps, or training costs more than rounding
+            self.lr = 1e-4 if min(self.bits, *self.layers.values(), 8) == 8 else 5e-4
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError("epochs and batch_size must be at least 1")
 
@@ -210,7 +214,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--activations", default=plain.activations, choices=tuple(static.ACTIVATIONS))
     parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="what stays in float")
     for name, text in (
-        ("epochs", "how often the data is seen"), ("lr", "learning rate"), ("batch_size", "samples of a step"),
+        ("epochs", "how often the data is seen"), ("batch_size", "samples of a step"),
         ("seed", "of the order of the data"), ("samples", "for calibration"), ("distill", "weight of the float scores"),
         ("temperature", "of the float model's scores"), ("scale", "a factor of the inputs, 0.00392157 for bytes"),
         ("freeze_after", "share of the epochs after which scales stay"),
@@ -218,6 +222,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         value = getattr(plain, name)
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=type(value), default=value, help=f"{text} ({value})")
+    parser.add_argument("--lr", type=float, help="learning rate (0.0001 for 8 bits, 0.0005 for fewer)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
