@@ -27,7 +27,7 @@ class Activation:
     slope: its derivative, likewise: a function of f(x) where `of_output`, so that x need not be kept; else of x.
     """
 
-    __slots__ = ("id", "of_output", "params", "reference", "slope")
+    __slots__ = ("defaults", "id", "of_output", "params", "reference", "slope")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Activation:
     ):
         self.id = id
         self.params = params
+        self.defaults = (*params, 0.0, 0.0)[:2]  # of both parameters, 0 for one that it does not have
         self.reference = reference
         self.slope = slope
         self.of_output = of_output
@@ -137,10 +138,10 @@ def activation_params(c: Call) -> tuple[float, float]:
     call this in `infer`.
     """
     name = c["activation"]
-    if not name and c["activation_alpha"] is None and c["activation_beta"] is None:
-        return 0.0, 0.0
     if name and name not in ACTIVATIONS:
         raise c.error(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    if c["activation_alpha"] is None and c["activation_beta"] is None:
+        return ACTIVATIONS[name].defaults if name else (0.0, 0.0)
     defaults = ACTIVATIONS[name].params if name else ()
     found = []
     for i, key in enumerate(("activation_alpha", "activation_beta")):

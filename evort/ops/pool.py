@@ -1,4 +1,4 @@
-"""Pooling over windows (evort.ops.regions has what pools over anything else).
+"""Pooling over windows (evort.ops.global_pool and regions have what pools over anything else).
 
 MaxPool, AveragePool and LpPool may carry an activation (evort.ops.activation).
 """

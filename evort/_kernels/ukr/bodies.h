@@ -9,15 +9,19 @@
 #include "math_body.h"
 #include "elementwise_body.h"
 #include "binary_body.h"
+#include "reduce_body.h"
+#include "normalize_body.h"
+#include "pool_body.h"
+#ifdef EV_LEAN
+/* The bodies from here on write their vectors themselves, or are seldom waited for. */
+#pragma GCC optimize("vect-cost-model=very-cheap", "no-unswitch-loops", "no-version-loops-for-strides")
+#endif
 #include "cast_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
 #include "qpack_body.h"
 #include "qgemm_body.h"
 #include "requant_body.h"
-#include "reduce_body.h"
-#include "normalize_body.h"
-#include "pool_body.h"
 #include "layout_body.h"
 #include "conv_body.h"
 #include "direct_copy_body.h"
