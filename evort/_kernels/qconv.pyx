@@ -9,7 +9,7 @@ Where it saves work (takes_quads), it is staged in quads of channels, and every 
 
     for each band of output positions            staged, at most STAGE_BYTES
       for blocks of columns                      panels of B packed, PANEL_BYTES
-        for 4 rows of W                          made safe for 16-bit sums (qconv_body.h)
+        for a few rows of W                      as they lie, or made safe for 16-bit sums (qconv_body.h)
           tiles -> int32 sums -> scale, residual, activation, rounding -> y
 
 A transposed convolution is one such product for each of its phases (output positions a stride apart meet the same
@@ -18,8 +18,8 @@ taps), whose results are put at their places. With x' = x + 128 for int8, w' = w
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memmove, memset
-from evort._kernels.core cimport (EV_INT8, EV_OK, EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, ev_call, ev_item_size, ev_qextra,
-                                  ev_qrun, ev_ukr, parallel_for, register, ukernels)
+from evort._kernels.core cimport (EV_INT8, EV_OK, EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, ev_call, ev_item_size,
+                                  ev_qextra, ev_qrun, ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (MACS_PER_TASK, WIDE_K, Axis, Job, Plan, list_taps, make_plan, operand,
                                      read_operands, row_add, row_scale, stage, take_linear, zero_of)
 

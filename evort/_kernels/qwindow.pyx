@@ -370,4 +370,5 @@ def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
     make_plan(&plan, values, threads, depthwise)
     for i in range(3):
         size *= <double> plan.axis[i].length * max(1, plan.axis[i].planes)
-    return threads * plan.slot if size * plan.channels * plan.size < LARGEST else -1
+    size *= <double> (4 * plan.fours if plan.quads else plan.channels)
+    return threads * plan.slot if size * plan.size < LARGEST else -1
