@@ -147,9 +147,10 @@ def limit(recorded: int, same: bool) -> float:
 
     From run to run a count moves by what depends on addresses and lengths of paths: in runs from folders of different
     names by at most 850 instructions, where there are more than a million by at most 0.2%. Twice that is allowed. GCC
-    11.3 and 12.2 (same: False) differ by at most 2.3% in compiled code; twice that, too.
+    11.3 and 12.2 (same: False) differ by at most 2.3% in compiled code; twice that, too, and room for the calls from
+    Python, which another CPython makes in another number of instructions (not measured).
     """
-    return recorded * (1.004 if same else ANOTHER_COMPILER) + 1700
+    return recorded * 1.004 + 1700 if same else recorded * ANOTHER_COMPILER + 20_000
 
 
 def read_table() -> dict[str, dict[str, int]]:
