@@ -17,7 +17,7 @@ from evort.session import Session
 
 
 class Loss:
-    """Base class. targets: how many arrays come with a batch beside the inputs. wrong: where `evaluate` counts."""
+    """Base class. targets: how many arrays come with a batch beside the inputs."""
 
     targets = 1
 

@@ -23,7 +23,7 @@ from evort.train.data import Batch, Batches
 from evort.train.history import History
 from evort.train.losses import Loss
 from evort.train.optimizers import Optimizer
-from evort.train.prepare import STEP, Prepared, prepare
+from evort.train.prepare import Prepared, prepare
 from evort.train.schedules import Schedule, constant
 from evort.train.step import Step
 from evort.types import STORAGE, DType
@@ -105,7 +105,6 @@ class Trainer:
         count = len(self._inputs)
         batch = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         given = batch[count:]
-        extra = 1 if hasattr(self.loss, "teacher") else 0
         if len(given) != self.loss.targets:
             raise InputError(
                 f"a batch has {len(batch)} arrays; the model takes {count} ({', '.join(self._inputs)}) and the loss "
@@ -116,8 +115,7 @@ class Trainer:
             storage = STORAGE[self.source.graph.tensors[name].dtype]
             inputs.append(np.ascontiguousarray(array, storage))
         targets = [self.loss.prepare_target(a) for a in given]
-        if extra:
-            targets += self.loss.extra(dict(zip(self._inputs, inputs, strict=True)))
+        targets += self.loss.extra(dict(zip(self._inputs, inputs, strict=True)))
         real = next(iter(self.parameters.values())).dtype
         targets = [t.astype(real, copy=False) if t.dtype.kind == "f" else t for t in targets]
         return [*inputs, *targets]
@@ -345,4 +343,4 @@ def trainable(graph: Graph, freeze: Sequence[str] = ()) -> list[str]:
     return [name for name in found if not any(fnmatchcase(name, pattern) for pattern in freeze)]
 
 
-__all__ = ["STEP", "EarlyStopping", "Trainer", "trainable"]
+__all__ = ["EarlyStopping", "Trainer", "trainable"]
