@@ -44,11 +44,12 @@ LATENCY_BAR, MEMORY_BAR, TOOL_BAR, LUT_PSNR, LUT_SIZE = 0.6, 0.35, 2.5, 40.0, 0.
 # LeNet: scheme -> points of accuracy that may be lost, and the share of float32's file; None where there is no bar.
 LENET = {"static int8": (0.05, 0.27), "dynamic int8": (0.05, 0.27), "dynamic int16": (0.05, None),
          "int4 groups of 32": (0.2, None), "int4 groups of 64": (0.2, 0.16)}  # fmt: skip
-# For LeNet's file the quantizer is told that size matters: else it leaves the first layer in float, which is faster.
-LENET_WAYS = (
-    Way("static int8", "evort", "smallest", {"prefer": "size"}),
-    Way("int4 groups of 64", "evort", options={"scheme": "weight-only", "block": 64}),
-)
+# Told that size matters; else layers that are faster in float stay in float, and so large.
+SMALLEST = Way("static int8", "evort", "smallest", {"prefer": "size"})
+EXTRA = {
+    "lenet": (SMALLEST, Way("int4 groups of 64", "evort", options={"scheme": "weight-only", "block": 64})),
+    "lut3d_96": (SMALLEST,),
+}
 
 
 @dataclass
@@ -77,7 +78,7 @@ class Store:
 
 
 def ways_for(name: str) -> tuple[Way, ...]:
-    return (*WAYS, *LENET_WAYS) if name == "lenet" else WAYS
+    return *WAYS, *EXTRA.get(name, ())
 
 
 def file_of(folder: Path, name: str, way: Way) -> Path:
@@ -296,11 +297,13 @@ def show(store: Store, names: list[str], console: Console) -> None:
     for table in (lenet_table(store) if "lenet" in names else None, speed_table(store, names)):
         if table is not None:
             console.print(table)
-    row = store.found.get(f"accuracy/lut3d_96/{STATIC.label}", {})
-    if "psnr" in row and "lut3d_96" in names:
-        ratio = row["file"] / row["float_file"]
-        console.print(f"lut3d_96 static int8: PSNR {mark(number(row['psnr']), row['psnr'] >= LUT_PSNR)} dB against the "
-                      f"shipped pictures, file {mark(f'{ratio:.3f}', ratio <= LUT_SIZE)} of float32's")  # fmt: skip
+    for way in (STATIC, SMALLEST) if "lut3d_96" in names else ():
+        row = store.found.get(f"accuracy/lut3d_96/{way.label}", {})
+        if "psnr" in row:
+            ratio, psnr = row["file"] / row["float_file"], row["psnr"]
+            size = mark(f"{ratio:.3f}", way != SMALLEST or ratio <= LUT_SIZE)
+            console.print(f"lut3d_96 {way.label}: PSNR {mark(number(psnr), psnr >= LUT_PSNR)} dB against the shipped "
+                          f"pictures, file {size} of float32's")  # fmt: skip
     if "tool" in store.found:
         ratio = store.found["tool"]["peak"] / store.found["tool"]["model"]
         console.print(f"peak memory of the tool: {mark(f'{ratio:.2f}', ratio <= TOOL_BAR)} x the model's size")

@@ -86,6 +86,17 @@ def test_conv_equals_the_reference(window: Any, setup: Any, act: Any, z: str, th
     core.select_isa()
 
 
+@pytest.mark.parametrize("kernel, channels", [(1, 65536), (3, 7281), (4, 4096)])  # K up to 65,536
+@pytest.mark.parametrize("x_value, w_value", [(255, 127), (255, -128), (-128, -128), (127, -128), (255, 255)])
+def test_extremes_of_any_depth(isa: str, kernel: int, channels: int, x_value: int, w_value: int) -> None:
+    """One value all over: the largest sums that there are; 255 * 255 * 65,536 wraps around, as int32 does."""
+    x = np.full((1, channels, kernel, kernel + 4), x_value, np.uint8 if x_value > 127 else np.int8)
+    w = np.full((3, channels, kernel, kernel), w_value, np.uint8 if w_value > 127 else np.int8)
+    got = Session(node_model("ConvInteger", [x, w], {}, constants=(1,)), threads=2).run({"in0": x})["out0"]
+    want = np.array(x_value * w_value * channels * kernel * kernel).astype(np.int32)
+    assert got.shape == (1, 3, 1, 5) and np.all(got == want)
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(windows(), st.sampled_from(["s8", "u8"]), st.sampled_from(["s16", "u8", "f"]), st.booleans(),
        st.sampled_from(ACTIVATIONS), st.sampled_from(["", "s16"]))  # fmt: skip
