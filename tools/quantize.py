@@ -56,12 +56,13 @@ from evort_tools.quantization.select import PRODUCTS
 class Result:
     """A quantized model and what it cost.
 
-    model: the graph that goes into the file. real: the float model that the encodings are for (with the changes of the
-    helpers). encodings: of the tensors that are integers. layers: what changed, each with its name; kept:
-    {label of a node: why it stays in float}. sqnr: {output: signal-to-noise ratio in dB against float32}, on `samples`
-    calibration samples; empty where it was not measured. sizes: bytes of constants before and after; `source` and
-    `file` of the files, where there are such. methods: noise over signal by calibration method, where those were
-    compared; helpers: noise over signal with each helper that was kept, in the order in which they were applied.
+    model: the graph that goes into the file. real: the float model that the encodings are for (with the changes of
+    the helpers); plain: the same before helpers fitted weights and biases to integers, where one did. encodings: of
+    the tensors that are integers. layers: what changed, each with its name; kept: {label of a node: why it stays in
+    float}. sqnr: {output: signal-to-noise ratio in dB against float32}, on `samples` calibration samples; empty where
+    it was not measured. sizes: bytes of constants before and after; `source` and `file` of the files, where there are
+    such. methods: noise over signal by calibration method, where those were compared; helpers: noise over signal with
+    each helper that was kept, in the order in which they were applied.
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
     know.
@@ -70,6 +71,7 @@ class Result:
 
     def __init__(self, model: Model, options: Options):
         self.model = self.real = model
+        self.plain: Model | None = None
         self.options = options
         self.encodings: dict[str, Encoding] = {}
         self.kept: dict[str, str] = {}
@@ -156,7 +158,10 @@ def _write_report(
     options = result.options
     samples = data.head(min(_REPORTED, static.trial_count(source, data)))
     step = (progress or silent)("comparing layers", len(samples))
-    found = layers.compare(result.real, result.model, result.encodings, samples, options.threads, step)
+    real = result.plain or result.real
+    found = layers.compare(
+        real, result.model, result.encodings, samples, options.threads, step, fitted=result.real.graph
+    )
     rows = []
     for what, before, after in (("file", "source", "file"), ("constants", "weights_before", "weights_after")):
         if before in result.sizes and after in result.sizes:
@@ -258,6 +263,7 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
         result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
+    result.plain = found.plain
     result.kept = static.kept_in_float(changed, found.selection) | result.kept | branches
     result.layers += [{"name": node.name or node.outputs[0], "operator": node.op} for node in found.selection.nodes]
     for node in result.model.graph.nodes:

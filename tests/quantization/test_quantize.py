@@ -18,7 +18,7 @@ import evort
 import evort_tools
 from evort_tools.cli import main
 from evort_tools.common import shipped_models
-from evort_tools.quantization import data
+from evort_tools.quantization import data, layers
 from evort_tools.quantization.options import Options, from_mapping, read_toml
 
 LENET = shipped_models() / "lenet.onnx"
@@ -75,6 +75,16 @@ def test_a_report(calib, tmp_path):
         assert name in text
     with pytest.raises(data.CalibrationError, match="report needs calibration data"):
         evort_tools.quantize(LENET, scheme="dynamic", report=page)
+
+
+def test_the_report_counts_what_rounding_the_weights_costs(digits):
+    """Also where AdaRound has put the rounded weights into the graph that encodings are for."""
+    result = evort_tools.quantize(LENET, calib=digits, **{**FAST, "adaround": "on", "bias_correction": "on"})
+    compared = layers.compare(result.plain, result.model, result.encodings, [{"image": digits[:4]}],
+                              fitted=result.real.graph)  # fmt: skip
+    products = [layer for layer in compared if layer.alone is not None and layer.op in ("Conv", "Gemm")]
+    assert len(products) == 5 and all(20 < layer.alone.sqnr < 65 for layer in products)
+    assert all(20 < layer.accumulated.sqnr < 65 for layer in products)
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

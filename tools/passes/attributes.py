@@ -18,6 +18,10 @@ _WEIGHTS = {
 }  # fmt: skip
 
 
+# Of windows, where nothing is given: all of them this.
+_PLAIN = {"dilations": 1, "strides": 1, "pads": 0}
+
+
 def run(graph: Graph, ctx: Context) -> int:
     ed = Edit(graph, ctx)
     return sum(_shorten(ed, node) for node in graph.nodes)
@@ -27,6 +31,9 @@ def _shorten(ed: Edit, node: Node) -> int:
     definition = find(node.op, node.domain)
     known = definition.attrs if definition is not None else {}
     kept = {k: v for k, v in node.attrs.items() if k not in known or known[k].default != v}
+    for key, usual in _PLAIN.items():
+        if key in kept and key in known and known[key].default is None and all(v == usual for v in kept[key]):
+            del kept[key]
     weights = _WEIGHTS.get((node.domain, node.op))
     if weights is not None and ed.value(node.inputs[weights]) is not None:
         kept.pop("kernel_shape", None)

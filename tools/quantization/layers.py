@@ -108,10 +108,12 @@ def compare(
     samples: Iterable[Mapping[str, np.ndarray]],
     threads: int | None = None,
     progress: Callable[[], None] | None = None,
+    fitted: Graph | None = None,
 ) -> list[Layer]:
     """The layers of a quantized model, in order.
 
     real: the float model that it was made from, after its passes. encodings: those of its activations and weights.
+    fitted: the same graph with the weights and biases that helpers have fitted to integers, where they did.
     """
     layers = _layers(real.graph, quantized.graph, encodings)
     # Layers whose weights alone are narrower have no encodings that tell what they add.
@@ -121,7 +123,7 @@ def compare(
         for n, layer in layers.items()
         if layer.after not in ("", layer.op) and (n in encodings or any(i in encodings for i in reads.get(n, ())))
     ]
-    alone, twins = _isolated(real, encodings, integer)
+    alone, twins = _isolated(real, encodings, integer, fitted or real.graph)
     for name in twins:
         layers[name].alone = Error()
     scales = dict(integer_tensors(quantized.graph))
@@ -171,15 +173,28 @@ def constant_bytes(graph: Graph, node: Node) -> int:
     return total
 
 
-def _isolated(real: Model, encodings: Mapping[str, Encoding], names: Iterable[str]) -> tuple[Model, dict[str, str]]:
-    """The float model with a second version of each layer, which reads and gives rounded values: {layer: its output
-    there}."""
+def _isolated(
+    real: Model, encodings: Mapping[str, Encoding], names: Iterable[str], fitted: Graph
+) -> tuple[Model, dict[str, str]]:
+    """The float model with a second version of each layer, which reads and gives rounded values, constants those of
+    `fitted`: {layer: its output there}."""
     graph = copy_graph(real.graph)
     taken = names_of(graph)
     wanted = set(names)
     twins: dict[str, str] = {}
     rounded: dict[str, str] = {}
+    copies: dict[str, str] = {}
     nodes: list[Node] = []
+    fitted_nodes = {node.outputs[0]: node for node in fitted.nodes}
+
+    def own(name: str) -> str:
+        """A constant of the fitted graph, under a name of its own where it differs from the float graph's."""
+        tensor = fitted.tensors.get(name)
+        if tensor is None or tensor.data is None or tensor.data is graph.constant(name):
+            return name
+        if name not in copies:
+            copies[name] = graph.add(Tensor(taken.fresh(f"{name}/fitted"), tensor.dtype, tensor.shape, tensor.data))
+        return copies[name]
 
     def round_off(name: str) -> str:
         """The tensor after quantizing and dequantizing."""
@@ -187,7 +202,7 @@ def _isolated(real: Model, encodings: Mapping[str, Encoding], names: Iterable[st
         if encoding is None or name in rounded:
             return rounded.get(name, name)
         out = rounded[name] = taken.fresh(f"{name}/rounded")
-        value = graph.constant(name)
+        value = fitted.constant(name)
         if value is not None:
             data = encoding.fake(value)
             graph.add(Tensor(out, DType.FLOAT, data.shape, data))
@@ -206,7 +221,8 @@ def _isolated(real: Model, encodings: Mapping[str, Encoding], names: Iterable[st
             continue
         name = node.outputs[0]
         twin = taken.fresh(f"{name}/alone")
-        inputs = [round_off(n) if n else "" for n in node.inputs]
+        given = fitted_nodes.get(name, node).inputs
+        inputs = ["" if not n else round_off(n) if n in encodings else own(n) for n in given]
         nodes.append(Node(node.op, inputs, [twin], dict(node.attrs), node.domain, f"{node.name}/alone"))
         if name in encodings:
             encodings = {**encodings, twin: encodings[name]}
