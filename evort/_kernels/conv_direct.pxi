@@ -31,6 +31,9 @@ cdef void plan_direct(Direct *job, const ev_conv_window *w, int64_t channels, in
     """Sizes for a group of `channels` inputs and `rows` outputs; items: images and groups."""
     cdef ev_direct_image *g = &job.image
     cdef int64_t i, e, a, b, begin, natural, row_bytes, k, most, end = 0, lead = w.pad[2]
+    cdef int64_t places = items * w.out[0] * w.out[1] * w.out[2]
+    if places * rows * channels * w.kernel[0] * w.kernel[1] * w.kernel[2] < 2 * MACS_PER_TASK:
+        threads = 1  # one thread does all, and bands that overlap would only cost it time
     g.window, g.channels = w[0], channels
     for i in range(3):
         a, b = w.stride[i], w.dilation[i] % w.stride[i]
