@@ -83,7 +83,7 @@ def rows(name: str, real: Model, data: dict[str, np.ndarray], variants: dict[str
             result = quantize(real, calib=calib, threads=threads, prefer="size", verify=False, **kept)
             found.append(_row(name, f"static {scheme}", result.model, data, threads, start))
         start = time.perf_counter()
-        result = qat(real, _batches(data, 128, 2), epochs=epochs, threads=threads, **options)
+        result = qat(real, _batches(data, 128, 2), threads=threads, **{"epochs": epochs, **options})
         found.append(_row(name, f"QAT {scheme}", result.model, data, threads, start))
         print(json.dumps(found[-1]), flush=True)
     return found
@@ -104,7 +104,10 @@ def main() -> int:
     args = parser.parse_args()
     data = train.mnist(args.data)
     per_channel = {"int8": {"bits": 8}, "int4 weights": {"bits": 4}, "int2 weights": {"bits": 2}}
-    one_scale = {"int8": {"lr": 1e-3}, "int8, one scale a layer": {"lr": 1e-3, "per_channel": False}}
+    one_scale = {
+        "int8": {"lr": 8e-3, "distill": 0.0, "freeze_after": 0.75, "epochs": 4},
+        "int8, one scale a layer": {"lr": 1e-3, "per_channel": False},
+    }
     found = rows("lenet", convert_model(str(LENET)), data, per_channel, args.epochs, args.threads)
     network = trained_separable(data, 3, args.threads)
     found += rows("separable", network, data, one_scale, args.epochs, args.threads)
