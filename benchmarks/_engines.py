@@ -152,6 +152,12 @@ def quantized_by_onnxruntime(onnx_file: Path) -> Path:
         def get_next(self) -> Arrays | None:
             return next(self.left, None)
 
+    import onnx.version_converter
+
+    model = onnx.load(onnx_file)
+    if max(o.version for o in model.opset_import if o.domain == "") < 13:  # whose DequantizeLinear has one scale
+        onnx_file = onnx_file.with_suffix(".17.onnx")
+        onnx.save(onnx.version_converter.convert_version(model, 17), onnx_file)
     clean = onnx_file.with_suffix(".clean.onnx")
     try:
         quant_pre_process(str(onnx_file), str(clean))
