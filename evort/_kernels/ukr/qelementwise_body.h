@@ -6,13 +6,13 @@
 #include "qelementwise.h"
 
 #ifdef __AVX2__
-#define EV_QW 8
+#define EV_EW 8
 #else
-#define EV_QW 4
+#define EV_EW 4
 #endif
-#define EV_QB (2 * EV_QW) /* items of a block: the loops treat an incomplete one in a buffer */
-typedef float EV_FN(ef) __attribute__((vector_size(4 * EV_QW), aligned(4), may_alias));
-typedef int32_t EV_FN(ei) __attribute__((vector_size(4 * EV_QW), aligned(4), may_alias));
+#define EV_QB (2 * EV_EW) /* items of a block: the loops treat an incomplete one in a buffer */
+typedef float EV_FN(ef) __attribute__((vector_size(4 * EV_EW), aligned(4), may_alias));
+typedef int32_t EV_FN(ei) __attribute__((vector_size(4 * EV_EW), aligned(4), may_alias));
 
 /* Makes v a number of its own, rounded to float32. */
 #ifdef __aarch64__
@@ -27,7 +27,7 @@ typedef int32_t EV_FN(ei) __attribute__((vector_size(4 * EV_QW), aligned(4), may
 EV_INLINE EV_FN(ef) EV_FN(q_allf)(float v) { return (EV_FN(ef)){0} + v; }
 EV_INLINE EV_FN(ei) EV_FN(q_all)(int32_t v) { return (EV_FN(ei)){0} + v; }
 
-/* Items i .. i + EV_QW - 1. */
+/* Items i .. i + EV_EW - 1. */
 EV_INLINE EV_FN(ei) EV_FN(q_load)(const int dtype, const void *x, int64_t i)
 {
 #ifdef __AVX2__
@@ -40,7 +40,7 @@ EV_INLINE EV_FN(ei) EV_FN(q_load)(const int dtype, const void *x, int64_t i)
     }
 #else
     EV_FN(ei) v;
-    for (int j = 0; j < EV_QW; j++)
+    for (int j = 0; j < EV_EW; j++)
         v[j] = dtype == EV_UINT8    ? ((const uint8_t *)x)[i + j]
                : dtype == EV_INT8   ? ((const int8_t *)x)[i + j]
                : dtype == EV_UINT16 ? ((const uint16_t *)x)[i + j]
@@ -102,8 +102,8 @@ EV_INLINE void EV_FN(q_store)(const int dtype, EV_FN(ei) a, EV_FN(ei) b, int32_t
         const EV_FN(ei) below = v < l, above = v > h;
         v = (l & below) | (v & ~below);
         v = ((h & above) | (v & ~above)) + zero;
-        for (int j = 0; j < EV_QW; j++) {
-            const int64_t at = i + k * EV_QW + j;
+        for (int j = 0; j < EV_EW; j++) {
+            const int64_t at = i + k * EV_EW + j;
             if (dtype == EV_UINT8 || dtype == EV_INT8) ((uint8_t *)y)[at] = (uint8_t)v[j];
             else ((uint16_t *)y)[at] = (uint16_t)v[j];
         }
@@ -139,7 +139,7 @@ EV_INLINE void EV_FN(q_dequantize_rows)(const int dtype, const int each, int64_t
     const EV_FN(ei) z0 = EV_FN(q_all)(EV_FN(q_item)(dtype, zero, 0));
     const EV_FN(ef) s0 = EV_FN(q_allf)(*scale);
     int64_t i = 0;
-    for (; i + EV_QW <= n; i += EV_QW) {
+    for (; i + EV_EW <= n; i += EV_EW) {
         const EV_FN(ei) z = each ? EV_FN(q_load)(dtype, zero, i) : z0;
         const EV_FN(ef) s = each ? *(const EV_FN(ef) *)(scale + i) : s0;
         *(EV_FN(ef) *)(y + i) = EV_FN(q_float)(EV_FN(q_load)(dtype, x, i) - z) * s;
@@ -171,12 +171,12 @@ EV_INLINE void EV_FN(q_quantize_block)(const int dtype, const int each, const in
     const EV_FN(ei) least = EV_FN(q_all)(-(int32_t)EV_QMOST);
     EV_FN(ei) q[2];
     for (int k = 0; k < 2; k++) {
-        const EV_FN(ef) v = *(const EV_FN(ef) *)(x + k * EV_QW);
-        const EV_FN(ef) s = each ? *(const EV_FN(ef) *)(scale + k * EV_QW) : EV_FN(q_allf)(*scale);
+        const EV_FN(ef) v = *(const EV_FN(ef) *)(x + k * EV_EW);
+        const EV_FN(ef) s = each ? *(const EV_FN(ef) *)(scale + k * EV_EW) : EV_FN(q_allf)(*scale);
         q[k] = EV_FN(q_rint)(divide ? v / s : v * s);
         if (each) {
             const EV_FN(ei) below = q[k] < least;
-            q[k] = ((least & below) | (q[k] & ~below)) + EV_FN(q_load)(dtype, zeros, k * EV_QW);
+            q[k] = ((least & below) | (q[k] & ~below)) + EV_FN(q_load)(dtype, zeros, k * EV_EW);
         }
     }
     EV_FN(q_store)(dtype, q[0], q[1], each ? 0 : zero, lo, hi, y, 0);
@@ -240,8 +240,8 @@ EV_INLINE void EV_FN(q_binary_block)(const int dtype, const int op, const void *
     const EV_FN(ef) scale_a = EV_FN(q_allf)(p->scale_a), scale_b = EV_FN(q_allf)(p->scale_b);
     EV_FN(ei) q[2];
     for (int k = 0; k < 2; k++) {
-        const EV_FN(ei) va = sa ? EV_FN(q_load)(dtype, a, k * EV_QW) : EV_FN(q_all)(EV_FN(q_item)(dtype, a, 0));
-        const EV_FN(ei) vb = sb ? EV_FN(q_load)(dtype, b, k * EV_QW) : EV_FN(q_all)(EV_FN(q_item)(dtype, b, 0));
+        const EV_FN(ei) va = sa ? EV_FN(q_load)(dtype, a, k * EV_EW) : EV_FN(q_all)(EV_FN(q_item)(dtype, a, 0));
+        const EV_FN(ei) vb = sb ? EV_FN(q_load)(dtype, b, k * EV_EW) : EV_FN(q_all)(EV_FN(q_item)(dtype, b, 0));
         q[k] = EV_FN(q_rint)(EV_FN(q_combine)(op, EV_FN(q_float)(va - p->zero_a), EV_FN(q_float)(vb - p->zero_b),
                                               scale_a, scale_b));
     }
@@ -287,7 +287,7 @@ static void EV_FN(q_combine_f32)(int op, int64_t n, const float *a, const float 
 {
     const EV_FN(ef) ra = EV_FN(q_allf)(scale_a), rb = EV_FN(q_allf)(scale_b);
     int64_t i = 0;
-    for (; i + EV_QW <= n; i += EV_QW)
+    for (; i + EV_EW <= n; i += EV_EW)
         *(EV_FN(ef) *)(y + i) = EV_FN(q_combine)(op, *(const EV_FN(ef) *)(a + i), *(const EV_FN(ef) *)(b + i), ra, rb);
     for (; i < n; i++) {
         float p = op == EV_QMUL ? a[i] * b[i] : a[i] * scale_a, q = b[i] * scale_b;

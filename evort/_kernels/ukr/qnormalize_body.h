@@ -59,7 +59,7 @@ static void EV_FN(q_affine_f32)(int64_t n, const float *x, float mean, float inv
 {
     const EV_FN(ef) m = EV_FN(q_allf)(mean), s = EV_FN(q_allf)(inverse);
     int64_t i = 0;
-    for (; i + EV_QW <= n; i += EV_QW) {
+    for (; i + EV_EW <= n; i += EV_EW) {
         EV_FN(ef) v = (*(const EV_FN(ef) *)(x + i) - m) * s * *(const EV_FN(ef) *)(scale + i);
         EV_APART(v);
         *(EV_FN(ef) *)(y + i) = v + *(const EV_FN(ef) *)(bias + i);
@@ -77,10 +77,10 @@ EV_INLINE void EV_FN(q_normalize_block)(const int dtype, const int out, const ui
 {
     EV_FN(ei) q[2];
     for (int k = 0; k < 2; k++) {
-        const EV_FN(ef) c = EV_FN(q_float)(EV_FN(q_load)(dtype, x, k * EV_QW) - zero);
-        EV_FN(ef) v = (c - mean) * inverse * *(const EV_FN(ef) *)(scale + k * EV_QW);
+        const EV_FN(ef) c = EV_FN(q_float)(EV_FN(q_load)(dtype, x, k * EV_EW) - zero);
+        EV_FN(ef) v = (c - mean) * inverse * *(const EV_FN(ef) *)(scale + k * EV_EW);
         EV_APART(v);
-        q[k] = EV_FN(q_rint)(v + *(const EV_FN(ef) *)(bias + k * EV_QW));
+        q[k] = EV_FN(q_rint)(v + *(const EV_FN(ef) *)(bias + k * EV_EW));
     }
     EV_FN(q_store)(out, q[0], q[1], zero_out, lo, hi, y, 0);
 }
@@ -102,7 +102,7 @@ static void EV_FN(q_normalize)(int dtype, int64_t n, const void *given, int32_t 
     else EV_BLOCKS(EV_INT8, EV_INT8);
 #undef EV_BLOCKS
     if (i < n) {
-        uint8_t bx[EV_QB] = {0}, by[EV_QB];
+        uint8_t bx[EV_QB] = {0}, by[2 * EV_QB]; /* room for what the compiler cannot rule out: 16 bits */
         float bs[EV_QB] = {0}, bb[EV_QB] = {0};
         memcpy(bx, x + i, (size_t)(n - i));
         memcpy(bs, scale + i, (size_t)(n - i) * sizeof(float));

@@ -31,7 +31,7 @@ static void EV_FN(q_line_f32)(int64_t n, int64_t taps, int64_t inner, const floa
             const float *a = x + (first[o] + k) * inner;
             const float u = w[o * taps + k];
             int64_t j = 0;
-            for (; j + EV_QW <= inner; j += EV_QW) {
+            for (; j + EV_EW <= inner; j += EV_EW) {
                 EV_FN(ef) *sum = (EV_FN(ef) *)(y + o * inner + j), p = *(const EV_FN(ef) *)(a + j) * EV_FN(q_allf)(u);
                 EV_APART(p);
                 if (k) p = *sum + p;
