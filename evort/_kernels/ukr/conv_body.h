@@ -311,7 +311,11 @@ static inline __attribute__((always_inline)) void EV_FN(depthwise_rows)(
     int64_t begin = 0, end = tiles; /* tiles [begin, end) lie inside the image */
 #define OW(i) (shift && (i) == tiles - 1 ? d->ow - wide : (i) * wide)
 #define LANES(i) (d->ow - OW(i) < wide ? d->ow - OW(i) : wide)
-#define TILES(source, i)                                                                                                 for (oh = first; oh + ROWS <= last; oh += ROWS)                                                                          EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, ROWS, VT, STEP);         for (; ROWS > 1 && oh < last; oh++)                                                                                      EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, 1, VT, STEP)
+#define TILES(source, i)                                                                                            \
+    for (oh = first; oh + ROWS <= last; oh += ROWS)                                                                 \
+        EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, ROWS, VT, STEP);    \
+    for (; ROWS > 1 && oh < last; oh++)                                                                             \
+        EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, 1, VT, STEP)
     if (STEP) {
         float strip[EV_FN(STRIP)];
         int64_t oh;
