@@ -56,7 +56,8 @@ def sqnr(real: evort.Session, run: Any, images: np.ndarray) -> float:
 
 def test_what_follows(file: bytes) -> None:
     tensors = followed(evort.load(file).model.graph)
-    assert [t.names for t in tensors] == [["image"], ["r1", "s2"], ["r3", "s4", "flat"], ["r5"], ["r6"]]
+    moved = [["image"], ["relu1", "maxpool1"], ["relu2", "maxpool2", "flatten1"], ["relu3"], ["relu4"]]
+    assert [t.names for t in tensors] == moved
     assert [t.bounds[0] for t in tensors] == [-np.inf, 0, 0, 0, 0]
 
 
@@ -67,9 +68,14 @@ def test_ranges_follow_where_those_of_the_file_fail(file: bytes, real: evort.Ses
     images = IMAGES[:150] * np.float32(gain)
     for image in images[:100]:  # five times the time constant of the slow average
         session(image)
-    expected = sqnr(real, fixed, IMAGES[100:150])
+    made_for_it = evort_tools.quantize(
+        ROOT / "models" / "lenet.onnx", calib={"image": images[:100, 0]}, prefer="size"
+    ).to_bytes()  # fmt: skip
+    expected = sqnr(real, evort.load(made_for_it, threads=1), images[100:])
     assert sqnr(real, fixed, images[100:]) < expected - 6
-    assert sqnr(real, session, images[100:]) > expected - 3
+    # Margin and hysteresis leave ranges up to 1.05 / 0.7 too wide, which is 3.5 dB; and those of the file were chosen
+    # and rounded with its images in view.
+    assert sqnr(real, session, images[100:]) > expected - 5
     low, high = session.default.ranges()["image"]
     assert low == 0
     assert gain <= high <= gain * 1.4  # margin, and what hysteresis leaves
@@ -258,10 +264,10 @@ def test_options_and_models_that_cannot_be(file: bytes, real: evort.Session) -> 
         "[]",
         '{"levels": 3}',
         '{"levels": [{"int16": ["nothing"]}]}',
-        '{"levels": [{"float": {"r1": "nothing"}}]}',
-        '{"levels": [{"float": {"s2": "conv1.weight/float"}}]}',
-        '{"levels": [], "noise": {"r1": "much"}}',
-        '{"levels": [], "noise": {"r1": -1}}',
+        '{"levels": [{"float": {"relu1": "nothing"}}]}',
+        '{"levels": [{"float": {"maxpool1": "conv1.weight/float"}}]}',
+        '{"levels": [], "noise": {"relu1": "much"}}',
+        '{"levels": [], "noise": {"relu1": -1}}',
         json.dumps({"levels": [{"int16": []}] * 9}),
     ],
 )

@@ -30,7 +30,7 @@ from evort_tools.quantization.select import PRODUCTS, Selection, Z, is_table, mo
 from evort_tools.quantization.static import Settings
 
 # Integers are preferred, for being smaller, where they take at most this much longer; but not for the model as a whole.
-_TIE = 1.02
+_TIE = 1.1
 _CONFIRM = 4  # times that what was chosen is measured as a whole
 # What a light operator spends on a side in float, in parts of its time, where that was not measured.
 _SIDE = 0.25
