@@ -170,7 +170,7 @@ setup(
     # The tools, and the shipped models that `evort demo` runs.
     package_dir={"evort_tools": "tools", "evort_tools.models": "models"},
     package_data={
-        "evort_tools.models": ["*.onnx", "*.etm", "*.npz"],
+        "evort_tools.models": ["*.onnx", "*.npz"],
         "evort": ["py.typed", "**/*.pyi", "**/*.pxd", "**/*.h", "**/*.inc", "**/*.fbs"],
     },
     # Of the headers, those that a .pxd needs: what the micro-kernels consist of stays in the source distribution.

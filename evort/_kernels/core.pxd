@@ -10,6 +10,7 @@ A kernel module defines its drivers and exports them:
 
 and the operator's bind() names it: `Kernel("elementwise.relu_f32", ints=..., reals=...)`.
 """
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "ev.h" nogil:
@@ -466,3 +467,11 @@ cdef inline void note(const ev_ukr *kernels, float *range, int64_t n, const floa
     found[0], found[1] = 1e38, -1e38
     kernels.range_f32(n, x, found)
     ev_widen(range, found[0] * unit, found[1] * unit)
+
+cdef inline void *address(object array) except? NULL:
+    """The address of a C-contiguous buffer (which its owner keeps alive and does not resize)."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    cdef void *p = view.buf
+    PyBuffer_Release(&view)
+    return p

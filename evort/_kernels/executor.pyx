@@ -5,13 +5,12 @@ weights (their memory is shared) and is used by one thread at a time; a session 
 """
 import numpy as np
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from evort._kernels.core cimport EV_MAX_RANK, EV_OK, ev_call, ev_driver, ev_tensor, register
+from evort._kernels.core cimport EV_MAX_RANK, EV_OK, address, ev_call, ev_driver, ev_tensor, register
 
 # Where a tensor's memory is (the second item of a plan's tensor tuples).
 CONST, INPUT, OUTPUT, ARENA = 0, 1, 2, 3
@@ -29,15 +28,6 @@ cdef int64_t now() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <int64_t> t.tv_sec * 1000000000 + t.tv_nsec
-
-
-cdef void *address(object array) except? NULL:
-    """The address of a C-contiguous buffer (which its owner keeps alive and does not resize)."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-    cdef void *p = view.buf
-    PyBuffer_Release(&view)
-    return p
 
 
 cdef int copy_driver(const ev_call *c) noexcept nogil:

@@ -6,18 +6,9 @@ from libc.math cimport INFINITY, fmax, fmin
 from libc.stdint cimport int32_t, int64_t, uint8_t
 import numpy as np
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from evort._kernels.core cimport ev_ukr, ukernels
+from evort._kernels.core cimport address, ev_ukr, ukernels
 
 cdef const ev_ukr *K = ukernels()
-
-
-cdef void *address(object array) except? NULL:
-    cdef Py_buffer view
-    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
-    cdef void *p = view.buf
-    PyBuffer_Release(&view)
-    return p
 
 
 cdef class Watch:
