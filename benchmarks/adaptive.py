@@ -37,7 +37,8 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
             run()
     start = process_time()
     runs["static"]()
-    each = max(1, int(0.01 / max(1e-6, process_time() - start)))
+    # A multiple of `every`, so that runs that are looked at have their share.
+    each = follows.options.every * max(1, int(0.01 / max(1e-6, process_time() - start)))
     times: dict[str, list[float]] = {key: [] for key in runs}
     begin = process_time()
     while process_time() - begin < seconds or len(times["static"]) < 5:

@@ -41,7 +41,7 @@ def file(quantized: Any) -> bytes:
 
 
 def load(file: bytes, threads: int = 1, **options: Any) -> Any:
-    return evort.load(file, threads=threads, adaptive=options or True)
+    return evort.load(file, threads=threads, adaptive={"every": 1, **options})
 
 
 def sqnr(real: evort.Session, run: Any, images: np.ndarray) -> float:
@@ -176,6 +176,19 @@ def test_an_input_that_is_cut_off_is_repeated_at_a_higher_level(file: bytes, rea
     hurried.default._lane(1, {"image": bright}, (bright.shape,)).seconds = 1.0  # a level that was measured as slow
     hurried(bright)
     assert hurried.default.level == 0
+
+
+def test_one_run_in_some_is_looked_at(file: bytes) -> None:
+    every = load(file, every=3)
+    bright = [image * np.float32(3.5) for image in IMAGES[:12]]
+    repeats = []
+    for image in bright[:6]:
+        before = every.default.repeated
+        every(image)
+        repeats.append(every.default.repeated > before)
+    assert repeats[0]
+    assert not any(repeats[i] for i in (1, 2, 4, 5))
+    assert every.default.changes > 0
 
 
 def test_a_bound_on_noise_chooses_the_level(file: bytes) -> None:

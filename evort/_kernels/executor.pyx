@@ -173,15 +173,24 @@ cdef class Program:
         """Has the steps note the ranges of their quantized results: ranges, float32 [steps, 2], is [smallest, largest]
         of each step's real results, and only ever widened; drivers that do not note leave it as it is. None: no
         longer. Raises ValueError for an array of another shape or type."""
-        cdef Py_ssize_t i
         cdef float *p = NULL
         if ranges is not None:
             if ranges.dtype != np.float32 or ranges.shape != (self.n_steps, 2) or not ranges.flags.c_contiguous:
                 raise ValueError(f"ranges must be C-contiguous float32 [{self.n_steps}, 2]")
             p = <float *> address(ranges)
         self.ranges = ranges
+        self.watch_steps(p)
+
+    def pause(self, bint paused):
+        """Whether the steps of a watched program leave the ranges as they are."""
+        if self.ranges is not None and paused != (self.n_steps > 0 and self.calls[0].range == NULL):
+            self.watch_steps(NULL if paused else <float *> address(self.ranges))
+
+    cdef int watch_steps(self, float *ranges) except -1:
+        cdef Py_ssize_t i
         for i in range(self.n_steps):
-            self.calls[i].range = NULL if p == NULL else p + 2 * i
+            self.calls[i].range = NULL if ranges == NULL else ranges + 2 * i
+        return 0
 
     def rebind(self, Py_ssize_t step, tuple ints, tuple reals):
         """Gives a step other parameters, as many as before. Raises ValueError where there are more or fewer."""

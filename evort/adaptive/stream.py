@@ -25,6 +25,7 @@ _MOST_SHAPES = 4  # that a stream keeps programs for, at each level
 class Adaptive:
     """How a session follows its data.
 
+    every: one run in so many is looked at: between those nothing is noted, and nothing changes.
     attack, release: how much of the way an average goes, in one run, to values beyond it and to smaller ones. outlier:
     values so many times beyond the average are not followed, unless they come `confirm` runs in a row. grow, shrink: a
     range changes where the average is larger by that share, or smaller. margin: how much wider than the average a new
@@ -39,22 +40,26 @@ class Adaptive:
     Raises ValueError for an option out of its range.
     """
 
-    __slots__ = ("attack", "confirm", "grow", "level", "margin", "max_excess", "max_latency", "max_noise", "outlier",
-                 "release", "shrink", "skip_equal")  # fmt: skip
+    __slots__ = (
+        "attack", "confirm", "every", "grow", "level", "margin", "max_excess", "max_latency", "max_noise", "outlier",
+        "release", "shrink", "skip_equal",
+    )  # fmt: skip
 
-    def __init__(self, *, attack: float = 0.5, release: float = 0.05, outlier: float = 4.0, confirm: int = 3,
-                 grow: float = 0.05, shrink: float = 0.3, margin: float = 1.05, level: int | str = "auto",
-                 max_noise: float = 0.0, max_excess: float = 0.1, max_latency: float | None = None,
-                 skip_equal: bool = False):  # fmt: skip
+    def __init__(self, *, every: int = 3, attack: float = 0.5, release: float = 0.05, outlier: float = 4.0,
+                 confirm: int = 3, grow: float = 0.05, shrink: float = 0.3, margin: float = 1.05,
+                 level: int | str = "auto", max_noise: float = 0.0, max_excess: float = 0.1,
+                 max_latency: float | None = None, skip_equal: bool = False):  # fmt: skip
         for name, value, low, high in (
-            ("attack", attack, 0, 1), ("release", release, 0, 1), ("outlier", outlier, 1, np.inf),
-            ("confirm", confirm, 1, 1000), ("grow", grow, 0, 1), ("shrink", shrink, 0, 1), ("margin", margin, 1, 4),
-            ("max_noise", max_noise, 0, np.inf), ("max_excess", max_excess, 0, np.inf),
+            ("every", every, 1, 1000), ("attack", attack, 0, 1), ("release", release, 0, 1),
+            ("outlier", outlier, 1, np.inf), ("confirm", confirm, 1, 1000), ("grow", grow, 0, 1),
+            ("shrink", shrink, 0, 1), ("margin", margin, 1, 4), ("max_noise", max_noise, 0, np.inf),
+            ("max_excess", max_excess, 0, np.inf),
         ):  # fmt: skip
             if not low <= value <= high:
                 raise ValueError(f"adaptive: {name} must be from {low} to {high}, not {value!r}")
         if level != "auto" and not (isinstance(level, int) and level >= 0):
             raise ValueError(f'adaptive: level must be "auto" or a number from 0 on, not {level!r}')
+        self.every = every
         self.attack, self.release, self.outlier, self.confirm = attack, release, outlier, confirm
         self.grow, self.shrink, self.margin, self.level = grow, shrink, margin, level
         self.max_noise, self.max_excess, self.max_latency = max_noise, max_excess, max_latency
@@ -188,6 +193,7 @@ class Stream:
         bounds = np.array([t.bounds for t in session.tensors]).reshape(-1, 2)
         self._follower = Follower(bounds, o.attack, o.release, o.outlier, o.confirm, o.grow, o.shrink)
         self._timed = o.max_latency is not None
+        self._every = o.every
         self._auto = o.level == "auto"
         self._lanes: list[dict[tuple[tuple[int, ...], ...], _Lane]] = [{} for _ in session.levels]
         # The change, counted over all tensors, in which each one's range became what it is.
@@ -246,13 +252,14 @@ class Stream:
             self.skipped += 1
             return self._repeat(into)
         level = self._next
-        results, lane = self._run_at(level, feeds, shapes, into, True)
+        looks = self.runs % self._every == 0
+        results, lane = self._run_at(level, feeds, shapes, into, True, looks)
         self.runs += 1
-        if self._auto:
+        if looks and self._auto:
             while self._follower.excess > self.options.max_excess and self._may_rise(level, lane, feeds, shapes):
                 level += 1
                 self.repeated += 1
-                results, lane = self._run_at(level, feeds, shapes, results, False)
+                results, lane = self._run_at(level, feeds, shapes, results, False, True)
             if self.options.max_noise > 0:
                 self._choose(lane)
             else:
@@ -264,12 +271,12 @@ class Stream:
 
     @property
     def excess(self) -> float:
-        """By how much of itself the largest value of the latest result was cut off, at worst."""
+        """By how much of itself the largest value of the latest result that was looked at was cut off, at worst."""
         return self._follower.excess
 
     @property
     def noise(self) -> float:
-        """The noise over signal that is expected of the latest result, by the file's figures."""
+        """The noise over signal that is expected of the latest result looked at, by the file's figures."""
         return self._follower.noise
 
     def _equal(self, feeds: dict[str, np.ndarray]) -> bool:
@@ -297,7 +304,9 @@ class Stream:
         return lane
 
     def _run_at(self, level: int, feeds: dict[str, np.ndarray], shapes: tuple[tuple[int, ...], ...],
-                into: dict[str, np.ndarray] | None, learn: bool) -> tuple[dict[str, np.ndarray], _Lane]:  # fmt: skip
+                into: dict[str, np.ndarray] | None, learn: bool,
+                looks: bool) -> tuple[dict[str, np.ndarray], _Lane]:  # fmt: skip
+        """Results, and the lane that ran. looks: whether ranges are noted; learn: whether averages follow those."""
         lane = self._lanes[level].get(shapes) or self._lane(level, feeds, shapes)
         follower = self._follower
         if lane.clock != self._clock:
@@ -305,6 +314,7 @@ class Stream:
         timed = self._timed
         start = perf_counter() if timed else 0.0
         plan = lane.planned.plan
+        lane.program.pause(not looks)
         try:
             if into is None:
                 results = lane.program.call(feeds, plan.reads, lane.planned.writes)
@@ -315,7 +325,7 @@ class Stream:
                 raise InputError("run_into needs an array for each output, of its shape and dtype")
         except StepFailed as failure:
             raise self._session.failure(plan, failure) from None
-        if follower.observe(lane.watch, [feeds[name] for name in lane.inputs], learn):
+        if looks and follower.observe(lane.watch, [feeds[name] for name in lane.inputs], learn):
             due = follower.due.view(bool)
             margin = self.options.margin
             follower.state[due, 2:4] = follower.state[due, :2] * margin
