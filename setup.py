@@ -165,12 +165,10 @@ setup(
         *find_packages(include=["evort", "evort.*"]),
         "evort_tools",
         *(f"evort_tools.{name}" for name in find_packages("tools")),
-        "evort_tools.models",
     ],
-    # The tools, and the shipped models that `evort demo` runs.
-    package_dir={"evort_tools": "tools", "evort_tools.models": "models"},
+    # Without models/, which is a sixth of what the package would weigh: `evort demo` finds it in the source tree.
+    package_dir={"evort_tools": "tools"},
     package_data={
-        "evort_tools.models": ["*.onnx", "*.npz"],
         "evort": ["py.typed", "**/*.pyi", "**/*.pxd", "**/*.h", "**/*.inc", "**/*.fbs"],
     },
     # Of the headers, those that a .pxd needs: what the micro-kernels consist of stays in the source distribution.

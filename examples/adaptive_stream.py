@@ -5,7 +5,7 @@
     python examples/adaptive_stream.py --stream sensor
 
 Two streams: `digits`, seen by a camera whose exposure and noise change (LeNet; `--digits FILE.npz` takes others than
-the 500 that ship with evort: arrays `images`, uint8 [N, 28, 28], and `labels`); and `sensor`, vibrations of a machine
+the 500 of models/: arrays `images`, uint8 [N, 28, 28], and `labels`); and `sensor`, vibrations of a machine
 whose amplitude grows with wear and load (a 1-D convolution that tells eight tones apart). Each runs in float32, in
 static int8, and in int8 with `adaptive=True`; accuracy and time are printed, and can be drawn over time.
 """
@@ -26,7 +26,7 @@ from onnx import TensorProto, helper
 import evort
 import evort_tools
 
-MODELS = Path(evort_tools.__file__).parent / "models"
+MODELS = Path(__file__).resolve().parent.parent / "models"
 # (model, calibration samples, the frames of the stream, their classes)
 Stream = tuple[Any, np.ndarray, np.ndarray, np.ndarray]
 

@@ -68,13 +68,19 @@ def test_convert_writes_what_the_function_returns(tmp_path, capsys, lenet):
     assert (tmp_path / "a.etm").read_bytes() == lenet.read_bytes() == evort_tools.convert(str(LENET))
 
 
-def test_demo(capsys):
+def test_demo(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     code, out = run(capsys, "demo", "--json")
     figures = json.loads(out)
     assert code == 0
     assert figures["accuracy"] >= 0.9866 and figures["digits"] == 500
     assert figures["etm_bytes"] < figures["onnx_bytes"] * 1.02
     assert 0 < figures["arena_bytes"] < 100_000 and figures["peak_bytes"] > 0
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "demo")[0] == 2
+    code, out = run(capsys, "demo", "--json", "--models", ROOT / "models")
+    assert code == 0
+    assert json.loads(out)["accuracy"] == figures["accuracy"]
 
 
 def test_inspect(capsys, lenet, tmp_path):

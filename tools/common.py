@@ -189,9 +189,10 @@ def print_json(data: Any) -> None:
 
 
 def shipped_models() -> Path:
-    """The folder of the models that come with evort: in the installed package, or in the checkout."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "models", here.parent / "models"):
+    """The folder models/ of evort's source tree: where this runs, or beside these tools. Raises FileNotFoundError."""
+    for folder in (Path("models"), Path(__file__).resolve().parent.parent / "models"):
         if (folder / "lenet.onnx").is_file():
             return folder
-    raise FileNotFoundError("the shipped models (models/lenet.onnx) are not there")
+    raise FileNotFoundError(
+        "models/lenet.onnx is not here: run this in evort's source tree, or name its folder with --models"
+    )

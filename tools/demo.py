@@ -1,4 +1,5 @@
-"""The main job on what evort ships: converts LeNet to .etm, loads it, classifies 500 digits, and says what it took."""
+"""The main job, on models/ of evort's source tree: converts LeNet to .etm, loads it, classifies 500 digits, and says
+what it took."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from evort_tools.common import bytes_text, file_size, print_json, shipped_models
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads to use (1)")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="folder with lenet.onnx and mnist_500.npz (models/)")
     parser.add_argument("--keep", metavar="FILE.etm", help="keep the converted model")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
@@ -24,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from evort_tools.bench import latency, measure_memory
     from evort_tools.convert import convert
 
-    models = shipped_models()
+    models = args.models or shipped_models()
     with np.load(models / "mnist_500.npz", allow_pickle=False) as digits:
         images = digits["images"].astype(np.float32)[:, None] / 255
         labels = digits["labels"]

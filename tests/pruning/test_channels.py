@@ -203,9 +203,9 @@ def test_real_models(path: str, shape: tuple[int, ...]) -> None:
 
 
 def test_lenet_by_the_command_line(tmp_path: Any) -> None:
-    from evort_tools.common import shipped_models
+    from support import ROOT
 
-    result = prune(shipped_models() / "lenet.onnx", tmp_path / "l.etm", pattern="channels", sparsity=0.5)
+    result = prune(ROOT / "models" / "lenet.onnx", tmp_path / "l.etm", pattern="channels", sparsity=0.5)
     found = {row["tensor"]: row["shape"] for row in result.layers}
     assert found["conv1.weight"] == [3, 1, 5, 5]
     assert found["fc1.weight"] == [60, 200] and found["fc3.weight"] == [10, 42]

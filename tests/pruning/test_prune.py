@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import drivers_of
+from support import ROOT, drivers_of
 
 import evort
 from evort import etm
@@ -18,18 +18,17 @@ from evort.session import Session
 from evort.train import Batches
 from evort.types import DType
 from evort_tools.cli import main
-from evort_tools.common import shipped_models
 from evort_tools.prune import prune
 from evort_tools.pruning.patterns import Pattern
 from evort_tools.pruning.weights import dense, weights_of
 
-LENET = shipped_models() / "lenet.onnx"
+LENET = ROOT / "models" / "lenet.onnx"
 PATTERNS = ["4x1", "8x1", "16x1", "1x4", "2:4", "1:4"]
 
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    with np.load(shipped_models() / "mnist_500.npz") as file:
+    with np.load(ROOT / "models" / "mnist_500.npz") as file:
         arrays = list(file.values())
     images = next(a for a in arrays if a.ndim > 1)
     labels = next(a for a in arrays if a.ndim == 1)

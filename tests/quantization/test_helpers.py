@@ -7,12 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 from onnx import helper
+from support import ROOT
 from tools_support import onnx_model
 
 import evort_tools
 from evort.session import Session
 from evort.types import DType
-from evort_tools.common import shipped_models
 from evort_tools.convert import convert_model
 from evort_tools.quantization import adaround, bias, equalize, improve, smooth, static
 from evort_tools.quantization.compare import expected_outputs, output_errors
@@ -239,8 +239,8 @@ def test_clipping_outliers_lowers_the_error_of_weights():
 
 
 def test_auto_keeps_only_what_helps():
-    digits = np.load(shipped_models() / "mnist_500.npz")["images"][:60, None].astype(np.float32) / 255
-    model = convert_model(shipped_models() / "lenet.onnx")
+    digits = np.load(ROOT / "models" / "mnist_500.npz")["images"][:60, None].astype(np.float32) / 255
+    model = convert_model(ROOT / "models" / "lenet.onnx")
     plain, _ = sqnr_with(model, digits, Helpers(**OFF))
     better, kept = sqnr_with(model, digits, Helpers())
     assert better > plain and "adaround" in kept and list(kept.values()) == sorted(kept.values(), reverse=True)

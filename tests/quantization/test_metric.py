@@ -7,21 +7,21 @@ import math
 
 import numpy as np
 import pytest
+from support import ROOT
 
 import evort_tools
 from evort.session import Session
 from evort_tools.cli import main
-from evort_tools.common import shipped_models
 from evort_tools.convert import convert_model
 from evort_tools.quantization.metric import Drop, Goal, load
 
-LENET = shipped_models() / "lenet.onnx"
+LENET = ROOT / "models" / "lenet.onnx"
 FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off", "verify": False}
 
 
 @pytest.fixture(scope="module")
 def digits():
-    found = np.load(shipped_models() / "mnist_500.npz")
+    found = np.load(ROOT / "models" / "mnist_500.npz")
     return (found["images"][:32, None] / np.float32(255)).astype(np.float32)
 
 

@@ -10,14 +10,13 @@ import json
 import numpy as np
 import pytest
 from precision_support import branches, made_up
-from support import SHARED
+from support import ROOT, SHARED
 
 import evort
 import evort_tools
 from evort import etm
 from evort.session import Session
 from evort_tools.cli import main
-from evort_tools.common import shipped_models
 from evort_tools.convert import convert_model
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import open_calibration
@@ -30,7 +29,7 @@ from evort_tools.quantization.precisions import Layer, build, layers_of, pins_of
 from evort_tools.quantization.search import Search, sensitivities
 from evort_tools.quantization.static import Settings, calibrate
 
-LENET = shipped_models() / "lenet.onnx"
+LENET = ROOT / "models" / "lenet.onnx"
 # What makes the tests fast: one method, no helpers, weights rounded to nearest.
 FAST = {
     "scheme": "mixed", "method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off",
@@ -66,7 +65,7 @@ class Ready:
 
 @pytest.fixture(scope="module")
 def digits():
-    found = np.load(shipped_models() / "mnist_500.npz")
+    found = np.load(ROOT / "models" / "mnist_500.npz")
     return (found["images"][:32, None] / np.float32(255)).astype(np.float32)
 
 

@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 from precision_support import branches, made_up
+from support import ROOT
 
 import evort
 import evort_tools
 from evort import etm
 from evort.session import Session
 from evort_tools.cli import main
-from evort_tools.common import shipped_models
 from evort_tools.convert import convert_model
 from evort_tools.quantization import latency, placement, static
 from evort_tools.quantization.compare import expected_outputs, output_errors
@@ -25,7 +25,7 @@ from evort_tools.quantization.placement import Costs, slower_in_integers
 from evort_tools.quantization.select import PRODUCTS
 from evort_tools.quantization.static import Settings, calibrate, restricted
 
-LENET = shipped_models() / "lenet.onnx"
+LENET = ROOT / "models" / "lenet.onnx"
 FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off", "verify": False}
 
 
@@ -97,7 +97,7 @@ def lenet_profile(slow=()):
 
 @pytest.fixture(scope="module")
 def digits():
-    found = np.load(shipped_models() / "mnist_500.npz")
+    found = np.load(ROOT / "models" / "mnist_500.npz")
     return (found["images"][:16, None] / np.float32(255)).astype(np.float32)
 
 

@@ -12,16 +12,16 @@ import sys
 import numpy as np
 import pytest
 from onnx import helper, save_model
+from support import ROOT
 from tools_support import onnx_model
 
 import evort
 import evort_tools
 from evort_tools.cli import main
-from evort_tools.common import shipped_models
 from evort_tools.quantization import data, layers
 from evort_tools.quantization.options import Options, from_mapping, read_toml
 
-LENET = shipped_models() / "lenet.onnx"
+LENET = ROOT / "models" / "lenet.onnx"
 # What makes the other tests fast: one method, and no helpers.
 FAST = {"prefer": "size", "method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off"}
 FLAGS = [part for key, value in FAST.items() for part in (f"--{key.replace('_', '-')}", value)]
@@ -29,7 +29,7 @@ FLAGS = [part for key, value in FAST.items() for part in (f"--{key.replace('_', 
 
 @pytest.fixture(scope="module")
 def digits():
-    found = np.load(shipped_models() / "mnist_500.npz")
+    found = np.load(ROOT / "models" / "mnist_500.npz")
     return (found["images"][:40, None] / np.float32(255)).astype(np.float32)
 
 

@@ -4,18 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from support import ROOT
 
 import evort
 import evort_tools
 from evort_tools.cli import main
-from evort_tools.common import shipped_models
 
-LENET = shipped_models() / "lenet.onnx"
+LENET = ROOT / "models" / "lenet.onnx"
 
 
 @pytest.fixture(scope="module")
 def digits():
-    found = np.load(shipped_models() / "mnist_500.npz")
+    found = np.load(ROOT / "models" / "mnist_500.npz")
     return (found["images"][:60, None] / np.float32(255)).astype(np.float32)
 
 

@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from onnx import helper
+from support import ROOT
 from tools_support import onnx_model
 
 import evort
@@ -14,7 +15,6 @@ import evort_tools
 from evort.graph import Graph, Model, Node, Tensor
 from evort.session import Session
 from evort.types import DType
-from evort_tools.common import shipped_models
 from evort_tools.convert import convert_model
 from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization.compare import expected_outputs, output_errors
@@ -227,14 +227,14 @@ def test_kinds_of_activations(activations):
 
 
 def mnist():
-    digits = np.load(shipped_models() / "mnist_500.npz")
+    digits = np.load(ROOT / "models" / "mnist_500.npz")
     return (digits["images"][:, None] / np.float32(255)).astype(np.float32), digits["labels"]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_lenet_loses_at_most_one_digit_in_500(method):
     images, labels = mnist()
-    model, found = calibrated(shipped_models() / "lenet.onnx", images[:64], method=method)
+    model, found = calibrated(ROOT / "models" / "lenet.onnx", images[:64], method=method)
     right = []
     for each in (model, fake_quantized(model, found.encodings)):
         out = Session(each).run({"image": images})["logits"]
