@@ -238,3 +238,12 @@ def test_peak_memory_is_below_two_and_a_half_times_the_model(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) < 2.5 * model.stat().st_size
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.float32])
+def test_layers_of_any_type_are_observed(dtype: type) -> None:
+    layer = layers.Layer("positions", "Cast", "", None)
+    layer.observe(np.array([[0, 1], [1, 1]], dtype))
+    layer.observe(np.zeros((0, 2), dtype))
+    assert (layer.low, layer.high, layer.seen) == (0.0, 1.0, 4)
+    assert layer.histogram.sum() == 4

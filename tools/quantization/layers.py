@@ -66,7 +66,9 @@ class Layer:
         self.edges: tuple[float, float] | None = None
 
     def observe(self, real: np.ndarray) -> None:
-        """Counts one sample's float values."""
+        """Counts one sample's values: floats, or the integers and booleans of what is no layer to quantize."""
+        if real.dtype.kind != "f":
+            real = real.astype(np.float64)
         low, high = float(real.min(initial=math.inf)), float(real.max(initial=-math.inf))
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.seen += real.size
