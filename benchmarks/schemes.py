@@ -27,6 +27,7 @@ from rich.table import Table
 import evort
 import evort_tools
 from evort import etm
+from evort.train import Batches, shifted_digits
 from evort_tools.qat import qat
 
 MODEL = Path(__file__).parent.parent / "models" / "lenet.onnx"
@@ -55,9 +56,9 @@ def _trained(**options: Any) -> Make:
 
 def _pruned(**options: Any) -> Make:
     def make(train: Digits) -> bytes:
-        return evort_tools.prune(
-            MODEL, data=(train[0], train[1].astype(np.int64)), quantize="static", **options
-        ).to_bytes()
+        images, labels = np.rint(train[0][:, 0] * 255).astype(np.uint8), train[1].astype(np.int64)
+        data = Batches(images, labels, batch_size=128, drop_last=True, transform=shifted_digits(2))
+        return evort_tools.prune(MODEL, data=data, quantize="static", lr=2e-3, threads=1, **options).to_bytes()
 
     return make
 
@@ -81,9 +82,9 @@ SCHEMES: dict[str, tuple[Make, str, bool]] = {
     "QAT int8": (_trained(bits=8), LABELLED, True),
     "QAT int4": (_trained(bits=4), LABELLED, True),
     "QAT int2": (_trained(bits=2, epochs=6), LABELLED, True),
-    "4x1 blocks, 75 % zeros, int8": (_pruned(pattern="4x1", sparsity=0.75, epochs=8), LABELLED, True),
+    "4x1 blocks, 75 % zeros, int8": (_pruned(pattern="4x1", sparsity=0.75, epochs=10), LABELLED, True),
     "2:4, int8": (_pruned(pattern="2:4", epochs=4), LABELLED, True),
-    "channels, half of them, int8": (_pruned(pattern="channels", sparsity=0.5, epochs=8), LABELLED, True),
+    "channels, half of them, int8": (_pruned(pattern="channels", sparsity=0.5, epochs=10), LABELLED, True),
 }  # fmt: skip
 
 
