@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evort._kernels import conv, elementwise, executor, layout, linear, pooling  # noqa: F401 (see _DRIVERS)
+from evort._kernels import conv, elementwise, executor, layout, linear, pooling, reduce  # noqa: F401 (see _DRIVERS)
 from evort.errors import UnsupportedError
 from evort.ops.base import Call, Kernel, Op
 from evort.types import MAX_RANK, Spec

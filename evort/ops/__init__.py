@@ -4,7 +4,7 @@ The families that nearly every model uses come with the package; the others are 
 operators: `import evort` is to take milliseconds. setup.py writes the table of who defines what.
 """
 
-from evort.ops import binary, conv, elementwise, layout, linear, pool
+from evort.ops import binary, conv, elementwise, layout, linear, pool, softmax
 from evort.ops.base import (
     Attr,
     Call,
@@ -35,4 +35,5 @@ __all__ = [
     "op",
     "pool",
     "registered",
+    "softmax",
 ]
