@@ -7,13 +7,14 @@ seeded.
 
 from __future__ import annotations
 
-import gzip
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from cases import ROOT, SHARED, Inputs
+
+from evort.train import read_idx
 
 Maker = Callable[[np.random.Generator, bool], Inputs]
 _MAKERS: dict[str, Callable[[], Maker]] = {}
@@ -43,12 +44,8 @@ def _samples_of(*names: str) -> Callable[[Callable[[], Maker]], Callable[[], Mak
 def mnist(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """All digits of the "train" or "t10k" set: float32 [N, 1, 28, 28] in 0..1, and their labels."""
     folder = SHARED / "data" / "mnist"
-
-    def read(name: str, skip: int) -> np.ndarray:
-        return np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=skip)
-
-    images = read(f"{kind}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28).astype(np.float32) / 255
-    return images, read(f"{kind}-labels-idx1-ubyte.gz", 8)
+    images = read_idx(folder / f"{kind}-images-idx3-ubyte.gz")[:, None].astype(np.float32) / 255
+    return images, read_idx(folder / f"{kind}-labels-idx1-ubyte.gz")
 
 
 def _digits(name: str, scale: float) -> Maker:

@@ -18,7 +18,7 @@ import numpy as np
 from evort.adaptive.tensors import Followed, biases
 from evort.errors import EtmFormatError
 from evort.graph import Graph, Model, Node, Tensor
-from evort.types import DType, dtype_of
+from evort.types import STORAGE, DType, dtype_of
 
 HEADROOM = 8.0
 MOST_LEVELS = 8
@@ -140,7 +140,7 @@ def graph_of(graph: Graph, tensors: list[Followed], level: Level) -> Graph:
     for t in tensors:
         bits = level.bits(t)
         names = scale_names(t)
-        same = (np.float32(t.scale), np.asarray(t.zero, _storage(t.dtype)))
+        same = (np.float32(t.scale), np.asarray(t.zero, STORAGE[t.dtype]))
         values = same if bits == 8 else encoding(t, bits, *t.range())
         for name, value in zip(names, values, strict=True):
             value = np.array(value)
@@ -173,10 +173,6 @@ def graph_of(graph: Graph, tensors: list[Followed], level: Level) -> Graph:
         while node.inputs and not node.inputs[-1]:
             node.inputs.pop()
     return new
-
-
-def _storage(dtype: DType) -> type:
-    return {DType.UINT8: np.uint8, DType.INT8: np.int8, DType.INT16: np.int16}[dtype]
 
 
 def _make_float(graph: Graph, new: Graph, i: int, weights: str) -> None:

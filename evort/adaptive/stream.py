@@ -17,6 +17,7 @@ from evort.types import DType, Spec
 
 if TYPE_CHECKING:
     from evort.adaptive.session import AdaptiveSession
+    from evort.graph import Graph
     from evort.runner import Planned
 
 _MOST_SHAPES = 4  # that a stream keeps programs for, at each level
@@ -118,13 +119,14 @@ class _Lane:
         self.program.watch(ranges[:rows])
         self.clock = 0
         self.version = np.zeros(len(tensors), np.int64)
-        self._calls = self._dependent(session, plan, shared)
+        self._calls = self._dependent(session, graph, plan, shared)
         self.seconds = 0.0  # of a run, averaged
 
-    def _dependent(self, session: AdaptiveSession, plan: Any, shared: dict[int, np.ndarray]) -> list[list[Any]]:
+    def _dependent(
+        self, session: AdaptiveSession, graph: Graph, plan: Any, shared: dict[int, np.ndarray]
+    ) -> list[list[Any]]:
         """For each tensor, the steps whose parameters depend on its scale: (number, definition, call)."""
         found: list[list[Any]] = [[] for _ in session.tensors]
-        graph = session.graphs[session.levels.index(self.level)]
         for k, step in enumerate(plan.steps):
             call = step.call
             ins = [

@@ -67,7 +67,8 @@ class Followed:
 
 def followed(graph: Graph) -> list[Followed]:
     """The tensors of a graph whose ranges can follow the data, in the order in which they are written."""
-    return [f for f in map(_Finder(graph).build, _Finder(graph).roots()) if f is not None]
+    finder = _Finder(graph)
+    return [f for f in map(finder.build, finder.roots()) if f is not None]
 
 
 class _Finder:
