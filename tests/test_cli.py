@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from support import ROOT
 
@@ -94,6 +95,21 @@ def test_inspect(capsys, lenet, tmp_path):
     assert told["memory"]["arena"] >= told["memory"]["lower_bound"] > 0
     assert sum(layer["macs"] for layer in told["layers"]) > 100_000
     assert all(layer["kernel"] != "numpy" for layer in told["layers"])
+
+
+@pytest.mark.parametrize("command", ["inspect", "bench", "profile"])
+def test_open_dimensions_that_cannot_be_1_are_asked_for(capsys, tmp_path, command):
+    pool = onnx.helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2])
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 1, "h", "w"]), ("y", [1, 1, "i", "j"]))
+    )
+    graph = onnx.helper.make_graph([pool], "g", [x], [y])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "pool.onnx")
+    assert cli.main([command, str(tmp_path / "pool.onnx")]) == 2
+    assert "give --shape x=1,1,h,w" in capsys.readouterr().err
+    code, _ = run(capsys, command, tmp_path / "pool.onnx", "--shape", "x=1,1,4,6")
+    assert code == 0
 
 
 def test_run_on_arrays_and_images(capsys, lenet, tmp_path):

@@ -24,9 +24,9 @@ from evort_tools.common import (
     parse_size,
     parse_threads,
     print_json,
-    random_inputs,
     shapes_of,
     source,
+    tried_inputs,
 )
 
 
@@ -53,7 +53,7 @@ def run_latency(args: argparse.Namespace) -> int:
         start = time.perf_counter()
         session = evort.load(opened, threads=threads)
         load = time.perf_counter() - start
-        feeds = random_inputs(session, shapes_of(args))
+        feeds = tried_inputs(session, shapes_of(args))
         rows.append({"threads": threads, "load_ms": load * 1e3, **latency(session, feeds, args.seconds)})
     if args.json:
         print_json({"model": args.model, "file_bytes": file_size(args.model), "latency": rows})
@@ -125,7 +125,7 @@ def run_memory(args: argparse.Namespace) -> int:
     if args.model.endswith(".onnx"):
         raise ValueError("memory is measured on what a device loads: convert the model to .etm first")
     session = open_session(args.model, threads=args.threads[0])
-    feeds = random_inputs(session, shapes_of(args))
+    feeds = tried_inputs(session, shapes_of(args))
     found = measure_memory(args.model, feeds, args.threads[0])
     over = args.budget is not None and found["peak"] > args.budget
     if args.json:

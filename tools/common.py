@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import evort
-from evort.errors import InputError
+from evort.errors import EvortError, InputError, ShapeError
 from evort.files import write_atomically as write_atomically
 from evort.graph import Graph
 from evort.session import Session
@@ -143,6 +143,21 @@ def random_inputs(session: Session, shapes: dict[str, tuple[int, ...]], seed: in
             feeds[value.name] = np.zeros(shape, storage)
         else:
             feeds[value.name] = rng.integers(0, 2, shape).astype(storage)
+    return feeds
+
+
+def tried_inputs(session: Session, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Random inputs that the model has run with once. Raises what `random_inputs` and the run raise; where dimensions
+    were left open and taken as 1, ShapeError names them."""
+    feeds = random_inputs(session, shapes)
+    guessed = [v for v in session.inputs if v.name not in shapes and not all(isinstance(d, int) for d in v.shape or ())]
+    try:
+        session.run(feeds)
+    except EvortError as error:
+        if not guessed:
+            raise
+        options = " ".join(f"--shape {v.name}={','.join(map(str, v.shape or ()))}" for v in guessed)
+        raise ShapeError(f"{error}\nThe model leaves dimensions open, and 1 for each fails: give {options}") from None
     return feeds
 
 

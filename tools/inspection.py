@@ -14,8 +14,8 @@ from evort_tools.common import (
     file_size,
     open_session,
     print_json,
-    random_inputs,
     shapes_of,
+    tried_inputs,
 )
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     session = open_session(args.model, threads=1)
     # Shapes that depend on values are only known by running.
-    session.run(random_inputs(session, shapes_of(args)))
+    tried_inputs(session, shapes_of(args))
     if args.plot:
         plot_memory(session, args.plot)
     if args.json:

@@ -21,9 +21,9 @@ from evort_tools.common import (
     open_session,
     print_json,
     progress_bar,
-    random_inputs,
     shapes_of,
     source,
+    tried_inputs,
     write_atomically,
 )
 from evort_tools.inspection import operator_text
@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         raise ValueError("--output goes with --precisions; a run is written with --trace")
     session = open_session(args.model, threads=args.threads)
-    feeds = random_inputs(session, shapes_of(args))
-    session.run(feeds)
+    feeds = tried_inputs(session, shapes_of(args))
     runs = [session.profile(feeds) for _ in range(args.runs)]
     if args.trace:
         write_trace(args.trace, runs[-1])

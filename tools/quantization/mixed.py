@@ -13,7 +13,7 @@ from typing import Any
 
 from evort.graph import Model
 from evort.session import Session
-from evort_tools.common import Progress, random_inputs
+from evort_tools.common import Progress, tried_inputs
 from evort_tools.passes import graphs_of
 from evort_tools.quantization import improve, latency, placement, static
 from evort_tools.quantization.data import Calibration, open_calibration
@@ -96,7 +96,7 @@ def measure_profile(
 ) -> Profile:
     """Times the layers of a float model in all precisions that they have, on random inputs of these shapes: what
     `Options.profile` takes. Raises ValueError for shapes that do not fit."""
-    feeds = random_inputs(Session(model), dict(shapes))
+    feeds = tried_inputs(Session(model), dict(shapes))
     data = open_calibration([feeds], model.graph)
     models = variants(model, PRECISIONS, Options())
     return placement.costs_of(model, data, Settings(threads=threads), None, progress, models).profile
