@@ -123,6 +123,7 @@ cdef void gather_elements_chunk(void *ctx, int64_t begin, int64_t end, int32_t w
     cdef const char *x = <const char *> c.in_[0].data
     cdef char *y = <char *> c.out[0].data + begin * n * item
     cdef int64_t at[BLOCK]
+    cdef bint good
     for k in range(begin, end):
         rest = k
         base = 0
@@ -134,10 +135,11 @@ cdef void gather_elements_chunk(void *ctx, int64_t begin, int64_t end, int32_t w
         while j < n:
             some = n - j if n - j < BLOCK else BLOCK
             if axis == rank - 1:
-                job.bad = not places(indices, k * n + j, some, size, 1, 0, at)
+                good = places(indices, k * n + j, some, size, 1, 0, at)
             else:
-                job.bad = not places(indices, k * n + j, some, size, strides[axis], 1, at)
-            if job.bad:
+                good = places(indices, k * n + j, some, size, strides[axis], 1, at)
+            if not good:
+                job.bad = True  # never reset: another thread may have set it
                 return
             K.move_index(<int> item, some, x + (base + (0 if axis == rank - 1 else j)) * item, at, NULL, y)
             y += some * item

@@ -205,6 +205,20 @@ def test_indices_outside_are_refused(bad, device):
             run_node("ReverseSequence", [np.zeros((1, 2)), at], device=device)
 
 
+@pytest.mark.parametrize("place", [0, 20_000, 39_999])
+def test_one_bad_index_among_good_rows_of_several_threads_is_refused(place):
+    at = np.zeros((40_000, 1), np.int64)
+    at[place] = 3
+    x = np.zeros((40_000, 2), np.float32)
+    for op, inputs, attrs in (
+        ("Gather", [F, at], {}),
+        ("GatherElements", [x, at], {"axis": 1}),
+        ("GatherND", [F, at], {}),
+    ):
+        with pytest.raises(ExecutionError, match=op):
+            run_node(op, inputs, attrs, threads=2)
+
+
 @pytest.mark.parametrize(
     ("op", "inputs", "attrs"),
     [
