@@ -157,6 +157,8 @@ def test_diff(capsys, lenet, tmp_path):
     evort_tools.convert(str(LENET), str(other), disable=["activations"])
     code, out = run(capsys, "diff", lenet, other, "--json")
     assert code == 1 and json.loads(out)
+    code, out = run(capsys, "diff", lenet, other)
+    assert code == 1 and "absent" in out and "None" not in out
 
 
 def test_errors_are_one_line_and_exit_2(capsys, tmp_path):

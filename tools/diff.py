@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
         print_json([d.as_dict() for d in found])
         return int(bool(found))
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     table = Table("where", "what", args.a, args.b, header_style="bold")
     for d in found:
-        table.add_row(d.where, d.what, str(d.a), str(d.b))
+        table.add_row(d.where, d.what, *("[dim]absent[/]" if x is None else escape(str(x)) for x in (d.a, d.b)))
     console.print(table)
     return 1
 

@@ -6,6 +6,7 @@ is float32 again. So nodes and the tensors between them are assigned together, a
     node in float, node in integers           its time
     integer node with a float operand         what quantizing that costs it
     integer node that gives float32           what that costs it
+    product in float                          what its weights take more room, at an exchange rate of bytes to time
 
 A tensor is stored as integers only where who writes it and all who read it are in integers; light operators are in
 integers only between others that are. All terms are of two variables and none gains where these differ, so the best
@@ -26,12 +27,17 @@ from evort_tools.quantization import static
 from evort_tools.quantization.data import Calibration, open_calibration
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.latency import BESIDE, Profile, measure, ratio
+from evort_tools.quantization.qdq import total_bytes
 from evort_tools.quantization.select import PRODUCTS, Selection, Z, is_table, moves, operand
 from evort_tools.quantization.static import Settings
 
-# Integers are preferred, for being smaller, where they take at most this much longer; but not for the model as a whole.
+# Integers are preferred, for being smaller, where a layer takes at most this much longer; times scatter, too.
 _TIE = 1.1
+# What a share of the float model's weights is worth, in parts of the same share of its time: a layer that has a tenth
+# of the weights stays in float where that wins more than a fortieth of the time.
+_ROOM = 0.25
 _CONFIRM = 4  # times that what was chosen is measured as a whole
+_SCATTER = 1.03  # of such a measurement
 # What a light operator spends on a side in float, in parts of its time, where that was not measured.
 _SIDE = 0.25
 # Light operators whose integer form reads nothing but integers.
@@ -45,13 +51,14 @@ class Costs:
 
     selection: all that can run in integers. The sides of a node are those of its tensors that are stored as integers
     when all of the selection is; what it pays at others is in its time already. factor: that integers take more than
-    was measured layer by layer.
+    was measured layer by layer. room: what a share of the weights is worth, in parts of the same share of the time.
     """
 
-    def __init__(self, selection: Selection, profile: Profile, factor: float = 1.0):
+    def __init__(self, selection: Selection, profile: Profile, factor: float = 1.0, room: float = 0.0):
         self.selection = selection
         self.profile = profile
         self.factor = factor
+        self._per_byte = room * profile.total() / max(1, total_bytes(selection.graph))
         self.stored = _stored(selection)
         self._side: dict[str, float] = {}
         for node in selection.nodes:
@@ -68,6 +75,13 @@ class Costs:
     def integer(self, node: Node) -> float:
         """In integers; infinite where there is no such kernel."""
         return self.factor * self.profile.of(node.outputs[0], "int8")
+
+    def room(self, node: Node) -> float:
+        """What the bytes are worth that a node's weights take more in float32 than as int8."""
+        if node.op not in PRODUCTS:
+            return 0.0
+        w = self.selection.graph.constant(node.inputs[1])
+        return 0.0 if w is None else self._per_byte * 3 * w.size
 
     def side(self, node: Node) -> float:
         """What an integer node pays for an operand or a result in float."""
@@ -104,14 +118,15 @@ def _stored(selection: Selection) -> set[str]:
 
 
 def slower_in_integers(costs: Costs, floats: Mapping[str, str] | None = None) -> dict[str, str]:
-    """{first output of a node: why it stays in float}, so that the model takes the least time. Between equals, and
-    where the difference is in the noise of measuring, integers are taken. floats: what is in float for other reasons,
-    which are among the result."""
+    """{first output of a node: why it stays in float}, so that the model takes the least time and room, and no more
+    time than in float. Between equals, and where the difference is in the noise of measuring, integers are taken.
+    floats: what is in float for other reasons, which are among the result."""
     given = floats or {}
-    found = _float_nodes(costs, _TIE, given)
     all_real = sum(costs.real(node) for node in costs.selection.graph.nodes)
-    if costs.total(costs.selection.without(dict.fromkeys(found, ""))) > all_real:
-        found = _float_nodes(costs, 1.0, given)
+    for tie, room in ((_TIE, 1.0), (_TIE, 0.0), (1.0, 0.0)):
+        found = _float_nodes(costs, tie, room, given)
+        if costs.total(costs.selection.without(dict.fromkeys(found, ""))) <= all_real:
+            break
     why = dict(given)
     for node in costs.selection.nodes:
         if node.outputs[0] in found and node.outputs[0] not in given:
@@ -138,7 +153,7 @@ def costs_of(
         makers = {f"{name}/alone": lambda made=made: made for name, made in (others or {}).items()}
         profile = measure(model, found, samples[0], settings.threads, makers, progress)
     profile.require(node.outputs[0] for node in model.graph.nodes)
-    return Costs(found.selection, profile)
+    return Costs(found.selection, profile, room=_ROOM)
 
 
 def decide(
@@ -166,15 +181,15 @@ def decide(
             return costs, floats
         took = ratio(model, integer_model(model, chosen)[0], samples[0], settings.threads)
         step()
-        if took <= _TIE:
+        if took <= _SCATTER:
             return costs, floats
         costs = Costs(found.selection, costs.profile, costs.factor * took * _TIE)
     return costs, {n.outputs[0]: "the whole model is faster in float" for n in found.selection.nodes}
 
 
-def _float_nodes(costs: Costs, tie: float, given: Mapping[str, str]) -> set[str]:
+def _float_nodes(costs: Costs, tie: float, room: float, given: Mapping[str, str]) -> set[str]:
     """The first outputs of the nodes on the float side of the minimum cut, those given among them; integers' times are
-    divided by `tie`."""
+    divided by `tie`, what room is worth is multiplied by `room`."""
     selection = costs.selection
     cut = _Cut()
     for node in selection.nodes:
@@ -182,7 +197,7 @@ def _float_nodes(costs: Costs, tie: float, given: Mapping[str, str]) -> set[str]
         integer = math.inf if name in given else costs.integer(node) / tie
         if is_table(node) and name not in given:
             integer = 0.0  # in integers for their size
-        cut.edge("integer", ("node", name), costs.real(node))
+        cut.edge("integer", ("node", name), costs.real(node) + room * costs.room(node))
         cut.edge(("node", name), "float", integer)
         if node.op not in PRODUCTS and not is_table(node):  # a light operator lies between integers
             readers = [r for result in node.outputs for r in selection.readers.get(result, ())]
