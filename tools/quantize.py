@@ -37,7 +37,7 @@ from evort.session import Session
 from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, progress_bar, silent
 from evort_tools.passes.fitting import shapes_of
-from evort_tools.quantization import accuracy, improve, layers, mixed, nested, placement, static
+from evort_tools.quantization import accuracy, by_range, improve, layers, mixed, nested, placement, static
 from evort_tools.quantization import latency as latency_profile
 from evort_tools.quantization.adaptive import add_levels
 from evort_tools.quantization.compare import expected_outputs, output_errors
@@ -244,28 +244,34 @@ def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None
 
 
 def _static(data: Calibration | None, result: Result, progress: Progress, inside: bool = False) -> None:
-    """inside: whether this is a branch of another model."""
+    """inside: whether this is a graph nested in another."""
     options = result.options
     exclude = nested.fitting(result.model.graph, options.exclude, inside)
     settings, helpers = _settings(data, options, exclude)
-    branches = _branches(data, result, progress) if options.max_drop is None and not options.adaptive else {}
+    inner = _nested(data, result, progress) if options.max_drop is None and not options.adaptive else {}
     costs = None
     if options.prefer == "speed":
         given = latency_profile.read(options.profile) if options.profile else None
-        costs, settings.floats = placement.decide(result.model, data, settings, given, progress)
-    real = result.model
-    changed, found, result.helpers = improve.quantize(result.model, data, settings, helpers, progress)
+        ranged = by_range.layers_by_range(result.model.graph)
+        others = {"int8": by_range.in_integers(result.model)} if ranged else {}
+        costs, settings.floats = placement.decide(result.model, data, settings, given, progress, others)
+    real, goal = result.model, None
+    changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
     if options.max_drop is None:
         result.model, found = integer_model(changed, found)
     else:
         samples, _ = improve.halves(data, static.trial_count(changed, data))
-        goal = Goal(result.model, options.metric, Drop(options.max_drop), samples, options.threads)
+        goal = Goal(real, options.metric, Drop(options.max_drop), samples, options.threads)
         result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
+    result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal)
+    if goal is not None and ranged:
+        result.loss["loss"] = goal.loss(result.model)
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
     result.plain = found.plain
-    result.kept = static.kept_in_float(changed, found.selection) | result.kept | branches
+    result.kept = static.kept_in_float(changed, found.selection) | result.kept | inner | apart
     result.layers += [{"name": node.name or node.outputs[0], "operator": node.op} for node in found.selection.nodes]
+    result.layers += ranged
     for node in result.model.graph.nodes:
         if node.op in PRODUCTS and not node.domain:
             result.kept.setdefault(node.label(), "it has no integer form for these operands")
@@ -280,12 +286,12 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
         )
 
 
-def _branches(data: Calibration, result: Result, progress: Progress) -> dict[str, str]:
-    """Quantizes the branches of the model's If nodes; returns what stays in float there because no sample takes it."""
-    if not nested.has_branches(result.model.graph):
+def _nested(data: Calibration, result: Result, progress: Progress) -> dict[str, str]:
+    """Quantizes the model's nested graphs; returns what stays in float there because no sample runs it."""
+    if not nested.has_nested(result.model.graph):
         return {}
 
-    def branch(model: Model, samples: Calibration) -> Model:
+    def quantized(model: Model, samples: Calibration) -> Model:
         part = Result(model, result.options)
         _static(samples, part, progress, inside=True)
         result.layers += part.layers
@@ -293,7 +299,7 @@ def _branches(data: Calibration, result: Result, progress: Progress) -> dict[str
         return part.model
 
     shapes = shapes_of(result.model.graph)
-    result.model, kept = nested.quantized_branches(result.model, data, shapes, branch, result.options.threads)
+    result.model, kept = nested.quantized_nested(result.model, data, shapes, quantized, result.options.threads)
     return kept
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tools_support import onnx_model
 
 import evort
@@ -91,3 +91,79 @@ def test_schemes_by_layer(options, operator, most, outer_reads):
     assert operators(result.model) == [operator] * (3 + outer_reads)
     assert noise(result.model, real, 1) < most and noise(result.model, real, -1) < most
     evort.load(result.to_bytes()).run(samples(1)[0])
+
+
+def loop_model(scan: bool = False) -> Model:
+    """A state [N, 32] that goes through tanh(h W) V + u three times, or once for each slice of a sequence; each state
+    comes out, too. V lies in the outer graph, which computes u as well."""
+    rng = np.random.default_rng(0)
+    constants = {name: rng.normal(size=(32, 32)).astype(np.float32) / 6 for name in ("V", "U")}
+    constants |= {"three": np.array(3, np.int64)}
+    weight = numpy_helper.from_array(rng.normal(size=(32, 32)).astype(np.float32) / 5, "W")
+    info = helper.make_tensor_value_info
+    state = [info(n, TensorProto.FLOAT, ("N", 32)) for n in ("h", "next", "seen", "part")]
+    steps = [node("MatMul", ["h", "W"], ["a"]), node("Tanh", ["a"], ["b"]), node("MatMul", ["b", "V"], ["c"]),
+             node("Add", ["c", "part" if scan else "u"], ["next"]), node("Identity", ["next"], ["seen"])]  # fmt: skip
+    counted = [info("i", TensorProto.INT64, ()), info("going", TensorProto.BOOL, ()), state[0]]
+    going = [] if scan else [node("Identity", ["going"], ["goes_on"])]
+    body = helper.make_graph(
+        [*going, *steps], "body", [state[0], state[3]] if scan else counted,
+        [*([] if scan else [info("goes_on", TensorProto.BOOL, ())]), *state[1:3]], [weight],
+    )  # fmt: skip
+    if scan:
+        last = node("Scan", ["x", "parts"], ["y", "all"], body=body, num_scan_inputs=1, scan_output_axes=[1])
+    else:
+        last = node("Loop", ["three", "", "x"], ["y", "all"], body=body)
+    nodes = [*([] if scan else [node("MatMul", ["x", "U"], ["u"])]), last]
+    inputs = {"x": (np.float32, ("N", 32)), **({"parts": (np.float32, ("T", "N", 32))} if scan else {})}
+    return convert_model(onnx_model(nodes, inputs, ["y", "all"], constants))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_bodies_of_loops(scan):
+    """A body's iterations are its calibration samples."""
+    real = loop_model(scan)
+    rng = np.random.default_rng(1)
+
+    def feeds(count):
+        for _ in range(count):
+            sample = {"x": rng.normal(size=(4, 32)).astype(np.float32)}
+            yield {**sample, "parts": rng.normal(size=(5, 4, 32)).astype(np.float32)} if scan else sample
+
+    result = evort_tools.quantize(real, calib=list(feeds(16)), prefer="size")
+    assert operators(result.model) == ["QLinearMatMul"] * (2 if scan else 3) and not result.kept
+    test = next(feeds(1))
+    wanted = Session(real).run(test)
+    for name, got in evort.load(result.to_bytes()).run(test).items():
+        assert np.square(got - wanted[name]).sum() < 1e-3 * np.square(wanted[name]).sum()
+
+
+def test_a_body_that_never_runs_stays_in_float():
+    model = loop_model()
+    model.graph.tensors["three"].data = np.array(0, np.int64)
+    feeds = [{"x": s["x"]} for s in samples(1, 1)]
+    result = evort_tools.quantize(model, calib=feeds, prefer="size", verify=False)
+    assert sorted(operators(result.model)) == ["MatMul", "MatMul", "QLinearMatMul"]
+    assert set(result.kept.values()) == {"no calibration sample runs this body"}
+
+
+def test_a_body_whose_state_grows_stays_in_float():
+    """Its iterations cannot be captured as scan outputs, which have one shape."""
+    info = helper.make_tensor_value_info
+    going = [info(n, TensorProto.BOOL, ()) for n in ("going", "goes_on")]
+    state = [info(n, TensorProto.FLOAT, (None, 32)) for n in ("h", "next")]
+    steps = [
+        node("Identity", ["going"], ["goes_on"]),
+        node("MatMul", ["h", "W"], ["a"]),
+        node("Concat", ["h", "a"], ["next"], axis=0),
+    ]
+    inputs = [info("i", TensorProto.INT64, ()), going[0], state[0]]
+    body = helper.make_graph(steps, "body", inputs, [going[1], state[1]])
+    constants = {"W": np.eye(32, dtype=np.float32), "three": np.array(3, np.int64)}
+    nodes = [node("Loop", ["three", "", "x"], ["y"], body=body)]
+    real = convert_model(onnx_model(nodes, {"x": (np.float32, ("N", 32))}, ["y"], constants))
+    feeds = [{"x": np.ones((2, 32), np.float32)}] * 2
+    result = evort_tools.quantize(real, calib=feeds, prefer="size")
+    assert operators(result.model) == ["MatMul"]
+    assert "cannot be told" in next(iter(result.kept.values()))
+    assert Session(result.model).run(feeds[0])["y"].shape == (16, 32)

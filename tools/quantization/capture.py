@@ -28,6 +28,9 @@ class _Unbound:
     def bind(self, definition: Op, c: Call) -> tuple[None, Callable[[list[Any]], Sequence[Any]]]:
         return None, lambda arrays: run_reference(definition, c, arrays)
 
+    def capsule(self, name: str) -> None:
+        """No kernel to copy with."""
+
 
 class Observer(Protocol):
     """What takes a tensor's values, one sample after another."""

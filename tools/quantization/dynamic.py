@@ -18,7 +18,7 @@ Left in float, as it cannot pay there:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -34,7 +34,8 @@ _GATES = {"LSTM": (4, 8, ["sigmoid", "tanh", "tanh"]), "GRU": (3, 6, ["sigmoid",
 
 class DynamicOptions:
     """bits: of the weights, 8 or 16. symmetric: int8 with zero point 0; else uint8 with a zero point for each channel.
-    activations: bits of activations beside weights of 8 bits, 8 or 16. skip: names of layers to leave."""
+    activations: bits of activations beside weights of 8 bits, 8 or 16. skip: names of layers to leave. operators: those
+    to change (None: all that there are)."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class DynamicOptions:
         symmetric: bool = True,
         activations: int = 8,
         skip: Callable[[str], bool] | None = None,
+        operators: Collection[str] | None = None,
     ):
         if bits not in (8, 16) or activations not in (8, 16):
             raise ValueError(f"bits must be 8 or 16, not {bits} for weights and {activations} for activations")
@@ -49,6 +51,11 @@ class DynamicOptions:
         self.symmetric = symmetric
         self.activations = activations
         self.skip = skip or (lambda name: False)
+        self.operators = operators
+
+    def takes(self, node: Node) -> bool:
+        """Whether a node may be changed."""
+        return (self.operators is None or node.op in self.operators) and not self.skip(node.name or node.outputs[0])
 
 
 def quantize_channels(rows: np.ndarray, options: DynamicOptions) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -69,34 +76,45 @@ def floats(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None) -> np.ndar
     return (wide if zero is None else wide - zero[:, None]) * scale[:, None]
 
 
-def dynamic(model: Model, options: DynamicOptions, report: list[dict[str, object]] | None = None) -> Model:
-    """A copy of a model in which layers have integer weights. report: as in `weights.weight_only`. Raises ValueError,
-    naming the layer, for weights that are not finite."""
+def dynamic(
+    model: Model, options: DynamicOptions, report: list[dict[str, object]] | None = None, nested: bool = True
+) -> Model:
+    """A copy of a model in which layers have integer weights, nested: those in nested graphs, too. report: as in
+    `weights.weight_only`. Raises ValueError, naming the layer, for weights that are not finite."""
+    return rewrite(
+        model,
+        lambda layer: _replaced(layer, options, report),
+        lambda graph, node: _other(graph, node, options, report),
+        nested,
+    )
 
-    def replace(layer: Layer) -> list[Node] | None:
-        if options.skip(layer.name):
-            return None
-        try:
-            found = _table(layer, options) if layer.node.op == "Gather" else _product(layer, options)
-        except ValueError as error:
-            raise ValueError(f"{layer.name}: {error}") from None
-        if found is None:
-            return None
-        nodes, got = found
-        if report is not None:
-            report.append({"name": layer.name, "bits": options.bits, "snr": snr(layer.rows, got)})
-        return nodes
 
-    def recurrent(graph: Graph, node: Node) -> list[Node] | None:
-        name = node.name or node.outputs[0]
-        if options.bits == 16 or options.skip(name):
-            return None
-        found = _recurrent(graph, node, options)
-        if found is not None and report is not None:
-            report.append({"name": name, "bits": 8, "snr": found[1]})
-        return None if found is None else found[0]
+def _replaced(layer: Layer, options: DynamicOptions, report: list[dict[str, object]] | None) -> list[Node] | None:
+    """The nodes in a layer's place; None to keep it."""
+    if not options.takes(layer.node):
+        return None
+    try:
+        found = _table(layer, options) if layer.node.op == "Gather" else _product(layer, options)
+    except ValueError as error:
+        raise ValueError(f"{layer.name}: {error}") from None
+    if found is None:
+        return None
+    nodes, got = found
+    if report is not None:
+        report.append({"name": layer.name, "bits": options.bits, "snr": snr(layer.rows, got)})
+    return nodes
 
-    return rewrite(model, replace, recurrent)
+
+def _other(
+    graph: Graph, node: Node, options: DynamicOptions, report: list[dict[str, object]] | None
+) -> list[Node] | None:
+    """The nodes in the place of a recurrent layer; None to keep it."""
+    if options.bits == 16 or not options.takes(node):
+        return None
+    found = _recurrent(graph, node, options)
+    if found is not None and report is not None:
+        report.append({"name": node.name or node.outputs[0], "bits": 8, "snr": found[1]})
+    return None if found is None else found[0]
 
 
 def _product(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndarray] | None:

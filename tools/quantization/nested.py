@@ -1,8 +1,8 @@
-"""Static quantization of the branches of If nodes: each is a model of its own, calibrated on what runs bring to it.
+"""Static quantization of nested graphs: each is a model of its own, calibrated on what runs bring to it.
 
-A branch reads tensors of the graph around it. These become inputs, and their values in those calibration samples that
-take the branch its calibration data. Bodies of Loop and Scan stay in float: what an iteration reads is nowhere to be
-seen from outside.
+A branch of an If reads tensors of the graph around it. These become inputs, and their values in those calibration
+samples that take the branch its calibration data. The body of a Loop or a Scan has inputs of its own, too: a copy of it
+gives them on as scan outputs, so that each iteration is a sample.
 """
 
 from __future__ import annotations
@@ -13,31 +13,39 @@ from typing import Any
 
 import numpy as np
 
+from evort.errors import EvortError
 from evort.graph import Graph, Model, Node, Tensor
 from evort.types import DType
 from evort_tools.passes import graphs_of, names_of
 from evort_tools.passes.edit import rename_free
 from evort_tools.passes.shapes import Shapes
+from evort_tools.quantization.by_range import is_by_range
 from evort_tools.quantization.capture import Capture
 from evort_tools.quantization.data import Calibration, CalibrationError, open_calibration
-from evort_tools.quantization.qdq import copy_graph, own_constants
+from evort_tools.quantization.qdq import copy_graph, copy_model, own_constants
 from evort_tools.quantization.select import is_product
 
 BRANCHES = {"then_branch": True, "else_branch": False}
-NOT_TAKEN = "no calibration sample takes this branch"
+NESTED = {"If": tuple(BRANCHES), "Loop": ("body",), "Scan": ("body",)}
+NOT_TAKEN = {"If": "no calibration sample takes this branch", "Loop": "no calibration sample runs this body",
+             "Scan": "no calibration sample runs this body"}  # fmt: skip
+_ITERATIONS = 32  # of a sample that are calibrated on, evenly spread
 
 Quantize = Callable[[Model, Calibration], Model]
 
 
-def has_products(graph: Graph) -> bool:
-    """Whether a graph, or a branch of an If in it, has products."""
-    return any(is_product(node) for node in graph.nodes) or has_branches(graph)
+def has_layers(graph: Graph) -> bool:
+    """Whether a graph, or one nested in it, has layers that the static scheme makes integers."""
+    return any(is_product(node) or is_by_range(node) for node in graph.nodes) or has_nested(graph)
 
 
-def has_branches(graph: Graph) -> bool:
-    """Whether a graph has branches with products in them."""
-    ifs = [node for node in graph.nodes if node.op == "If" and not node.domain]
-    return any(has_products(sub) for node in ifs for sub in node.subgraphs())
+def has_nested(graph: Graph) -> bool:
+    """Whether graphs with such layers are nested in a graph."""
+    return any(has_layers(node.attrs[key]) for node in graph.nodes for key in _keys(node))
+
+
+def _keys(node: Node) -> tuple[str, ...]:
+    return () if node.domain else NESTED.get(node.op, ())
 
 
 def fitting(graph: Graph, patterns: Collection[str], inside: bool) -> tuple[str, ...]:
@@ -52,31 +60,36 @@ def _fits(nodes: Collection[Node], pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for n in nodes for name in (n.name, n.op, *n.outputs) if name)
 
 
-def quantized_branches(
+def quantized_nested(
     model: Model, data: Calibration, shapes: Shapes, quantize: Quantize, threads: int | None = None
 ) -> tuple[Model, dict[str, str]]:
-    """A copy of a model whose branches are quantized, and {label of a product: why it stays in float} of branches that
-    no sample takes.
+    """A copy of a model whose nested graphs are quantized, and {label of a product: why it stays in float} of those
+    that no sample runs.
 
-    quantize: gives the quantized model of a branch, for a branch as a model and its calibration data. shapes: of the
+    quantize: gives the quantized model of a nested graph, for that as a model and its calibration data. shapes: of the
     model's graph.
     """
     model = own_constants(model)
     taken = names_of(model.graph).taken
     kept: dict[str, str] = {}
     for node in model.graph.nodes:
-        for key in BRANCHES if node.op == "If" and not node.domain else ():
+        for key in _keys(node):
             body = node.attrs[key]
-            if not has_products(body):
+            if not has_layers(body):
                 continue
-            branch, reads = _as_model(body, model, shapes)
-            samples = _Samples(model, node.inputs[0], BRANCHES[key], reads, threads)
+            inner, reads = _as_model(body, model, shapes)
+            samples: _Samples | _Iterations
+            if node.op == "If":
+                samples = _Samples(model, node.inputs[0], BRANCHES[key], reads, threads)
+            else:
+                samples = _Iterations(model, node, reads, threads)
             try:
-                made = quantize(branch, open_calibration(lambda s=samples: s.of(data), branch.graph))
+                made = quantize(inner, open_calibration(lambda s=samples: s.of(data), inner.graph))
             except CalibrationError:
                 if samples.seen:
                     raise
-                kept |= {inner.label(): NOT_TAKEN for inner in body.nodes if is_product(inner)}
+                why = samples.why or NOT_TAKEN[node.op]
+                kept |= {n.label(): why for n in body.nodes if is_product(n) or is_by_range(n)}
                 continue
             node.attrs[key] = _as_body(made.graph, body, reads, taken)
     return model, kept
@@ -84,6 +97,8 @@ def quantized_branches(
 
 class _Samples:
     """What a branch reads, in the samples that take it. seen: whether any did."""
+
+    why = ""
 
     def __init__(self, model: Model, condition: str, wanted: bool, reads: list[str], threads: int | None):
         self.condition = condition
@@ -100,8 +115,48 @@ class _Samples:
                 yield {name: values[name] for name in self.reads}
 
 
+class _Iterations:
+    """What the body of a Loop or Scan reads in its iterations. seen: whether there were any; why: what else there was
+    none for."""
+
+    def __init__(self, model: Model, node: Node, reads: list[str], threads: int | None):
+        copied = copy_model(model)
+        graph = copied.graph
+        names = names_of(graph)
+        twin = next(n for n in graph.nodes if n.outputs == node.outputs and n.op == node.op)
+        body = twin.attrs["body"]
+        self.reads = reads
+        self.seen = False
+        self.why = ""
+        self._inside: dict[str, str] = {}  # an input of the body, and what outside holds its values
+        twin.outputs += [""] * (len(body.outputs) - (node.op == "Loop") - len(twin.outputs))
+        for name in body.inputs:
+            given = names.fresh(f"{name}/given")
+            self._inside[name] = names.fresh(f"{name}/iterations")
+            body.nodes.append(Node("Identity", [name], [given]))
+            body.outputs.append(given)
+            twin.outputs.append(self._inside[name])
+        for key in ("scan_output_axes", "scan_output_directions"):
+            if twin.attrs.get(key):
+                twin.attrs[key] = [*twin.attrs[key], *(0 for _ in body.inputs)]
+        self._capture = Capture(copied, [*self._inside.values(), *reads], threads)
+
+    def of(self, data: Calibration) -> Iterator[Mapping[str, Any]]:
+        for feeds in data:
+            try:
+                values = self._capture.run(feeds)
+            except (EvortError, ValueError) as error:  # what is carried is a sequence, or grows
+                self.why = f"what its iterations read cannot be told ({error})"
+                return
+            rows = {name: values[outside] for name, outside in self._inside.items()}
+            count = len(next(iter(rows.values())))
+            for i in np.unique(np.linspace(0, count - 1, min(count, _ITERATIONS)).astype(int)):
+                self.seen = True
+                yield {**{name: row[i] for name, row in rows.items()}, **{name: values[name] for name in self.reads}}
+
+
 def _as_model(body: Graph, model: Model, shapes: Shapes) -> tuple[Model, list[str]]:
-    """A branch with what it reads as its inputs, and their names."""
+    """A nested graph with what it reads from the graph around it among its inputs, and the names of that."""
     graph = copy_graph(body)
     reads = list(body.free_names())
     for name in reads:
@@ -110,16 +165,16 @@ def _as_model(body: Graph, model: Model, shapes: Shapes) -> tuple[Model, list[st
         open_shape = None if rank is None else tuple(f"{name}:{i}" for i in range(rank))
         shape = known.shape if known is not None and known.shape is not None else open_shape
         graph.add(Tensor(name, shapes.dtype(name) or DType.FLOAT, shape))
-    graph.inputs = reads
+    graph.inputs = [*body.inputs, *reads]
     return Model(graph, dict(model.opsets), {}, model.producer, dict(model.bounds)), reads
 
 
 def _as_body(graph: Graph, old: Graph, reads: list[str], taken: set[str]) -> Graph:
-    """A quantized branch in the place of the old one; what it names as the graph around it does gets another name."""
+    """A quantized nested graph in the place of the old one. What it names as the graph around it does is renamed."""
     own = {name for node in old.nodes for name in node.outputs} | set(old.tensors)
     for name in reads:
         del graph.tensors[name]
-    graph.inputs = []
+    graph.inputs = list(old.inputs)
     made = {name for node in graph.nodes for name in node.outputs if name} | set(graph.tensors)
     names = names_of(graph)
     names.taken.update(taken)

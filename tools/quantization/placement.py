@@ -77,11 +77,9 @@ class Costs:
         return self.factor * self.profile.of(node.outputs[0], "int8")
 
     def room(self, node: Node) -> float:
-        """What the bytes are worth that a node's weights take more in float32 than as int8."""
-        if node.op not in PRODUCTS:
-            return 0.0
-        w = self.selection.graph.constant(node.inputs[1])
-        return 0.0 if w is None else self._per_byte * 3 * w.size
+        """What the bytes are worth that a node's constants take more in float32 than as int8."""
+        constants = (self.selection.graph.constant(name) for name in node.inputs)
+        return self._per_byte * 3 * sum(w.size for w in constants if w is not None and w.ndim > 1)
 
     def side(self, node: Node) -> float:
         """What an integer node pays for an operand or a result in float."""
@@ -130,11 +128,20 @@ def slower_in_integers(costs: Costs, floats: Mapping[str, str] | None = None) ->
     why = dict(given)
     for node in costs.selection.nodes:
         if node.outputs[0] in found and node.outputs[0] not in given:
-            real, integer = costs.real(node), costs.integer(node)
-            beside = "" if integer > real else ", and more beside layers in float"
-            times = f"{integer:.1f} µs in integers" if math.isfinite(integer) else "no integer kernel"
-            why[node.outputs[0]] = f"faster in float: {real:.1f} µs; {times}{beside}"
+            why[node.outputs[0]] = _why(costs.real(node), costs.integer(node))
     return why
+
+
+def _why(real: float, integer: float) -> str:
+    beside = "" if integer > real else ", and more beside layers in float"
+    times = f"{integer:.1f} µs in integers" if math.isfinite(integer) else "no integer kernel"
+    return f"faster in float: {real:.1f} µs; {times}{beside}"
+
+
+def faster_alone(costs: Costs, node: Node) -> str:
+    """Why a node that reads and gives float32 either way stays in float; "" where it does not."""
+    real, integer = costs.real(node), costs.profile.of(node.outputs[0], "int8")
+    return _why(real, integer) if integer / _TIE > real + costs.room(node) else ""
 
 
 def costs_of(
@@ -162,13 +169,15 @@ def decide(
     settings: Settings,
     profile: Profile | None,
     progress: Progress,
+    others: Mapping[str, Model] | None = None,
 ) -> tuple[Costs, dict[str, str]]:
-    """What the layers of a model cost, and {first output: why} of those that stay in float for speed.
+    """What the layers of a model cost, and {first output: why} of those that stay in float for speed. others: as in
+    `costs_of`.
 
     Without a profile layers are measured here, on the first sample; and then the whole model, with what was chosen:
     where that is slower than in float, more stays in float. Raises ValueError for another model's profile.
     """
-    costs = costs_of(model, data, settings, profile, progress)
+    costs = costs_of(model, data, settings, profile, progress, others)
     if profile is not None:
         return costs, slower_in_integers(costs)
     samples = data.head(1)

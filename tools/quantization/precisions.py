@@ -20,6 +20,7 @@ import numpy as np
 from evort.graph import Graph, Model, Node
 from evort.types import BITS, DType
 from evort_tools.quantization import static
+from evort_tools.quantization.by_range import BY_RANGE
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
 from evort_tools.quantization.gptq import gptq
 from evort_tools.quantization.integers import integer_model
@@ -29,8 +30,6 @@ from evort_tools.quantization.qdq import copy_model, drop_unread
 from evort_tools.quantization.select import PRODUCTS
 from evort_tools.quantization.static import Calibrated
 from evort_tools.quantization.weights import WeightOptions, weight_only
-
-_BY_RANGE = frozenset({"Gather", "LSTM", "GRU"})  # whose int8 form is the dynamic scheme's
 
 
 class Layer:
@@ -67,8 +66,8 @@ def variants(
             nearest = data is None or options.rounding == "nearest"
             made[precision] = weight_only(real, how) if nearest else gptq(real, data, how)
         elif precision == "int8":
-            others = {n.name or n.outputs[0] for n in real.graph.nodes if n.op not in _BY_RANGE or n.domain}
-            made[precision] = dynamic(real, DynamicOptions(8, not options.zero_points, skip=others.__contains__))
+            how = DynamicOptions(8, not options.zero_points, operators=BY_RANGE)
+            made[precision] = dynamic(real, how, nested=False)
     return made
 
 

@@ -92,21 +92,24 @@ def layer_of(graph: Graph, node: Node) -> Layer | None:
     return None
 
 
-def rewrite(model: Model, replace: Replace, other: Other | None = None) -> Model:
+def rewrite(model: Model, replace: Replace, other: Other | None = None, nested: bool = True) -> Model:
     """A copy of a model in which `replace` has given the nodes that take a layer's place; None keeps it. other: the
-    same for nodes that are no layers, with the graph, to which it may add constants. Constants that
-    are no longer read are dropped; those that stay are shared with the old model, which is unchanged. Golden data,
-    which the new model would not give, is left out."""
-    graph = _rewritten(model.graph, replace, other)
+    same for nodes that are no layers, with the graph, to which it may add constants. nested: in nested graphs, too.
+    Constants that are no longer read are dropped; those that stay are shared with the old model, which is unchanged.
+    Golden data, which the new model would not give, is left out."""
+    graph = _rewritten(model.graph, replace, other, nested)
     return Model(graph, dict(model.opsets), dict(model.metadata), model.producer, dict(model.bounds))
 
 
-def _rewritten(graph: Graph, replace: Replace, other: Other | None) -> Graph:
+def _rewritten(graph: Graph, replace: Replace, other: Other | None, nested: bool) -> Graph:
     new = Graph(graph.name)
     new.inputs, new.outputs, new.tensors = list(graph.inputs), list(graph.outputs), dict(graph.tensors)
     for node in graph.nodes:
         if any(True for _ in node.subgraphs()):
-            attrs = {k: _rewritten(v, replace, other) if isinstance(v, Graph) else v for k, v in node.attrs.items()}
+            attrs = {
+                k: _rewritten(v, replace, other, nested) if nested and isinstance(v, Graph) else v
+                for k, v in node.attrs.items()
+            }
             new.nodes.append(Node(node.op, list(node.inputs), list(node.outputs), attrs, node.domain, node.name))
             continue
         layer = layer_of(new, node)
