@@ -9,14 +9,17 @@ import os
 import platform
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
+from setuptools.modified import newer_group
 
 ROOT = Path(__file__).parent
 KERNELS = "evort/_kernels"
+CORE = "evort._kernels.core"
 DEBUG = os.environ.get("EVORT_DEBUG_BUILD") == "1"
 
 # No -march: one build serves every machine. Wider instruction sets are per-file target pragmas in ukr/*.c,
@@ -36,7 +39,7 @@ SMALL = {"_records", "blas", "etm._reader", "plan._planner"} | {
         "qgemm", "qlinear", "qnormalize", "qsample", "quantize",
     )
 }  # fmt: skip
-OWN_CFLAGS = {f"evort.{name}": ["-Os"] for name in SMALL} | {"evort._kernels.core": UKR_CFLAGS}
+OWN_CFLAGS = {f"evort.{name}": ["-Os"] for name in SMALL} | {CORE: UKR_CFLAGS}
 LDFLAGS = ["-pthread"]
 if DEBUG:
     CFLAGS += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
@@ -46,8 +49,8 @@ else:
     # One segment of code and constants: fewer pages for a file of 20 kB, and fewer maps.
     LDFLAGS += ["-Wl,-s", "-Wl,-z,noseparate-code"] if platform.system() == "Linux" else []
 
-# All hand-written C is linked into exactly one extension, so there is one dispatch state and one thread pool;
-# every other module cimports evort._kernels.core.
+# The modules of evort._kernels and all hand-written C are linked into one shared object, that of evort._kernels.core:
+# there is one dispatch state and one thread pool, and one file to map and to relocate (evort/_kernels/__init__.py).
 HEADERS = sorted(str(p.relative_to(ROOT)) for ext in ("h", "inc") for p in (ROOT / KERNELS).rglob(f"*.{ext}"))
 CORE_C = [f"{KERNELS}/pool.c", f"{KERNELS}/ukr/dispatch.c", f"{KERNELS}/ukr/scalar.c"]
 # The tables of one architecture: that which is compiled for, which cross-compilers set by _PYTHON_HOST_PLATFORM.
@@ -133,10 +136,28 @@ class BuildExt(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self):
-        for extension in self.extensions:
-            if extension.name == "evort._kernels.core" and not DEBUG and self.takes(UKR_GCC):
-                extension.extra_compile_args += UKR_GCC
+        kernels = [e for e in self.extensions if e.name.startswith("evort._kernels.")]
+        core = next(e for e in kernels if e.name == CORE)
+        if not DEBUG and self.takes(UKR_GCC):
+            core.extra_compile_args += UKR_GCC
+        core.extra_objects = self.objects(kernels)
+        core.sources = []
+        self.extensions[:] = [core, *(e for e in self.extensions if e not in kernels)]
         super().build_extensions()
+
+    def objects(self, extensions: list[Extension]) -> list[str]:
+        """The object files of all sources, each compiled with the flags of its extension where it is out of date."""
+
+        def compiled(extension: Extension, source: str) -> str:
+            target = self.compiler.object_filenames([source], output_dir=self.build_temp)[0]
+            if self.force or newer_group([source, *extension.depends], target):
+                options = {"include_dirs": extension.include_dirs, "extra_postargs": extension.extra_compile_args}
+                self.compiler.compile([source], output_dir=self.build_temp, depends=extension.depends, **options)
+            return target
+
+        jobs = [(extension, source) for extension in extensions for source in extension.sources]
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(compiled, *zip(*jobs, strict=True)))
 
     def takes(self, flags: list[str]) -> bool:
         """Whether the compiler knows flags."""

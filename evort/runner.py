@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from evort._kernels.executor import Program, StepFailed
-from evort.backends.cpu import CpuBackend
+from evort.backends import CpuBackend
 from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph
 from evort.ops.base import Call

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evort._kernels import core
-from evort.backends.cpu import CpuBackend
+from evort.backends import CpuBackend
 from evort.errors import InputError, UnsupportedError
 from evort.etm import read
 from evort.graph import Graph, Model

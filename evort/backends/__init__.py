@@ -1,1 +1,74 @@
-"""Where a plan runs. `cpu` binds compiled drivers; `reference` interprets a graph with the operators' own NumPy."""
+"""The CPU backend: finds the compiled driver of each node, else runs the operator's NumPy reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from evort.errors import UnsupportedError
+from evort.ops.base import Call, Kernel, Op
+from evort.types import MAX_RANK, Spec
+
+# Those that were asked for, by "module.name".
+_DRIVERS: dict[str, object] = {}
+
+
+def driver_capsule(name: str) -> object:
+    """The driver "module.name" of `evort._kernels`. Raises UnsupportedError where there is none."""
+    found = _DRIVERS.get(name)
+    if found is None:
+        module, _, short = name.rpartition(".")
+        try:
+            found = import_module(f"evort._kernels.{module}").DRIVERS[short]
+        except (ImportError, KeyError):
+            raise UnsupportedError(f"evort._kernels has no driver {name!r}") from None
+        _DRIVERS[name] = found
+    return found
+
+
+class CpuBackend:
+    """Binds nodes to drivers; holds the packed weights that its sessions share.
+
+    packed_bytes: bytes of weights copied into another layout, sparse ones with their zeros among them.
+    """
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        # By id of what it was made from (which is kept, so that its id stays its own), and a name.
+        self._packed: dict[tuple[int, str], tuple[object, np.ndarray]] = {}
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(array.nbytes for _, array in self._packed.values())
+
+    def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
+        """The kernel, or a function that runs the reference."""
+        for spec in (*c.ins, *c.outs):
+            if spec is not None and len(spec.shape) > MAX_RANK:
+                break
+        else:
+            kernel = definition.bind(c)
+            if kernel is not None:
+                return kernel, None
+        from evort.ops.run import run_reference
+
+        return None, lambda arrays: run_reference(definition, c, arrays)
+
+    def capsule(self, kernel: Kernel) -> object:
+        return driver_capsule(kernel.driver) if isinstance(kernel.driver, str) else kernel.driver
+
+    def packed(self, c: Call, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        return self._once(c.node, key, make)
+
+    def dense(self, spec: Spec) -> np.ndarray:
+        return self._once(spec.sparse, "dense", spec.dense)
+
+    def _once(self, owner: object, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        found = self._packed.get((id(owner), key))
+        if found is None:
+            found = self._packed[id(owner), key] = (owner, np.ascontiguousarray(make()))
+        return found[1]

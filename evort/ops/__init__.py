@@ -1,10 +1,11 @@
 """Operator definitions, one module for each family (the same names as the kernel modules in `evort/_kernels/`).
 
-The families that nearly every model uses come with the package; the others are imported when a model has one of their
-operators: `import evort` is to take milliseconds. setup.py writes the table of who defines what.
+The families of the smallest networks come with the package, so that loading one does not wait for them; the others are
+imported when a model has one of their operators: `import evort` is to take milliseconds, and an empty module takes a
+tenth of one. setup.py writes the table of who defines what.
 """
 
-from evort.ops import binary, conv, elementwise, layout, linear, pool, softmax
+from evort.ops import conv, linear, pool, views
 from evort.ops.base import (
     Attr,
     Call,
@@ -25,15 +26,12 @@ __all__ = [
     "Kernel",
     "NeedsValue",
     "Op",
-    "binary",
     "conv",
-    "elementwise",
     "find",
-    "layout",
     "linear",
     "lookup",
     "op",
     "pool",
     "registered",
-    "softmax",
+    "views",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.copies import copy_kernel, itemsize, row_major
-from evort.ops.layout import INDEX, INT64
+from evort.ops.views import INDEX, INT64
 from evort.types import MAX_RANK, DType, Spec
 
 if TYPE_CHECKING:

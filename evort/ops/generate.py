@@ -11,7 +11,7 @@ import numpy as np
 
 from evort.ops.base import Attr, Call, Kernel, Op, element_type, op
 from evort.ops.copies import itemsize
-from evort.ops.layout import INDEX, INT64
+from evort.ops.views import INDEX, INT64
 from evort.types import FLOATS, INTS, STORAGE, DType, Spec, dtype_of
 
 

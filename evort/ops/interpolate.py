@@ -17,7 +17,7 @@ import numpy as np
 from evort.graph import Graph, Node
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.copies import itemsize, take_kernel
-from evort.ops.layout import ALL_VIEW, INT64
+from evort.ops.views import ALL_VIEW, INT64
 from evort.types import FLOATS, DType, Spec
 
 if TYPE_CHECKING:

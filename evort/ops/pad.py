@@ -12,7 +12,7 @@ import numpy as np
 
 from evort.ops.base import Attr, Call, DataDependent, Kernel, Op, op
 from evort.ops.copies import itemsize, take_kernel
-from evort.ops.layout import ALL_VIEW, INDEX, INT64, as_ints, optional_ints
+from evort.ops.views import ALL_VIEW, INDEX, INT64, as_ints, optional_ints
 from evort.types import STORAGE, DType, Spec
 
 if TYPE_CHECKING:

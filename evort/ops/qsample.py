@@ -13,7 +13,6 @@ import numpy as np
 from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.interpolate import Axis, Resize
-from evort.ops.layout import INT64
 from evort.ops.qoperands import (
     INTEGERS,
     SIDES,
@@ -26,6 +25,7 @@ from evort.ops.qoperands import (
     result_type,
 )
 from evort.ops.sample import LANES, MAX_PIXELS
+from evort.ops.views import INT64
 from evort.types import FLOATS, DType, Spec
 
 _FLOAT = frozenset({DType.FLOAT})

@@ -15,7 +15,7 @@ import numpy as np
 from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.interpolate import cubic
-from evort.ops.layout import INT64
+from evort.ops.views import INT64
 from evort.types import FLOATS, INTS, DType, Spec
 
 ZEROS, BORDER, REFLECT, REGION = 0, 1, 2, 3  # EV_PAD_* in interpolate.h

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from evort.backends.cpu import CpuBackend
+from evort.backends import CpuBackend
 from evort.graph import Graph, Node, Tensor
 from evort.ops.base import Op, lookup
 from evort.ops.gradients import Gradients
