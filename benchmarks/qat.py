@@ -1,16 +1,22 @@
 """What quantization-aware training wins back on MNIST, as a table: LeNet, and a depthwise-separable network.
 
-    python benchmarks/qat.py --data DIR [--epochs 4] [--threads 2] [--json FILE]
+    python benchmarks/qat.py --data DIR [--seeds 3] [--threads 2] [--only lenet] [--json FILE]
+    python benchmarks/qat.py --data DIR --choose            # how SETTINGS were found
 
-Every row is an integer model that evort runs, on the 10,000 test digits. Depthwise networks are what post-training
-quantization hurts: few weights a channel, of ranges that differ a hundredfold once BatchNormalization is folded. With
-one scale for all channels (as many accelerators want it) static int8 loses most."""
+Every row is an integer model that evort runs, on the 10,000 test digits, with the mean of some seeds. SETTINGS were
+chosen without these: `--choose` trains the float networks on the first 50,000 training digits, tries CANDIDATES on the
+same, and shows what each gets right of the other 10,000. Depthwise networks are what post-training quantization hurts:
+few weights a channel, of ranges that differ a hundredfold once BatchNormalization is folded. With one scale for all
+channels (as many accelerators want it) static int8 loses most."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +31,34 @@ from evort_tools.export import export
 from evort_tools.qat import qat
 from evort_tools.quantize import quantize
 
-LENET = Path(__file__).resolve().parents[1] / "models" / "lenet.onnx"
+ROOT = Path(__file__).resolve().parents[1]
+LENET = ROOT / "models" / "lenet.onnx"
+HELD_OUT = 10_000  # training digits, the last ones, by which settings are chosen
+BATCH = 128
+STATIC = ("per_channel",)  # options that static quantization has, too
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "lenet": {
+        "int8": {"bits": 8, "epochs": 6, "lr": 3e-4},
+        "int4 weights": {"bits": 4, "epochs": 6, "lr": 1e-3},
+        "int2 weights": {"bits": 2, "epochs": 12, "lr": 1e-3},
+    },
+    "separable": {
+        "int8": {"lr": 8e-3, "distill": 0.0, "freeze_after": 0.75, "epochs": 4},
+        "int8, one scale a layer": {"lr": 1e-3, "per_channel": False, "epochs": 4},
+    },
+}
+CANDIDATES: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "lenet": {
+        "int8": [{"epochs": 6, "lr": lr, "distill": d} for d in (0.9, 0.5, 0.0) for lr in (1e-4, 3e-4, 1e-3)],
+        "int4 weights": [{"epochs": 6, "lr": lr, "distill": d} for d in (0.9, 0.5) for lr in (5e-4, 1e-3, 2e-3)],
+        "int2 weights": [{"epochs": 12, "lr": lr, "distill": d} for d in (0.9, 0.5) for lr in (1e-3, 2e-3, 4e-3)],
+    },
+    "separable": {
+        "int8": [{"epochs": 4, "lr": lr, "distill": d} for d in (0.0, 0.9) for lr in (1e-3, 3e-3, 8e-3)],
+        "int8, one scale a layer": [{"epochs": 4, "lr": lr, "distill": d} for d in (0.0, 0.9) for lr in (1e-3, 3e-3)],
+    },
+}
 
 
 def separable(seed: int = 0) -> Model:
@@ -46,77 +79,115 @@ def separable(seed: int = 0) -> Model:
     return model
 
 
-def accuracy(model: Model, data: dict[str, np.ndarray], threads: int) -> float:
+def accuracy(model: Model, digits: tuple[np.ndarray, np.ndarray], threads: int) -> float:
     session, right = Session(model, threads=threads), 0
-    for i in range(0, len(data["test_images"]), 500):
-        x = data["test_images"][i : i + 500, None].astype(np.float32) / np.float32(255)
-        right += int((session(x).argmax(1) == data["test_labels"][i : i + 500]).sum())
-    return right / len(data["test_images"])
+    images, labels = digits
+    for i in range(0, len(images), 500):
+        x = images[i : i + 500, None].astype(np.float32) / np.float32(255)
+        right += int((session(x).argmax(1) == labels[i : i + 500]).sum())
+    return 100 * right / len(images)
 
 
-def trained_separable(data: dict[str, np.ndarray], epochs: int, threads: int) -> Model:
-    """The float network, trained here, as the converter leaves it."""
-    batches = _batches(data, 128, 2)
-    schedule = train.schedules.cosine(epochs * len(batches))
-    trainer = train.Trainer(separable(), train.CrossEntropy(), train.AdamW(5e-3), schedule=schedule, threads=threads)
+def network(name: str, digits: tuple[np.ndarray, np.ndarray], threads: int, epochs: int) -> Model:
+    """A float network trained on digits, as the converter leaves it."""
+    batches = _batches(digits)
+    if name == "lenet":
+        sys.path.insert(0, str(ROOT / "examples"))
+        from train_lenet import lenet
+
+        made, optimizer = lenet(1), train.AdamW(3e-3, weight_decay=0.03)
+    else:
+        made, optimizer = separable(), train.AdamW(5e-3)
+    schedule = train.schedules.warm_up(len(batches), train.schedules.cosine(epochs * len(batches)))
+    trainer = train.Trainer(made, train.CrossEntropy(), optimizer, schedule=schedule, threads=threads, seed=1)
     trainer.fit(batches, epochs)
     return convert_model(export(trainer.model()).SerializeToString())
 
 
-def _batches(data: dict[str, np.ndarray], size: int, shift: int, seed: int = 0) -> train.Batches:
-    return train.Batches(
-        data["train_images"], data["train_labels"], batch_size=size, seed=seed, drop_last=True,
-        transform=train.shifted_digits(shift),
-    )  # fmt: skip
+def _batches(digits: tuple[np.ndarray, np.ndarray], seed: int = 0) -> train.Batches:
+    return train.Batches(*digits, batch_size=BATCH, seed=seed, drop_last=True, transform=train.shifted_digits(2))
 
 
-def rows(name: str, real: Model, data: dict[str, np.ndarray], variants: dict[str, dict[str, Any]], epochs: int,
-         threads: int) -> list[dict[str, Any]]:  # fmt: skip
-    """Float, static int8 and what training makes of it, for each variant."""
-    base = accuracy(real, data, threads)
-    found = [{"model": name, "scheme": "float32", "accuracy": base, "bytes": len(etm.write(real)), "seconds": 0.0}]
-    calib = {"image": data["train_images"][:256, None].astype(np.float32) / np.float32(255)}
-    for scheme, options in variants.items():
-        kept = {k: v for k, v in options.items() if k in ("per_channel",)}
+def _calibration(digits: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"image": digits[0][:256, None].astype(np.float32) / np.float32(255)}
+
+
+def choose(name: str, data: dict[str, np.ndarray], patterns: str, epochs: int, seeds: int, threads: int) -> None:
+    """Prints what each candidate gets right of the training digits that were held out."""
+    images, labels = data["train_images"], data["train_labels"]
+    seen, unseen = (images[:-HELD_OUT], labels[:-HELD_OUT]), (images[-HELD_OUT:], labels[-HELD_OUT:])
+    real = network(name, seen, threads, epochs)
+    print(
+        f"{name}, float32: {accuracy(real, unseen, threads):.2f} % of {HELD_OUT} training digits held out", flush=True
+    )
+    for scheme, candidates in CANDIDATES[name].items():
+        if not fnmatchcase(scheme, patterns):
+            continue
+        for tried in candidates:
+            options = {**SETTINGS[name][scheme], **tried}
+            found = []
+            for seed in range(seeds):
+                result = qat(real, _batches(seen, seed), threads=threads, seed=seed, **options)
+                found.append(accuracy(result.model, unseen, threads))
+            print(f"  {scheme}: {statistics.mean(found):.3f} % {found} {tried}", flush=True)
+
+
+def rows(name: str, data: dict[str, np.ndarray], epochs: int, seeds: int, threads: int) -> list[dict[str, Any]]:
+    """Float, static int8 and what training makes of it, for each of SETTINGS."""
+    digits, test = (data["train_images"], data["train_labels"]), (data["test_images"], data["test_labels"])
+    real = convert_model(str(LENET)) if name == "lenet" else network(name, digits, threads, epochs)
+    found: list[dict[str, Any]] = []
+
+    def note(scheme: str, models: list[Model], seconds: float, data: str) -> None:
+        right = [accuracy(model, test, threads) for model in models]
+        row = {
+            "model": name, "scheme": scheme, "accuracy": statistics.mean(right), "least": min(right),
+            "most": max(right), "bytes": len(etm.write(models[0])), "seconds": seconds / len(models), "data": data,
+        }  # fmt: skip
+        found.append(row)
+        print(json.dumps(row), flush=True)
+
+    note("float32", [real], 0.0, "")
+    for scheme, options in SETTINGS[name].items():
         if options.get("bits", 8) == 8:
+            kept = {k: v for k, v in options.items() if k in STATIC}
             start = time.perf_counter()
-            result = quantize(real, calib=calib, threads=threads, prefer="size", verify=False, **kept)
-            found.append(_row(name, f"static {scheme}", result.model, data, threads, start))
+            calib = _calibration(digits)
+            made = quantize(real, calib=calib, threads=threads, prefer="size", verify=False, **kept).model
+            note(f"static {scheme}", [made], time.perf_counter() - start, "256 digits, no labels")
         start = time.perf_counter()
-        result = qat(real, _batches(data, 128, 2), threads=threads, **{"epochs": epochs, **options})
-        found.append(_row(name, f"QAT {scheme}", result.model, data, threads, start))
-        print(json.dumps(found[-1]), flush=True)
+        models = [
+            qat(real, _batches(digits, seed), threads=threads, seed=seed, **options).model for seed in range(seeds)
+        ]
+        note(f"QAT {scheme}", models, time.perf_counter() - start, f"60,000 with labels, {options['epochs']} epochs")
     return found
-
-
-def _row(name: str, scheme: str, model: Model, data: dict[str, np.ndarray], threads: int, start: float) -> dict:
-    spent = time.perf_counter() - start
-    return {"model": name, "scheme": scheme, "accuracy": accuracy(model, data, threads), "bytes": len(etm.write(model)),
-            "seconds": round(spent, 1)}  # fmt: skip
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder with MNIST's IDX files")
-    parser.add_argument("--epochs", type=int, default=2, help="of quantization-aware training")
+    parser.add_argument("--choose", action="store_true", help="try CANDIDATES; the test digits are not looked at")
+    parser.add_argument("--only", choices=tuple(SETTINGS), help="one of the networks")
+    parser.add_argument("--scheme", default="*", metavar="PATTERN", help="with --choose: which to try")
+    parser.add_argument("--epochs", type=int, default=10, help="of float training, for networks that are trained here")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     data = train.mnist(args.data)
-    per_channel = {"int8": {"bits": 8}, "int4 weights": {"bits": 4}, "int2 weights": {"bits": 2}}
-    one_scale = {
-        "int8": {"lr": 8e-3, "distill": 0.0, "freeze_after": 0.75, "epochs": 4},
-        "int8, one scale a layer": {"lr": 1e-3, "per_channel": False},
-    }
-    found = rows("lenet", convert_model(str(LENET)), data, per_channel, args.epochs, args.threads)
-    network = trained_separable(data, 3, args.threads)
-    found += rows("separable", network, data, one_scale, args.epochs, args.threads)
+    names = [args.only] if args.only else list(SETTINGS)
+    if args.choose:
+        for name in names:
+            choose(name, data, args.scheme, args.epochs, args.seeds, args.threads)
+        return 0
+    found = [row for name in names for row in rows(name, data, args.epochs, args.seeds, args.threads)]
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1))
-    print("| model | scheme | accuracy, % | file, kB | time to make, s |\n|---|---|---|---|---|")
+    print("| model | scheme | accuracy, % | seeds | file, kB | time to make, s | data |\n|---|---|---|---|---|---|---|")
     for row in found:
-        print(f"| {row['model']} | {row['scheme']} | {100 * row['accuracy']:.2f} | {row['bytes'] / 1000:.1f} | "
-              f"{row['seconds']:.0f} |")  # fmt: skip
+        spread = f"{row['least']:.2f} to {row['most']:.2f}" if row["scheme"].startswith("QAT") else ""
+        print(f"| {row['model']} | {row['scheme']} | {row['accuracy']:.2f} | {spread} | {row['bytes'] / 1000:.1f} | "
+              f"{row['seconds']:.0f} | {row['data']} |")  # fmt: skip
     return 0
 
 

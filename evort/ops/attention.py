@@ -167,8 +167,10 @@ class Attention(Op):
         return y.astype(out_dtype), k, v, shown.astype(out_dtype)
 
     @staticmethod
-    def _bias(c: Call, h: Heads, mask: np.ndarray | None, lens: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
-        """What is added to the scores, to be broadcast to [B, Hq, S, P + T]; -inf where a key does not take part."""
+    def _bias(c: Call, h: Heads, mask: np.ndarray | None, lens: np.ndarray | None, dtype: np.dtype,
+              windows: bool = True) -> np.ndarray:  # fmt: skip
+        """What is added to the scores, to be broadcast to [B, Hq, S, P + T]; -inf where a key does not take part.
+        windows: whether the causal one and those of the attributes count."""
         bias = np.zeros((1, 1, h.queries, h.total), dtype)
         if mask is not None:
             if mask.dtype == np.bool_:
@@ -181,6 +183,8 @@ class Attention(Op):
         start = np.array([h.past]) if lens is None else lens - h.queries
         ahead = key - (start[:, None, None, None] + np.arange(h.queries)[:, None])
         allowed = np.ones((1, 1, 1, 1), np.bool_) if lens is None else key < lens[:, None, None, None]
+        if not windows:
+            return bias
         if c["is_causal"]:
             allowed = allowed & (ahead <= 0)
         if c["left_window_size"] >= 0:
@@ -216,45 +220,104 @@ class Attention(Op):
         scale = 1 / math.sqrt(h.head) if c["scale"] is None else c["scale"]
         return Kernel("attention.attention", ints, (scale, c["softcap"]), scratch=slot * c.threads)
 
-    def lower(self, g: Gradients, c: Call) -> list[str]:
-        """Products, a softmax, and a constant mask. Raises ShapeError for what is for running only (a cache, keys that
-        do not count)."""
-        if c.has(4) or c.has(6) or any(c.node.outputs[1:]) or (c.has(3) and c.ins[3].shape[-1] != c.ins[1].shape[-2]):
-            raise c.error("an Attention with a cache, with lengths or with a short mask cannot be trained")
+    def lower(self, g: Gradients, c: Call) -> list[str | None]:
+        """Products, a softmax, and masks that are added. Raises ShapeError for the masked scores as an output."""
+        if c.wants(3) and c["qk_matmul_output_mode"] == 2:
+            raise c.error("scores with their mask (qk_matmul_output_mode 2) cannot be trained")
         h, (q, k, v) = self._heads(c), c.node.inputs[:3]
         group, flat = h.q_heads // h.kv_heads, c.ins[0].rank == 3
 
-        def heads(x: str, rows: int, count: int, size: int, per: int) -> str:
-            """[B, kv_heads, per, rows, size]."""
-            if flat:
-                x = g.transpose(g.reshape(x, (h.batch, rows, count, size)), [0, 2, 1, 3])
-            return g.reshape(x, (h.batch, h.kv_heads, per, rows, size))
+        def heads(x: str, rows: int, count: int, size: int) -> str:
+            """[B, heads, rows, size]."""
+            return g.transpose(g.reshape(x, (h.batch, rows, count, size)), [0, 2, 1, 3]) if flat else x
 
-        q = heads(q, h.queries, h.q_heads, h.head, group)
-        k, v = heads(k, h.keys, h.kv_heads, h.head, 1), heads(v, h.keys, h.kv_heads, h.v_head, 1)
+        q = heads(q, h.queries, h.q_heads, h.head)
+        k, v = heads(k, h.keys, h.kv_heads, h.head), heads(v, h.keys, h.kv_heads, h.v_head)
+        if c.has(4):
+            past_key, past_value = c.node.inputs[4:6]
+            k, v = (g.emit("Concat", pair, {"axis": 2}) for pair in ((past_key, k), (past_value, v)))
+        # Query head i reads key/value head i // group.
+        q = g.reshape(q, (h.batch, h.kv_heads, group, h.queries, h.head))
+        wide_k = g.reshape(k, (h.batch, h.kv_heads, 1, h.total, h.head))
+        wide_v = g.reshape(v, (h.batch, h.kv_heads, 1, h.total, h.v_head))
         scale = 1 / math.sqrt(h.head) if c["scale"] is None else c["scale"]
-        scores = g.scale(g.emit("MatMul", [q, g.swapped(k)]), scale)
+        scores = raw = g.scale(g.emit("MatMul", [q, g.swapped(wide_k)]), scale)
         if c["softcap"] > 0:
             scores = g.scale(g.emit("Tanh", [g.scale(scores, 1 / c["softcap"])]), c["softcap"])
-        scores = g.reshape(scores, (h.batch, h.q_heads, h.queries, h.keys))
-        dtype = np.dtype(STORAGE[c.ins[0].dtype])
-        bias = self._bias(c, h, None, None, dtype)
-        if np.any(bias):
-            scores = g.add(scores, g.constant(np.ascontiguousarray(np.maximum(bias, np.finfo(dtype).min / 2))))
-        if c.has(3):
-            mask = c.node.inputs[3]
-            if c.ins[3].dtype == DType.BOOL:
-                mask = g.emit("Where", [mask, g.scalar(0, scores), g.scalar(float(np.finfo(dtype).min) / 2, scores)])
-            scores = g.add(scores, mask)
-        weights = g.reshape(g.emit("Softmax", [scores]), (h.batch, h.kv_heads, group, h.queries, h.keys))
-        y = g.reshape(g.emit("MatMul", [weights, v]), (h.batch, h.q_heads, h.queries, h.v_head))
+        capped, seen = scores, None
+        masks = self._masks(g, c, h)
+        if masks:
+            bias = g.total(masks)
+            # A query without keys gives zeros.
+            seen = g.emit("Greater", [g.emit("ReduceMax", [bias, g.ints(-1)]), g.scalar(_hidden(c) / 2, bias)])
+            scores = g.add(g.reshape(scores, (h.batch, h.q_heads, h.queries, h.total)), bias)
+        precision = c["softmax_precision"]
+        weights = g.emit("Softmax", [scores if precision is None else g.cast(scores, DType(precision))])
+        weights = g.cast(weights, c.ins[0].dtype)
+        if seen is not None:
+            weights = g.mask(seen, weights)
+        grouped = g.reshape(weights, (h.batch, h.kv_heads, group, h.queries, h.total))
+        y = g.reshape(g.emit("MatMul", [grouped, wide_v]), (h.batch, h.q_heads, h.queries, h.v_head))
         if flat:
             y = g.reshape(g.transpose(y, [0, 2, 1, 3]), (h.batch, h.queries, h.q_heads * h.v_head))
-        return [y]
+        shown = (raw, capped, None, weights)[c["qk_matmul_output_mode"]]
+        if c.wants(3):
+            shown = g.reshape(shown, (h.batch, h.q_heads, h.queries, h.total))
+        return [y, k, v, shown]
+
+    def _masks(self, g: Gradients, c: Call, h: Heads) -> list[str]:
+        """What is added to the scores [B, Hq, S, P + T], each to be broadcast: 0, or `_hidden` where a key does not
+        take part."""
+        dtype = np.dtype(STORAGE[c.ins[0].dtype])
+        lens = c.node.inputs[6] if c.has(6) else None
+        # Windows and the end of short masks are known, but for those that follow from lengths.
+        short = np.zeros((1, 1, 1, c.ins[3].shape[-1]), dtype) if c.has(3) else None
+        bias = self._bias(c, h, short, None, dtype, windows=lens is None)
+        masks = [g.constant(np.maximum(bias, dtype.type(_hidden(c))))] if np.any(bias) else []
+        if c.has(3):
+            mask = c.node.inputs[3]
+            like = g.scalar(0, c.node.inputs[0])
+            low = g.scalar(_hidden(c), like)
+            if c.ins[3].dtype == DType.BOOL:
+                mask = g.emit("Where", [mask, like, low])
+            else:
+                mask = g.emit("Max", [g.cast(mask, c.ins[0].dtype), low])
+            pads = [0] * (2 * c.ins[3].rank)
+            pads[-1] = h.total - c.ins[3].shape[-1]
+            masks.append(g.emit("Pad", [mask, g.ints(*pads)]) if pads[-1] else mask)
+        if lens is not None:
+            masks.append(self._lengths(g, c, h, lens))
+        return masks
+
+    @staticmethod
+    def _lengths(g: Gradients, c: Call, h: Heads, lens: str) -> str:
+        """[B, 1, S or 1, T]: keys below the lengths, and the windows, whose queries stand at the end of the keys."""
+        like = c.node.inputs[0]
+        dtype = STORAGE[c.ins[0].dtype]
+        lens = g.reshape(g.cast(lens, c.ins[0].dtype), (h.batch, 1, 1, 1))
+        key = np.arange(h.total)
+        rules = [("Less", g.constant(key.astype(dtype)), lens)]
+        # How far a key is ahead of a query: key - (lens - queries + query).
+        ahead = g.sub(g.constant((key - np.arange(h.queries)[:, None] + h.queries).astype(dtype)), lens)
+        if c["is_causal"]:
+            rules.append(("LessOrEqual", ahead, g.scalar(0, ahead)))
+        if c["left_window_size"] >= 0:
+            rules.append(("GreaterOrEqual", ahead, g.scalar(-c["left_window_size"], ahead)))
+        if c["right_window_size"] >= 0:
+            rules.append(("LessOrEqual", ahead, g.scalar(c["right_window_size"], ahead)))
+        allowed = [g.emit(op, [a, b]) for op, a, b in rules]
+        while len(allowed) > 1:
+            allowed = [g.emit("And", allowed[:2]), *allowed[2:]]
+        return g.emit("Where", [allowed[0], g.scalar(0, like), g.scalar(_hidden(c), like)])
 
     def macs(self, c: Call) -> int:
         h = self._heads(c)
         return h.batch * h.q_heads * h.queries * h.total * (h.head + h.v_head)
+
+
+def _hidden(c: Call) -> float:
+    """What stands for -infinity in the masks of training: so large that no score matters, and three add up."""
+    return float(np.finfo(STORAGE[c.ins[0].dtype]).min) / 8
 
 
 def _softmax(x: np.ndarray, empty: np.ndarray) -> np.ndarray:
@@ -270,10 +333,11 @@ class RotaryEmbedding(Op):
     """Rotary position embedding (Su et al., 2021): rotates pairs of elements of each head by an angle that depends on
     the position. X [B, H, S, E], or [B, S, H * E] with num_heads; cos_cache, sin_cache [P, R/2] with position_ids
     [B, S] into P, else [B, S, R/2]; R is rotary_embedding_dim, or E where that is 0. Pairs are (i, i + R/2), or
-    neighbours where interleaved."""
+    neighbours where interleaved. float64 is an extension of evort."""
 
     inputs, outputs = ("X", "cos_cache", "sin_cache", "position_ids?"), ("Y",)
-    dtypes = {**dict.fromkeys(("X", "cos_cache", "sin_cache"), FLOATS - {DType.DOUBLE}), "position_ids": _INT64}
+    dtypes = {**dict.fromkeys(("X", "cos_cache", "sin_cache"), FLOATS), "position_ids": _INT64}
+    untrained = (1, 2)
     attrs = {"interleaved": Attr("int", 0), "num_heads": Attr("int"), "rotary_embedding_dim": Attr("int", 0)}
     inplace = ()
 
@@ -322,7 +386,7 @@ class RotaryEmbedding(Op):
             if positions.size and not 0 <= positions.min() <= positions.max() < len(cos):
                 raise c.error(f"position_ids must lie in [0, {len(cos)})")
             cos, sin = cos[positions], sin[positions]
-        wide = x.astype(np.float32)
+        wide = x.astype(np.promote_types(x.dtype, np.float32))
         if x.ndim == 3:
             wide = wide.reshape(batch, steps, heads, head)
             cos, sin = cos[:, :, None], sin[:, :, None]
@@ -336,3 +400,8 @@ class RotaryEmbedding(Op):
         y[..., first] = cos * a - sin * b
         y[..., second] = sin * a + cos * b
         return y.reshape(x.shape).astype(x.dtype, copy=False)
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        """Of X: turned back. The caches are not trained."""
+        _, cos, sin, *positions = c.node.inputs
+        return [g.replay("RotaryEmbedding", c, [dy, cos, g.neg(sin), *positions]), None, None, None]

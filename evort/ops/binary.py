@@ -193,6 +193,11 @@ class _Mod(Binary):
     def bind(self, c: Call) -> Kernel | None:
         return nary_kernel(c, ("Fmod" if c["fmod"] else "Mod",))
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        a, b = c.node.inputs
+        quotient = g.div(g.sub(a, c.node.outputs[0]), b)  # a whole number
+        return [g.reduced_to(dy, c.ins[0].shape), g.reduced_to(g.neg(g.mul(dy, quotient)), c.ins[1].shape)]
+
 
 _binary("Mod", 28, _Mod("Mod", np.mod))
 

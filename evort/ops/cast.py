@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from evort.errors import ExecutionError
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, element_type, op
 from evort.ops.run import WIDENED
 from evort.types import BITS, FLOATS, INTS, STORAGE, SUBBYTE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _D = DType
 # What the compiled driver converts; 4- and 2-bit integers are held as int8 or uint8.
@@ -95,6 +98,9 @@ class _Conversion(Op):
         if source not in _NATIVE or to not in _NATIVE:
             return None
         return Kernel("elementwise.cast", ints=(source, to), inputs=(0,))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return [g.cast(dy, c.ins[0].dtype), *[None] * (len(c.ins) - 1)]
 
 
 _RULES = {"saturate": Attr("int", 1), "round_mode": Attr("str", "up")}

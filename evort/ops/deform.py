@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evort.ops.base import Attr, Call, Op, op
 from evort.ops.conv import Window, check_kernel, conv_window, same_dtype
 from evort.types import FLOATS, NUMERIC, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 
 def _sample(x: np.ndarray, at: list[np.ndarray]) -> np.ndarray:
@@ -81,15 +85,11 @@ class DeformConv(Op):
         offset = offset.astype(dtype).reshape(n, groups, -1, rank, count)
         if mask is not None:
             mask = mask.astype(dtype).reshape(n, groups, -1, 1, count)
-        base = [
-            (np.arange(o) * s - p).reshape(-1, *(1,) * (rank - 1 - i))
-            for i, (o, s, p) in enumerate(zip(window.out, window.strides, window.pads, strict=True))
-        ]
-        grid = [np.broadcast_to(g, window.out).reshape(-1) for g in base]
+        grid = _places(window)
         y = np.zeros((n, group, m // group, count), dtype)
         with np.errstate(invalid="ignore"):
-            for t, tap in enumerate(np.ndindex(*window.kernel)) if w.size else ():
-                at = [grid[i] + tap[i] * window.dilations[i] + offset[:, :, t, i] for i in range(rank)]
+            for t in range(w.shape[-1]) if w.size else ():
+                at = [grid[i][t] + offset[:, :, t, i] for i in range(rank)]
                 found = _sample(parts, at)
                 if mask is not None:
                     found = found * mask[:, :, t]
@@ -99,8 +99,24 @@ class DeformConv(Op):
             y = y + b.reshape(-1, *(1,) * rank)
         return y.astype(x.dtype, copy=False)
 
+    def lower(self, g: Gradients, c: Call) -> list[str]:
+        from evort.ops.sample_lower import deform_conv
+
+        window = conv_window(c, c.ins[0].shape[2:], c.ins[1].shape[2:])
+        given = [c.node.inputs[i] if c.has(i) else None for i in range(5)]
+        return [deform_conv(g, *given, _places(window), window.out, c["group"], c["offset_group"])]
+
     def macs(self, c: Call) -> int:
         return c.outs[0].size * math.prod(c.ins[1].shape[1:])
+
+
+def _places(window: Window) -> list[np.ndarray]:
+    """For each axis [taps, positions]: where a tap of the kernel lies in the image, at each of its positions."""
+    found = []
+    for i, tap in enumerate(np.indices(window.kernel).reshape(len(window.kernel), -1)):
+        starts = np.indices(window.out)[i].reshape(-1) * window.strides[i] - window.pads[i]
+        found.append(tap[:, None] * window.dilations[i] + starts)
+    return found
 
 
 @op("Col2Im", since=18)
@@ -138,3 +154,14 @@ class Col2Im(Op):
         for tap, positions, elements in window.taps() if y.size else ():
             y[(..., *elements)] += x[(slice(None), slice(None), *tap, *positions)]
         return y
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        window = self._window(c, c.ints(1), c.ints(2))
+        n, channels, *image = g.shape(dy)
+        pixels = math.prod(image)
+        at = np.full((*window.kernel, *window.out), pixels)  # a zero, where a tap lies in the padding
+        for tap, positions, elements in window.taps():
+            at[(*tap, *positions)] = np.arange(pixels).reshape(image)[elements]
+        flat = g.emit("Pad", [g.reshape(dy, (n, channels, pixels)), g.ints(0, 0, 0, 0, 0, 1)])
+        taken = g.emit("Gather", [flat, g.constant(at.reshape(-1))], {"axis": 2})
+        return [g.reshape(taken, c.ins[0].shape), None, None]

@@ -284,10 +284,19 @@ class Clip(Op):
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         return None if c.has(1) or c.has(2) else {0: (0, 0)}
 
+    def lower(self, g: Gradients, c: Call) -> list[str] | None:
+        """With bounds that are computed, which have gradients, too."""
+        bounds = {"Max": 1, "Min": 2}
+        if all(not c.has(i) or c.ins[i].value is not None for i in bounds.values()):
+            return None
+        y = c.node.inputs[0]
+        for name, i in bounds.items():
+            if c.has(i):
+                y = g.emit(name, [y, g.reshape(c.node.inputs[i], ())])
+        return [y]
+
     def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
         bounds = [c.ins[i].value if c.has(i) else np.array(end) for i, end in ((1, -math.inf), (2, math.inf))]
-        if any(b is None for b in bounds):
-            return super().gradient(g, c, dy)
         low, high = (float(b.reshape(())) for b in bounds)
         return [activation_gradient(g, "Clip", low, high, c.node.inputs[0], c.node.outputs[0], dy), None, None]
 

@@ -85,7 +85,7 @@ class Gather(Op):
         at = g.reshape(g.cast(c.node.inputs[1], DType.INT64), (*c.ins[1].shape, 1))
         zeros = g.expand(g.scalar(0, dy), (x.shape[axis], *others))
         total = g.emit("ScatterND", [zeros, at, rows], {"reduction": "add"})
-        return [g.transpose(total, [*range(1, axis + 1), 0, *range(axis + 1, x.rank)]), None]
+        return [g.cast(g.transpose(total, [*range(1, axis + 1), 0, *range(axis + 1, x.rank)]), x.dtype), None]
 
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         """Known indices that follow each other pick a contiguous part of the first axis."""
@@ -191,6 +191,14 @@ class GatherND(Op):
         inner = prod(x.shape[b + k :]) * itemsize(x)
         return Kernel("gather.gather_nd", ints=(prod(x.shape[:b]), per_batch, inner, k, *sizes))
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        (x, indices), b, at = c.ins, c["batch_dims"], c.node.inputs[1]
+        if b:  # ScatterND has no batch axes: they become the first numbers of each index
+            lead = np.stack(np.indices(indices.shape[:-1])[:b], -1)
+            at = g.emit("Concat", [g.constant(lead.astype(np.int64)), at], {"axis": indices.rank - 1})
+        zeros = g.expand(g.scalar(0, dy), x.shape)
+        return [g.emit("ScatterND", [zeros, at, dy], {"reduction": "add"}), None]
+
 
 class ScatterBase(Op):
     """What ScatterElements, Scatter and ScatterND share: the output is `data` with `updates` written, or combined by
@@ -233,6 +241,44 @@ class ScatterBase(Op):
                 ufunc.at(out, at, updates)
         return out
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        """Of data and updates. Without reduction, two updates of one element have no defined gradient (as ONNX has it,
+        there are none); of equal extremes each gets its share."""
+        data, indices, updates = c.node.inputs
+        name = self.reduction(c)
+
+        def taken(x: str) -> str:
+            return self.take(g, c, x)
+
+        def scattered(base: str, x: str, reduction: str) -> str:
+            return g.emit(c.node.op, [base, indices, x], {**c.node.attrs, "reduction": reduction})
+
+        zeros, few = g.expand(g.scalar(0, dy), c.ins[0].shape), g.expand(g.scalar(0, dy), c.ins[2].shape)
+        if name == "none":
+            return [g.emit(c.node.op, [dy, indices, few], dict(c.node.attrs)), None, taken(dy)]
+        if name == "add":
+            return [dy, None, taken(dy)]
+        if name == "mul":
+            # The product of all other factors, where any may be 0: that of all but the zeros, unless there are more.
+            ones, one = g.expand(g.scalar(1, dy), c.ins[0].shape), g.scalar(1, dy)
+            is_zero = g.emit("Equal", [updates, g.scalar(0, updates)])
+            count = scattered(zeros, g.cast(is_zero, c.ins[0].dtype), "add")
+            rest = scattered(ones, g.emit("Where", [is_zero, one, updates]), "mul")
+            whole = g.mask(g.emit("Less", [count, one]), rest)
+            left = g.mul(dy, data)
+            others = g.emit("Where", [is_zero, taken(g.mask(g.emit("Less", [count, g.scalar(2, dy)]), rest)),
+                                      g.div(taken(whole), g.emit("Where", [is_zero, one, updates]))])  # fmt: skip
+            return [g.mul(dy, whole), None, g.mul(taken(left), others)]
+        y = c.node.outputs[0]
+        mine = g.cast(g.emit("Equal", [data, y]), c.ins[0].dtype)
+        theirs = g.cast(g.emit("Equal", [updates, taken(y)]), c.ins[0].dtype)
+        share = g.div(dy, scattered(mine, theirs, "add"))
+        return [g.mul(share, mine), None, g.mul(taken(share), theirs)]
+
+    def take(self, g: Gradients, c: Call, x: str) -> str:
+        """What stands at the indices: the operator that gathers where this one scatters."""
+        raise NotImplementedError
+
     def mode(self, c: Call) -> int | None:
         """The reduction's number, or None where no driver has it for this element type."""
         mode = REDUCTIONS.index(self.reduction(c))
@@ -253,6 +299,9 @@ class ScatterElements(ScatterBase):
 
     def places(self, c: Call, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         return elements(c, x.shape, indices)
+
+    def take(self, g: Gradients, c: Call, x: str) -> str:
+        return g.emit("GatherElements", [x, c.node.inputs[1]], {"axis": c["axis"]})
 
     def bind(self, c: Call) -> Kernel | None:
         mode = self.mode(c)
@@ -281,6 +330,9 @@ class ScatterND(ScatterBase):
 
     def places(self, c: Call, x: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(np.moveaxis(inside(c, indices, np.array(x.shape[: indices.shape[-1]])), -1, 0))
+
+    def take(self, g: Gradients, c: Call, x: str) -> str:
+        return g.emit("GatherND", [x, c.node.inputs[1]])
 
     def bind(self, c: Call) -> Kernel | None:
         x, indices, _ = c.ins
@@ -345,6 +397,20 @@ class TensorScatter(Op):
             ints=(circular, x.shape[0], prod(x.shape[1:axis]), x.shape[axis], n, inner),
         )
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        axis, update = self.place(c), c.ins[1]
+        rows = g.constant(np.arange(update.shape[axis], dtype=np.int64))
+        if c.has(2):
+            rows = g.add(g.reshape(c.node.inputs[2], (update.shape[0], 1)), rows)
+        if c["mode"] == "circular":
+            rows = g.emit("Mod", [rows, g.ints(c.ins[0].shape[axis])])
+        shape = [1] * update.rank
+        shape[0], shape[axis] = g.shape(rows)[0] if c.has(2) else 1, update.shape[axis]
+        at = g.expand(g.reshape(rows, shape), update.shape)
+        zeros = g.expand(g.scalar(0, dy), update.shape)
+        past = g.emit("TensorScatter", [dy, zeros, *c.node.inputs[2:3]], dict(c.node.attrs))
+        return [past, g.emit("GatherElements", [dy, at], {"axis": axis}), None]
+
 
 @op("ReverseSequence", since=10)
 class ReverseSequence(Op):
@@ -376,3 +442,6 @@ class ReverseSequence(Op):
         x = c.ins[0]
         inner = prod(x.shape[2:]) * itemsize(x)
         return Kernel("gather.reverse_sequence", ints=(c["time_axis"], x.shape[0], x.shape[1], inner))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return [g.replay("ReverseSequence", c, [dy, c.node.inputs[1]]), None]

@@ -6,6 +6,7 @@ Sources: the ONNX operators of the same names.
 from __future__ import annotations
 
 from math import ceil, isfinite, prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from evort.ops.base import Attr, Call, Kernel, Op, element_type, op
 from evort.ops.copies import itemsize
 from evort.ops.views import INDEX, INT64
 from evort.types import FLOATS, INTS, STORAGE, DType, Spec, dtype_of
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 
 def pattern(value: np.ndarray) -> int:
@@ -236,6 +240,9 @@ class Trilu(Op):
         n, m = x.shape[-2:]
         k = max(-n, min(m, c.ints(1)[0])) if c.has(1) else 0
         return Kernel("layout.triangle", ints=(itemsize(x), int(c["upper"] != 0), k, n, m), inputs=(0,))
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        return [g.replay("Trilu", c, [dy, *c.node.inputs[1:]]), None]
 
 
 @op("OneHot", since=11)

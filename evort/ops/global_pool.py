@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evort.ops.base import Attr, Call, Kernel, Op, op, wide
-from evort.ops.pool import spatial_axes
+from evort.ops.pool import lp_share, lp_slope, spatial_axes
 from evort.ops.reduce_driver import ABS, EXTREME, POST_DIVIDE, POST_NONE, POST_SQRT, SQUARE, SUM, WIDE, reduce_kernel
 from evort.types import FLOATS, DType, Spec
 
@@ -39,7 +39,7 @@ class _Global(Op):
             return [g.expand(g.scale(dy, 1 / prod(dims[2:])), dims)]
         if self.name == "GlobalMaxPool":  # each of the largest, where several are equal
             return [g.mask(g.emit("Equal", [x, y]), dy)]
-        return super().gradient(g, c, dy)
+        return [g.mul(lp_share(g, y, dy, c["p"]), lp_slope(g, x, c["p"]))]
 
 
 @op("GlobalAveragePool", since=22)

@@ -180,10 +180,10 @@ class Gradients:
             terms = [self.emit("Sum", terms[:8]) if len(terms) > 2 else self.add(*terms), *terms[8:]]
         return terms[0]
 
-    def replay(self, op: str, c: Call, inputs: Sequence[str | None], **attrs: Any) -> Any:
+    def replay(self, op: str, c: Call, inputs: Sequence[str | None], outputs: int = 1, **attrs: Any) -> Any:
         """Emits an operator with the attributes that the node at hand has, some of them changed (None: left out)."""
         kept = {k: v for k, v in {**c.node.attrs, **attrs}.items() if v is not None}
-        return self.emit(op, inputs, kept, c.node.domain)
+        return self.emit(op, inputs, kept, c.node.domain, outputs)
 
 
 __all__ = ["Gradients"]

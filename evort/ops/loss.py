@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,11 +10,15 @@ from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, DType, Spec
 
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
+
 _LABELS = frozenset({DType.INT32, DType.INT64})
 
 
 class _Loss(Op):
     attrs = {"ignore_index": Attr("int"), "reduction": Attr("str", "mean")}
+    untrained = (2,)
 
     def infer(self, c: Call) -> list[Spec | None]:
         x, labels = c.ins[:2]
@@ -43,6 +47,26 @@ class _Loss(Op):
         total = np.sum(losses)
         return total if c["reduction"] == "sum" else total / np.sum(weight)
 
+    def lowered(self, g: Gradients, c: Call, logs: str) -> str:
+        """The same, by operators with gradients. A label that is no class is an ExecutionError of GatherElements."""
+        labels, shape = g.cast(c.node.inputs[1], DType.INT64), c.ins[1].shape
+        kept = None
+        if c["ignore_index"] is not None:
+            kept = g.emit("Not", [g.emit("Equal", [labels, g.scalar(c["ignore_index"], labels)])])
+            labels = g.emit("Where", [kept, labels, g.scalar(0, labels)])
+        at = g.reshape(labels, (shape[0], 1, *shape[1:]))
+        losses = g.neg(g.reshape(g.emit("GatherElements", [logs, at], {"axis": 1}), shape))
+        weight = g.expand(g.scalar(1, logs), shape)
+        if c.has(2):
+            weight = g.emit("Gather", [c.node.inputs[2], labels])
+        if kept is not None:
+            weight = g.mask(kept, weight)
+        losses = g.mul(losses, weight)
+        if c["reduction"] == "none":
+            return losses
+        total = g.sum(losses, range(len(shape)), keepdims=False)
+        return total if c["reduction"] == "sum" else g.div(total, g.sum(weight, range(len(shape)), keepdims=False))
+
 
 @op("NegativeLogLikelihoodLoss", since=22)
 class NegativeLogLikelihoodLoss(_Loss):
@@ -55,6 +79,9 @@ class NegativeLogLikelihoodLoss(_Loss):
     def reference(self, c: Call, x, target, weight=None) -> np.ndarray:
         with np.errstate(all="ignore"):
             return self.loss(c, wide(x), target, weight)
+
+    def lower(self, g: Gradients, c: Call) -> list[str]:
+        return [self.lowered(g, c, c.node.inputs[0])]
 
 
 @op("SoftmaxCrossEntropyLoss", since=13)
@@ -74,6 +101,10 @@ class SoftmaxCrossEntropyLoss(_Loss):
             shifted = shifted - np.max(shifted, axis=1, keepdims=True, initial=-np.inf)
             logs = shifted - np.log(np.sum(np.exp(shifted), axis=1, keepdims=True))
             return self.loss(c, logs, labels, weights), logs
+
+    def lower(self, g: Gradients, c: Call) -> list[str]:
+        logs = g.emit("LogSoftmax", [c.node.inputs[0]], {"axis": 1})
+        return [self.lowered(g, c, logs), logs]
 
 
 @op("CrossEntropy", domain="evort")
@@ -121,5 +152,5 @@ class CrossEntropy(Op):
         ints = (x.shape[-1], int(ignore is not None), ignore or 0)
         return Kernel("train.cross_entropy_f32", ints, (c["label_smoothing"],), scratch=8 * 64)
 
-    def gradient(self, g, c: Call, dloss: str | None, *_: None) -> list[str | None]:
+    def gradient(self, g: Gradients, c: Call, dloss: str | None, *_: None) -> list[str | None]:
         return [None if dloss is None else g.mul(c.node.outputs[1], dloss), None]

@@ -31,6 +31,11 @@ _FUNCTIONS: dict[str, tuple[tuple[float, ...], Callable[..., np.ndarray]]] = {
     "softplus": ((), softplus),
 }
 
+_OPERATORS = {
+    "relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "leakyrelu": "LeakyRelu", "elu": "Elu",
+    "softsign": "Softsign", "thresholdedrelu": "ThresholdedRelu", "hardsigmoid": "HardSigmoid", "softplus": "Softplus",
+}  # fmt: skip
+
 Function = Callable[[np.ndarray], np.ndarray]
 # f(x, h, c, direction) -> (h, c): one step, for the products x of the inputs with the weights.
 StepFunction = Callable[[np.ndarray, np.ndarray, np.ndarray | None, int], tuple[np.ndarray, np.ndarray | None]]
@@ -39,10 +44,11 @@ StepFunction = Callable[[np.ndarray, np.ndarray, np.ndarray | None, int], tuple[
 class _Cell:
     """One direction of a layer that is lowered: what its steps are made of.
 
-    bias: (of the inputs, of the states), or None; functions: names of activation operators.
+    bias: (of the inputs, of the states), or None; functions: (name, alpha and beta) of the activations.
     """
 
-    def __init__(self, g: Gradients, c: Call, operands: list[str | None], d: int, hidden: int, functions: list[str]):
+    def __init__(self, g: Gradients, c: Call, operands: list[str | None], d: int, hidden: int,
+                 functions: list[tuple[str, list[float]]]):  # fmt: skip
         self.g, self.c, self.operands, self.d, self.hidden, self.functions = g, c, operands, d, hidden, functions
         self.recurrent = self.part(2)
         gates = c.ins[2].shape[1]
@@ -60,6 +66,17 @@ class _Cell:
     def split(self, x: str, parts: int, axis: int) -> list[str]:
         sizes = self.g.ints(*[self.hidden] * parts)
         return self.g.emit("Split", [x, sizes], {"axis": axis}, outputs=parts)
+
+    def activated(self, index: int, x: str) -> str:
+        """An activation function of x, which is clipped before it."""
+        g, clip, (name, params) = self.g, self.c["clip"], self.functions[index]
+        if clip is not None:
+            x = g.emit("Clip", [x, g.scalar(-clip, x), g.scalar(clip, x)])
+        if name == "affine":
+            return g.add(g.scale(x, params[0]), g.scalar(params[1], x))
+        if name == "scaledtanh":
+            return g.scale(g.emit("Tanh", [g.scale(x, params[1])]), params[0])
+        return g.emit(_OPERATORS[name], [x], dict(zip(("alpha", "beta"), params, strict=False)))
 
     def product(self, h: str, weights: str, bias: str | None = None) -> str:
         return self.g.emit("Gemm", [h, weights, bias], {"transB": 1})
@@ -135,18 +152,21 @@ class _Recurrent(Op):
 
     def _functions(self, c: Call) -> list[list[Function]]:
         """The activation functions of each direction, clipping included. Raises ShapeError."""
+        clip = c["clip"]
+        return [[_clipped(_FUNCTIONS[name][1], params, clip) for name, params in way] for way in self._parameters(c)]
+
+    def _parameters(self, c: Call) -> list[list[tuple[str, list[float]]]]:
+        """The activation functions of each direction: names, alpha and beta. Raises ShapeError."""
         names, count = self._names(c), len(self.defaults)
         if len(names) != count * self._ways(c):
             raise c.error(f"activations has {len(names)} names; {count * self._ways(c)} are needed")
         given = [list(c["activation_alpha"] or ()), list(c["activation_beta"] or ())]
-        clip = c["clip"]
         found = []
         for name in names:
             if name not in _FUNCTIONS:
                 raise c.error(f"unknown activation {name!r}; known: {', '.join(_FUNCTIONS)}")
-            defaults, function = _FUNCTIONS[name]
-            params = [v.pop(0) if v else default for default, v in zip(defaults, given, strict=False)]
-            found.append(_clipped(function, params, clip))
+            defaults = _FUNCTIONS[name][0]
+            found.append((name, [v.pop(0) if v else default for default, v in zip(defaults, given, strict=False)]))
         return [found[i : i + count] for i in range(0, len(found), count)]
 
     def _run(
@@ -192,22 +212,20 @@ class _Recurrent(Op):
     # Training: the steps one after another, of operators with gradients.
 
     def lower(self, g: Gradients, c: Call) -> list[str | None]:
-        """Every step's operators. Raises ShapeError for sequences of different lengths, and for activation functions
-        other than Relu, Tanh and Sigmoid."""
-        names = self._names(c)
-        if c.has(4) or c["clip"] is not None or not set(names) <= {"relu", "tanh", "sigmoid"}:
-            raise c.error("lengths, clipping and activations beside Relu, Tanh and Sigmoid cannot be trained")
+        """Every step's operators. Of sequences of different lengths, each keeps its state behind its end."""
+        functions = self._parameters(c)
         operands = [c.node.inputs[i] if c.has(i) else None for i in range(len(self.inputs))]
         x, hidden = operands[0], c.ins[2].shape[2]
         steps, batch = c.ins[0].shape[:2] if c["layout"] == 0 else c.ins[0].shape[1::-1]
         if c["layout"]:
             x = g.transpose(x, [1, 0, 2])
-        ways, count = self._ways(c), len(self.defaults)
+        ways = self._ways(c)
+        lengths = g.reshape(g.cast(operands[4], c.ins[0].dtype), (batch, 1)) if c.has(4) else None
         rows = g.reshape(x, (steps * batch, c.ins[0].shape[2]))
         outputs: list[list[str]] = []
         lasts: list[list[str]] = []
         for d in range(ways):
-            cell = _Cell(g, c, operands, d, hidden, [n.capitalize() for n in names[d * count : (d + 1) * count]])
+            cell = _Cell(g, c, operands, d, hidden, functions[d])
             products = g.emit("Gemm", [rows, cell.part(1), self.input_bias(cell)], {"transB": 1})
             each = g.emit("Split", [products, g.ints(*[batch] * steps)], {"axis": 0}, outputs=steps)
             each = [each] if steps == 1 else each
@@ -216,8 +234,13 @@ class _Recurrent(Op):
             state = [self._first(g, c, operands, i, d, zero) for i in (5, 6)[: self.states]]
             found: dict[int, str] = {}
             for t in range(steps)[::-1] if reverse else range(steps):
-                state = self.cell(cell, each[t], state)
-                found[t] = state[0]
+                new = self.cell(cell, each[t], state)
+                if lengths is None:
+                    state, found[t] = new, new[0]
+                    continue
+                live = g.emit("Greater", [lengths, g.scalar(t, lengths)])
+                state = [g.emit("Where", [live, *pair]) for pair in zip(new, state, strict=True)]
+                found[t] = g.emit("Where", [live, new[0], g.scalar(0, x)])
             outputs.append([g.reshape(found[t], (1, 1, batch, hidden)) for t in range(steps)])
             lasts.append([g.reshape(s, (1, batch, hidden)) for s in state])
         y = g.emit("Concat", [g.emit("Concat", way, {"axis": 0}) for way in outputs], {"axis": 1})
@@ -298,7 +321,7 @@ class RNN(_Recurrent):
         return self._run(c, x, w, lens, h0, None, hidden, step, bias)
 
     def cell(self, cell: _Cell, x: str, state: list[str]) -> list[str]:
-        return [cell.g.emit(cell.functions[0], [cell.g.add(x, cell.product(state[0], cell.recurrent))])]
+        return [cell.activated(0, cell.g.add(x, cell.product(state[0], cell.recurrent)))]
 
     def bind(self, c: Call) -> Kernel | None:
         return self._bind(c, "recurrent.rnn_f32", 0)
@@ -354,14 +377,14 @@ class GRU(_Recurrent):
         g, (h,) = cell.g, state
         weights = cell.split(cell.recurrent, 3, 0)
         at_z, at_r, at_h = cell.split(x, 3, 1)
-        z = g.emit(cell.functions[0], [g.add(at_z, cell.product(h, weights[0]))])
-        reset = g.emit(cell.functions[0], [g.add(at_r, cell.product(h, weights[1]))])
+        z = cell.activated(0, g.add(at_z, cell.product(h, weights[0])))
+        reset = cell.activated(0, g.add(at_r, cell.product(h, weights[1])))
         if cell.c["linear_before_reset"]:
             bias = None if cell.bias is None else cell.split(cell.bias[1], 3, 0)[2]
             inside = g.mul(reset, cell.product(h, weights[2], bias))
         else:
             inside = cell.product(g.mul(reset, h), weights[2])
-        new = g.emit(cell.functions[1], [g.add(at_h, inside)])
+        new = cell.activated(1, g.add(at_h, inside))
         return [g.add(new, g.mul(z, g.sub(h, new)))]
 
     def bind(self, c: Call) -> Kernel | None:
@@ -407,17 +430,17 @@ class LSTM(_Recurrent):
         return self._run(c, x, w, lens, h0, c0, hidden, step, bias)
 
     def cell(self, cell: _Cell, x: str, state: list[str]) -> list[str]:
-        g, (h, kept), functions = cell.g, state, cell.functions
+        g, (h, kept) = cell.g, state
         i, o, f, new = cell.split(g.add(x, cell.product(h, cell.recurrent)), 4, 1)
         if cell.operands[7] is not None:
             peep_i, peep_o, peep_f = cell.split(cell.part(7), 3, 0)
             i, f = g.add(i, g.mul(peep_i, kept)), g.add(f, g.mul(peep_f, kept))
-        i = g.emit(functions[0], [i])
-        forget = g.sub(g.scalar(1, i), i) if cell.c["input_forget"] else g.emit(functions[0], [f])
-        kept = g.add(g.mul(forget, kept), g.mul(i, g.emit(functions[1], [new])))
+        i = cell.activated(0, i)
+        forget = g.sub(g.scalar(1, i), i) if cell.c["input_forget"] else cell.activated(0, f)
+        kept = g.add(g.mul(forget, kept), g.mul(i, cell.activated(1, new)))
         if cell.operands[7] is not None:
             o = g.add(o, g.mul(peep_o, kept))
-        return [g.mul(g.emit(functions[0], [o]), g.emit(functions[2], [kept])), kept]
+        return [g.mul(cell.activated(0, o), cell.activated(2, kept)), kept]
 
     def bind(self, c: Call) -> Kernel | None:
         return self._bind(c, "recurrent.lstm_f32", int(bool(c["input_forget"])))

@@ -339,8 +339,6 @@ class _Cumulative(Op):
         return Kernel("reduce.cumulative", ints, inputs=(0,))
 
     def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
-        if self.product:
-            return super().gradient(g, c, dy)
         attrs = {"exclusive": c["exclusive"], "reverse": int(not c["reverse"])}
         return [g.emit("CumSum", [dy, c.node.inputs[1]], attrs), None]
 
@@ -355,6 +353,30 @@ class CumProd(_Cumulative):
     """Y[i] = product of X[0..i] along `axis`; without X[i] if `exclusive`, from the end if `reverse`."""
 
     product = True
+
+    def lower(self, g: Gradients, c: Call) -> list[str] | None:
+        """In log2(n) products with the same shifted, which have gradients also where elements are 0 (Hillis and
+        Steele, "Data parallel algorithms", 1986)."""
+        if c.ins[0].dtype not in FLOATS:
+            return None
+        axis, y, step = self.axis(c), c.node.inputs[0], 1
+        size = c.ins[0].shape[axis]
+
+        def moved(x: str, by: int) -> str:
+            """Later by so many places, ones coming in."""
+            shape = list(c.ins[0].shape)
+            shape[axis] = by
+            ones = g.expand(g.scalar(1, x), shape)
+            first, last = (by, size) if c["reverse"] else (0, size - by)
+            kept = g.emit("Slice", [x, g.ints(first), g.ints(last), g.ints(axis)])
+            return g.emit("Concat", [kept, ones] if c["reverse"] else [ones, kept], {"axis": axis})
+
+        if c["exclusive"] and size:
+            y = moved(y, 1)
+        while step < size:
+            y = g.mul(y, moved(y, step))
+            step *= 2
+        return [g.emit("Identity", [y])]
 
 
 @op("Det", since=22)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +12,11 @@ from evort.errors import ExecutionError
 from evort.ops.base import REQUIRED, Attr, Call, Op, op, wide
 from evort.ops.pool import LIMIT, listed, spatial_axes
 from evort.types import FLOATS, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
+
+Bin = tuple[int, int, int, int, tuple[int, int], tuple[int, int]]
 
 
 @op("MaxUnpool", since=22)
@@ -57,6 +64,12 @@ class MaxUnpool(Op):
             y = np.pad(y, [(0, int(d) - n) for d, n in zip(output_shape, inner, strict=True)])
         return y
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        inner = self.undone(c)
+        if g.shape(dy) != inner:
+            dy = g.emit("Slice", [dy, g.ints(*[0] * len(inner)), g.ints(*inner)])
+        return [g.emit("Gather", [g.reshape(dy, (prod(inner),)), c.node.inputs[1]]), None]
+
 
 @op("MaxRoiPool", since=22)
 class MaxRoiPool(Op):
@@ -67,6 +80,7 @@ class MaxRoiPool(Op):
     """
 
     inputs, outputs = ("X", "rois"), ("Y",)
+    untrained = (1,)
     attrs = {"pooled_shape": Attr("ints", REQUIRED), "spatial_scale": Attr("float", 1.0)}
     dtypes = {"X": FLOATS, "rois": FLOATS}
 
@@ -78,19 +92,29 @@ class MaxRoiPool(Op):
 
     def reference(self, c: Call, x: np.ndarray, rois: np.ndarray) -> np.ndarray:
         y = np.zeros((len(rois), x.shape[1], *c["pooled_shape"]), x.dtype)
+        for r, i, j, image, (top, bottom), (left, right) in self.bins(c, x.shape, rois):
+            y[r, :, i, j] = x[image, :, top:bottom, left:right].max((1, 2))
+        return y
+
+    def bins(self, c: Call, shape: tuple[int, ...], rois: np.ndarray) -> Iterator[Bin]:
+        """Those with elements: (region, row, column, image, (top, bottom), (left, right)). Raises ExecutionError."""
         corners = np.trunc(wide(rois)[:, 1:] * c["spatial_scale"] + np.copysign(0.5, rois[:, 1:]))
         images = rois[:, 0]
         # Beyond 2^31 the corners of a region are no longer exact in every float type.
-        if not np.all(np.abs(corners) < LIMIT) or not np.all((images >= 0) & (images < len(x))):
+        if not np.all(np.abs(corners) < LIMIT) or not np.all((images >= 0) & (images < shape[0])):
             raise ExecutionError(f"{c.node.label()}: a region has no finite corners, or is of no image in the batch")
-        for image, (x1, y1, x2, y2), out in zip(images.astype(int), corners.astype(int).tolist(), y, strict=True):
-            tops = _bins(y1, y2, c["pooled_shape"][0], x.shape[2])
-            sides = _bins(x1, x2, c["pooled_shape"][1], x.shape[3])
+        corners = corners.astype(int).tolist()
+        for r, (image, (x1, y1, x2, y2)) in enumerate(zip(images.astype(int).tolist(), corners, strict=True)):
+            tops = _bins(y1, y2, c["pooled_shape"][0], shape[2])
+            sides = _bins(x1, x2, c["pooled_shape"][1], shape[3])
             for i, (top, bottom) in enumerate(tops):
                 for j, (left, right) in enumerate(sides):
                     if bottom > top and right > left:
-                        out[:, i, j] = x[image, :, top:bottom, left:right].max((1, 2))
-        return y
+                        yield r, i, j, image, (top, bottom), (left, right)
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        attrs = {name: c[name] for name in self.attrs}
+        return [g.emit("MaxRoiPoolGrad", [dy, *c.node.inputs], attrs, "evort"), None]
 
 
 def _bins(first: int, last: int, count: int, size: int) -> list[tuple[int, int]]:

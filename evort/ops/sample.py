@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from itertools import product
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +17,10 @@ from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.interpolate import cubic
 from evort.ops.views import INT64
-from evort.types import FLOATS, INTS, DType, Spec
+from evort.types import FLOATS, INTS, STORAGE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 ZEROS, BORDER, REFLECT, REGION = 0, 1, 2, 3  # EV_PAD_* in interpolate.h
 TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
@@ -113,6 +117,7 @@ class GridSample(Op):
     """
 
     inputs, outputs = ("X", "grid"), ("Y",)
+    untrained = (1,)
     attrs = {
         "align_corners": Attr("int", 0),
         "mode": Attr("str", "linear"),
@@ -167,6 +172,13 @@ class GridSample(Op):
             scratch=scratch_bytes(x.shape[1], prod(dims)),
         )
 
+    def lower(self, g: Gradients, c: Call) -> list[str] | None:
+        if c.ins[0].dtype not in FLOATS:
+            return None
+        from evort.ops.sample_lower import grid_sample
+
+        return [grid_sample(g, *c.node.inputs, *self.choices(c), bool(c["align_corners"]))]
+
 
 @op("tri_forward", since=1, domain="cus_ops")
 class LookupTable3D(Op):
@@ -186,6 +198,7 @@ class LookupTable3D(Op):
     }  # fmt: skip
     inplace = ((0, 2),)
     unread = frozenset({"out?", "shift?"})
+    untrained = (5,)
 
     def infer(self, c: Call) -> list[Spec]:
         table, image = c.ins[:2]
@@ -225,6 +238,11 @@ class LookupTable3D(Op):
             inputs=(0, 1, 5),
         )
 
+    def lower(self, g: Gradients, c: Call) -> list[str]:
+        from evort.ops.sample_lower import lookup_table
+
+        return [lookup_table(g, *(c.node.inputs[i] for i in (0, 1, 5)))]
+
 
 @op("RoiAlign", since=22)
 class RoiAlign(Op):
@@ -236,6 +254,7 @@ class RoiAlign(Op):
     """
 
     inputs, outputs = ("X", "rois", "batch_indices"), ("Y",)
+    untrained = (1,)
     attrs = {
         "coordinate_transformation_mode": Attr("str", "half_pixel"),
         "mode": Attr("str", "avg"),
@@ -280,6 +299,11 @@ class RoiAlign(Op):
                 corners = [blend(image, [[a], [b]]) * a[1] * b[1] for a in ys for b in xs]
                 out[r] = np.max(corners, 0).max((2, 4))
         return out
+
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        """Of the image; regions have none here, as in other frameworks."""
+        attrs = {name: c[name] for name in self.attrs}
+        return [g.emit("RoiAlignGrad", [dy, *c.node.inputs], attrs, "evort"), None, None]
 
     def points(self, c: Call, start: float, end: float, bins: int) -> np.ndarray:
         """Coordinates [bins, points of a bin] along one axis."""
@@ -331,8 +355,8 @@ class AffineGrid(Op):
         dims = self.dims(c, c.value(1))
         return [Spec(c.ins[0].dtype, (c.ins[0].shape[0], *dims, len(dims)))]
 
-    def reference(self, c: Call, theta: np.ndarray, size: np.ndarray) -> np.ndarray:
-        dims = self.dims(c, size)
+    def base(self, c: Call, dims: tuple[int, ...]) -> np.ndarray:
+        """[prod(dims), r + 1]: the points before theta, and ones."""
         lines = []
         for d in dims:
             at = np.arange(d, dtype=np.float64)
@@ -341,9 +365,12 @@ class AffineGrid(Op):
             else:
                 lines.append((2 * at + 1) / d - 1)
         axes = np.meshgrid(*lines, indexing="ij")[::-1]
-        points = np.stack([*axes, np.ones_like(axes[0])], -1)
+        return np.stack([*axes, np.ones_like(axes[0])], -1).reshape(-1, len(dims) + 1)
+
+    def reference(self, c: Call, theta: np.ndarray, size: np.ndarray) -> np.ndarray:
+        dims = self.dims(c, size)
         with np.errstate(all="ignore"):
-            grid = points.reshape(1, -1, len(dims) + 1) @ theta.astype(np.float64).transpose(0, 2, 1)
+            grid = self.base(c, dims) @ theta.astype(np.float64).transpose(0, 2, 1)
             return grid.reshape(len(theta), *dims, len(dims)).astype(theta.dtype)
 
     def bind(self, c: Call) -> Kernel | None:
@@ -353,3 +380,8 @@ class AffineGrid(Op):
         rows = prod(dims[:-1]) * c.ins[0].shape[0] if c.outs[0].size else 0
         ints = (rows, len(dims), int(c["align_corners"] != 0), *dims)
         return Kernel("interpolate.affine_grid", ints=ints, inputs=(0,))
+
+    def lower(self, g: Gradients, c: Call) -> list[str]:
+        out = c.outs[0]
+        base = g.constant(self.base(c, out.shape[1:-1]).astype(STORAGE[out.dtype]))
+        return [g.reshape(g.emit("MatMul", [base, g.swapped(c.node.inputs[0])]), out.shape)]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evort.ops.base import Attr, Call, DataDependent, Kernel, Op, op
 from evort.types import ANY, FLOAT8, NUMERIC, STORAGE, SUBBYTE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _PLAIN = ANY - FLOAT8 - SUBBYTE - {DType.SEQUENCE, DType.OPTIONAL}
 
@@ -53,6 +56,13 @@ class TopK(Op):
         k, n = y.shape[axis], x.shape[axis]
         ints = (k, n, prod(x.shape[axis + 1 :]), STORAGE[x.dtype].itemsize, int(not c["largest"]), 16 * k)
         return Kernel("search.top_k", ints, scratch=16 * k * c.threads, inputs=(0,))
+
+    def gradient(self, g: Gradients, c: Call, dvalues: str | None, *_: None) -> list[str | None]:
+        if dvalues is None:
+            return [None, None]
+        index = c.node.outputs[1] if c.wants(1) else g.replay("TopK", c, c.node.inputs, outputs=2)[1]
+        zeros = g.expand(g.scalar(0, dvalues), c.ins[0].shape)
+        return [g.emit("ScatterElements", [zeros, index, dvalues], {"axis": c["axis"]}), None]
 
 
 @op("NonMaxSuppression", since=11)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from math import log, pi
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Op, op
-from evort.types import FLOATS, NUMERIC, DType, Spec
+from evort.types import FLOATS, NUMERIC, STORAGE, DType, Spec
+
+if TYPE_CHECKING:
+    from evort.ops.gradients import Gradients
 
 _SIZES = frozenset({DType.INT32, DType.INT64})
 
@@ -80,6 +84,16 @@ def _complex(x: np.ndarray) -> np.ndarray:
     return z
 
 
+def fitted(g: Gradients, x: str, axis: int, size: int) -> str:
+    """An axis cut to a size, or filled with zeros."""
+    shape = g.shape(x)
+    if shape[axis] > size:
+        return g.emit("Slice", [x, g.ints(0), g.ints(size), g.ints(axis)])
+    pads = [0] * (2 * len(shape))
+    pads[len(shape) + axis] = size - shape[axis]
+    return x if shape[axis] == size else g.emit("Pad", [x, g.ints(*pads)])
+
+
 def _parts(z: np.ndarray) -> np.ndarray:
     return np.stack([z.real, z.imag], -1)
 
@@ -136,6 +150,29 @@ class DFT(Op):
             return np.fft.irfft(z, n, at)[..., None] if c["onesided"] else _parts(np.fft.ifft(z, n, at))
         return _parts(np.fft.rfft(_real(x), n, at) if c["onesided"] else np.fft.fft(_complex(x), n, at))
 
+    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
+        """The adjoint: n times the inverse transform of dY, or 1/n of the transform."""
+        axis, n = self.plan(c)
+        x = c.ins[0].shape
+        if not c["inverse"]:
+            dx = g.scale(self.transformed(g, fitted(g, dy, axis, n), n, axis, inverse=1), n)
+        elif not c["onesided"]:
+            dx = g.scale(self.transformed(g, dy, n, axis), 1 / n)
+        else:
+            # A term stands for its conjugate, too; the first, and the one of half of an even n, are their own.
+            weights = np.full(n // 2 + 1, 2 / n)
+            weights[:: n // 2 if n % 2 == 0 else n] = 1 / n
+            weights = weights.reshape(-1, *[1] * (len(x) - 1 - axis)).astype(STORAGE[c.ins[0].dtype])
+            dx = g.mul(self.transformed(g, dy, n, axis, onesided=1), g.constant(weights))
+        dx = fitted(g, dx, axis, x[axis])
+        if x[-1] == 1:
+            dx = g.emit("Slice", [dx, g.ints(0), g.ints(1), g.ints(len(x) - 1)])
+        return [dx, None, None]
+
+    @staticmethod
+    def transformed(g: Gradients, x: str, n: int, axis: int, **flags: int) -> str:
+        return g.emit("DFT", [x, g.constant(np.array(n)), g.constant(np.array(axis))], flags)
+
 
 @op("STFT", since=17)
 class STFT(Op):
@@ -143,6 +180,7 @@ class STFT(Op):
     terms, 2]. `onesided` (of real signals): the first frame_length // 2 + 1 terms."""
 
     inputs, outputs = ("signal", "frame_step", "window?", "frame_length?"), ("output",)
+    untrained = (2,)
     attrs = {"onesided": Attr("int", 1)}
     dtypes = {"signal": FLOATS, "frame_step": _SIZES, "window": FLOATS, "frame_length": _SIZES}
 
@@ -180,6 +218,14 @@ class STFT(Op):
         if window is not None:
             frames = frames * window
         return _parts(np.fft.rfft(frames) if c["onesided"] else np.fft.fft(frames))
+
+    def lower(self, g: Gradients, c: Call) -> list[str]:
+        step, length, count = self.plan(c)
+        at = np.arange(count)[:, None] * step + np.arange(length)
+        frames = g.emit("Gather", [c.node.inputs[0], g.constant(at)], {"axis": 1})
+        if c.has(2):
+            frames = g.mul(frames, g.reshape(c.node.inputs[2], (length, 1)))
+        return [DFT.transformed(g, frames, length, 2, onesided=int(c["onesided"] != 0))]
 
 
 @op("MelWeightMatrix", since=17)
