@@ -237,6 +237,14 @@ def test_instance_normalization():
     assert ops_of(after) == ["InstanceNormalization"]
 
 
+def test_shift_behind_an_activation_of_a_normalization_stays():
+    w = Writer()
+    w.constants.update(one=np.ones(3, np.float32), zero=np.zeros(3, np.float32), shift=f32(3, 1, 1))
+    last = w.Add(w.Relu(w.InstanceNormalization("x", "one", "zero")), "shift")
+    after = check_pass(w.model(last, (2, 3, 4, 5)), rtol=1e-5)
+    assert ops_of(after) == ["InstanceNormalization", "Add"]
+
+
 def test_normalization_of_other_axes_stays():
     w = Writer()
     after = check_pass(w.model(layer_norm(w, axes_of(w, [1]), "mul"), (2, 8, 5)), rtol=1e-5)

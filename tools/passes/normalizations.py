@@ -272,7 +272,7 @@ def _group(ed: Edit, node: Node) -> bool:
 def _scale_and_shift(ed: Edit, node: Node) -> bool:
     """Takes a Mul and an Add behind a normalization in: the Mul while the shift is zero."""
     changed = False
-    while (user := ed.only_user(node.outputs[0])) is not None:
+    while not node.attrs.get("activation") and (user := ed.only_user(node.outputs[0])) is not None:
         if user.op not in ("Mul", "Add") or user.domain or user.attrs or len(node.outputs) > 1:
             break
         name = user.inputs[1 if user.inputs[0] == node.outputs[0] else 0]

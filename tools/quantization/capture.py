@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from evort.backends.cpu import CpuBackend
 from evort.errors import EvortError
 from evort.graph import Graph, Model, with_outputs
 from evort.ops.base import Call, Op
@@ -22,8 +23,8 @@ from evort.types import Spec
 LIMIT = 1 << 28
 
 
-class _Unbound:
-    """Plans shapes alone, without kernels."""
+class _Unbound(CpuBackend):
+    """Plans shapes alone: no step has a kernel."""
 
     def bind(self, definition: Op, c: Call) -> tuple[None, Callable[[list[Any]], Sequence[Any]]]:
         return None, lambda arrays: run_reference(definition, c, arrays)
