@@ -141,9 +141,14 @@ class BuildExt(build_ext):
         if not DEBUG and self.takes(UKR_GCC):
             core.extra_compile_args += UKR_GCC
         core.extra_objects = self.objects(kernels)
-        core.sources = []
+        core.sources, core.depends = [], [*core.depends, *core.extra_objects]
         self.extensions[:] = [core, *(e for e in self.extensions if e not in kernels)]
         super().build_extensions()
+        # What an older checkout built here and setuptools would pack as well: modules that are linked into core now.
+        made = {Path(self.get_ext_fullpath(e.name)).resolve() for e in self.extensions}
+        for path in Path(self.build_lib, "evort").rglob("*.so"):
+            if path.resolve() not in made:
+                path.unlink()
 
     def objects(self, extensions: list[Extension]) -> list[str]:
         """The object files of all sources, each compiled with the flags of its extension where it is out of date."""

@@ -25,6 +25,10 @@ _BY_CHANNEL = {
     "GlobalMaxPool": (), "HardSigmoid": (), "HardSwish": (), "Identity": (), "LeakyRelu": (), "MaxPool": (), "Mish": (),
     "Relu": (), "Resize": (), "Sigmoid": (), "Softplus": (), "Sqrt": (), "Swish": (), "Tanh": (), "Abs": (), "Neg": (),
 }  # fmt: skip
+# Of these, those to which axis 1 is the channels' and the others are not alike.
+_AXIS_1 = frozenset({
+    "AveragePool", "BatchNormalization", "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "MaxPool",
+})  # fmt: skip
 _BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Pow"})
 _REDUCE = frozenset({"ReduceMean", "ReduceMax", "ReduceSum"})
 
@@ -127,12 +131,19 @@ class Channels:
         found = self.tensors.get(name)
         return found[1] if found is not None and found[0] == axis else None
 
+    def _summed(self, name: str, axis: int) -> np.ndarray | None:
+        """The same for what a product sums over; channels that lie elsewhere must stay."""
+        channels = self._input(name, axis)
+        if channels is None:
+            self._pin(name)
+        return channels
+
     def _conv(self, node: Node) -> bool:
         w = self._constant(node.inputs[1])
         if w is None or any(len(node.inputs) > i and node.inputs[i] in self.tensors and i != 3 for i in (1, 2, 4)):
             return False
         group, m = node.attrs.get("group", 1), w.shape[0]
-        x = self._input(node.inputs[0], 1)
+        x = self._summed(node.inputs[0], 1)
         if group > 1 and x is None:
             return False
         made = self._fresh(m)
@@ -156,7 +167,7 @@ class Channels:
         w = self._constant(node.inputs[1])
         if w is None or node.attrs.get("group", 1) != 1:
             return False
-        x = self._input(node.inputs[0], 1)
+        x = self._summed(node.inputs[0], 1)
         if x is not None:
             self._place(x, node.inputs[1], 0)
         made = self._fresh(w.shape[1])
@@ -169,7 +180,7 @@ class Channels:
         if w is None or node.attrs.get("transA", 0):
             return False
         rows, columns = (0, 1) if node.attrs.get("transB", 0) else (1, 0)
-        x = self._input(node.inputs[0], 1)
+        x = self._summed(node.inputs[0], 1)
         if x is not None:
             self._place(x, node.inputs[1], columns)
         made = self._fresh(w.shape[rows])
@@ -181,9 +192,7 @@ class Channels:
         w, rank = self._constant(node.inputs[1]), self._rank(node.inputs[0])
         if w is None or w.ndim != 2 or rank is None or rank < 2:
             return False
-        x = self._input(node.inputs[0], rank - 1)
-        if x is None and node.inputs[0] in self.tensors:
-            return False
+        x = self._summed(node.inputs[0], rank - 1)
         if x is not None:
             self._place(x, node.inputs[1], 0)
         made = self._fresh(w.shape[1])
@@ -229,7 +238,7 @@ class Channels:
             sizes = self.graph.constant(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] else None
             if sizes is not None:
                 return False
-        if node.op in ("InstanceNormalization", "BatchNormalization") and axis != 1:
+        if axis != 1 and node.op in _AXIS_1:
             return False
         if not self._vectors(node, _BY_CHANNEL[node.op], channels):
             return False
