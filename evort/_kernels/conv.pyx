@@ -4,8 +4,8 @@
     direct_f32      a padded copy of a band of the image is the right operand, read at each tap's offset
     winograd_f32    3x3, stride 1, enough channels: a quarter of the products
     im2col_f32      any other: the right operand is packed from the image, panel by panel, never built as a whole
-    depthwise_f32   one input channel a group: no product, a stencil over the image, some channels at a time (where rows
-                    are very long, channel by channel)
+    depthwise_f32   one input channel a group: no product, a stencil over the image: 3x3 and 5x5 along rows, others some
+                    channels at a time (where rows are very long, channel by channel)
     transpose_f32   ConvTranspose: products in blocks, then their sums row by row of the output
 
 Weights are read where the file has them. All take ints (activation, groups, then a Window of evort/ops/conv.py) and
@@ -15,8 +15,8 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_DEPTHWISE_CHANNELS, EV_OK, ev_call,
-                                  ev_conv_window, ev_depthwise, ev_depthwise_floats, ev_direct, ev_direct_image, ev_epilogue, ev_tile, ev_ukr,
-                                  ev_winograd_output, parallel_for, register, ukernels)
+                                  ev_conv_window, ev_depthwise, ev_depthwise_floats, ev_depthwise_rows, ev_direct, ev_direct_image,
+                                  ev_epilogue, ev_tile, ev_ukr, ev_winograd_output, parallel_for, register, ukernels)
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
 
 cdef const ev_ukr *K = ukernels()
@@ -181,7 +181,8 @@ ctypedef struct Depthwise:
     ev_depthwise stencil
     int64_t channels, blocks     # channels of a block
     int64_t bands, band_rows     # each block in bands of so many output rows
-    int64_t floats               # scratch of a thread; 0 where channels are done one by one
+    bint along_rows              # by depthwise_rows_f32
+    int64_t floats               # scratch of a thread for depthwise_block_f32; 0 where it is not used
 
 
 cdef void plan_depthwise(Depthwise *job, const ev_conv_window *g, int64_t c, int64_t m, int64_t items, bint clamp,
@@ -192,13 +193,18 @@ cdef void plan_depthwise(Depthwise *job, const ev_conv_window *g, int64_t c, int
     d.h, d.w, d.oh, d.ow, d.kh, d.kw = g.image[1], g.image[2], g.out[1], g.out[2], g.kernel[1], g.kernel[2]
     d.sh, d.sw, d.dh, d.dw = g.stride[1], g.stride[2], g.dilation[1], g.dilation[2]
     d.pad_h, d.pad_w, d.multiplier = g.pad[1], g.pad[2], max(<int64_t> 1, m // max(<int64_t> 1, c))
-    rows = d.oh
-    while rows > 1 and ev_depthwise_floats(d, rows) > DEPTHWISE_FLOATS:
-        rows = (rows + 1) // 2
-    job.floats = round64(4 * ev_depthwise_floats(d, rows)) // 4
-    if job.floats > 2 * DEPTHWISE_FLOATS:    # rows too long even one by one
+    job.along_rows = ev_depthwise_rows(d)
+    if job.along_rows:
         job.floats = 0
-    job.channels = EV_DEPTHWISE_CHANNELS if job.floats else 1
+        job.channels = max(1, min(m, DEPTHWISE_FLOATS // (d.oh * d.ow)))
+    else:
+        rows = d.oh
+        while rows > 1 and ev_depthwise_floats(d, rows) > DEPTHWISE_FLOATS:
+            rows = (rows + 1) // 2
+        job.floats = round64(4 * ev_depthwise_floats(d, rows)) // 4
+        if job.floats > 2 * DEPTHWISE_FLOATS:    # rows too long even one by one
+            job.floats = 0
+        job.channels = EV_DEPTHWISE_CHANNELS if job.floats else 1
     job.blocks = (m + job.channels - 1) // job.channels
     # Bands stay in the cache for the activation that follows; with few blocks they also give every thread its share.
     job.band_rows = d.oh if clamp else max(4, 4096 // d.ow)
@@ -228,7 +234,9 @@ cdef void depthwise_bands(void *ctx, int64_t begin, int64_t end, int32_t worker)
         channel = block * job.channels
         some = min(job.channels, s.m - channel)
         at = to + channel * s.outside
-        if job.floats:
+        if job.along_rows:
+            K.depthwise_rows_f32(&job.stencil, channel, channel + some, x, s.w, s.b, z, s.y + to, first, last)
+        elif job.floats:
             K.depthwise_block_f32(&job.stencil, channel, channel + some, x, s.w, s.b, z, s.y + to, first, last, scratch,
                                   job.floats)
         else:

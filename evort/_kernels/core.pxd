@@ -147,6 +147,7 @@ cdef extern from "conv.h" nogil:
         int64_t h, w, oh, ow, kh, kw, sh, sw, dh, dw, pad_h, pad_w, multiplier
         float lo, hi
     int EV_DEPTHWISE_CHANNELS
+    bint ev_depthwise_rows(const ev_depthwise *d)
     int64_t ev_depthwise_floats(const ev_depthwise *d, int64_t rows)
     ctypedef struct ev_direct_image:
         ev_conv_window window
@@ -357,6 +358,9 @@ cdef extern from "ukr.h" nogil:
                            float *dst) noexcept nogil
         void (*depthwise_f32)(const ev_depthwise *d, const float *x, const float *k, float bias, const float *residual,
                               float *y, int64_t first, int64_t last) noexcept nogil
+        void (*depthwise_rows_f32)(const ev_depthwise *d, int64_t begin, int64_t end, const float *x, const float *k,
+                                   const float *bias, const float *residual, float *y, int64_t first,
+                                   int64_t last) noexcept nogil
         void (*depthwise_block_f32)(const ev_depthwise *d, int64_t begin, int64_t end, const float *x, const float *k,
                                     const float *bias, const float *residual, float *y, int64_t first, int64_t last,
                                     float *scratch, int64_t floats) noexcept nogil

@@ -13,6 +13,7 @@
 #include "gemm_body.h"
 #include "epilogue_body.h"
 #include "direct_body.h"
+#include "depthwise_rows_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
 
@@ -27,6 +28,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .gemv_rows_f64 = EV_FN(gemv_rows_f64),
     .gemv_dot_f32 = EV_FN(gemv_dot_f32),
     .gemv_dot_f64 = EV_FN(gemv_dot_f64),
+    .depthwise_rows_f32 = EV_FN(depthwise_rows_f32),
     .direct_f32 = EV_FN(direct_f32),
     .sp_gather = EV_FN(sp_gather),
     .sp_tile_f32 = EV_FN(sp_tile_f32),

@@ -18,6 +18,14 @@ typedef struct {
     float lo, hi;
 } ev_depthwise;
 
+/* Whether depthwise_rows_f32 takes it: 3x3 or 5x5, padded by half a kernel at most. */
+static inline int ev_depthwise_rows(const ev_depthwise *d)
+{
+    return d->kh == d->kw && (d->kw == 3 || d->kw == 5) && d->dh == 1 && d->dw == 1 && d->pad_w <= d->kw / 2
+           && (d->sh == 1 || d->sh == 2) && (d->sw == 1 || (d->sw == 2 && d->sh == 2))
+           && (d->ow - 1) * d->sw + d->kw - d->pad_w <= d->w + d->kw / 2;
+}
+
 /* Channels to hand to depthwise_block_f32 in multiples of: no instruction set takes more at a time. */
 #define EV_DEPTHWISE_CHANNELS 8
 

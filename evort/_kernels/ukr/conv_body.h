@@ -191,7 +191,9 @@ static void EV_FN(im2col_f32)(const ev_conv_window *g, const float *x, int64_t p
 
 /* Depthwise convolution -------------------------------------------------------------------------------------------
  *
- * A tile of ROWS x (VT * VW) outputs is kept in registers while the input rows under it pass by once. Tiles at the
+ * For rows that are too long for depthwise_block_body.h, and kernels that depthwise_rows_body.h does not take.
+ *
+ * A tile of VT * VW outputs is kept in registers while the input rows under it pass by once. Tiles at the
  * left and right border read a strip: a small zero-padded copy of the columns under them, so that there is one inner
  * loop without bounds along the width and no padded copy of the image. The last tile of a row is moved left to end
  * with the row; where that is not possible (a narrow row, or a residual that the result overwrites) it stores fewer
@@ -227,60 +229,45 @@ static inline V EV_FN(gather)(const float *row, int64_t w, int64_t s, int64_t wi
     return r;
 }
 
-/* One tile. ROWS > 1 needs stride 1 and dilation 1 along the height. STEP: 1 where that is the stride along the width;
- * else 0, and every load checks its bounds. ROWS, VT, STEP, and kh, kw, dw where they are known, are constants, and
- * the loops over them unroll. */
+/* One tile. STEP: 1 where that is the stride along the width; else 0, and every load checks its bounds. VT, STEP, and kw,
+ * dw where they are known, are constants, and the loops over them unroll. */
 static inline __attribute__((always_inline)) void EV_FN(depthwise_tile)(
     const ev_depthwise *d, EV_FN(source) x, const float *k, float bias, const float *residual, float *y, int64_t oh,
-    int64_t ow, int64_t lanes, const int64_t kh, const int64_t kw, const int64_t dw, const int ROWS, const int VT,
-    const int STEP)
+    int64_t ow, int64_t lanes, const int64_t kh, const int64_t kw, const int64_t dw, const int VT, const int STEP)
 {
-    V acc[4][4];
+    V acc[4];
 #pragma GCC unroll 4
-    for (int o = 0; o < ROWS; o++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VT; v++) acc[o][v] = bias - (V){0};
+    for (int v = 0; v < VT; v++) acc[v] = bias - (V){0};
     const int64_t w0 = ow * d->sw - d->pad_w, h0 = oh * d->sh - d->pad_h;
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS - 1 + kh; r++) {
+    for (int64_t r = 0; r < kh; r++) {
         const int64_t h = h0 + r * d->dh;
         if ((uint64_t)h >= (uint64_t)d->h) continue;
         const float *row = x.rows + h * x.stride;
 #pragma GCC unroll 5
         for (int64_t t = 0; t < kw; t++) {
-            V a[4];
 #pragma GCC unroll 4
             for (int v = 0; v < VT; v++) {
                 const int64_t w = w0 + t * dw + v * VW * (STEP ? 1 : d->sw);
-                a[v] = STEP ? *(const VU *)(row + w) : EV_FN(gather)(row, w, d->sw, d->w);
-            }
-#pragma GCC unroll 4
-            for (int o = 0; o < ROWS; o++) {
-                if (r - o < 0 || r - o >= kh) continue;
-                const float *at = k + (r - o) * kw + t;
-#pragma GCC unroll 4
-                for (int v = 0; v < VT; v++) acc[o][v] += a[v] * at[0];
+                acc[v] += (STEP ? *(const VU *)(row + w) : EV_FN(gather)(row, w, d->sw, d->w)) * k[r * kw + t];
             }
         }
     }
     const V lo = d->lo - (V){0}, hi = d->hi - (V){0};
 #pragma GCC unroll 4
-    for (int o = 0; o < ROWS; o++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VT; v++) {
-            V r = acc[o][v];
-            const int64_t at = (oh + o) * d->ow + ow + v * VW;
-            if (lanes >= (v + 1) * VW) {
-                if (residual) r += *(const VU *)(residual + at);
-                *(VU *)(y + at) = EV_MIN_F32(hi, EV_MAX_F32(lo, r));
-            } else {
-                float part[VW];
-                if (residual)
-                    for (int64_t i = 0; i < lanes - v * VW; i++) r[i] += residual[at + i];
-                *(VU *)part = EV_MIN_F32(hi, EV_MAX_F32(lo, r));
-                for (int64_t i = 0; i < lanes - v * VW; i++) y[at + i] = part[i];
-            }
+    for (int v = 0; v < VT; v++) {
+        V r = acc[v];
+        const int64_t at = oh * d->ow + ow + v * VW;
+        if (lanes >= (v + 1) * VW) {
+            if (residual) r += *(const VU *)(residual + at);
+            *(VU *)(y + at) = EV_MIN_F32(hi, EV_MAX_F32(lo, r));
+        } else {
+            float part[VW];
+            if (residual)
+                for (int64_t i = 0; i < lanes - v * VW; i++) r[i] += residual[at + i];
+            *(VU *)part = EV_MIN_F32(hi, EV_MAX_F32(lo, r));
+            for (int64_t i = 0; i < lanes - v * VW; i++) y[at + i] = part[i];
         }
+    }
 }
 
 /* Columns [w0, w0 + span) of rows [h0, h0 + n) of the image, those outside it zero, as a source. */
@@ -302,7 +289,7 @@ static EV_FN(source) EV_FN(make_strip)(const ev_depthwise *d, const float *x, in
 /* Output rows [first, last) of one channel. */
 static inline __attribute__((always_inline)) void EV_FN(depthwise_rows)(
     const ev_depthwise *d, const float *x, const float *k, float bias, const float *residual, float *y, int64_t first,
-    int64_t last, const int64_t kh, const int64_t kw, const int64_t dw, const int ROWS, const int VT, const int STEP)
+    int64_t last, const int64_t kh, const int64_t kw, const int64_t dw, const int VT, const int STEP)
 {
     const EV_FN(source) image = {x, d->w};
     const int64_t wide = VT * VW, tiles = (d->ow + wide - 1) / wide, reach = (kh - 1) * d->dh + 1;
@@ -311,14 +298,10 @@ static inline __attribute__((always_inline)) void EV_FN(depthwise_rows)(
     int64_t begin = 0, end = tiles; /* tiles [begin, end) lie inside the image */
 #define OW(i) (shift && (i) == tiles - 1 ? d->ow - wide : (i) * wide)
 #define LANES(i) (d->ow - OW(i) < wide ? d->ow - OW(i) : wide)
-#define TILES(source, i)                                                                                            \
-    for (oh = first; oh + ROWS <= last; oh += ROWS)                                                                 \
-        EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, ROWS, VT, STEP);    \
-    for (; ROWS > 1 && oh < last; oh++)                                                                             \
-        EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, 1, VT, STEP)
+#define TILE(source, i) \
+    EV_FN(depthwise_tile)(d, source, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, VT, STEP)
     if (STEP) {
         float strip[EV_FN(STRIP)];
-        int64_t oh;
         while (begin < tiles && OW(begin) * d->sw - d->pad_w < 0) begin++;
         while (end > begin && OW(end - 1) * d->sw - d->pad_w + span > d->w) end--;
         for (int64_t i = 0; i < tiles; i++) {
@@ -326,35 +309,28 @@ static inline __attribute__((always_inline)) void EV_FN(depthwise_rows)(
             if (i == tiles) break;
             const EV_FN(source) padded = EV_FN(make_strip)(d, x, first * d->sh - d->pad_h,
                 (last - 1 - first) * d->sh + reach, OW(i) * d->sw - d->pad_w, span, strip);
-            TILES(padded, i);
+            for (int64_t oh = first; oh < last; oh++) TILE(padded, i);
         }
     }
-    int64_t oh = first;
-    for (; oh + ROWS <= last; oh += ROWS)
-        for (int64_t i = begin; i < end; i++)
-            EV_FN(depthwise_tile)(d, image, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, ROWS, VT, STEP);
-    for (; ROWS > 1 && oh < last; oh++)
-        for (int64_t i = begin; i < end; i++)
-            EV_FN(depthwise_tile)(d, image, k, bias, residual, y, oh, OW(i), LANES(i), kh, kw, dw, 1, VT, STEP);
+    for (int64_t oh = first; oh < last; oh++)
+        for (int64_t i = begin; i < end; i++) TILE(image, i);
 #undef OW
 #undef LANES
-#undef TILES
+#undef TILE
 }
 
 #define EV_DEPTHWISE_ARGS                                                                                              \
     const ev_depthwise *d, const float *x, const float *k, float bias, const float *residual, float *y, int64_t first, \
         int64_t last
-#define EV_DEPTHWISE(name, kh, kw, dw, rows, vt, step)                                                          \
+#define EV_DEPTHWISE(name, kh, kw, dw, vt, step)                                                                \
     static __attribute__((noinline)) void EV_FN(name)(EV_DEPTHWISE_ARGS)                                        \
     {                                                                                                           \
-        EV_FN(depthwise_rows)(d, x, k, bias, residual, y, first, last, kh, kw, dw, rows, vt, step);             \
+        EV_FN(depthwise_rows)(d, x, k, bias, residual, y, first, last, kh, kw, dw, vt, step);                   \
     }
-EV_DEPTHWISE(depthwise_3x3, 3, 3, 1, 4, 1, 1)
-EV_DEPTHWISE(depthwise_5x5, 5, 5, 1, 2, 2, 1)
-EV_DEPTHWISE(depthwise_3, d->kh, 3, 1, 1, 2, 1)
-EV_DEPTHWISE(depthwise_5, d->kh, 5, 1, 1, 2, 1)
-EV_DEPTHWISE(depthwise_step1, d->kh, d->kw, d->dw, 1, 2, 1)
-EV_DEPTHWISE(depthwise_any, d->kh, d->kw, d->dw, 1, 1, 0)
+EV_DEPTHWISE(depthwise_3, d->kh, 3, 1, 2, 1)
+EV_DEPTHWISE(depthwise_5, d->kh, 5, 1, 2, 1)
+EV_DEPTHWISE(depthwise_step1, d->kh, d->kw, d->dw, 2, 1)
+EV_DEPTHWISE(depthwise_any, d->kh, d->kw, d->dw, 1, 0)
 
 /* Output rows [first, last) of one channel: y = clamp(x * k + bias + residual). */
 static void EV_FN(depthwise_f32)(EV_DEPTHWISE_ARGS)
@@ -362,10 +338,7 @@ static void EV_FN(depthwise_f32)(EV_DEPTHWISE_ARGS)
     const int dense = d->dw == 1 || d->kw == 1;
     void (*fn)(EV_DEPTHWISE_ARGS) = EV_FN(depthwise_any);
     if (d->sw == 1) {
-        const int square = d->sh == 1 && d->dh == 1 && dense && d->kh == d->kw;
-        if (square && d->kw == 3) fn = EV_FN(depthwise_3x3);
-        else if (square && d->kw == 5) fn = EV_FN(depthwise_5x5);
-        else if (dense && d->kw == 3) fn = EV_FN(depthwise_3);
+        if (dense && d->kw == 3) fn = EV_FN(depthwise_3);
         else if (dense && d->kw == 5) fn = EV_FN(depthwise_5);
         else fn = EV_FN(depthwise_step1);
     }
