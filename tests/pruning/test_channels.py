@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from random_graphs import RandomGraph
 from support import SHARED, make_model
 
 from evort.graph import Model, Node
@@ -14,7 +15,7 @@ from evort.session import Session
 from evort.types import DType
 from evort_tools.convert import convert_model
 from evort_tools.prune import prune
-from evort_tools.pruning.channels import Channels
+from evort_tools.pruning.channels import Channels, Space
 from evort_tools.pruning.patterns import Pattern
 from evort_tools.pruning.surgery import least, remove, saliency, separated
 from evort_tools.quantization.qdq import copy_model
@@ -41,14 +42,19 @@ def without(model: Model, analysis: Channels, gone: set[int]) -> Model:
     return copied
 
 
+def least_channels(model: Model, share: float, text: str) -> tuple[Channels, list[Space], set[int]]:
+    """The analysis, and which channels have the least magnitude."""
+    analysis = Channels(model)
+    spaces = analysis.groups()
+    floats = {n: np.square(t.data) for n, t in model.graph.tensors.items() if t.data is not None}
+    return analysis, spaces, {c for s in spaces for c in least(s, saliency(s, floats), Pattern.parse(text), share)}
+
+
 def check(
     model: Model, feeds: dict[str, np.ndarray], share: float = 0.5, text: str = "channels"
 ) -> tuple[Model, Channels]:
     """Removes the channels of least magnitude, and compares. Returns the smaller model."""
-    analysis = Channels(model)
-    spaces = analysis.groups()
-    floats = {n: np.square(t.data) for n, t in model.graph.tensors.items() if t.data is not None}
-    gone = {c for s in spaces for c in least(s, saliency(s, floats), Pattern.parse(text), share)}
+    analysis, spaces, gone = least_channels(model, share, text)
     assert gone
     small = remove(model, analysis, spaces, gone)
     expected = Session(without(model, analysis, gone)).run(feeds)
@@ -175,6 +181,21 @@ def test_groups_go_together() -> None:
     kept = [i for i in range(32) if any(np.array_equal(constants["w0"][i], w) for w in small.graph.tensors["w0"].data)]
     assert len(kept) == 16 and all(i // 8 * 8 in kept for i in kept)
     assert shapes(small)["w1"] == (8 - 8 // 2 // 8 * 8, 16, 3, 3)
+
+
+@pytest.mark.parametrize("text", ["channels", "groups:2"])
+def test_random_graphs(text: str) -> None:
+    """Matrix products along rows of images, pools over what is channels elsewhere, and the like."""
+    checked = 0
+    for seed in range(300):
+        graph = RandomGraph(seed)
+        if not graph.outputs:
+            continue
+        model = convert_model(graph.model)
+        if least_channels(model, 0.5, text)[2]:
+            check(model, graph.input(), text=text)
+            checked += 1
+    assert checked > 5
 
 
 def test_one_channel_stays() -> None:
