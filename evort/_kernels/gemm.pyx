@@ -2,12 +2,14 @@
 
     for columns in blocks of nc (a thread's share of N)         C stays where it is, in the caller's memory
       for p in blocks of kc
-        pack B[kc, nc] into panels of NR columns                in L2, at most B_BYTES a thread
+        B[kc, nc] becomes panels of NR columns                  in L2, at most B_BYTES a thread
         for rows in blocks of mc
-          (pack A[mc, kc] where its columns are what is contiguous)
+          (pack A[mc, kc] where its columns are what is contiguous, copy it where its rows are ALIASED_A bytes apart)
           micro-kernel: each panel of B (or two),               in L1: kc x NR
                         all mc rows, mr at a time               A streams from L2
       activation of C[:, nc] while it is in the cache
+
+Where rows of B lie in memory, the first mr rows of A meet them there, and the micro-kernel fills the panels as it goes.
 
 A product with one row or one column is a matrix-vector product, done without packing as W streams past once; with
 few rows, B is read where it lies, as packing it would cost as much as using it.
@@ -18,6 +20,18 @@ the block. A convolution supplies B through a callback, so that no im2col matrix
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_COLUMN, EV_BIAS_ROW, EV_MR_UNIT,
                                   EV_NR_F32, EV_NR_F64, ev_epilogue, ev_tile, ev_ukr, parallel_for, ukernels)
 from libc.math cimport INFINITY
+from libc.string cimport memcpy
+
+cdef extern from *:
+    """
+    #include <unistd.h>
+    #ifdef _SC_LEVEL2_CACHE_SIZE
+    #define EV_L2_BYTES sysconf(_SC_LEVEL2_CACHE_SIZE)
+    #else
+    #define EV_L2_BYTES 0
+    #endif
+    """
+    const int64_t EV_L2_BYTES    # 0 or -1 where the system does not tell
 
 cdef const ev_ukr *K = ukernels()
 
@@ -25,8 +39,14 @@ cdef enum:
     KC = 320                     # a panel of B (KC x 64 bytes) and MR rows of A fit a 32 KB L1
     MC = 96                      # MC x KC x 4 bytes of A and B_BYTES of B fit a 256 KB L2
     PACKED_MC = 24               # the same where A is packed, which takes scratch
+    ALIASED_A = 4096             # bytes between rows that fall into one set of L1, too small for mr of them: copied,
+    COPY_PAD = 64                # as many bytes further apart,
+    COPY_COLUMNS = 64            # if that many columns make use of it
     B_BYTES = 80 * 1024          # larger measures no faster, unless A has to come from memory each time:
     BIG_A_BYTES = 3 << 20        # beyond this, twice as much
+    ROOMY_L2_BYTES = 1 << 20     # With an L2 of this size and tiles of 12 rows, panels come fast enough from there:
+    ROOMY_KC = 512
+    ROOMY_B_BYTES = 160 * 1024
     FEW_ROWS = 16                # products of up to so many rows read B in place,
     SHALLOW_ROWS = 64            # or of up to so many where K is at most
     IN_PLACE_KC = 160            # the rows of B that they take at a time
@@ -48,6 +68,7 @@ cdef enum Method:
     COLUMNS_TIMES_COLUMN         # n == 1, columns of A contiguous
 
 ctypedef void (*tile_fn)(const ev_tile *) noexcept nogil
+ctypedef void (*packing_fn)(const ev_tile *, const void *, int64_t) noexcept nogil
 ctypedef void (*pack_fn)(int64_t, int64_t, int64_t, int64_t, int64_t, const void *, void *) noexcept nogil
 ctypedef void (*gemv_rows_fn)(int64_t, int64_t, double, const void *, int64_t, const void *, int64_t,
                               void *) noexcept nogil
@@ -67,6 +88,7 @@ ctypedef struct Job:
     Method method
     int64_t size, nr
     tile_fn tile
+    packing_fn packing
     pack_fn pack
     gemv_rows_fn gemv_rows
     gemv_dot_fn gemv_dot
@@ -104,11 +126,15 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.step_n = max(plan.step_n, nr)
     plan.parts_m = ceil_div(m, plan.step_m)
     plan.parts_n = ceil_div(n, plan.step_n)
-    plan.kc = even_block(k, KC * 4 // size, 16)   # pack functions rely on the 16
+    cdef bint roomy = K.mr >= 12 and EV_L2_BYTES >= ROOMY_L2_BYTES
+    plan.kc = even_block(k, (ROOMY_KC if roomy else KC) * 4 // size, 16)   # pack functions rely on the 16
     plan.mc = even_block(plan.step_m, MC, EV_MR_UNIT)
-    cdef int64_t b_bytes = 2 * B_BYTES if m * k * size > BIG_A_BYTES else B_BYTES
+    cdef int64_t b_bytes = ROOMY_B_BYTES if roomy else B_BYTES
+    if m * k * size > BIG_A_BYTES:
+        b_bytes *= 2
     plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
-    plan.slot = ceil_div((plan.nc + min(plan.mc, <int64_t> PACKED_MC)) * plan.kc * size, 64) * 64
+    cdef int64_t packed_rows = min(plan.mc, <int64_t> PACKED_MC)
+    plan.slot = ceil_div((plan.nc + packed_rows) * plan.kc * size + packed_rows * COPY_PAD, 64) * 64
 
 
 cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
@@ -171,8 +197,10 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
     cdef bint pack_a = not in_place and (g.csa != 1 or g.supply != NULL)
-    cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a else plan.mc
-    cdef int64_t i0, j0, p0, nb, kb, packed
+    cdef bint copy_a = not in_place and not pack_a and g.rsa * size % ALIASED_A == 0 and j_end - j_begin >= COPY_COLUMNS
+    cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a or copy_a else plan.mc
+    cdef bint as_it_goes = not in_place and g.pack == NULL and g.csb == 1 and min(mc, i_end - i_begin) >= K.mr
+    cdef int64_t i0, j0, p0, r, nb, kb, packed, whole
     cdef const char *b
     cdef bint last
     cdef ev_tile t
@@ -181,6 +209,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     while j0 < j_end:
         nb = min(nc, j_end - j0)
         packed = nb // nr * nr if in_place else 0            # the first column that is read from packed panels
+        whole = nb // (2 * nr) * (2 * nr) if as_it_goes else packed    # the first that is packed before the product
         p0 = 0
         last = False
         while not last:                                      # once even for k == 0
@@ -190,7 +219,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
             if g.pack != NULL:
                 g.pack(g.pack_ctx, p0, kb, j0, nb, packed_b)
             else:
-                job.pack(nr, nb - packed, kb, g.csb, g.rsb, b + packed * size, packed_b)
+                job.pack(nr, nb - whole, kb, g.csb, g.rsb, b + whole * size, packed_b + (whole - packed) * kb * size)
             t.k = kb
             i0 = i_begin
             while i0 < i_end:
@@ -205,12 +234,27 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
                     job.pack(K.mr, t.m, kb, g.rsa, g.csa, t.a, packed_a)
                     t.a = packed_a
                     t.rsa, t.csa, t.a_step = 1, K.mr, K.mr * kb
+                elif copy_a:
+                    t.rsa = kb + COPY_PAD // size
+                    t.a_step = K.mr * t.rsa
+                    for r in range(t.m):
+                        memcpy(packed_a + r * t.rsa * size, <const char *> t.a + r * g.rsa * size, <size_t> (kb * size))
+                    t.a = packed_a
                 if packed > 0:
                     t.n, t.b, t.ldb, t.b_step = packed, b, g.rsb, nr
                     add_and_finish(&t, g, size, i0, j0, p0 == 0, last, last)
                     job.tile(&t)
-                if packed < nb:
-                    t.n, t.b, t.ldb, t.b_step = nb - packed, packed_b, nr, nr * kb
+                t.ldb, t.b_step = nr, nr * kb
+                if i0 == i_begin and as_it_goes and whole > 0:
+                    t.n, t.b = whole, packed_b
+                    add_and_finish(&t, g, size, i0, j0, p0 == 0, last, last)
+                    job.packing(&t, b, g.rsb)
+                    if whole < nb:
+                        t.n, t.b = nb - whole, packed_b + whole * kb * size
+                        add_and_finish(&t, g, size, i0, j0 + whole, p0 == 0, last, last)
+                        job.tile(&t)
+                elif packed < nb:
+                    t.n, t.b = nb - packed, packed_b
                     add_and_finish(&t, g, size, i0, j0 + packed, p0 == 0, last, last)
                     job.tile(&t)
                 i0 += mc
@@ -315,7 +359,8 @@ cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int6
     cdef Job job
     job.g, job.size, job.nr = g, 4, EV_NR_F32
     job.stride_a, job.stride_b, job.stride_c = stride_a, stride_b, stride_c
-    job.tile, job.pack, job.gemv_rows, job.gemv_dot = K.gemm_f32, K.pack_f32, K.gemv_rows_f32, K.gemv_dot_f32
+    job.tile, job.packing, job.pack = K.gemm_f32, K.gemm_packing_f32, K.pack_f32
+    job.gemv_rows, job.gemv_dot = K.gemv_rows_f32, K.gemv_dot_f32
     run(&job, count)
 
 
@@ -324,7 +369,8 @@ cdef void gemm_batch_f64(const ev_gemm *g, int64_t count, int64_t stride_a, int6
     cdef Job job
     job.g, job.size, job.nr = g, 8, EV_NR_F64
     job.stride_a, job.stride_b, job.stride_c = stride_a, stride_b, stride_c
-    job.tile, job.pack, job.gemv_rows, job.gemv_dot = K.gemm_f64, K.pack_f64, K.gemv_rows_f64, K.gemv_dot_f64
+    job.tile, job.packing, job.pack = K.gemm_f64, K.gemm_packing_f64, K.pack_f64
+    job.gemv_rows, job.gemv_dot = K.gemv_rows_f64, K.gemv_dot_f64
     run(&job, count)
 
 

@@ -77,6 +77,8 @@ int same_i32(const char *row, const char *what, int64_t at, int32_t got, int64_t
 
 void check_gemm_f32(void);
 void check_gemm_f64(void);
+void check_gemm_packing_f32(void);
+void check_gemm_packing_f64(void);
 void check_qc_tile(void);
 void check_qgemm_u8(void);
 void check_qgemm_i16(void);
@@ -85,7 +87,9 @@ static const struct {
     const char *row;
     void (*run)(void);
 } CASES[] = {
-    {"gemm_f32", check_gemm_f32}, {"gemm_f64", check_gemm_f64}, {"qc_tile", check_qc_tile},
+    {"gemm_f32", check_gemm_f32}, {"gemm_f64", check_gemm_f64},
+    {"gemm_packing_f32", check_gemm_packing_f32}, {"gemm_packing_f64", check_gemm_packing_f64},
+    {"qc_tile", check_qc_tile},
     {"qc_plain", check_qc_tile},  {"qgemm_u8", check_qgemm_u8}, {"qhas_u8", check_qgemm_u8},
     {"qgemm_i16", check_qgemm_i16},
 };

@@ -72,3 +72,38 @@ enum { PANELS, ROW_MAJOR, COLUMN_MAJOR, LAYOUTS };
 
 CHECK_GEMM(gemm_f32, float, EV_NR_F32, FLT_EPSILON)
 CHECK_GEMM(gemm_f64, double, EV_NR_F64, DBL_EPSILON)
+
+/* B from its rows, and from panels: the same bits, and the panels as the packer fills them. */
+#define CHECK_PACKING(name, gemm, packer, T, NR)                                                                    \
+    void check_##name(void)                                                                                         \
+    {                                                                                                               \
+        static const int64_t MORE_ROWS[] = {0, 1, 5, 12, 17}, DEPTHS[] = {1, 2, 7, 40}, PAIRS[] = {1, 3};           \
+        for (int m_ = 0; m_ < 5; m_++) for (int k_ = 0; k_ < 4; k_++) for (int n_ = 0; n_ < 2; n_++) {              \
+            const int64_t mr = K->mr, m = mr + MORE_ROWS[m_], k = DEPTHS[k_], n = PAIRS[n_] * 2 * NR, ldb = n + 3;  \
+            const int panels = (m_ + k_ + n_) % 2, groups = (int)((m + mr - 1) / mr);                               \
+            ev_tile t = {.m = m, .n = n, .k = k, .alpha = 1, .lo = -INFINITY, .hi = 0.5};                           \
+            T *a = guarded((size_t)(groups * mr * k) * sizeof(T));                                                  \
+            T *b = guarded((size_t)((k - 1) * ldb + n) * sizeof(T)), *bias = guarded((size_t)n * sizeof(T));        \
+            T *packed = guarded((size_t)(n * k) * sizeof(T)), *filled = guarded((size_t)(n * k) * sizeof(T));       \
+            T *want = guarded((size_t)(m * n) * sizeof(T)), *got = guarded((size_t)(m * n) * sizeof(T));            \
+            for (int64_t i = 0; i < groups * mr * k; i++) a[i] = (T)uniform();                                      \
+            for (int64_t i = 0; i < (k - 1) * ldb + n; i++) b[i] = (T)uniform();                                    \
+            for (int64_t i = 0; i < n; i++) bias[i] = (T)uniform();                                                 \
+            t.a = a, t.rsa = panels ? 1 : k, t.csa = panels ? mr : 1, t.a_step = mr * k;                            \
+            t.ldb = NR, t.b_step = NR * k, t.ldc = n, t.col_bias = bias;                                            \
+            K->packer(NR, n, k, 1, ldb, b, packed);                                                                 \
+            t.b = packed, t.c = want, K->gemm(&t);                                                                  \
+            t.b = filled, t.c = got, K->name(&t, b, ldb);                                                           \
+            checks++;                                                                                               \
+            const size_t c_bytes = (size_t)(m * n) * sizeof(T), b_bytes = (size_t)(n * k) * sizeof(T);              \
+            if (memcmp(want, got, c_bytes) || memcmp(packed, filled, b_bytes)) {                                    \
+                failures++;                                                                                         \
+                printf("%s " #name ": m=%d n=%d k=%d differs\n", K->isa, (int)m, (int)n, (int)k);                   \
+                return;                                                                                             \
+            }                                                                                                       \
+            release_all();                                                                                          \
+        }                                                                                                           \
+    }
+
+CHECK_PACKING(gemm_packing_f32, gemm_f32, pack_f32, float, EV_NR_F32)
+CHECK_PACKING(gemm_packing_f64, gemm_f64, pack_f64, double, EV_NR_F64)

@@ -26,20 +26,37 @@ enum { NARROW, PARTIAL, WHOLE };
 #endif
 #endif
 
-/* mr, width and by_lanes are constants at each call, so every `if` below is resolved by the compiler. */
+/* mr, width, by_lanes and packs are constants at each call, so every `if` below is resolved by the compiler. With
+ * `packs`, rows of B are read from `from`, ldf elements apart, and copied to the panels, for which there is time
+ * between the multiplications; rows to come are fetched into L2, as rows a power of two apart would drive each other
+ * out of L1. */
+#ifndef EV_FETCH
+#define EV_FETCH(p) __builtin_prefetch(p, 0, 2)
+enum { EV_FETCH_AHEAD = 32 };
+#endif
+
 static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
-    const ev_tile *t, const T *a, const T *b, int64_t i0, int64_t j0, const int mr, const int width, const int by_lanes)
+    const ev_tile *t, const T *a, T *b, int64_t i0, int64_t j0, const int mr, const int width, const int by_lanes,
+    const int packs, const T *from, int64_t ldf)
 {
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
     const T *a3 = a + 3 * rsa, *a6 = a + 6 * rsa, *a9 = a + 9 * rsa; /* as x86 addresses reach three rows each */
-    const T *second = b + VW / NR * t->b_step + VW % NR;
+    T *second = b + VW / NR * t->b_step + VW % NR;
 #define X(i) V p##i = {0}, q##i = {0};
     EV_EACH_ROW(X)
 #undef X
     EV_UNROLL
     for (int64_t k = t->k; k > 0; k--) {
         V lanes = {0};
-        const V b0 = *(const VU *)b, b1 = width == NARROW ? (V){0} : *(const VU *)second;
+        const V b0 = *(const VU *)(packs ? from : b);
+        const V b1 = width == NARROW ? (V){0} : *(const VU *)(packs ? from + VW : second);
+        if (packs) {
+            EV_FETCH(from + EV_FETCH_AHEAD * ldf);
+            if (2 * VW * sizeof(T) > 64) EV_FETCH(from + EV_FETCH_AHEAD * ldf + VW);
+            *(VU *)b = b0;
+            *(VU *)second = b1;
+            from += ldf;
+        }
 #define X(i)                                                                             \
         if (mr > i) {                                                                    \
             if (by_lanes && i % VW == 0) EV_LOAD_LANES(lanes, a + i);                    \
@@ -148,26 +165,33 @@ static __attribute__((noinline)) void EV_TYPED(gemm_tail)(const ev_tile *t, int6
     else EV_TYPED(tail_rows)(t, column, j0, 4);
 }
 
-static void EV_TYPED(gemm)(const ev_tile *t)
+static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, const T *from, int64_t ldf)
 {
     const int packed = t->a_step != EV_MR * t->rsa;
     int64_t n = t->n, last = n % NR;
     if (last > EV_TAIL_COLUMNS || t->csa != 1 || t->k < 4 * VW || t->k > EV_TAIL_K) last = 0;
     if (last) EV_TYPED(gemm_tail)(t, n -= last);
     for (int64_t j = 0; j < n; j += 2 * VW) {
-        const T *b = (const T *)t->b + j / NR * t->b_step + j % NR, *a = t->a;
+        T *b = (T *)t->b + j / NR * t->b_step + j % NR;
+        const T *a = t->a;
         const int width = EV_TILE_WIDTH(n - j, VW);
-        int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr;
-        for (int64_t i = 0; i < t->m; i += mr, groups--) {
+        int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr, i = 0;
+        if (from) {
+            EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf);
+            i = EV_MR;
+            a += t->a_step;
+            groups--;
+        }
+        for (; i < t->m; i += mr, groups--) {
             /* Rows that do not lie in panels go in even shares: 14 are 7 and 7. */
             mr = !packed ? (t->m - i + groups - 1) / groups : t->m - i < EV_MR ? t->m - i : EV_MR;
             switch (mr) {
-#define X(mr)                                                                       \
-            case mr:                                                                \
-                if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW, 0);          \
-                else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL, 0);  \
-                else if (mr == EV_MR && EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 1); \
-                else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 0);                          \
+#define X(mr)                                                                                             \
+            case mr:                                                                                      \
+                if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW, 0, 0, NULL, 0);       \
+                else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL, 0, 0, NULL, 0); \
+                else if (mr == EV_MR && EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 1, 0, NULL, 0); \
+                else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 0, 0, NULL, 0);                                 \
                 break;
             EV_EACH_COUNT(X)
 #undef X
@@ -175,4 +199,11 @@ static void EV_TYPED(gemm)(const ev_tile *t)
             a += packed ? t->a_step : mr * t->rsa;
         }
     }
+}
+
+static void EV_TYPED(gemm)(const ev_tile *t) { EV_TYPED(gemm_columns)(t, NULL, 0); }
+
+static void EV_TYPED(gemm_packing)(const ev_tile *t, const void *from, int64_t ldf)
+{
+    EV_TYPED(gemm_columns)(t, from, ldf);
 }
