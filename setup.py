@@ -36,7 +36,7 @@ SMALL = {"_records", "blas", "etm._reader", "plan._planner"} | {
     f"_kernels.{name}"
     for name in (
         "blas", "conv", "dynamic", "executor", "gemm", "interpolate", "linear", "normalize", "qconv", "qelementwise",
-        "qgemm", "qlinear", "qnormalize", "qsample", "quantize",
+        "qgemm", "qlinear", "qnhwc", "qnormalize", "qsample", "quantize",
     )
 }  # fmt: skip
 OWN_CFLAGS = {f"evort.{name}": ["-Os"] for name in SMALL} | {CORE: UKR_CFLAGS}

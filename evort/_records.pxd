@@ -16,6 +16,7 @@ cdef enum:
 
 cdef class Spec:
     cdef public object dtype, shape, value, sparse
+    cdef public bint channels_last
     cdef int64_t items(self) except -1
     cdef int64_t bytes(self) except -1
 
@@ -48,7 +49,7 @@ cdef class OpInfo:
     cdef dict kinds, defaults
     cdef frozenset needed
     cdef list allowed
-    cdef bint expands, views, places, deterministic, anything
+    cdef bint expands, views, places, lasts, deterministic, anything
     cdef tuple inplace
 
     cdef bint arity_fits(self, int64_t n_in, int64_t n_out, uint64_t absent) noexcept

@@ -35,7 +35,8 @@ cdef class Spec:
     """What is known of a tensor before a plan runs: element type, shape and, where it is a constant, its value.
 
     `shape` is a tuple of ints. `value` is an array in `STORAGE[dtype]`, or None. `sparse` is the Tensor of a constant
-    that is stored without its zeros, whose value is None: `dense` gives it.
+    that is stored without its zeros, whose value is None: `dense` gives it. `channels_last`: its memory is [N, D..., C],
+    whatever the shape [N, C, D...] says; only the planner sets it, see `evort.ops.base.Op.channels_last`.
     """
 
     def __init__(self, dtype, shape, value=None, sparse=None):
@@ -387,6 +388,7 @@ cdef OpInfo info_of(object definition):
     info.anything = not dtypes or not info.allowed
     own = type(definition)
     info.expands, info.views = own.expand is not Op.expand, own.view is not Op.view
+    info.lasts = own.channels_last is not Op.channels_last
     info.places, info.deterministic = own.placement is not Op.placement, definition.deterministic
     info.inplace = tuple(definition.inplace)
     _infos[id(definition)] = info

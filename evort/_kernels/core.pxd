@@ -203,6 +203,34 @@ cdef extern from "qconv.h" nogil:
         float z_scale
         float *range
 
+cdef extern from "qnhwc.h" nogil:
+    int EV_NHWC_NR, EV_NHWC_VECTOR
+    ctypedef struct ev_nhwc_conv:
+        const uint8_t *x
+        int64_t row_step, step, width
+        const int32_t *offset
+        int64_t segments, quads
+        const int8_t *w
+        const int32_t *add
+        const float *scale
+        int64_t channels
+        const ev_qfinish *finish
+        const void *z
+        int64_t ldz, ldy
+        uint8_t *y
+    ctypedef struct ev_nhwc_depthwise:
+        const uint8_t *x
+        int64_t step
+        const int32_t *offset
+        int64_t quads
+        const int8_t *w
+        const int32_t *add
+        const float *scale
+        int64_t channels
+        const ev_qfinish *finish
+        int64_t y_step
+        uint8_t *y
+
 cdef extern from "sparse.h" nogil:
     int EV_SP_MR, EV_SP_NR
 
@@ -398,6 +426,11 @@ cdef extern from "ukr.h" nogil:
         void (*qc_shift)(int64_t n, int32_t factor, const int32_t *column, int32_t *sum) noexcept nogil
         void (*qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
                           float scale, const void *z, void *y) noexcept nogil
+        void (*nhwc_has)(int *has) noexcept nogil
+        void (*nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end) noexcept nogil
+        void (*nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n) noexcept nogil
+        void (*nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x,
+                         uint8_t *y) noexcept nogil
         void (*winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,
                                      int64_t ldu, int64_t step) noexcept nogil
         void (*winograd_input_f32)(int64_t rows, int64_t cols, const float *x, int64_t pitch, float *v, int64_t ld,

@@ -43,6 +43,13 @@ def isa() -> str:
     return ev_active.isa.decode()
 
 
+def channels_last() -> bool:
+    """Whether the instruction set in use is better off with integer images that lie channels last."""
+    cdef int has = 0
+    ev_active.nhwc_has(&has)
+    return has != 0
+
+
 def select_isa(name: str = "") -> None:
     """Switches the whole process to another instruction set ("" for the best). Not while a model runs.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from evort._kernels import core
 from evort.errors import UnsupportedError
 from evort.ops.base import Call, Kernel, Op
 from evort.types import MAX_RANK, Spec
@@ -44,6 +45,10 @@ class CpuBackend:
     @property
     def packed_bytes(self) -> int:
         return sum(array.nbytes for _, array in self._packed.values())
+
+    @property
+    def channels_last(self) -> bool:
+        return core.channels_last()
 
     def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
         """The kernel, or a function that runs the reference."""

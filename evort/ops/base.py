@@ -113,6 +113,12 @@ class Op:
         into it (Concat); its driver skips operands that are in place already. None where there are none."""
         return None
 
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        """Operands whose memory may be [N, D..., C] where their shape is [N, C, D...], in groups: all of a group are
+        so, or none. An input has its index, output i is ~i. The planner decides, over whole regions of a graph, and
+        marks the specifications (`Spec.channels_last`) before `bind`, which must then give a driver."""
+        return ()
+
     def expand(self, c: Call) -> Graph | None:
         """A graph that replaces the node at planning time: its inputs are the node's inputs, its outputs the node's.
         (If, when its condition is known.) None to keep the node."""

@@ -29,6 +29,13 @@ def broadcast(c: Call, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(out)
 
 
+def channels_last(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """What a shape is where it broadcasts with tensors of `rank` axes that lie channels last: [N, C, D...] becomes
+    [N, D..., C]."""
+    shape = (1,) * (rank - len(shape)) + shape
+    return (shape[0], *shape[2:], shape[1])
+
+
 def loops(out: tuple[int, ...], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The loops over `out` that read operands of these shapes, as few as they can be: integers for the drivers.
 

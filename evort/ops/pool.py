@@ -5,6 +5,8 @@ MaxPool, AveragePool and LpPool may carry an activation (evort.ops.activation).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 LIMIT = 1 << 31  # for each attribute: what follows fits 64 bits
 _DRIVER_MAX, _DRIVER_SUM, _DRIVER_SQUARE, _DRIVER_ABS, _DRIVER_INT8, _DRIVER_UINT8 = 0, 1, 2, 3, 8, 9
 _DRIVER_INT16 = 10
+_BYTES = frozenset({DType.INT8, DType.UINT8})
+_LAST_TAPS = 256  # most of the driver for channels last
 _WINDOW = {
     "kernel_shape": Attr("ints", REQUIRED),
     "strides": Attr("ints"),
@@ -196,7 +200,23 @@ class MaxPool(_Pool):
         index = np.take_along_axis(place.reshape(flat.shape), np.argmax(flat, -1, keepdims=True), -1)[..., 0]
         return result, np.where(flat.any(-1), index, -1)
 
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        axes, dtype = windows(c), c.ins[0].dtype
+        taps = prod(w.kernel for w in axes)
+        if dtype not in _BYTES or c.wants(1) or len(axes) > 2 or taps > _LAST_TAPS or c.ins[0].size >= LIMIT:
+            return ()
+        return ((0, ~0),)
+
+    def bind_last(self, c: Call) -> Kernel:
+        """The driver for an image of bytes that lies channels last."""
+        axes = [Window(1, 1, 1, 1, 0, 0, 1)] * (2 - len(windows(c))) + windows(c)
+        sizes = [(w.size, w.out, w.kernel, w.stride, w.dilation, w.pad) for w in axes]
+        ints = (int(c.ins[0].dtype == DType.INT8), *c.ins[0].shape[:2], *chain.from_iterable(zip(*sizes, strict=True)))
+        return Kernel("qnhwc.max_pool", ints)
+
     def bind(self, c: Call) -> Kernel | None:
+        if c.ins[0].channels_last or c.outs[0].channels_last:
+            return self.bind_last(c)
         known = {
             DType.FLOAT: _DRIVER_MAX, DType.INT8: _DRIVER_INT8, DType.UINT8: _DRIVER_UINT8, DType.INT16: _DRIVER_INT16,
         }  # fmt: skip

@@ -7,7 +7,7 @@ requantize.py. Where the kernels take an operand as known (scales, zero points, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,7 +34,8 @@ _INTS = _BYTES | {DType.INT16}
 _FLOAT = frozenset({DType.FLOAT})
 
 _SIZE = 24  # where the drivers' parameters say how many bytes a staged element takes
-_MOST_TAPS = 256  # of a depthwise convolution, in its driver
+_MOST_TAPS = 256  # of a depthwise convolution, in its drivers
+_LAST_ACTIVATIONS = ("", "Relu", "LeakyRelu", "HardSigmoid", "HardSwish")  # of those for channels last
 
 # Indices of the inputs.
 _X, _X_SCALE, _X_ZERO, _W, _W_SCALE, _W_ZERO, _Y_SCALE, _Y_ZERO, _B, _Z, _Z_SCALE, _Z_ZERO = range(12)
@@ -185,7 +186,47 @@ def _shifted(c: Call) -> bool:
     return value is None or bool((value != plain).any())
 
 
+def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
+    """(parameters, depthwise?, scratch bytes) of the drivers for operands that lie channels last, or None where those
+    do not take them."""
+    w, y, dtypes = c.ins[_W], c.outs[0], [c.ins[i].dtype for i in (_X, _Z) if c.has(i)]
+    depthwise = w.shape[1] == 1 and c["group"] == y.shape[1] == c.ins[_X].shape[1]
+    if (
+        not {y.dtype, w.dtype, c.ins[_X_ZERO].dtype, *(dtypes[1:])} <= _BYTES
+        or not (depthwise or c["group"] == 1)
+        or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO))
+        or _shifted(c)
+        or c["activation"] not in (_LAST_ACTIVATIONS if c.has(_Z) else (*_LAST_ACTIVATIONS, "Clip"))
+        or (depthwise and (c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS))
+    ):
+        return None
+    number, _ = activation_ints_reals(c)
+    ints = _ints(c, _X, window, y.shape[1], number[0], False)
+    if ints is None:
+        return None
+    from evort._kernels.qnhwc import scratch_bytes
+
+    ints = (*ints, int(c.ins[_X].channels_last), int(y.channels_last))
+    scratch = scratch_bytes(ints, c.threads, depthwise)
+    return None if scratch < 0 else (ints, depthwise, scratch)
+
+
+def _bind_last(c: Call, window: Window) -> Kernel:
+    """The driver for operands that lie channels last."""
+    from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise
+
+    ints, depthwise, scratch = _last_ints(c, window)
+    w, flip = c.ins[_W].value, 0x80 if c.ins[_W].dtype == DType.UINT8 else 0
+    _, reals = activation_ints_reals(c)
+    if depthwise:
+        name = f"channels last, {cycle_of(ints)}"
+        return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: pack_depthwise(w, flip, ints))])
+    return Kernel("qnhwc.linear", ints, reals, scratch, [("channels last", lambda: pack_dense(w, flip, ints))])
+
+
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
+    if c.ins[_X].channels_last or c.outs[0].channels_last:
+        return _bind_last(c, window)
     if not _good_scales(c) or not _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO):
         return None
     number, reals = activation_ints_reals(c)
@@ -256,6 +297,16 @@ class QLinearConv(Op):
         window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
         total = convolve(_centred(x, given[_X_ZERO]), _centred(w, given[_W_ZERO]), window, c["group"])
         return _finish(c, total, given)
+
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        window, _ = conv_shapes(c, c.ins[_X], c.ins[_W])
+        found = _last_ints(c, window)
+        if found is None:
+            return ()
+        image = c.ins[_X].dtype == DType.UINT8
+        if found[1]:
+            return ((_X, ~0),) if image else ()
+        return ((_X,), (_Z, ~0) if c.has(_Z) else (~0,)) if image else ((_Z, ~0) if c.has(_Z) else (~0,),)
 
     def bind(self, c: Call) -> Kernel | None:
         window, _ = conv_shapes(c, c.ins[_X], c.ins[_W])

@@ -7,7 +7,7 @@ operation rounded by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -21,7 +21,7 @@ from evort.ops.activation import (
     sigmoid,
 )
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
-from evort.ops.broadcast import MAX_LOOPS, broadcast, loops
+from evort.ops.broadcast import MAX_LOOPS, broadcast, channels_last, loops
 from evort.ops.qoperands import (
     BYTES,
     INTEGERS,
@@ -79,12 +79,22 @@ class _Binary(Op):
             real = apply_reference(c, real)
             return real if y is None else y.quantized(real)
 
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        rank = c.outs[0].rank
+        for spec in (c.ins[0], c.ins[3]):  # of a lower rank: a vector along one axis
+            if spec.rank != rank and sum(d != 1 for d in spec.shape) > 1:
+                return ()
+        return ((0, 3, ~0),) if rank > 2 and known(c, 1, 2, 4, 5, 6, 7) else ()
+
     def bind(self, c: Call) -> Kernel | None:
         if not known(c, 1, 2, 4, 5, 6, 7):
             return None
         a, b, out = Quantity.of(c, 0), Quantity.of(c, 3), c.outs[0]
         y = None if out.dtype == DType.FLOAT else Quantity.of(c, 5, out.dtype)
-        walk = loops(out.shape, (c.ins[0].shape, c.ins[3].shape))
+        shapes = [out.shape, c.ins[0].shape, c.ins[3].shape]
+        if out.channels_last:
+            shapes = [channels_last(shape, out.rank) for shape in shapes]
+        walk = loops(shapes[0], shapes[1:])
         if walk[0] > MAX_LOOPS:
             return None
         folds = y is not None and c["activation"] in _CLAMPS
@@ -155,6 +165,9 @@ class _Function(Op):
             real = self.function(c, x.real(given[0]))
         return real if y is None else y.quantized(real)
 
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        return ((0, ~0),) if known(c, 1, 2, 3, 4) and c.ins[0].dtype in BYTES else ()
+
     def bind(self, c: Call) -> Kernel | None:
         if not known(c, 1, 2, 3, 4):
             return None
@@ -210,6 +223,9 @@ class Lookup(Op):
         if c.ins[0].dtype == DType.FLOAT:
             x = self.quantity(c, *given).quantized(x)
         return table[x.view(np.uint8)]
+
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        return ((0, ~0),) if c.ins[0].dtype in BYTES else ()
 
     def bind(self, c: Call) -> Kernel | None:
         if not known(c, 2, 3):

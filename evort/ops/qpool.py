@@ -9,6 +9,7 @@ Sources: the com.microsoft operators of the same names. A result without scale a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -77,7 +78,7 @@ class _Average(Op):
         n = prod(x.shape[a] for a in axes)
         if found is None or apart or c.outs[0].size == 0 or not 0 < n <= _MOST:
             return None
-        inner = prod(x.shape[kept[-1] + 1 :]) if kept else 1
+        inner = x.shape[1] if x.channels_last else prod(x.shape[kept[-1] + 1 :]) if kept else 1
         ints, unit = found
         return Kernel(
             "qnormalize.mean", ints=(*ints, n, inner), reals=(np.float32(unit) / np.float32(n),), inputs=(0,)
@@ -141,6 +142,9 @@ class QLinearGlobalAveragePool(_Average):
         x = quantities(c, given, 0)[0].centred(given[0])
         total = np.sum(x, tuple(range(2, x.ndim)), np.float64, keepdims=True)
         return self.finish(c, given, total, np.array(prod(x.shape[2:])))
+
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        return () if self.bind(c) is None else ((0,),)
 
     def bind(self, c: Call) -> Kernel | None:
         return self.mean(c, tuple(range(2, c.ins[0].rank)))

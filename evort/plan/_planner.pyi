@@ -10,6 +10,9 @@ from evort.types import Spec
 class Binder(Protocol):
     """What planning asks of a backend."""
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether it is better off with images that lie channels last where operators can have them so."""
     def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
         """A driver, or a Python function, for one node."""
     def capsule(self, kernel: Kernel) -> object:

@@ -33,6 +33,7 @@ cdef dict bits_of = BITS
 cdef Kernel COPY = Kernel("executor.copy")
 
 include "_trace.pxi"
+include "_layout.pxi"
 include "_storage.pxi"
 
 
@@ -152,6 +153,8 @@ cdef class _Builder:
                 storage.add(name, INPUT, len(plan.reads), spec.bytes(), -1)
                 plan.reads.append(name)
         cdef list calls = [], bounds = []
+        if self.binder.channels_last:
+            choose_layouts(self.found, {*self.stage.outputs, *self.later})
         self.views(calls, bounds)
         last = len(calls)
 

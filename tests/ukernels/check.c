@@ -82,6 +82,8 @@ void check_gemm_packing_f64(void);
 void check_qc_tile(void);
 void check_qgemm_u8(void);
 void check_qgemm_i16(void);
+void check_nhwc_conv(void);
+void check_nhwc_depthwise(void);
 
 static const struct {
     const char *row;
@@ -91,7 +93,8 @@ static const struct {
     {"gemm_packing_f32", check_gemm_packing_f32}, {"gemm_packing_f64", check_gemm_packing_f64},
     {"qc_tile", check_qc_tile},
     {"qc_plain", check_qc_tile},  {"qgemm_u8", check_qgemm_u8}, {"qhas_u8", check_qgemm_u8},
-    {"qgemm_i16", check_qgemm_i16},
+    {"qgemm_i16", check_qgemm_i16}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
+    {"nhwc_depthwise", check_nhwc_depthwise},
 };
 enum { N_CASES = sizeof CASES / sizeof CASES[0] };
 

@@ -8,6 +8,7 @@
 
 #define EV_ISA avx512vnni
 #include "qvnni_body.h"
+#include "qnhwc_vnni_body.h"
 #include "sparse_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
@@ -15,6 +16,9 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .qc_tile = EV_FN(qc_tile),
     .qc_plain = EV_FN(qc_plain),
     .qd_map = EV_FN(qd_map),
+    .nhwc_has = EV_FN(nhwc_has),
+    .nhwc_conv = EV_FN(nhwc_conv),
+    .nhwc_depthwise = EV_FN(nhwc_depthwise),
     .qgemm_u8 = EV_FN(qgemm_u8),
     .qhas_u8 = EV_FN(qhas_u8),
     .qrow_sums = EV_FN(qrow_sums),

@@ -31,6 +31,7 @@
 #include "depthwise_block_body.h"
 #include "qconv_body.h"
 #include "qconv_tile_body.h"
+#include "qnhwc_body.h"
 #include "recurrent_body.h"
 #include "interpolate_body.h"
 #include "nbits_body.h"

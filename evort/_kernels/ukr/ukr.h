@@ -21,6 +21,7 @@
 #include "qelementwise.h"
 #include "qconv.h"
 #include "qgemm.h"
+#include "qnhwc.h"
 #include "reduce.h"
 #include "sparse.h"
 #include "train.h"

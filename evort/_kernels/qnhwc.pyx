@@ -1,0 +1,486 @@
+"""Drivers of integer convolutions and pools whose image, result or both lie channels last (NHWC).
+
+Where the operands' memory is so (evort.ops.base.Op.channels_last), nothing is packed between two layers: a pixel's
+channels follow one another, and so do those of the weights, which are packed once when the plan is made.
+
+    for each band of output rows                 the image staged, or where it lies
+      for each block of 64 output channels       W block stays in L2
+        positions, seven at a time               sums in registers, finished while in L1 (ukr/qnhwc_vnni_body.h)
+
+An image with padding, or with channels first, is staged: copied to scratch with its padding, channels last, as uint8. A
+row of the kernel is then one run of bytes (a segment) of it, where taps follow one another. A result with channels
+first is computed block by block into scratch, and transposed from there.
+"""
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from evort._kernels.core cimport (EV_INT8, EV_NHWC_NR, EV_NHWC_VECTOR, EV_OK, EV_UINT8, ev_call, ev_item_size,
+                                  ev_nhwc_conv, ev_nhwc_depthwise, ev_ukr, parallel_for, register, ukernels)
+from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
+                                     row_add, row_scale, take_linear)
+
+cdef const ev_ukr *K = ukernels()
+
+cdef enum:
+    I_X_LAST = N_INTS            # whether x, and y with the residual, lie channels last
+    I_Y_LAST
+    ALL_INTS
+    BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
+    SLACK = 64                   # bytes behind a staged image that may be read
+    MOST_SEGMENTS = 1 << 12
+    MOST_TAPS = 256
+    MOST_CYCLE = 1 << 12         # bytes of a run of pixels after which weights repeat
+
+
+cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline int64_t up_to(int64_t a, int64_t b) noexcept nogil:
+    return (a + b - 1) // b * b
+
+
+ctypedef struct Geometry:
+    int64_t n, c, m              # images, channels in and out
+    int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
+    bint x_last, y_last, staged
+    int64_t segments, quads      # runs of bytes that a position reads, and quads of each
+    bint rows                    # a segment is a row of the kernel, else a tap
+    bint run                     # depthwise: the pixels of a row are one run of bytes,
+    int64_t cycle                # after so many of which weights repeat, a multiple of a vector
+    int64_t pitch                # pixels of a row of what is read
+    int64_t band, bands, parts   # output rows; shares of the blocks of channels
+    # Offsets into scratch: shared, then of each thread.
+    int64_t at_add, at_scale, shared, at_stage, at_line, at_y, at_z, slot
+
+
+cdef bint take_window(Geometry *g, const int64_t *v) noexcept nogil:
+    """The window; False where it has more than two axes."""
+    cdef const int64_t *a = v + I_WINDOW
+    g.n, g.c, g.m = v[I_N], v[I_C], v[I_M]
+    g.x_last, g.y_last = v[I_X_LAST], v[I_Y_LAST]
+    if a[0] != 1 or a[3] != 1 or a[6] != 1 or a[15] != 0:
+        return False
+    g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = a[1], a[4], a[7], a[10], a[13], a[16]
+    g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w = a[2], a[5], a[8], a[11], a[14], a[17]
+    if g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0:   # one axis: bands cut it
+        g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = (
+            g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w)
+        g.w = g.out_w = g.kernel_w = g.stride_w = g.dilation_w = 1
+        g.pad_w = 0
+    return True
+
+
+cdef inline int64_t reach_h(const Geometry *g, int64_t rows) noexcept nogil:
+    """Rows of the image under so many rows of positions."""
+    return (rows - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1
+
+
+cdef inline int64_t common(int64_t a, int64_t b) noexcept nogil:
+    """The greatest common divisor."""
+    while b != 0:
+        a, b = b, a % b
+    return a
+
+
+cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint depthwise) noexcept nogil:
+    """False where these drivers do not take the window."""
+    cdef int64_t row, items, at
+    if not take_window(g, v):
+        return False
+    g.rows = g.dilation_w == 1 or g.kernel_w == 1
+    g.segments = g.kernel_h if g.rows else g.kernel_h * g.kernel_w
+    g.quads = ceil_div(g.c * (g.kernel_w if g.rows else 1), 4)
+    g.staged = not (g.x_last and g.pad_h == g.pad_w == 0 and (depthwise or g.c % 4 == 0)
+                    and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
+    g.pitch = (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 if g.staged else g.w
+    row = g.pitch * g.c
+    if row * g.stride_h > (1 << 24) or reach_h(g, 1) * row > (1 << 28) or g.segments > MOST_SEGMENTS:
+        return False
+    g.band = min(g.out_h, max(<int64_t> 1, (BAND_BYTES // row - reach_h(g, 1)) // g.stride_h + 1))
+    items = g.n * ceil_div(g.out_h, g.band)
+    if threads > 1 and items < 2 * threads:
+        g.band = max(<int64_t> 1, min(g.band, ceil_div(g.out_h, ceil_div(2 * threads, g.n))))
+    g.bands = ceil_div(g.out_h, g.band)
+    g.band = ceil_div(g.out_h, g.bands)
+    g.parts = 1
+    if threads > 1 and g.n * g.bands < threads and not depthwise:
+        g.parts = min(<int64_t> threads, ceil_div(g.m, EV_NHWC_NR))
+    g.cycle = g.c * EV_NHWC_NR // common(g.c, EV_NHWC_NR)
+    g.run = g.stride_w == 1 and g.out_w > 1 and g.cycle <= MOST_CYCLE
+    if not g.run:
+        g.cycle = up_to(g.c, EV_NHWC_NR)
+    g.at_add = 0
+    at = g.cycle if depthwise else up_to(g.m, EV_NHWC_VECTOR)
+    g.at_scale = up_to(4 * at, 64)
+    g.shared = 2 * g.at_scale
+    g.at_stage = 0
+    at = up_to(reach_h(g, g.band) * row + SLACK, 64) if g.staged else 0
+    g.at_line = at
+    at += up_to(g.w * (g.c if v[I_FLOAT] else 1), 64) if g.staged and not g.x_last else 0
+    g.at_y = at
+    at += 0 if g.y_last else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
+    g.at_z = at
+    at += 0 if g.y_last or depthwise else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
+    g.slot = at
+    return True
+
+
+# The image -----------------------------------------------------------------------------------------------------------
+
+cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t first, int64_t rows, char *to, char *line) noexcept nogil:
+    """What `rows` rows of positions from `first` on read, with padding, channels last."""
+    cdef int64_t h, top = first * g.stride_h - g.pad_h, begin, n, c, size = ev_item_size(job.o.x.dtype), i
+    cdef int64_t row = g.pitch * g.c, plane = g.h * g.w
+    cdef const char *x = <const char *> job.o.x.data + image * g.c * plane * size
+    cdef uint8_t flip = 0x80 if job.x_type == EV_INT8 else 0
+    cdef bint plain = job.o.x.dtype == EV_UINT8
+    begin = min(g.pad_w, g.pitch)
+    n = max(<int64_t> 0, min(g.w, g.pitch - begin))
+    for h in range(top, top + reach_h(g, rows)):
+        if h < 0 or h >= g.h:
+            memset(to, <int> job.x_zero, row)
+            to += row
+            continue
+        memset(to, <int> job.x_zero, begin * g.c)
+        if g.x_last:
+            memcpy(to + begin * g.c, x + h * g.w * g.c, n * g.c)
+        elif plain:
+            K.move_transpose(1, n, g.c, x + h * g.w, plane, to + begin * g.c, g.c)
+        else:
+            for c in range(g.c):
+                K.qc_stage(job.o.x.dtype, n, 1, x + (c * plane + h * g.w) * size, job.stage, line + c * n)
+            K.move_transpose(1, n, g.c, line, n, to + begin * g.c, g.c)
+        memset(to + (begin + n) * g.c, <int> job.x_zero, (g.pitch - begin - n) * g.c)
+        to += row
+
+
+cdef const char *image_of(const Job *job, const Geometry *g, int64_t image, int64_t first, int64_t rows,
+                          char *scratch) noexcept nogil:
+    """Where the taps of position (first, 0) begin."""
+    if not g.staged:
+        return <const char *> job.o.x.data + ((image * g.h + first * g.stride_h) * g.w) * g.c
+    stage(job, g, image, first, rows, scratch + g.at_stage, scratch + g.at_line)
+    return scratch + g.at_stage
+
+
+# Dense ---------------------------------------------------------------------------------------------------------------
+
+ctypedef struct Task:
+    Job job
+    Geometry g
+    const int32_t *sums          # of the weights of each channel
+    const int8_t *w
+
+
+cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    """Items [begin, end): shares of the blocks, bands and images, the first fastest."""
+    cdef Task *t = <Task *> ctx
+    cdef const Job *job = &t.job
+    cdef const Geometry *g = &t.g
+    cdef char *shared = <char *> job.call.scratch
+    cdef char *scratch = shared + g.shared + worker * g.slot
+    cdef int32_t[MOST_SEGMENTS] offset
+    cdef int64_t item, image, first, rows, n, i, block, last, blocks = ceil_div(g.m, EV_NHWC_NR), at, plane
+    cdef ev_nhwc_conv k
+    memset(&k, 0, sizeof(k))
+    plane = g.out_h * g.out_w
+    for i in range(g.segments):
+        if g.rows:
+            offset[i] = <int32_t> (i * g.dilation_h * g.pitch * g.c)
+        else:
+            offset[i] = <int32_t> ((i // g.kernel_w * g.dilation_h * g.pitch + i % g.kernel_w * g.dilation_w) * g.c)
+    k.offset, k.segments, k.quads, k.finish = offset, g.segments, g.quads, &job.finish
+    k.width, k.step, k.row_step = g.out_w, g.stride_w * g.c, g.stride_h * g.pitch * g.c
+    for item in range(begin, end):
+        first = item // g.parts % g.bands * g.band
+        image = item // g.parts // g.bands
+        rows = min(g.band, g.out_h - first)
+        n = rows * g.out_w
+        k.x = <const uint8_t *> image_of(job, g, image, first, rows, scratch)
+        block = item % g.parts * ceil_div(blocks, g.parts)
+        last = min(blocks, block + ceil_div(blocks, g.parts))
+        while block < last:
+            i = block * EV_NHWC_NR
+            k.channels = min(<int64_t> EV_NHWC_NR, g.m - i)
+            k.w = t.w + i * 4 * g.quads * g.segments
+            k.add, k.scale = <const int32_t *> (shared + g.at_add) + i, <const float *> (shared + g.at_scale) + i
+            if g.y_last:
+                at = ((image * g.out_h + first) * g.out_w) * g.m + i
+                k.y, k.ldy, k.ldz = <uint8_t *> job.o.y.data + at, g.m, g.m
+                k.z = NULL if job.o.z == NULL else <const char *> job.o.z.data + at
+                K.nhwc_conv(&k, 0, n)
+            else:
+                at = (image * g.m + i) * plane + first * g.out_w
+                k.y, k.ldy, k.ldz = <uint8_t *> (scratch + g.at_y), EV_NHWC_NR, EV_NHWC_NR
+                if job.o.z != NULL:
+                    k.z = scratch + g.at_z
+                    K.move_transpose(1, n, k.channels, <const char *> job.o.z.data + at, plane, scratch + g.at_z,
+                                     EV_NHWC_NR)
+                K.nhwc_conv(&k, 0, n)
+                K.move_transpose(1, k.channels, n, k.y, EV_NHWC_NR, <char *> job.o.y.data + at, plane)
+            block += 1
+
+
+cdef int linear(const ev_call *c) noexcept nogil:
+    """in: those of QLinearConv, then what pack_dense gives; out: y; ints: those of qwindow.pxd, whether x lies channels
+    last, whether y and the residual do; reals: activation parameters."""
+    cdef Task t
+    cdef Geometry *g = &t.g
+    cdef int64_t m, items
+    cdef int32_t *add = <int32_t *> c.scratch
+    cdef float *scale
+    take_linear(c, &t.job)
+    if t.job.o.y.size == 0:
+        return EV_OK
+    make_geometry(g, c.ints, c.threads, False)
+    scale = <float *> (<char *> c.scratch + g.at_scale)
+    t.sums = <const int32_t *> c.in_[c.ints[I_INPUTS]].data
+    t.w = <const int8_t *> (t.sums + up_to(g.m, EV_NHWC_VECTOR))
+    memset(c.scratch, 0, g.shared)
+    for m in range(g.m):
+        add[m] = <int32_t> row_add(&t.job, m, t.sums[m])
+        scale[m] = row_scale(&t.job, m)
+    items = g.n * g.bands * g.parts
+    parallel_for(dense_items, &t, items, max(1, MACS_PER_TASK // max(1, t.job.o.y.size * 4 * g.quads * g.segments // items)),
+                 c.threads)
+    return EV_OK
+
+
+# Depthwise -----------------------------------------------------------------------------------------------------------
+
+cdef void depthwise_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    """Items [begin, end): bands and images, the first fastest."""
+    cdef Task *t = <Task *> ctx
+    cdef const Job *job = &t.job
+    cdef const Geometry *g = &t.g
+    cdef char *shared = <char *> job.call.scratch
+    cdef char *scratch = shared + g.shared + worker * g.slot
+    cdef int32_t[MOST_TAPS + 4] offset
+    cdef int64_t item, image, first, rows, i, at, e, row, whole, round_ = g.cycle, length, taps = g.kernel_h * g.kernel_w
+    cdef const uint8_t *x
+    cdef uint8_t *y
+    cdef ev_nhwc_depthwise k
+    for i in range(up_to(taps, 4)):
+        offset[i] = offset[0] if i >= taps else <int32_t> (
+            (i // g.kernel_w * g.dilation_h * g.pitch + i % g.kernel_w * g.dilation_w) * g.c)
+    k.offset, k.quads, k.finish = offset, ceil_div(taps, 4), &job.finish
+    k.step = round_ if g.run else g.stride_w * g.c
+    k.y_step = round_ if g.run else g.c
+    length = g.out_w * g.c if g.run else g.c
+    for item in range(begin, end):
+        first = item % g.bands * g.band
+        image = item // g.bands
+        rows = min(g.band, g.out_h - first)
+        x = <const uint8_t *> image_of(job, g, image, first, rows, scratch)
+        y = <uint8_t *> job.o.y.data + (image * g.out_h + first) * g.out_w * g.c
+        at = 0
+        while at < min(round_, length):
+            k.w = t.w + at * 4 * k.quads
+            k.add, k.scale = <const int32_t *> (shared + g.at_add) + at, <const float *> (shared + g.at_scale) + at
+            for row in range(rows):
+                k.x = x + row * g.stride_h * g.pitch * g.c + at
+                k.y = y + row * g.out_w * g.c + at
+                k.channels = min(<int64_t> EV_NHWC_NR, length - at)
+                if not g.run:
+                    K.nhwc_depthwise(&k, g.out_w)
+                    continue
+                whole = max(<int64_t> 0, (length - at - EV_NHWC_NR) // round_ + 1) if length - at >= EV_NHWC_NR else 0
+                if whole > 0:
+                    K.nhwc_depthwise(&k, whole)
+                e = at + whole * round_
+                if e < length:
+                    k.x += whole * round_
+                    k.y += whole * round_
+                    k.channels = length - e
+                    K.nhwc_depthwise(&k, 1)
+            at += EV_NHWC_NR
+
+
+cdef inline int64_t lane_of(int64_t c) noexcept nogil:
+    """Where byte c of a run has its lane, in blocks of 64."""
+    return c // 64 * 64 + c % 16 // 4 * 16 + c % 64 // 16 * 4 + c % 4
+
+
+cdef int depthwise(const ev_call *c) noexcept nogil:
+    """in: those of QLinearConv, then what pack_depthwise gives; out: y; the rest as for `linear`."""
+    cdef Task t
+    cdef Geometry *g = &t.g
+    cdef int64_t e, items
+    cdef int32_t *add = <int32_t *> c.scratch
+    cdef float *scale
+    take_linear(c, &t.job)
+    if t.job.o.y.size == 0:
+        return EV_OK
+    make_geometry(g, c.ints, c.threads, True)
+    scale = <float *> (<char *> c.scratch + g.at_scale)
+    t.sums = <const int32_t *> c.in_[c.ints[I_INPUTS]].data
+    t.w = <const int8_t *> (t.sums + up_to(g.c, EV_NHWC_VECTOR))
+    memset(c.scratch, 0, g.shared)
+    for e in range(g.cycle):
+        if e < g.c or g.run:
+            add[lane_of(e)] = <int32_t> row_add(&t.job, e % g.c, t.sums[e % g.c])
+            scale[lane_of(e)] = row_scale(&t.job, e % g.c)
+    items = g.n * g.bands
+    parallel_for(depthwise_items, &t, items,
+                 max(1, MACS_PER_TASK // max(1, t.job.o.y.size // items * g.kernel_h * g.kernel_w)), c.threads)
+    return EV_OK
+
+
+# Largest of a window -------------------------------------------------------------------------------------------------
+
+cdef enum:
+    M_SIGNED = 0, M_N = 1, M_C = 2, M_H = 3, M_W = 4, M_OUT_H = 5, M_OUT_W = 6, M_KERNEL_H = 7, M_KERNEL_W = 8
+    M_STRIDE_H = 9, M_STRIDE_W = 10, M_DILATION_H = 11, M_DILATION_W = 12, M_PAD_H = 13, M_PAD_W = 14
+
+
+cdef void max_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef const ev_call *c = <const ev_call *> ctx
+    cdef const int64_t *v = c.ints
+    cdef int64_t item, oh, ow, i, j, h, w, n, channels = v[M_C]
+    cdef const uint8_t *x
+    cdef uint8_t *y = <uint8_t *> c.out[0].data + begin * v[M_OUT_W] * channels
+    cdef int32_t[MOST_TAPS] offset
+    for item in range(begin, end):
+        oh = item % v[M_OUT_H]
+        x = <const uint8_t *> c.in_[0].data + item // v[M_OUT_H] * v[M_H] * v[M_W] * channels
+        for ow in range(v[M_OUT_W]):
+            n = 0
+            for i in range(v[M_KERNEL_H]):
+                h = oh * v[M_STRIDE_H] - v[M_PAD_H] + i * v[M_DILATION_H]
+                if h < 0 or h >= v[M_H]:
+                    continue
+                for j in range(v[M_KERNEL_W]):
+                    w = ow * v[M_STRIDE_W] - v[M_PAD_W] + j * v[M_DILATION_W]
+                    if 0 <= w < v[M_W]:
+                        offset[n] = <int32_t> ((h * v[M_W] + w) * channels)
+                        n += 1
+            K.nhwc_max(channels, n, offset, <int> v[M_SIGNED], x, y)
+            y += channels
+
+
+cdef int max_pool(const ev_call *c) noexcept nogil:
+    """in: X [N, H, W, C] of bytes; out: Y, the like. ints: see M_*."""
+    cdef const int64_t *v = c.ints
+    cdef int64_t row = max(1, v[M_OUT_W] * v[M_C] * v[M_KERNEL_H] * v[M_KERNEL_W])
+    parallel_for(max_rows, <void *> c, v[M_N] * v[M_OUT_H], max(1, MACS_PER_TASK // row), c.threads)
+    return EV_OK
+
+
+# At load time --------------------------------------------------------------------------------------------------------
+
+cdef int read_ints(ints, int64_t *values) except -1:
+    cdef int i
+    for i in range(ALL_INTS):
+        values[i] = ints[i]
+    return 0
+
+
+def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
+    """Scratch bytes of `linear` or `depthwise`, or -1 where they do not take the window."""
+    cdef int64_t[ALL_INTS] values
+    cdef Geometry g
+    read_ints(ints, values)
+    if values[I_C] == 0 or values[I_M] == 0 or not make_geometry(&g, values, threads, depthwise):
+        return -1
+    return g.shared + threads * g.slot
+
+
+cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums, int8_t *to, int8_t *line) noexcept nogil:
+    """The dense weights [m, c, kernel]; `line` holds those of a channel, and a quad."""
+    cdef int64_t m, block, vectors, s, q, taps = g.kernel_h * g.kernel_w, length = 4 * g.quads
+    cdef int64_t run = g.c * (g.kernel_w if g.rows else 1), all_ = g.c * taps
+    cdef int8_t *at
+    cdef int8_t *from_
+    for m in range(g.m):
+        block = m // EV_NHWC_NR
+        vectors = min(<int64_t> 4, ceil_div(g.m - block * EV_NHWC_NR, EV_NHWC_VECTOR))
+        at = to + block * EV_NHWC_NR * length * g.segments + m % EV_NHWC_NR * 4
+        K.qc_weights(all_, 1, flip, w + m * all_, line + all_ + 4, &sums[m])
+        K.move_transpose(1, taps, g.c, line + all_ + 4, taps, line, g.c)
+        memset(line + all_, 0, 4)
+        for s in range(g.segments):
+            from_ = line + s * run
+            for q in range(g.quads):
+                if 4 * q + 4 <= run:
+                    memcpy(at, from_ + 4 * q, 4)
+                else:
+                    memset(at, 0, 4)
+                    memcpy(at, from_ + 4 * q, run - 4 * q)
+                at += 4 * EV_NHWC_VECTOR * vectors
+
+
+def pack_dense(weights, int flip, ints):
+    """What `linear` needs of the weights, [M, C, kernel...] of bytes (flip: 0x80 for uint8): sums of each channel, then
+    blocks as in ukr/qnhwc.h, as int8 at an address that is a multiple of 64. Raises MemoryError."""
+    import numpy
+
+    cdef int64_t[ALL_INTS] values
+    cdef Geometry g
+    read_ints(ints, values)
+    make_geometry(&g, values, 1, False)
+    cdef int64_t whole = up_to(g.m, EV_NHWC_VECTOR), bytes_ = whole * (4 + 4 * g.quads * g.segments)
+    cdef int64_t all_ = g.c * g.kernel_h * g.kernel_w
+    found = _aligned(numpy, bytes_)
+    weights = numpy.ascontiguousarray(weights)
+    cdef char *to = <char *> <size_t> found.ctypes.data
+    cdef const uint8_t *w = <const uint8_t *> <size_t> weights.ctypes.data
+    cdef int8_t *line = <int8_t *> malloc(2 * all_ + 64)
+    if line == NULL:
+        raise MemoryError()
+    memset(to, 0, bytes_)
+    pack_rows(&g, w, flip, <int32_t *> to, <int8_t *> (to + 4 * whole), line)
+    free(line)
+    return found
+
+
+def cycle_of(ints) -> int:
+    """After how many bytes the weights of pack_depthwise repeat: plans for images of other sizes may differ in that."""
+    cdef int64_t[ALL_INTS] values
+    cdef Geometry g
+    read_ints(ints, values)
+    make_geometry(&g, values, 1, True)
+    return g.cycle
+
+
+def pack_depthwise(weights, int flip, ints):
+    """The same for `depthwise`, from [C, 1, kernel...]."""
+    import numpy
+
+    cdef int64_t[ALL_INTS] values
+    cdef Geometry g
+    read_ints(ints, values)
+    make_geometry(&g, values, 1, True)
+    cdef int64_t whole = up_to(g.c, EV_NHWC_VECTOR), all_ = g.cycle, taps = g.kernel_h * g.kernel_w, quads = ceil_div(taps, 4)
+    cdef int64_t c, t, e, bytes_ = 4 * whole + all_ * 4 * quads
+    found = _aligned(numpy, bytes_)
+    weights = numpy.ascontiguousarray(weights)
+    cdef char *to = <char *> <size_t> found.ctypes.data
+    cdef const uint8_t *w = <const uint8_t *> <size_t> weights.ctypes.data
+    cdef int32_t *sums = <int32_t *> to
+    cdef int8_t *packed = <int8_t *> (to + 4 * whole)
+    cdef int8_t v
+    memset(to, 0, bytes_)
+    for c in range(g.c):
+        for t in range(taps):
+            sums[c] += <int8_t> (w[c * taps + t] ^ flip)
+    for e in range(all_):
+        if e >= g.c and not g.run:
+            break
+        for t in range(taps):
+            v = <int8_t> (w[e % g.c * taps + t] ^ flip)
+            packed[e // 64 * 256 * quads + t // 4 * 256 + 4 * (lane_of(e) % 64) + t % 4] = v
+    return found
+
+
+def _aligned(numpy, int64_t bytes_):
+    """An int8 array at an address that is a multiple of 64."""
+    array = numpy.empty(bytes_ + 63, numpy.int8)
+    first = -array.ctypes.data % 64
+    return array[first : first + bytes_]
+
+
+DRIVERS = {}
+register(DRIVERS, "linear", linear)
+register(DRIVERS, "depthwise", depthwise)
+register(DRIVERS, "max_pool", max_pool)

@@ -1,0 +1,52 @@
+/* Convolutions of bytes that lie channels last (NHWC): what the drivers (qnhwc.pyx) tell the micro-kernels
+ * (qnhwc_body.h).
+ *
+ * Channels of the result are the lanes, so weights are packed once, in blocks of 64 channels (the last one of 16, 32, 48
+ * or 64), and the image is read as it lies: a quad of a pixel's channels is broadcast.
+ *
+ *   W [blocks of 64][quads][up to 4 vectors][16 channels][4]          dense
+ *   W [blocks of 64][quads of taps][4 vectors][16 channels][4 taps]   depthwise; lane l of vector v is channel
+ *                                                                     16*(l/4) + 4*v + l%4 of the block */
+#ifndef EV_QNHWC_H
+#define EV_QNHWC_H
+
+#include "qconv.h"
+
+#define EV_NHWC_MR 7      /* positions and */
+#define EV_NHWC_NR 64     /* channels of a tile */
+#define EV_NHWC_VECTOR 16 /* to a multiple of so many, channels are filled up */
+
+/* Positions, counted along rows of `width`: that at (row, column) begins at x + row*row_step + column*step, and reads
+ * `quads` quads from each of the `segments` offsets on. */
+typedef struct {
+    const uint8_t *x;
+    int64_t row_step, step, width;
+    const int32_t *offset;
+    int64_t segments, quads;
+    const int8_t *w;          /* the block's */
+    const int32_t *add;       /* for each channel, up to a multiple of EV_NHWC_VECTOR: added to sums, */
+    const float *scale;       /* multiplied with them */
+    int64_t channels;         /* of the block */
+    const ev_qfinish *finish; /* of a result of bytes; what is not folded is of the activations of nhwc_has */
+    const void *z;            /* NULL, or the residual: bytes, at p*ldz for position p */
+    int64_t ldz, ldy;
+    uint8_t *y;
+} ev_nhwc_conv;
+
+/* Depthwise: n results of `channels` bytes each, `step` apart in x and y_step in y; byte c of a result meets byte c at
+ * each tap's offset. Taps are filled up to quads; what is added weighs nothing. No residual. */
+typedef struct {
+    const uint8_t *x;
+    int64_t step;
+    const int32_t *offset;
+    int64_t quads;
+    const int8_t *w;
+    const int32_t *add;       /* both in the order of W's lanes */
+    const float *scale;
+    int64_t channels;
+    const ev_qfinish *finish;
+    int64_t y_step;
+    uint8_t *y;
+} ev_nhwc_depthwise;
+
+#endif

@@ -1,0 +1,60 @@
+/* Convolutions of bytes, channels last, in plain C: what qnhwc.h says. Tables that are faster with it say so in
+ * nhwc_has; the others' drivers take images with channels first. */
+
+static void EV_FN(nhwc_has)(int *has)
+{
+    *has = 0;
+}
+
+/* One result. */
+static void EV_FN(nhwc_put)(const ev_qfinish *f, int32_t sum, float scale, const void *z, uint8_t *y)
+{
+    const int32_t sums[32] = {sum}; /* as many as qc_finish may read */
+    EV_FN(qc_finish)(f, 1, sums, NULL, 0, scale, z, y);
+}
+
+/* Results of positions [begin, end). */
+static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
+{
+    const int64_t vectors = (g->channels + EV_NHWC_VECTOR - 1) / EV_NHWC_VECTOR;
+    for (int64_t p = begin; p < end; p++) {
+        const uint8_t *x = g->x + p / g->width * g->row_step + p % g->width * g->step;
+        for (int64_t c = 0; c < g->channels; c++) {
+            const int8_t *w = g->w + 4 * c;
+            uint32_t sum = (uint32_t)g->add[c];
+            for (int64_t s = 0; s < g->segments; s++)
+                for (int64_t q = 0; q < g->quads; q++, w += 4 * EV_NHWC_VECTOR * vectors)
+                    for (int t = 0; t < 4; t++) sum += (uint32_t)(x[g->offset[s] + 4 * q + t] * w[t]);
+            EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[c], g->z ? (const char *)g->z + p * g->ldz + c : NULL,
+                            g->y + p * g->ldy + c);
+        }
+    }
+}
+
+static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < g->channels; c++) {
+            const int64_t lane = c % 16 / 4 * 16 + c / 16 * 4 + c % 4;
+            uint32_t sum = (uint32_t)g->add[lane];
+            for (int64_t q = 0; q < g->quads; q++)
+                for (int t = 0; t < 4; t++)
+                    sum += (uint32_t)(g->x[i * g->step + g->offset[4 * q + t] + c] * g->w[256 * q + 4 * lane + t]);
+            EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[lane], NULL, g->y + i * g->y_step + c);
+        }
+}
+
+/* y[c] = the largest x[offset[t] + c] of all taps, c < n. is_signed: int8. */
+static void EV_FN(nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x, uint8_t *y)
+{
+    const uint8_t flip = is_signed ? 0x80 : 0;
+    for (int64_t c = 0; c < n; c++) y[c] = flip ^ flip;
+    for (int64_t t = 0; t < taps; t++) {
+        const uint8_t *from = x + offset[t];
+        for (int64_t c = 0; c < n; c++) {
+            const uint8_t v = from[c] ^ flip;
+            y[c] = y[c] > v ? y[c] : v;
+        }
+    }
+    for (int64_t c = 0; c < n; c++) y[c] ^= flip;
+}

@@ -1,0 +1,211 @@
+/* Convolutions of bytes, channels last, by vpdpbusd: 16 channels are a vector, and seven positions by four vectors of sums
+ * stay in registers. Results are those of qnhwc_body.h, to the bit. */
+
+static void EV_FN(nhwc_has)(int *has)
+{
+    *has = 1;
+}
+
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+
+typedef int32_t EV_FN(quad) __attribute__((aligned(1), may_alias));
+
+/* A vector of sums as integers of the result, in its bounds; z: what is to be added, as it is stored. */
+static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const ev_qfinish *f, __m512i sum, __m512 scale,
+                                                                       __mmask16 there, const void *z)
+{
+    const __m512 none = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
+    __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    float unit = f->unit;
+    if (!f->folds) {
+        if (z) {
+            const __m128i bytes = _mm_maskz_loadu_epi8(there, z);
+            const __m512i wide = f->z_type == EV_UINT8 ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepi8_epi32(bytes);
+            const __m512 centred = _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(f->z_zero)));
+            r = _mm512_add_ps(r, _mm512_mul_ps(centred, _mm512_set1_ps(f->z_scale)));
+        }
+        const __m512 a = _mm512_set1_ps(f->a);
+        switch (f->activation) {
+        case EV_ACT_RELU: r = _mm512_max_ps(none, r); break;
+        case EV_ACT_LEAKY_RELU: r = _mm512_mask_mul_ps(r, _mm512_cmp_ps_mask(r, none, _CMP_LT_OQ), a, r); break;
+        case EV_ACT_HARD_SIGMOID:
+            r = _mm512_add_ps(_mm512_mul_ps(a, r), _mm512_set1_ps(f->b));
+            r = _mm512_min_ps(one, _mm512_max_ps(none, r));
+            break;
+        case EV_ACT_HARD_SWISH: {
+            const __m512 y = _mm512_add_ps(_mm512_mul_ps(r, _mm512_set1_ps(1.0f / 6.0f)), _mm512_set1_ps(0.5f));
+            r = _mm512_mul_ps(r, _mm512_min_ps(one, _mm512_max_ps(none, y)));
+            break;
+        }
+        }
+        unit = 1.0f;
+    }
+    if (f->range && there)
+        ev_widen(f->range, _mm512_mask_reduce_min_ps(there, r) * unit, _mm512_mask_reduce_max_ps(there, r) * unit);
+    if (!f->folds) r = _mm512_mul_ps(r, _mm512_set1_ps(1.0f / f->unit));
+    r = _mm512_max_ps(r, _mm512_set1_ps((float)(f->lo - f->zero)));
+    r = _mm512_min_ps(r, _mm512_set1_ps((float)(f->hi - f->zero)));
+    return _mm512_add_epi32(_mm512_cvtps_epi32(r), _mm512_set1_epi32(f->zero));
+}
+
+/* 64 sums of a result that is folded, in the order of v0[0-3] v1[0-3] v2[0-3] v3[0-3] v0[4-7] ... */
+static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_fold)(const ev_qfinish *f, __m512i v0, __m512i v1,
+                                                                      __m512i v2, __m512i v3, const __m512 *scale)
+{
+    const __m512 top = _mm512_set1_ps(65536.0f);
+    const __m512i zero = _mm512_set1_epi16((int16_t)f->zero);
+    const __m512i lo = _mm512_set1_epi8((char)f->lo), hi = _mm512_set1_epi8((char)f->hi);
+    const __m512i r0 = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_mul_ps(_mm512_cvtepi32_ps(v0), scale[0])));
+    const __m512i r1 = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_mul_ps(_mm512_cvtepi32_ps(v1), scale[1])));
+    const __m512i r2 = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_mul_ps(_mm512_cvtepi32_ps(v2), scale[2])));
+    const __m512i r3 = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_mul_ps(_mm512_cvtepi32_ps(v3), scale[3])));
+    const __m512i u = _mm512_adds_epi16(_mm512_packs_epi32(r0, r1), zero);
+    const __m512i v = _mm512_adds_epi16(_mm512_packs_epi32(r2, r3), zero);
+    if (f->type == EV_UINT8) return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(u, v), lo), hi);
+    return _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(u, v), lo), hi);
+}
+
+/* n positions of up to four vectors of sums, 64 apart. */
+static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, const int32_t *sum, int64_t n,
+                                                         int64_t first)
+{
+    const ev_qfinish *f = g->finish;
+    uint8_t *y = g->y + first * g->ldy;
+    const char *z = g->z ? (const char *)g->z + first * g->ldz : NULL;
+    if (f->folds && !f->range && g->channels == EV_NHWC_NR) {
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const __m512 scale[4] = {_mm512_loadu_ps(g->scale), _mm512_loadu_ps(g->scale + 16),
+                                 _mm512_loadu_ps(g->scale + 32), _mm512_loadu_ps(g->scale + 48)};
+        for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy) {
+            const __m512i r = EV_FN(nhwc_fold)(f, _mm512_load_si512(sum), _mm512_load_si512(sum + 16),
+                                               _mm512_load_si512(sum + 32), _mm512_load_si512(sum + 48), scale);
+            _mm512_storeu_si512(y, _mm512_permutexvar_epi32(order, r));
+        }
+        return;
+    }
+    for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy, z += z ? g->ldz : 0)
+        for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR) {
+            const int64_t left = g->channels - c;
+            const __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
+            const __m512i r = EV_FN(nhwc_round)(f, _mm512_load_si512(sum + c), _mm512_loadu_ps(g->scale + c), there,
+                                                z ? z + c : NULL);
+            if (left >= 16) _mm_storeu_si128((__m128i *)(y + c), _mm512_cvtepi32_epi8(r));
+            else _mm_mask_storeu_epi8(y + c, there, _mm512_cvtepi32_epi8(r));
+        }
+}
+
+/* Seven positions by nv vectors. Sums are named variables, as GCC keeps arrays of vectors in memory; the last of four
+ * vectors of weights is an operand in memory, as 28 sums, three of weights and one of the image are all registers. */
+#define EV_POSITIONS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6)
+static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc_conv *g, const uint8_t *const *x,
+                                                                   int32_t *sum, const int nv)
+{
+#define X(i) const uint8_t *x##i = x[i];
+    EV_POSITIONS(X)
+#undef X
+    const int8_t *w = g->w;
+    const int32_t *offset = g->offset;
+    const __m512i s0 = _mm512_loadu_si512(g->add), s1 = nv > 1 ? _mm512_loadu_si512(g->add + 16) : s0;
+    const __m512i s2 = nv > 2 ? _mm512_loadu_si512(g->add + 32) : s0, s3 = nv > 3 ? _mm512_loadu_si512(g->add + 48) : s0;
+#define X(i) __m512i a##i = s0, b##i = s1, c##i = s2, d##i = s3;
+    EV_POSITIONS(X)
+#undef X
+    for (int64_t left = g->segments; left > 0; left--, offset++)
+        for (int64_t at = *offset, end = at + 4 * g->quads; at < end; at += 4, w += 64 * nv) {
+            const __m512i w0 = _mm512_loadu_si512(w), w1 = nv > 1 ? _mm512_loadu_si512(w + 64) : w0;
+            const __m512i w2 = nv > 2 ? _mm512_loadu_si512(w + 128) : w0;
+#define X(i)                                                                                                      \
+    if (nv == 4) {                                                                                                \
+        __m512i t;                                                                                                \
+        __asm__("vpbroadcastd %[x], %[t]\n\tvpdpbusd %[w0], %[t], %[a]\n\tvpdpbusd %[w1], %[t], %[b]\n\t"         \
+                "vpdpbusd %[w2], %[t], %[c]\n\tvpdpbusd %[w3], %[t], %[d]"                                        \
+                : [t] "=&v"(t), [a] "+v"(a##i), [b] "+v"(b##i), [c] "+v"(c##i), [d] "+v"(d##i)                    \
+                : [x] "m"(*(const EV_FN(quad) *)(x##i + at)), [w0] "v"(w0), [w1] "v"(w1), [w2] "v"(w2),           \
+                  [w3] "m"(*(const __m512i_u *)(w + 192)));                                                       \
+    } else {                                                                                                      \
+        int32_t four;                                                                                             \
+        memcpy(&four, x##i + at, 4);                                                                              \
+        const __m512i t = _mm512_set1_epi32(four);                                                                \
+        a##i = _mm512_dpbusd_epi32(a##i, t, w0);                                                                  \
+        if (nv > 1) b##i = _mm512_dpbusd_epi32(b##i, t, w1);                                                      \
+        if (nv > 2) c##i = _mm512_dpbusd_epi32(c##i, t, w2);                                                      \
+    }
+            EV_POSITIONS(X)
+#undef X
+        }
+#define X(i)                                                                 \
+    _mm512_store_si512(sum + i * EV_NHWC_NR, a##i);                          \
+    if (nv > 1) _mm512_store_si512(sum + i * EV_NHWC_NR + 16, b##i);         \
+    if (nv > 2) _mm512_store_si512(sum + i * EV_NHWC_NR + 32, c##i);         \
+    if (nv > 3) _mm512_store_si512(sum + i * EV_NHWC_NR + 48, d##i);
+    EV_POSITIONS(X)
+#undef X
+}
+#undef EV_POSITIONS
+
+static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
+{
+    int32_t sum[EV_NHWC_MR * EV_NHWC_NR] __attribute__((aligned(64)));
+    const uint8_t *x[EV_NHWC_MR];
+    int64_t row = begin / g->width, column = begin % g->width;
+    for (int64_t p = begin; p < end; p += EV_NHWC_MR) {
+        const int64_t n = end - p < EV_NHWC_MR ? end - p : EV_NHWC_MR;
+        for (int64_t i = 0; i < EV_NHWC_MR; i++) { /* beyond the last, it again */
+            x[i] = i < n ? g->x + row * g->row_step + column * g->step : x[n - 1];
+            if (++column == g->width) column = 0, row++;
+        }
+        switch ((g->channels + 15) / 16) {
+        case 1: EV_FN(nhwc_dots)(g, x, sum, 1); break;
+        case 2: EV_FN(nhwc_dots)(g, x, sum, 2); break;
+        case 3: EV_FN(nhwc_dots)(g, x, sum, 3); break;
+        default: EV_FN(nhwc_dots)(g, x, sum, 4); break;
+        }
+        EV_FN(nhwc_finish)(g, sum, n, p);
+    }
+}
+
+/* Four taps of 64 channels are interleaved to four vectors of 16 channels. */
+static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
+{
+    const ev_qfinish *f = g->finish;
+    const int64_t channels = g->channels;
+    const __mmask64 there = channels >= 64 ? ~0ull : (1ull << channels) - 1;
+    const __m512i add[4] = {_mm512_loadu_si512(g->add), _mm512_loadu_si512(g->add + 16), _mm512_loadu_si512(g->add + 32),
+                            _mm512_loadu_si512(g->add + 48)};
+    const __m512 scale[4] = {_mm512_loadu_ps(g->scale), _mm512_loadu_ps(g->scale + 16), _mm512_loadu_ps(g->scale + 32),
+                             _mm512_loadu_ps(g->scale + 48)};
+    const int fast = f->folds && !f->range;
+    const uint8_t *x = g->x;
+    uint8_t *y = g->y;
+    for (int64_t i = 0; i < n; i++, x += g->step, y += g->y_step) {
+        __m512i v0 = add[0], v1 = add[1], v2 = add[2], v3 = add[3], r;
+        const int8_t *w = g->w;
+        const int32_t *offset = g->offset;
+        for (int64_t q = 0; q < g->quads; q++, w += 256, offset += 4) {
+            const __m512i t0 = _mm512_maskz_loadu_epi8(there, x + offset[0]), t1 = _mm512_maskz_loadu_epi8(there, x + offset[1]);
+            const __m512i t2 = _mm512_maskz_loadu_epi8(there, x + offset[2]), t3 = _mm512_maskz_loadu_epi8(there, x + offset[3]);
+            const __m512i low01 = _mm512_unpacklo_epi8(t0, t1), high01 = _mm512_unpackhi_epi8(t0, t1);
+            const __m512i low23 = _mm512_unpacklo_epi8(t2, t3), high23 = _mm512_unpackhi_epi8(t2, t3);
+            v0 = _mm512_dpbusd_epi32(v0, _mm512_unpacklo_epi16(low01, low23), _mm512_loadu_si512(w));
+            v1 = _mm512_dpbusd_epi32(v1, _mm512_unpackhi_epi16(low01, low23), _mm512_loadu_si512(w + 64));
+            v2 = _mm512_dpbusd_epi32(v2, _mm512_unpacklo_epi16(high01, high23), _mm512_loadu_si512(w + 128));
+            v3 = _mm512_dpbusd_epi32(v3, _mm512_unpackhi_epi16(high01, high23), _mm512_loadu_si512(w + 192));
+        }
+        if (fast) {
+            r = EV_FN(nhwc_fold)(f, v0, v1, v2, v3, scale);
+        } else {
+            __mmask16 m[4] = {0xffff, 0xffff, 0xffff, 0xffff};
+            if (channels < 64) /* lane 4*g + k of vector v is channel 16*g + 4*v + k */
+                for (int v = 0; v < 4; v++)
+                    for (int g4 = m[v] = 0; g4 < 4; g4++) m[v] |= (__mmask16)((there >> (16 * g4 + 4 * v) & 15) << 4 * g4);
+            v0 = EV_FN(nhwc_round)(f, v0, scale[0], m[0], NULL), v1 = EV_FN(nhwc_round)(f, v1, scale[1], m[1], NULL);
+            v2 = EV_FN(nhwc_round)(f, v2, scale[2], m[2], NULL), v3 = EV_FN(nhwc_round)(f, v3, scale[3], m[3], NULL);
+            const __m512i u = _mm512_packs_epi32(v0, v1), v = _mm512_packs_epi32(v2, v3);
+            r = f->type == EV_UINT8 ? _mm512_packus_epi16(u, v) : _mm512_packs_epi16(u, v);
+        }
+        if (channels >= 64) _mm512_storeu_si512(y, r);
+        else _mm512_mask_storeu_epi8(y, there, r);
+    }
+}
+#pragma GCC pop_options

@@ -1,0 +1,194 @@
+"""Regions of quantized layers whose tensors lie channels last: every driver that takes them, and what happens at their
+borders, beside the references, which know nothing of it. Results are equal bit for bit on every instruction set; those
+that have no kernels for it run the same graphs with channels first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qconv_operands import every
+from support import drivers_of, make_model
+
+from evort._kernels import core
+from evort.graph import Graph, Model, Node
+from evort.session import Session
+from evort.types import DType
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+
+@pytest.fixture(params=core.available_isas(), scope="module")
+def isa(request: pytest.FixtureRequest) -> Any:
+    core.select_isa(request.param)
+    yield request.param
+    core.select_isa()
+
+
+class Network:
+    """Layers over tensors of uint8, each with one scale; constants are drawn from a seed."""
+
+    def __init__(self, shape: tuple[int, ...], seed: int = 0):
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[Node] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.shape = shape
+        self.scale = self.constant(np.float32(0.05))
+        self.zero = self.constant(np.uint8(117))
+        self.count = 0
+
+    def constant(self, value: Any) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def add(self, op: str, inputs: list[str], attrs: dict[str, Any], domain: str = "") -> str:
+        self.count += 1
+        self.nodes.append(Node(op, inputs, [f"t{self.count}"], attrs, domain))
+        return f"t{self.count}"
+
+    def conv(self, x: str, c: int, m: int, kernel: tuple[int, ...] = (3, 3), z: str = "", group: int = 1,
+             w_type: Any = np.int8, y_type: Any = np.uint8, **attrs: Any) -> str:  # fmt: skip
+        w = every(w_type, (m, c // group, *kernel), self.rng)
+        terms = c // group * int(np.prod(kernel))
+        inputs = [x, self.scale, self.zero, self.constant(w)]
+        inputs.append(self.constant(self.rng.uniform(0.5, 1.5, m).astype(np.float32) / np.float32(60 * terms**0.5)))
+        inputs.append(self.constant(np.full(m, 128 if w_type is np.uint8 else 0, w_type)))
+        inputs += [self.scale, self.zero if y_type is np.uint8 else self.constant(np.int8(-7))]
+        inputs.append(self.constant(self.rng.integers(-3000, 3000, m).astype(np.int32)))
+        if z:
+            inputs += [z, self.constant(np.float32(0.031)), self.zero]
+        return self.add("QLinearConv", inputs, {"group": group, **attrs})
+
+    def model(self, *outputs: str) -> Model:
+        return make_model(self.nodes, {"x": (DType.UINT8, self.shape)}, list(outputs), self.constants)
+
+
+def check(network: Network, *outputs: str, threads: int = 1) -> list[str]:
+    """Asserts that the drivers give the reference's bits, twice; returns their names."""
+    model = network.model(*outputs)
+    feeds = {"x": every(np.uint8, network.shape, network.rng)}
+    expected = Session(model, device="reference").run(feeds)
+    session = Session(model, threads=threads)
+    for _ in range(2):  # the second run reuses the arena
+        got = session.run(feeds)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(got[name], value, name)
+    return drivers_of(session)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[Network, list[str]]:
+    """Some convolutions of random windows in a row, with what stands between them in real networks."""
+    c = draw(st.sampled_from([1, 3, 4, 8, 20, 32]))
+    size = [draw(st.integers(1, 13)), draw(st.integers(5, 18))]
+    if draw(st.integers(0, 4)) == 0:
+        size = size[1:]
+    rank = len(size)
+    network, x = Network((draw(st.integers(1, 2)), c, *size), draw(st.integers(0, 99))), "x"
+    outputs = []
+    for _ in range(draw(st.integers(2, 5))):
+        m = draw(st.sampled_from([1, 4, 12, 16, 33, 64, 70, 96, 144]))
+        act = draw(st.sampled_from(
+            [{}, {"activation": "Relu"}, {"activation": "Clip", "activation_alpha": -1.0, "activation_beta": 2.0},
+             {"activation": "LeakyRelu", "activation_alpha": 0.125}]
+        ))  # fmt: skip
+        window: dict[str, Any] = {}
+        kernel = tuple(draw(st.sampled_from([1, 1, 2, 3, 5])) for _ in size)
+        window["strides"] = [draw(st.sampled_from([1, 1, 2, 3])) for _ in size]
+        window["dilations"] = [draw(st.sampled_from([1, 1, 2])) for _ in size]
+        window["pads"] = [draw(st.integers(0, 2)) for _ in range(2 * rank)]
+        reach = [(k - 1) * d + 1 for k, d in zip(kernel, window["dilations"], strict=True)]
+        after = [
+            (s + window["pads"][i] + window["pads"][rank + i] - reach[i]) // window["strides"][i] + 1
+            for i, s in enumerate(size)
+        ]
+        if min(after) < 1:
+            kernel, after, window = (1,) * rank, size, {}
+        kind = draw(st.sampled_from(["dense", "dense", "dense", "depthwise", "pool", "add", "scale", "twice"]))
+        if kind == "dense":
+            x, c, size = network.conv(x, c, m, kernel, **window, **act), m, after
+        elif kind == "depthwise":
+            x, size = network.conv(x, c, c, kernel, group=c, **window, **act), after
+        elif kind == "pool":
+            x, size = network.add("MaxPool", [x], {"kernel_shape": list(kernel), **window}), after
+        elif kind == "add":
+            quantity = [network.scale, network.zero]
+            other = network.conv(x, c, c, (1,) * rank)
+            x = network.add("QLinearAdd", [x, *quantity, other, *quantity, *quantity], {}, "com.microsoft")
+        elif kind == "scale":
+            quantity = [network.scale, network.zero]
+            mean = network.add("QLinearGlobalAveragePool", [x, *quantity, *quantity], {}, "com.microsoft")
+            gate = network.conv(mean, c, c, (1,) * rank)
+            x = network.add("QLinearMul", [x, *quantity, gate, *quantity, *quantity], {}, "com.microsoft")
+        else:
+            x = network.conv(x, c, c, (1,) * rank, z=network.conv(x, c, c, (1,) * rank, **act), activation="Relu")
+        if draw(st.integers(0, 5)) == 0:
+            outputs.append(x)
+    return network, [*dict.fromkeys([*outputs, x])]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(networks(), st.integers(1, 3))
+def test_regions_equal_the_reference(isa: str, case: Any, threads: int) -> None:
+    network, outputs = case
+    check(network, *outputs, threads=threads)
+
+
+def test_what_runs_channels_last(isa: str) -> None:
+    network = Network((1, 3, 30, 30))
+    quantity = [network.scale, network.zero]
+    x = network.conv("x", 3, 32, strides=[2, 2], pads=[1] * 4, activation="Relu")
+    x = network.add("MaxPool", [x], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4})
+    x = network.conv(network.conv(x, 32, 64, (1, 1)), 64, 64, group=64, pads=[1] * 4)
+    x = network.add("QLinearGlobalAveragePool", [x, *quantity, *quantity], {}, "com.microsoft")
+    names = check(network, network.conv(x, 64, 10, (1, 1)))
+    if core.channels_last():
+        assert names[:4] == ["qnhwc.linear", "qnhwc.max_pool", "qnhwc.linear", "qnhwc.depthwise"]
+    assert isa == "avx512vnni" if core.channels_last() else all("nhwc" not in name for name in names)
+
+
+@pytest.mark.parametrize("w_type", [np.int8, np.uint8])
+@pytest.mark.parametrize("y_type", [np.int8, np.uint8])
+def test_types(isa: str, w_type: Any, y_type: Any) -> None:
+    network = Network((1, 8, 9, 11))
+    x = network.conv(network.conv("x", 8, 24, w_type=w_type), 24, 40, pads=[1] * 4, w_type=w_type)
+    check(network, network.conv(x, 40, 20, w_type=w_type, y_type=y_type, activation="Relu"))
+
+
+def test_sums_wrap_as_everywhere(isa: str) -> None:
+    """The deepest sums, of nothing but extremes."""
+    network = Network((1, 16384, 2, 2))
+    x = network.conv("x", 16384, 16384, (1, 1), group=16384)
+    deep = network.conv(x, 16384, 3, (2, 2))
+    for name in (network.nodes[0].inputs[3], network.nodes[1].inputs[3]):
+        network.constants[name] = np.where(network.constants[name] < 0, -128, 127).astype(np.int8)
+    network.constants[network.nodes[1].inputs[3]][0] = -128
+    check(network, deep)
+
+
+@pytest.mark.parametrize("activation", ["HardSwish", "HardSigmoid"])
+def test_activations(isa: str, activation: str) -> None:
+    """They are rounded more than once on the way: a step."""
+    network = Network((1, 8, 9, 11))
+    alpha = {"activation_alpha": 0.2, "activation_beta": 0.5} if activation == "HardSigmoid" else {}
+    x = network.conv("x", 8, 24)
+    x = network.conv(x, 24, 24, group=24, activation=activation, **alpha)
+    model = network.model(x)
+    feeds = {"x": every(np.uint8, network.shape, network.rng)}
+    expected = Session(model, device="reference").run(feeds)[x].astype(int)
+    assert np.abs(Session(model).run(feeds)[x].astype(int) - expected).max() <= 1
+
+
+def test_a_nested_graph_reads_channels_first(isa: str) -> None:
+    network = Network((1, 4, 6, 6))
+    x = network.conv("x", 4, 8, pads=[1] * 4)
+    branch = Graph("branch")
+    branch.nodes = [Node("Flatten", [x], ["inner"])]
+    branch.outputs = ["inner"]
+    network.conv(x, 8, 8)
+    y = network.add("If", [network.constant(np.array(True))], {"then_branch": branch, "else_branch": branch})
+    check(network, y, f"t{network.count - 1}")

@@ -1,0 +1,118 @@
+/* Convolutions of bytes that lie channels last, beside plain loops and a plain finish. Nothing but what positions and
+ * channels ask for is read or written: buffers end at a page that nobody may touch. */
+#include <math.h>
+
+#include "check.h"
+
+#define EACH(x, array) for (size_t x##_ = 0; x##_ < sizeof array / sizeof *array; x##_++)
+
+/* What a sum becomes, by the definition in evort/ops/requantize.py. */
+static int32_t finished(const ev_qfinish *f, int32_t sum, float scale, const int8_t *z)
+{
+    volatile float r = (float)sum * scale; /* rounded before it is added to */
+    if (!f->folds) {
+        if (z) {
+            volatile float add = (float)((f->z_type == EV_UINT8 ? (uint8_t)*z : *z) - f->z_zero) * f->z_scale;
+            r = r + add;
+        }
+        if (f->activation == EV_ACT_RELU) r = r < 0 ? 0 : r;
+        else if (f->activation == EV_ACT_LEAKY_RELU) r = r < 0 ? f->a * r : r;
+        r = r * (1.0f / f->unit);
+    }
+    const double y = rint((double)r) + f->zero;
+    return (int32_t)(y < f->lo ? f->lo : y > f->hi ? f->hi : y);
+}
+
+static ev_qfinish some_finish(int kind)
+{
+    ev_qfinish f = {.type = kind & 1 ? EV_INT8 : EV_UINT8, .folds = !(kind & 2), .unit = 0.37f};
+    f.lo = kind & 1 ? -128 : 0, f.hi = kind & 1 ? 127 : 255;
+    f.zero = (int32_t)extreme(f.lo, f.hi);
+    f.activation = f.folds ? EV_ACT_NONE : kind & 4 ? EV_ACT_RELU : EV_ACT_LEAKY_RELU;
+    f.a = 0.125f;
+    if (f.folds && kind & 4) f.lo = f.zero; /* Relu */
+    f.z_type = kind & 8 ? EV_INT8 : EV_UINT8, f.z_zero = 3, f.z_scale = 0.21f;
+    return f;
+}
+
+/* Sums are spread over some hundred steps, and now and then far beyond all. */
+static void fill_finish(int64_t n, int64_t channels, int64_t products, int32_t *add, float *scale)
+{
+    for (int64_t c = 0; c < n; c++) {
+        add[c] = c < channels ? (int32_t)extreme(-100000, 100000) : 0;
+        scale[c] = c < channels ? (float)(0.0001 + 0.01 * fabs(uniform()) / (double)products) * (random_bits() % 64 ? 1 : 1e7f) : 0;
+    }
+}
+
+void check_nhwc_conv(void)
+{
+    static const int64_t CHANNELS[] = {1, 15, 16, 17, 24, 32, 40, 48, 63, 64}, QUADS[] = {1, 2, 5}, ENDS[] = {1, 6, 7, 8, 15};
+    char what[96];
+    EACH(c, CHANNELS) EACH(q, QUADS) EACH(e, ENDS) for (int kind = 0; kind < 16; kind++) {
+        const int64_t channels = CHANNELS[c_], quads = QUADS[q_], end = ENDS[e_], begin = end > 8 ? 3 : 0, segments = 1 + kind % 3;
+        const int64_t vectors = (channels + 15) / 16, lanes = 16 * vectors, width = 1 + end / 2, ldy = channels + kind % 2 * 5;
+        const int64_t step = 4 * quads - kind % 4, row = width * step + 7, apart = 2 * row;
+        const int64_t size = (end - 1) / width * row + (width - 1) * step + (segments - 1) * apart + 4 * quads;
+        uint8_t *x = guarded((size_t)size), *y = guarded((size_t)((end - 1) * ldy + channels));
+        int8_t *w = guarded((size_t)(segments * quads * 64 * vectors)), *z = guarded((size_t)((end - 1) * ldy + channels));
+        int32_t *offset = guarded((size_t)segments * 4), *add = guarded((size_t)lanes * 4);
+        float *scale = guarded((size_t)lanes * 4);
+        fill_bytes(x, size, 0), fill_bytes(w, segments * quads * 64 * vectors, 1), fill_bytes(z, (end - 1) * ldy + channels, 1);
+        for (int64_t s = 0; s < segments; s++) offset[s] = (int32_t)(s * apart);
+        fill_finish(lanes, channels, segments * quads, add, scale);
+        const ev_qfinish f = some_finish(kind);
+        const ev_nhwc_conv g = {x, row, step, width, offset, segments, quads, w, add, scale, channels, &f,
+                                f.folds || channels % 2 ? NULL : z, ldy, ldy, y};
+        memset(y, 0x5a, (size_t)((end - 1) * ldy + channels));
+        K->nhwc_conv(&g, begin, end);
+        snprintf(what, sizeof what, "channels=%d quads=%d positions=%d to %d kind=%d", (int)channels, (int)quads, (int)begin,
+                 (int)end, kind);
+        for (int64_t p = 0; p < end; p++)
+            for (int64_t c = 0; c < ldy && p * ldy + c < (end - 1) * ldy + channels; c++) {
+                const uint8_t *from = x + p / width * row + p % width * step;
+                uint32_t sum = 0x5a;
+                if (p >= begin && c < channels) {
+                    sum = (uint32_t)add[c];
+                    for (int64_t s = 0; s < segments; s++)
+                        for (int64_t k = 0; k < 4 * quads; k++)
+                            sum += (uint32_t)(from[offset[s] + k] * w[((s * quads + k / 4) * lanes + c) * 4 + k % 4]);
+                    sum = (uint32_t)finished(&f, (int32_t)sum, scale[c], g.z ? z + p * ldy + c : NULL);
+                }
+                if (!same_i32("nhwc_conv", what, p * ldy + c, y[p * ldy + c], (uint8_t)sum)) return;
+            }
+        release_all();
+    }
+}
+
+void check_nhwc_depthwise(void)
+{
+    static const int64_t CHANNELS[] = {1, 3, 4, 16, 17, 31, 48, 63, 64};
+    char what[96];
+    EACH(c, CHANNELS) for (int64_t quads = 1; quads < 5; quads++) for (int64_t n = 1; n < 4; n++) for (int kind = 0; kind < 8; kind++) {
+        const int64_t channels = CHANNELS[c_], step = channels + kind, size = (n - 1) * step + 40 + channels;
+        uint8_t *x = guarded((size_t)size), *y = guarded((size_t)((n - 1) * step + channels));
+        int8_t *w = guarded((size_t)(256 * quads));
+        int32_t *offset = guarded((size_t)quads * 16), *add = guarded(256);
+        float *scale = guarded(256);
+        fill_bytes(x, size, 0), fill_bytes(w, 256 * quads, 1);
+        for (int64_t t = 0; t < 4 * quads; t++) offset[t] = (int32_t)(random_bits() % 41);
+        fill_finish(64, 64, quads, add, scale);
+        const ev_qfinish f = some_finish(kind);
+        const ev_nhwc_depthwise g = {x, step, offset, quads, w, add, scale, channels, &f, step, y};
+        memset(y, 0x5a, (size_t)((n - 1) * step + channels));
+        K->nhwc_depthwise(&g, n);
+        snprintf(what, sizeof what, "channels=%d quads=%d n=%d kind=%d", (int)channels, (int)quads, (int)n, kind);
+        for (int64_t i = 0; i < (n - 1) * step + channels; i++) {
+            const int64_t p = i / step, c = i % step, lane = c % 16 / 4 * 16 + c / 16 * 4 + c % 4;
+            uint32_t sum = 0x5a;
+            if (c < channels) {
+                sum = (uint32_t)add[lane];
+                for (int64_t t = 0; t < 4 * quads; t++)
+                    sum += (uint32_t)(x[p * step + offset[t] + c] * w[t / 4 * 256 + 4 * lane + t % 4]);
+                sum = (uint32_t)finished(&f, (int32_t)sum, scale[lane], NULL);
+            }
+            if (!same_i32("nhwc_depthwise", what, i, y[i], (uint8_t)sum)) return;
+        }
+        release_all();
+    }
+}
