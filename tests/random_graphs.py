@@ -19,7 +19,8 @@ Shape = tuple[int, ...]
 
 
 class RandomGraph:
-    """A graph of 3 to 21 nodes over one float32 image `x`; each node reads one of the last four values.
+    """A graph of 3 to 21 steps over one float32 `x`, an image (even seeds) or a sequence; each step reads one of the
+    last four values and adds a node, or the few that exporters write for it.
 
     model: the ModelProto; shape: of x; outputs: names, of all that no node reads and sometimes of what one does.
     """
@@ -28,11 +29,14 @@ class RandomGraph:
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.shape = (self.one_of(1, 1, 2), self.below(12) + 1, self.below(17) + 3, self.below(17) + 3)
+        image = (self.one_of(1, 1, 2), self.below(12) + 1, self.below(17) + 3, self.below(17) + 3)
+        sequence = (self.one_of(1, 2, 3), self.below(20) + 1, self.one_of(4, 8, 12, 16))
+        self.shape: Shape = sequence if seed % 2 else image
+        steps = COMMON + (OF_SEQUENCES if seed % 2 else OF_IMAGES)
         self.values: list[tuple[str, Shape]] = [("x", self.shape)]
         for _ in range(3 + self.below(19)):
             x, shape = self.values[-1 - self.below(min(4, len(self.values)))]
-            STEPS[self.below(len(STEPS))](self, x, shape)
+            self.one_of(*steps)(self, x, shape)
         read = {name for node in self.nodes for name in node.input}
         made = self.values[1:]
         shown = [v for v in made if v[0] not in read or self.rng.random() < 0.05]
@@ -68,11 +72,19 @@ class RandomGraph:
         return self.constant((self.rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32))
 
     def add(self, op: str, inputs: Sequence[str], shape: Sequence[int], **attrs) -> None:
-        """A node, unless its result is too large or empty."""
+        """A node whose result later steps may read, unless that is too large or empty."""
         if 0 < np.prod(shape) <= LARGEST:
-            name = f"t{len(self.nodes)}"
-            self.nodes.append(helper.make_node(op, list(inputs), [name], name=f"{op}_{name}", **attrs))
-            self.values.append((name, tuple(int(d) for d in shape)))
+            self.show(self.node(op, inputs, **attrs), shape)
+
+    def show(self, name: str, shape: Sequence[int]) -> None:
+        self.values.append((name, tuple(int(d) for d in shape)))
+
+    def node(self, op: str, inputs: Sequence[str], outputs: int = 1, **attrs) -> str:
+        """A node within a step; returns the name of its first result: others end in .1, .2."""
+        name = f"t{len(self.nodes)}"
+        names = [name, *(f"{name}.{i}" for i in range(1, outputs))]
+        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"{op}_{name}", **attrs))
+        return name
 
     # Steps: each may add a node that reads x
 
@@ -213,10 +225,141 @@ class RandomGraph:
                      mode=self.one_of("nearest", "linear"),
                      coordinate_transformation_mode=self.one_of("asymmetric", "half_pixel"))  # fmt: skip
 
+    # Steps of sequences
+
+    def linear(self, x: str, shape: Shape) -> None:
+        n = self.one_of(4, 5, 8, 12, 16)
+        product = self.node("MatMul", [x, self.weights(shape[-1], n, fan_in=shape[-1])])
+        self.add("Add", [product, self.weights(n)][:: self.one_of(1, -1)], (*shape[:-1], n))
+
+    def gemm(self, x: str, shape: Shape) -> None:
+        if len(shape) == 2:
+            n, turned = 1 + self.below(20), self.below(2)
+            w = self.weights(*((n, shape[1]) if turned else (shape[1], n)), fan_in=shape[1])
+            alpha, beta = self.one_of(1.0, 0.5), self.one_of(1.0, 2.0)
+            self.add("Gemm", [x, w, self.weights(n)], (shape[0], n), transB=turned, alpha=alpha, beta=beta)
+
+    def layer_norm(self, x: str, shape: Shape) -> None:
+        """As exporters write it without the operator."""
+        last = self.ints(-1)
+        centered = self.node("Sub", [x, self.node("ReduceMean", [x, last])])
+        square = self.one_of(["Mul", centered], ["Pow", self.constant(np.float32(2))])
+        variance = self.node("ReduceMean", [self.node(square[0], [centered, square[1]]), last])
+        root = self.node("Sqrt", [self.node("Add", [variance, self.constant(np.float32(EPSILON))])])
+        scaled = self.node("Mul", [self.node("Div", [centered, root]), self.weights(shape[-1])])
+        self.add("Add", [scaled, self.weights(shape[-1])], shape)
+
+    def gelu_or_silu(self, x: str, shape: Shape) -> None:
+        if self.below(2):
+            self.add("Mul", [x, self.node("Sigmoid", [x])], shape)
+        else:
+            erf = self.node("Erf", [self.node("Div", [x, self.constant(np.float32(2**0.5))])])
+            product = self.node("Mul", [x, self.node("Add", [erf, self.constant(np.float32(1))])])
+            self.add("Mul", [product, self.constant(np.float32(0.5))], shape)
+
+    def attention(self, x: str, shape: Shape) -> None:
+        heads = self.one_of(1, 2, 4)
+        if len(shape) != 3 or shape[2] % heads:
+            return
+        n, length, width = shape
+        each = width // heads
+
+        def projected(perm: list[int]) -> str:
+            w = self.node("MatMul", [x, self.weights(width, width, fan_in=width)])
+            split = self.node(
+                "Reshape", [self.node("Add", [w, self.weights(width)]), self.ints(n, length, heads, each)]
+            )
+            return self.node("Transpose", [split], perm=perm)
+
+        q, k, v = projected([0, 2, 1, 3]), projected([0, 2, 3, 1]), projected([0, 2, 1, 3])
+        if self.below(2):
+            q = self.node("Div", [q, self.constant(np.float32(each**0.5))])
+            scores = self.node("MatMul", [q, k])
+        else:
+            scores = self.node("Mul", [self.node("MatMul", [q, k]), self.constant(np.float32(each**-0.5))])
+        if self.below(2):
+            sizes = self.one_of((1, 1, length, length), (n, 1, 1, length))
+            hidden = np.where(self.rng.random(sizes) < 0.2, -1e4, 0).astype(np.float32)
+            scores = self.node("Add", [scores, self.constant(hidden)])
+        mixed = self.node("MatMul", [self.node("Softmax", [scores], axis=-1), v])
+        self.add("Reshape", [self.node("Transpose", [mixed], perm=[0, 2, 1, 3]), self.ints(*shape)], shape)
+
+    def recurrent(self, x: str, shape: Shape) -> None:
+        if len(shape) != 3:
+            return
+        op, gates = self.one_of(("LSTM", 4), ("GRU", 3), ("RNN", 1))
+        hidden, direction = self.one_of(3, 4, 8), self.one_of("forward", "reverse", "bidirectional")
+        ways = 1 + (direction == "bidirectional")
+        attrs = {"linear_before_reset": self.below(2)} if op == "GRU" else {}
+        w = self.weights(ways, gates * hidden, shape[2], fan_in=shape[2])
+        bias = [self.weights(ways, 2 * gates * hidden)] if self.below(2) else []
+        inputs = [x, w, self.weights(ways, gates * hidden, hidden, fan_in=hidden), *bias]
+        y = self.node(op, inputs, hidden_size=hidden, direction=direction, **attrs)
+        out = (shape[0], shape[1], ways * hidden)
+        self.add("Reshape", [self.node("Transpose", [y], perm=[0, 2, 1, 3]), self.ints(*out)], out)
+
+    def conv_1d(self, x: str, shape: Shape) -> None:
+        k, stride, m = self.one_of(1, 3, 5), self.one_of(1, 2), 1 + self.below(20)
+        if len(shape) == 3 and shape[2] >= k:
+            w = self.weights(m, shape[1], k, fan_in=k * shape[1])
+            out = (shape[0], m, (shape[2] - 1) // stride + 1)
+            self.add("Conv", [x, w, self.weights(m)], out, kernel_shape=[k], pads=[k // 2] * 2, strides=[stride])
+
+    def where(self, x: str, shape: Shape) -> None:
+        other = self.one_of(*(name for name, s in self.values if s == shape))
+        self.add("Where", [self.node("Greater", [x, self.constant(np.float32(0.1))]), x, other], shape)
+
+    def split(self, x: str, shape: Shape) -> None:
+        axis = self.below(len(shape))
+        if shape[axis] > 1:
+            first = 1 + self.below(shape[axis] - 1)
+            name = self.node("Split", [x, self.ints(first, shape[axis] - first)], 2, axis=axis)
+            self.show(name, (*shape[:axis], first, *shape[axis + 1 :]))
+            self.show(f"{name}.1", (*shape[:axis], shape[axis] - first, *shape[axis + 1 :]))
+
+    def top_k(self, x: str, shape: Shape) -> None:
+        k = 1 + self.below(shape[-1])
+        self.show(self.node("TopK", [x, self.ints(k)], 2, axis=-1), (*shape[:-1], k))
+
+    def products(self, x: str, shape: Shape) -> None:
+        if len(shape) == 3 and self.below(2):
+            n = 1 + self.below(8)
+            w = self.weights(shape[2], n, fan_in=shape[2])
+            self.add("Einsum", [x, w], (shape[0], n, shape[1]), equation="abc,cd->adb")
+        elif len(shape) == 3:
+            scores = self.node("MatMul", [x, self.node("Transpose", [x], perm=[0, 2, 1])])
+            scale = self.constant(np.float32(1 / shape[2]))
+            self.add("Mul", [scores, scale], (shape[0], shape[1], shape[1]))
+
+    def cumulative(self, x: str, shape: Shape) -> None:
+        axis = self.constant(np.int64(self.below(len(shape))))
+        self.add("CumSum", [x, axis], shape, exclusive=self.below(2), reverse=self.below(2))
+
+    def expand_or_tile(self, x: str, shape: Shape) -> None:
+        if self.below(2):
+            out = [self.one_of(1, 2, 3) if d == 1 else d for d in shape]
+            self.add("Expand", [x, self.ints(*out)], out)
+        else:
+            times = [self.one_of(1, 1, 2) for _ in shape]
+            self.add("Tile", [x, self.ints(*times)], [a * b for a, b in zip(times, shape, strict=True)])
+
+    def flatten_by_shape(self, x: str, shape: Shape) -> None:
+        """To [N, -1], with N read from the shape."""
+        n = self.node("Gather", [self.node("Shape", [x]), self.ints(0)], axis=0)
+        target = self.node("Concat", [n, self.ints(-1)], axis=0)
+        self.add("Reshape", [x, target], (shape[0], int(np.prod(shape[1:]))))
+
 
 G = RandomGraph
-STEPS: tuple[Callable[[RandomGraph, str, Shape], None], ...] = (
-    G.conv, G.conv, G.conv, G.conv, G.conv, G.conv_transpose, G.pool, G.normalize, G.unary, G.unary, G.clip_or_prelu,
-    G.binary, G.broadcast, G.matmul, G.reduce, G.global_pool, G.softmax, G.transpose, G.merge_axes, G.split_axis,
-    G.unsqueeze, G.concat, G.slice, G.gather, G.pad, G.resize,
+Step = Callable[[RandomGraph, str, Shape], None]
+COMMON: tuple[Step, ...] = (
+    G.unary, G.unary, G.clip_or_prelu, G.binary, G.broadcast, G.matmul, G.reduce, G.softmax, G.transpose, G.merge_axes,
+    G.split_axis, G.unsqueeze, G.concat, G.slice, G.gather, G.pad, G.normalize,
+)  # fmt: skip
+OF_IMAGES: tuple[Step, ...] = (
+    G.conv, G.conv, G.conv, G.conv, G.conv, G.conv_transpose, G.pool, G.pool, G.global_pool, G.resize,
+)  # fmt: skip
+OF_SEQUENCES: tuple[Step, ...] = (
+    G.linear, G.linear, G.gemm, G.layer_norm, G.gelu_or_silu, G.attention, G.attention, G.recurrent, G.conv_1d, G.where,
+    G.split, G.top_k, G.products, G.cumulative, G.expand_or_tile, G.flatten_by_shape,
 )  # fmt: skip

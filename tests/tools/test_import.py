@@ -9,9 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from tools_support import imported, node, onnx_model, ops_of, run
 
+import evort
 from evort.errors import ConversionError
 from evort.ops import base
 from evort.types import DType
+from evort_tools.convert import convert
 from evort_tools.importer import read
 
 F = np.float32
@@ -146,6 +148,18 @@ def test_cycles_duplicates_and_unknown_names_are_reported_together():
 def test_dead_nodes_are_not_looked_at():
     nodes = [node("NoSuchOperator", ["x"], ["unused"]), node("Relu", ["x"], ["y"])]
     assert ops_of(imported(onnx_model(nodes, {"x": (F, [2])}))[0]) == ["Relu"]
+
+
+@pytest.mark.parametrize("wanted", ["values", "indices"])
+@pytest.mark.parametrize("optimize", [True, False])
+def test_results_that_nothing_reads_need_not_be_there(wanted, optimize):
+    x = np.random.default_rng(0).random((3, 8), F)
+    model = onnx_model(
+        [node("TopK", ["x", "k"], ["values", "indices"])], {"x": (F, [3, 8])}, [wanted], {"k": np.array([2])}
+    )
+    (got,) = evort.load(convert(model, optimize=optimize)).run({"x": x}).values()
+    order = np.argsort(-x, axis=1)[:, :2]
+    np.testing.assert_array_equal(got, order if wanted == "indices" else np.take_along_axis(x, order, 1))
 
 
 # Nested graphs

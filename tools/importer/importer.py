@@ -292,6 +292,7 @@ class Importer:
             node.attrs = {k: v for k, v in node.attrs.items() if not _is_default(definition.attrs.get(k), v)}
             while len(node.inputs) > definition.arity[0] and not node.inputs[-1]:
                 node.inputs.pop()
+            node.outputs += [""] * (definition.arity[2] - len(node.outputs))  # that nothing reads, but must be there
         graph.nodes.append(node)
         self.shapes.infer(node, graph is self.top)
 

@@ -46,7 +46,7 @@ def _drop_operands(node: Node, needed: set[str]) -> int:
         if name and formal in definition.unread:
             node.inputs[i] = ""
             changes += 1
-    while node.outputs and not node.outputs[-1]:
+    while len(node.outputs) > definition.arity[2] and not node.outputs[-1]:
         node.outputs.pop()
     while len(node.inputs) > definition.arity[0] and not node.inputs[-1]:
         node.inputs.pop()
