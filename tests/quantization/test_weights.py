@@ -154,7 +154,7 @@ def test_gptq_on_a_model():
     report: list[dict[str, object]] = []
     ours, plain = gptq(model, data, options, report=report), weight_only(model, options)
     assert [n.op for n in ours.graph.nodes] == [n.op for n in plain.graph.nodes]
-    assert sorted(row["name"] for row in report) == ["conv", "down", "up"]
+    assert sorted(row["name"] for row in report) == ["conv", "down", "embed", "up"]
     found = [[snr(run(model, **f), run(m, **f)) for f in samples(6)] for m in (ours, plain)]
     assert np.mean(found[0]) > np.mean(found[1]) + 0.5
 
@@ -187,6 +187,24 @@ def test_a_shared_table_is_stored_once():
     small = weight_only(model, WeightOptions(8, 64))
     ids = np.array([0, 39, 7])
     assert snr(run(model, ids=ids), run(small, ids=ids)) > 35
+
+
+def test_a_small_embedding_has_8_bits():
+    """It costs next to nothing, and what it loses goes through the whole model."""
+    nodes = [Node("Gather", ["table", "ids"], ["e"], name="embed"), Node("MatMul", ["e", "w"], ["y"], name="up")]
+    for rows, bits in ((20, 8), (200, 4)):
+        model = make_model(
+            nodes, {"ids": (DType.INT64, (16,))}, ["y"], {"table": normal(rows, 64), "w": normal(64, 256)}
+        )
+        for data in (None, [{"ids": rng.integers(0, 20, 16)}]):
+            report: list[dict[str, object]] = []
+            options = WeightOptions(4, 32)
+            weight_only(model, options, report) if data is None else gptq(model, data, options, report=report)
+            assert {row["name"]: row["bits"] for row in report} == {"embed": bits, "up": 4}
+    nodes[1] = Node("Gemm", ["e", "table"], ["y"], {"transB": 1}, name="up")  # the same constant has one form
+    model = make_model(nodes, {"ids": (DType.INT64, (16,))}, ["y"], {"table": normal(200, 64)})
+    weight_only(model, WeightOptions(4, 32), report := [])
+    assert {row["bits"] for row in report} == {4}
 
 
 def test_lenet(tmp_path):

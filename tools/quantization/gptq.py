@@ -20,7 +20,17 @@ from evort.ops.conv import conv_shapes
 from evort.types import DType, Spec
 from evort_tools.quantization.capture import Capture
 from evort_tools.quantization.weighted import Layer, layer_of, rewrite
-from evort_tools.quantization.weights import Packed, WeightOptions, group_scales, pays, replaced, round_to_nearest, snr
+from evort_tools.quantization.weights import (
+    Packed,
+    WeightOptions,
+    for_layer,
+    group_scales,
+    pays,
+    replaced,
+    round_to_nearest,
+    small_tables,
+    snr,
+)
 
 LIMIT = 1 << 28  # bytes of Hessians that are collected in one pass over the data
 COLUMNS = 128  # that are rounded before the rest is brought up to date
@@ -204,10 +214,16 @@ def gptq(
 
         current = rewrite(current, replace)
 
+    small = small_tables(model)
+
     def table(layer: Layer) -> list[Node] | None:
-        if layer.node.op != "Gather" or options.skip(layer.name) or not pays(layer, options):
+        rounded = for_layer(layer, options, small)
+        if layer.node.op != "Gather" or options.skip(layer.name) or not pays(layer, rounded):
             return None
-        return replaced(layer, round_to_nearest(layer.rows, options), options)
+        packed = round_to_nearest(layer.rows, rounded)
+        if report is not None:
+            report.append({"name": layer.name, "bits": rounded.bits, "snr": snr(layer.rows, packed.floats())})
+        return replaced(layer, packed, rounded)
 
     return rewrite(current, table)
 

@@ -11,7 +11,8 @@ and where it is a depthwise convolution: those hold few weights, and their own k
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -19,9 +20,12 @@ from evort.graph import Model, Node
 from evort.ops import lowp
 from evort.ops.nbits import BITS, pack, widen
 from evort.types import DType
+from evort_tools.passes import graphs_of
+from evort_tools.quantization.qdq import total_bytes
 from evort_tools.quantization.weighted import Layer, node_like, rewrite
 
 ROWS = 1 << 18  # weights that are quantized at a time, so that memory does not grow with the layer
+SMALL_TABLE = 1 / 8  # of a model's weights, up to which an embedding has 8 bits
 SHRINKS = np.linspace(1.0, 0.55, 19)
 
 
@@ -161,6 +165,26 @@ def pays(layer: Layer, options: WeightOptions) -> bool:
     return -(-k * options.bits // 8) + -(-k // options.block) * scale <= 0.8 * 4 * k
 
 
+def small_tables(model: Model) -> set[str]:
+    """The constants that embeddings, and nothing else, look up, and that are a small part of a model."""
+    nodes = [node for graph in graphs_of(model.graph) for node in graph.nodes]
+    tables = {node.inputs[0] for node in nodes if node.op == "Gather" and not node.domain}
+    tables -= {name for node in nodes for name in node.inputs[(node.op == "Gather") :]}
+    most = SMALL_TABLE * total_bytes(model.graph)
+    constants = (t for graph in graphs_of(model.graph) for t in graph.tensors.values() if t.data is not None)
+    return {t.name for t in constants if t.name in tables and t.data.nbytes <= most}
+
+
+def for_layer(layer: Layer, options: WeightOptions, small: Collection[str]) -> WeightOptions:
+    """The options that a layer is rounded with: a small table takes 8 bits, since what an embedding loses goes through
+    all that follows, and nothing makes up for it."""
+    if layer.node.op != "Gather" or options.bits >= 8 or layer.weight not in small:
+        return options
+    finer = copy.copy(options)
+    finer.bits = 8
+    return finer
+
+
 def replaced(layer: Layer, packed: Packed, options: WeightOptions) -> list[Node] | None:
     """The nodes that compute a layer with packed weights; None where there is no operator for it."""
     node = layer.node
@@ -216,8 +240,11 @@ def weight_only(model: Model, options: WeightOptions, report: list[dict[str, obj
     signal-to-noise ratio of its weights in decibels (snr). Raises ValueError, naming the layer, for weights that are
     not finite."""
 
+    small = small_tables(model)
+
     def replace(layer: Layer) -> list[Node] | None:
-        if options.skip(layer.name) or not pays(layer, options):
+        how = for_layer(layer, options, small)
+        if options.skip(layer.name) or not pays(layer, how):
             return None
         if options.bits == 16:
             half = narrowed(layer, options.kind)
@@ -227,12 +254,12 @@ def weight_only(model: Model, options: WeightOptions, report: list[dict[str, obj
         if layer.node.op == "ConvTranspose":
             return None
         try:
-            packed = round_to_nearest(layer.rows, options)
+            packed = round_to_nearest(layer.rows, how)
         except ValueError as error:
             raise ValueError(f"{layer.name}: {error}") from None
-        found = replaced(layer, packed, options)
+        found = replaced(layer, packed, how)
         if found is not None and report is not None:
-            report.append({"name": layer.name, "bits": options.bits, "snr": snr(layer.rows, packed.floats())})
+            report.append({"name": layer.name, "bits": how.bits, "snr": snr(layer.rows, packed.floats())})
         return found
 
     return rewrite(model, replace)
