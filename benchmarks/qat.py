@@ -48,15 +48,21 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "int8, one scale a layer": {"lr": 1e-3, "per_channel": False, "epochs": 4},
     },
 }
+
+
+def _grid(epochs: int, distill: tuple[float, ...], lr: tuple[float, ...]) -> list[dict[str, Any]]:
+    return [{"epochs": epochs, "distill": d, "lr": rate} for d in distill for rate in lr]
+
+
 CANDIDATES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "lenet": {
-        "int8": [{"epochs": 6, "lr": lr, "distill": d} for d in (0.9, 0.5, 0.0) for lr in (1e-4, 3e-4, 1e-3)],
-        "int4 weights": [{"epochs": 6, "lr": lr, "distill": d} for d in (0.9, 0.5) for lr in (5e-4, 1e-3, 2e-3)],
-        "int2 weights": [{"epochs": 12, "lr": lr, "distill": d} for d in (0.9, 0.5) for lr in (1e-3, 2e-3, 4e-3)],
+        "int8": _grid(6, (0.9, 0.5, 0.0), (1e-4, 3e-4, 1e-3)),
+        "int4 weights": _grid(6, (0.9, 0.0), (5e-4, 1e-3, 2e-3)),
+        "int2 weights": _grid(12, (0.5, 0.0), (1e-3, 2e-3, 4e-3)),
     },
     "separable": {
-        "int8": [{"epochs": 4, "lr": lr, "distill": d} for d in (0.0, 0.9) for lr in (1e-3, 3e-3, 8e-3)],
-        "int8, one scale a layer": [{"epochs": 4, "lr": lr, "distill": d} for d in (0.0, 0.9) for lr in (1e-3, 3e-3)],
+        "int8": _grid(4, (0.5, 0.0), (1e-3, 3e-3, 8e-3)),
+        "int8, one scale a layer": _grid(4, (0.5, 0.0), (1e-3, 3e-3)),
     },
 }
 

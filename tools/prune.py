@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from evort import etm
-from evort.graph import Model
+from evort.graph import Model, Node, Tensor
+from evort.ops import sparse
+from evort.types import DType, Spec
 from evort_tools.common import Progress, bytes_text, print_json, progress_bar
 from evort_tools.pruning import schedule
 from evort_tools.pruning.channels import Channels
@@ -41,9 +43,9 @@ class Result:
     """A pruned model and what it cost.
 
     model: what goes into the file. real: the pruned float model, with its zeros. layers: a row for each product with
-    weights: tensor, operator, shape, zeros (share), stored ("" where it is dense), bytes before and after, and why it
-    was left out. sizes: bytes of files. accuracy: {"before", "pruned", "quantized"}: share of the test data that is
-    right. history: what training said, by epoch.
+    weights: tensor, operator, shape, zeros (share), stored ("" where it is dense), runs ("skipping" what is zero, or
+    "dense" where that is faster), bytes before and after, and why it was left out. sizes: bytes of files. accuracy:
+    {"before", "pruned", "quantized"}: share of the test data that is right. history: what training said, by epoch.
     """
 
     def __init__(self, model: Model, pattern: Pattern, share: float):
@@ -238,6 +240,17 @@ def _saliencies(model: Model, trainer: Any, batches: Any, importance: str) -> di
     return {name: np.square(value.astype(np.float64)) for name, value in floats.items()}
 
 
+def _way(node: Node, tensor: Tensor) -> str:
+    """How the CPU's kernels run a layer, products of eight rows or more: "skipping" what is zero, or "dense"."""
+    if tensor.sparsity is None:
+        return "dense"
+    spec = Spec(tensor.dtype, tensor.shape, None, tensor)
+    convolution = "Conv" in node.op
+    transposed = not convolution and not node.attrs.get("transB", 0)
+    kind = f"{'convolution' if convolution else 'product'}_{'f32' if tensor.dtype == DType.FLOAT else 's8'}"
+    return "skipping" if sparse.worth(spec, sparse.height(spec, transposed), kind) else "dense"
+
+
 def _rows(result: Result, kept: Mapping[str, str], zeros: Mapping[str, float], before: Mapping[str, int]) -> None:
     for weight in weights_of(result.model.graph):
         tensor = result.model.graph.tensors[weight.name]
@@ -246,7 +259,7 @@ def _rows(result: Result, kept: Mapping[str, str], zeros: Mapping[str, float], b
             "tensor": weight.name, "operator": weight.node.op, "shape": list(tensor.shape),
             "zeros": round(zeros[weight.name], 4), "stored": "" if tensor.sparsity is None else str(result.pattern),
             "bytes_before": before.get(weight.name, stored_bytes(tensor)), "bytes": stored_bytes(tensor),
-            "left_out": kept.get(source, ""),
+            "runs": _way(weight.node, tensor), "left_out": kept.get(source, ""),
         })  # fmt: skip
 
 
@@ -295,11 +308,12 @@ def _print(result: Result, output: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("weights", "operator", "shape", "zeros", "stored", "before", "after", title=output)
+    table = Table("weights", "operator", "shape", "zeros", "stored", "runs", "before", "after", title=output)
     for row in result.layers:
         table.add_row(
             row["tensor"], row["operator"], "x".join(map(str, row["shape"])), f"{100 * row['zeros']:.1f} %",
-            row["stored"] or row["left_out"] or "dense", bytes_text(row["bytes_before"]), bytes_text(row["bytes"]),
+            row["stored"] or row["left_out"] or "dense", row["runs"], bytes_text(row["bytes_before"]),
+            bytes_text(row["bytes"]),
         )  # fmt: skip
     console = Console()
     console.print(table)

@@ -504,7 +504,10 @@ cdef object register(dict drivers, str name, ev_driver fn)
 cdef inline void note(const ev_ukr *kernels, float *range, int64_t n, const float *x, float unit) noexcept nogil:
     cdef float[2] found
     found[0], found[1] = 1e38, -1e38
-    kernels.range_f32(n, x, found)
+    if n == 1:
+        found[0], found[1] = min(found[0], x[0]), max(found[1], x[0])
+    else:
+        kernels.range_f32(n, x, found)
     ev_widen(range, found[0] * unit, found[1] * unit)
 
 cdef inline void *address(object array) except? NULL:

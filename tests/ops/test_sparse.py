@@ -20,14 +20,24 @@ from evort import etm
 from evort._kernels import core
 from evort.errors import ShapeError
 from evort.graph import Graph, Model, Node, Tensor
+from evort.ops import sparse
 from evort.session import Session
 from evort.sparse import compress, expand
 from evort.types import DType
 
+WORTH = sparse.worth
 PATTERNS = [
     ("block", (4, 1)), ("block", (8, 1)), ("block", (16, 1)), ("block", (1, 4)), ("block", (3, 2)), ("n:m", (2, 4)),
     ("n:m", (1, 4)), ("n:m", (3, 5)),
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def skips_always():
+    """Also where that is slower."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse, "worth", lambda *_: True)
+        yield
 
 
 def prune(w: np.ndarray, kind: str, block: tuple[int, int], rng: np.random.Generator, density: float) -> np.ndarray:
@@ -267,3 +277,18 @@ def test_weights_are_held_once_and_without_zeros() -> None:
     session = Session(model)
     session.run({"in0": x})
     assert session.memory().weights_copied < 0.4 * w.nbytes
+
+
+def test_what_is_slower_runs_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2:4 on a CPU, and single rows by weights that are looked up one by one."""
+    rng = np.random.default_rng(3)
+    monkeypatch.setattr(sparse, "worth", WORTH)
+    for rows, pattern, driver in (
+        (32, ("block", (4, 1)), "sparse.product_f32"), (32, ("n:m", (2, 4)), "linear.gemm"),
+        (1, ("n:m", (1, 4)), "linear.gemm"), (32, ("n:m", (1, 4)), "sparse.product_f32"),
+    ):  # fmt: skip
+        w = prune(rng.normal(size=(16, 64)), *pattern, rng, 1 if pattern[0] == "n:m" else 0.25).astype(np.float32)
+        x = rng.normal(size=(rows, 64)).astype(np.float32)
+        got, used = run_sparse("Gemm", [x, w], {"transB": 1}, 1, pattern, (1,))
+        assert used.startswith(driver)
+        np.testing.assert_allclose(got, x @ w.T, rtol=1e-4, atol=1e-5)

@@ -110,7 +110,10 @@ def test_pruned_at_once(pattern: str, digits: Any) -> None:
     got = session.run({"image": digits[0][:8]})
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-4)
-    assert sum(driver.startswith("sparse.") for driver in drivers_of(session)) == 3
+    # Of one row skipped alone, a convolution in float32 is slower than dense; 2:4 is so everywhere.
+    assert stored["fc1.weight"]["runs"] == ("dense" if pattern == "2:4" else "skipping")
+    expected_drivers = {"2:4": 0, "1:4": 2, "1x4": 2}.get(pattern, 3)
+    assert sum(driver.startswith("sparse.") for driver in drivers_of(session)) == expected_drivers
     filled = dense(etm.read(result.to_bytes()).model)
     assert all(t.sparsity is None for t in filled.graph.tensors.values())
 
@@ -125,12 +128,13 @@ def test_training_while_zeros_grow(pattern: str, importance: str, digits: Any, t
     assert result.accuracy["pruned"] > 0.95 and result.accuracy["quantized"] > 0.95  # of its own training data
     assert len(result.history) == 5
     session = evort.load(tmp_path / "l.etm")
-    session.run({"image": images[:1]})
+    session.run({"image": images[:16]})  # of few rows, products of one row skipped alone are faster dense
     driven = [d for d in drivers_of(session) if d.startswith("sparse.")]
     if pattern == "channels":
         assert not driven and result.sizes["file"] < 0.5 * result.sizes["dense"]
     else:
         assert driven == ["sparse.convolution_s8", "sparse.product_s8", "sparse.product_s8"]
+        assert [row["runs"] for row in result.layers if row["stored"]] == ["skipping"] * 3
         assert result.history[-1]["zeros"] == pytest.approx(0.75, abs=0.01)
         assert result.sizes["file"] < 0.4 * result.sizes["dense"]
     batches = Batches(images, labels, batch_size=25, drop_last=True)

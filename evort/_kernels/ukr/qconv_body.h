@@ -452,7 +452,14 @@ static void EV_FN(qf_chain)(const ev_qfinish *f, int64_t n, const int32_t *sum, 
             }
         }
     }
-    if (f->range) EV_FN(qf_note)(f->range, 16, (const float *)seen);
+    if (f->range) {
+        __m128 lo = _mm_min_ps(_mm256_castps256_ps128(seen[0]), _mm256_extractf128_ps(seen[0], 1));
+        __m128 hi = _mm_max_ps(_mm256_castps256_ps128(seen[1]), _mm256_extractf128_ps(seen[1], 1));
+        lo = _mm_min_ps(lo, _mm_movehl_ps(lo, lo));
+        hi = _mm_max_ps(hi, _mm_movehl_ps(hi, hi));
+        ev_widen(f->range, _mm_cvtss_f32(_mm_min_ss(lo, _mm_movehdup_ps(lo))),
+                 _mm_cvtss_f32(_mm_max_ss(hi, _mm_movehdup_ps(hi))));
+    }
 }
 #endif
 
@@ -484,8 +491,8 @@ static void EV_FN(qf_note_sums)(const ev_qfinish *f, int64_t n, const int32_t *s
 #define EV_QF_EIGHT(t) \
     _mm256_cvtps_epi32(_mm256_min_ps(top, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(t, add8)), scale8)))
 
-/* Bytes where one product does. Up to 31 sums more than n are read. seen: NULL, or [smallest, largest] of the sums of
- * whole vectors of 32, eight each. */
+/* Bytes where one product does. Up to 31 sums more than n are read. seen: NULL, or [smallest, largest] of the sums,
+ * eight each. */
 static inline __attribute__((always_inline)) void EV_FN(qf_fold_noting)(const ev_qfinish *f, int64_t n,
                                                                         const int32_t *sum, int32_t add, float scale,
                                                                         uint8_t *y, __m256i *seen)
@@ -503,6 +510,16 @@ static inline __attribute__((always_inline)) void EV_FN(qf_fold_noting)(const ev
             const __m256i high = _mm256_max_epi32(_mm256_max_epi32(s0, s1), _mm256_max_epi32(s2, s3));
             seen[0] = _mm256_min_epi32(seen[0], low);
             seen[1] = _mm256_max_epi32(seen[1], high);
+        } else if (seen) { /* those that are there; a first sum stands for the others */
+            const __m256i some[4] = {s0, s1, s2, s3}, first = _mm256_set1_epi32(sum[0]);
+            const __m256i at = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; q++) {
+                const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n - j - 8 * q)), at);
+                const __m256i s8 = _mm256_blendv_epi8(first, some[q], there);
+                seen[0] = _mm256_min_epi32(seen[0], s8);
+                seen[1] = _mm256_max_epi32(seen[1], s8);
+            }
         }
         /* Saturated to int16 and then to the result's type, in the order 0-3 8-11 16-19 24-27 | 4-7 ... */
         const __m256i u = _mm256_adds_epi16(_mm256_packs_epi32(EV_QF_EIGHT(s0), EV_QF_EIGHT(s1)), zero);
@@ -530,8 +547,15 @@ static void EV_FN(qf_fold)(const ev_qfinish *f, int64_t n, const int32_t *sum, i
     }
     __m256i seen[2] = {_mm256_set1_epi32(INT32_MAX), _mm256_set1_epi32(INT32_MIN)};
     EV_FN(qf_fold_noting)(f, n, sum, add, scale, y, seen);
-    if (n >= 32) EV_FN(qf_note_sums)(f, 16, (const int32_t *)seen, NULL, add, scale);
-    if (n % 32) EV_FN(qf_note_sums)(f, n % 32, sum + n / 32 * 32, NULL, add, scale);
+    __m128i lo = _mm_min_epi32(_mm256_castsi256_si128(seen[0]), _mm256_extracti128_si256(seen[0], 1));
+    __m128i hi = _mm_max_epi32(_mm256_castsi256_si128(seen[1]), _mm256_extracti128_si256(seen[1], 1));
+    lo = _mm_min_epi32(lo, _mm_shuffle_epi32(lo, 0x4E));
+    hi = _mm_max_epi32(hi, _mm_shuffle_epi32(hi, 0x4E));
+    lo = _mm_min_epi32(lo, _mm_shuffle_epi32(lo, 0xB1));
+    hi = _mm_max_epi32(hi, _mm_shuffle_epi32(hi, 0xB1));
+    const float unit = scale * f->unit;
+    ev_widen(f->range, (float)((int64_t)_mm_cvtsi128_si32(lo) + add) * unit,
+             (float)((int64_t)_mm_cvtsi128_si32(hi) + add) * unit);
 }
 #endif
 
