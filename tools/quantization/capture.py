@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evort.backends.cpu import CpuBackend
+from evort.backends import CpuBackend
 from evort.errors import EvortError
 from evort.graph import Graph, Model, with_outputs
 from evort.ops.base import Call, Op
