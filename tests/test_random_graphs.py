@@ -46,7 +46,7 @@ def test_float32_beside_onnxruntime(first):
 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-@pytest.mark.parametrize("first", range(0, COUNT // 10, 10))
+@pytest.mark.parametrize("first", range(0, COUNT // 4, 10))
 def test_quantized_beside_float32(scheme, first):
     for seed in range(first, first + 10):
         graph = RandomGraph(seed)

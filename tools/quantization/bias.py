@@ -54,13 +54,14 @@ def corrections(
 
     The samples run through the float model.
     """
-    chosen = [n for n in nodes if len(n.inputs) > 1 and n.inputs[1] in encodings]
+    weights = {n: t for n, t in model.graph.tensors.items() if t.data is not None and n in encodings}
+    chosen = [n for n in nodes if len(n.inputs) > 1 and n.inputs[1] in weights]
     samples = list(samples)
     found: dict[str, np.ndarray] = {}
     part: list[Node] = []
     size = 0
     for node in [*chosen, None]:
-        more = 0 if node is None else model.graph.constant(node.inputs[1]).nbytes
+        more = 0 if node is None else weights[node.inputs[1]].data.nbytes
         if part and (node is None or size + more > PART):
             found.update(_part(model, part, encodings, samples, threads, progress))
             part, size = [], 0
