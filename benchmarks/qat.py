@@ -39,9 +39,9 @@ STATIC = ("per_channel",)  # options that static quantization has, too
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "lenet": {
-        "int8": {"bits": 8, "epochs": 6, "lr": 3e-4},
-        "int4 weights": {"bits": 4, "epochs": 6, "lr": 1e-3},
-        "int2 weights": {"bits": 2, "epochs": 12, "lr": 1e-3},
+        "int8": {"bits": 8, "epochs": 6, "distill": 0.0, "lr": 1e-3},
+        "int4 weights": {"bits": 4, "epochs": 6, "distill": 0.0, "lr": 2e-3},
+        "int2 weights": {"bits": 2, "epochs": 12, "distill": 0.0, "lr": 2e-3},
     },
     "separable": {
         "int8": {"lr": 8e-3, "distill": 0.0, "freeze_after": 0.75, "epochs": 4},

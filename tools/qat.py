@@ -26,6 +26,7 @@ from evort.graph import Model
 from evort_tools.common import arrays_of, batches_of, bytes_text
 from evort_tools.quantization import static
 from evort_tools.quantization.data import Images, open_calibration
+from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.qat_graph import LOG, QatGraph, weight_encoding
 from evort_tools.quantization.qdq import total_bytes
 
@@ -157,7 +158,8 @@ def build(real: Model, batches: train.Batches, options: Options) -> QatGraph:
     settings = static.Settings(
         options.method, options.activations, 99.99, options.exclude, options.per_channel, options.threads
     )
-    found = static.calibrate(real, calibration, settings)
+    # Without the light operators that deployment leaves in float.
+    _, found = integer_model(real, static.calibrate(real, calibration, settings))
     for name, node in found.selection.weights.items():
         bits = options.bits
         for pattern, wanted in options.layers.items():

@@ -6,7 +6,10 @@ whole numbers. Sums of products of those are exact in float32 (below 2^24), and 
 order of evort.ops.requantize:
 
     n = round(clip(v, low, high))       v = (sum + B) * (x_scale * w_scale / y_scale)    no residual, a clamp
-                                        v = activation((sum + B) * (x_scale * w_scale) + residual) / y_scale    else
+                                        v = activation((sum + B) * (x_scale * w_scale) + residual) * (1 / y_scale)  else
+
+So it is with averages, and with sums and products of two tensors (evort.ops.qpool, evort.ops.qelementwise). A function
+of one 8-bit tensor is deployed as a table, which is made by this graph: of all 256 numbers.
 
 Rounding hands gradients on unchanged (straight-through), and clipping stops them; by the chain rule a scale's gradient
 is then that of LSQ (Esser et al., arXiv:1902.08153): round(v) - v inside the range, the bound outside. Scales are
@@ -15,6 +18,7 @@ trained by their logarithms, so that they stay positive and steps are relative t
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
@@ -22,7 +26,8 @@ from evort.graph import Graph, Model, Node, Tensor
 from evort.ops.activation import ACTIVATIONS
 from evort.quant import limits
 from evort.session import Session
-from evort.types import DType, dtype_of
+from evort.train import trace
+from evort.types import STORAGE, DType, Spec, dtype_of
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.qdq import copy_model
@@ -52,6 +57,8 @@ class QatGraph:
         self._plain: dict[str, str] = {}
         self._numbers: dict[tuple[float, str], str] = {}
         self._biases: dict[str, tuple[str, str]] = {}  # of a product: (bias, tensor of its unit)
+        self._float: set[str] = set()  # written in float, and quantized by the products that read it
+        self._shapes: dict[str, tuple[int, ...]] | None = None
         source = real.graph
         self.graph.inputs, self.graph.outputs = list(source.inputs), list(source.outputs)
         for name, tensor in source.tensors.items():
@@ -59,6 +66,7 @@ class QatGraph:
         for name in source.inputs:
             if name in found.encodings:
                 self._quantize(name, self._divide(name, self.scale(name)))
+                self._float.add(name)
         for node in source.nodes:
             self._node(node)
         old = real
@@ -145,15 +153,15 @@ class QatGraph:
         if not self.selection.integer(node):  # reads everything as it is in float
             self.graph.nodes.append(node)
             self._encode(node, node.outputs[0])
+            self._float.add(node.outputs[0])
         elif node.op in PRODUCTS and node.inputs[1] in self.found.encodings:
             self._product(node)
         elif node.op in MOVES and node.inputs[0] in self.integers:
             self._move(node)
         elif node.op in _AVERAGES and node.inputs[0] in self.integers and node.outputs[0] in self.found.encodings:
-            x, out = node.inputs[0], node.outputs[0]
-            mean = self.emit(node.op, [self.integers[x], *node.inputs[1:]], dict(node.attrs))
-            self._quantize(out, self.emit("Mul", [mean, self._divide(self.scale(x), self.scale(out))]))
-            self.emit("Mul", [mean, self.scale(x)], out=out)
+            self._average(node)
+        elif node.op in ("Add", "Mul") and self._pointwise(node):
+            pass
         else:
             inputs = [self.dequantized(n) for n in node.inputs]
             self.graph.nodes.append(Node(node.op, inputs, node.outputs, node.attrs, node.domain, node.name))
@@ -162,6 +170,64 @@ class QatGraph:
     def _encode(self, node: Node, out: str) -> None:
         if out in self.found.encodings:
             self._quantize(out, self._divide(out, self.scale(out)))
+
+    def _average(self, node: Node) -> None:
+        """The exact sum times x_scale / y_scale / count. Where the count is not the same everywhere, or the shape is
+        open, the mean times x_scale / y_scale, which may be rounded to another number."""
+        x, out = node.inputs[0], node.outputs[0]
+        unit, real = self._divide(self.scale(x), self.scale(out)), self.scale(x)
+        count = self._count(node)
+        mean = self.emit(node.op, [self.integers[x], *node.inputs[1:]], dict(node.attrs))
+        if count:  # the mean of whole numbers is off by less than half a step of their sum
+            n = self.number(count)
+            mean = self.emit("RoundThrough", [self.emit("Mul", [mean, n])], domain="evort")
+            unit, real = self._divide(unit, n), self._divide(real, n)
+        self._quantize(out, self.emit("Mul", [mean, unit]))
+        self.emit("Mul", [mean, real], out=out)
+
+    def _count(self, node: Node) -> int:
+        """How many numbers each result is the mean of; 0 where that is not known."""
+        if node.op == "AveragePool":
+            padded = any(node.attrs.get("pads") or ()) or node.attrs.get("auto_pad", "NOTSET").startswith("SAME")
+            return 0 if padded or node.attrs.get("ceil_mode") else prod(node.attrs["kernel_shape"])
+        shape, result = (self._shape(name) for name in (node.inputs[0], node.outputs[0]))
+        return prod(shape) // prod(result) if shape and result else 0
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """A tensor's shape for a batch of one; None where other axes are open, too."""
+        if self._shapes is None:
+            tensors = [self.real.graph.tensors[n] for n in self.real.graph.inputs]
+            known = all(t.shape and all(isinstance(d, int) for d in t.shape[1:]) for t in tensors)
+            specs = {t.name: Spec(t.dtype, (1, *t.shape[1:])) for t in tensors} if known else None
+            self._shapes = {n: s.shape for n, s in trace(self.real.graph, specs).specs.items()} if specs else {}
+        return self._shapes.get(name)
+
+    def _pointwise(self, node: Node) -> bool:
+        """QLinearAdd or QLinearMul, where that is what the node becomes."""
+        names, out, kind = node.inputs[:2], node.outputs[0], node.attrs.get("activation", "")
+        if out not in self.found.encodings or kind not in _CLAMPS or any(n not in self.integers for n in names):
+            return False
+        if len({self.found.encodings[n].dtype for n in (*names, out)}) > 1:
+            return False
+        (a, b), (for_a, for_b), unit = (self.integers[n] for n in names), map(self.scale, names), self.scale(out)
+        if node.op == "Add":
+            terms = [self.emit("Mul", [n, self._divide(s, unit)]) for n, s in ((a, for_a), (b, for_b))]
+            v = self.emit("Add", terms)
+        else:
+            v = self.emit("Mul", [self.emit("Mul", [a, b]), self._divide(self.emit("Mul", [for_a, for_b]), unit)])
+        self._quantize(out, self._clamped(node, kind, v, unit))
+        real = [self.dequantized(n) for n in names]
+        self.graph.nodes.append(Node(node.op, real, [out], dict(node.attrs), "", node.name))
+        return True
+
+    def _clamped(self, node: Node, kind: str, v: str, scale: str) -> str:
+        """A clamp, in units of a scale."""
+        low, high = self._bounds(node, kind)
+        if low is not None:
+            v = self.emit("Max", [v, self._divide(self.number(low), scale)])
+        if high is not None:
+            v = self.emit("Min", [v, self._divide(self.number(high), scale)])
+        return v
 
     def _move(self, node: Node) -> None:
         """Whole numbers are moved, and keep their scale; a reader in float gets what is left of the float tensor."""
@@ -201,16 +267,12 @@ class QatGraph:
         if out in self.found.encodings and not z and kind in _CLAMPS:
             scale = self.scale(out)
             v = self.emit("Mul", [total, self._divide(wide, scale)])
-            low, high = self._bounds(node, kind)
-            if low is not None:
-                v = self.emit("Max", [v, self._divide(self.number(low), scale)])
-            if high is not None:
-                v = self.emit("Min", [v, self._divide(self.number(high), scale)])
-            self._quantize(out, v)
+            self._quantize(out, self._clamped(node, kind, v, scale))
             self._float_result(node, total, wide, z, kind)
             return
         self._float_result(node, total, wide, z, kind)
-        self._encode(node, out)
+        if out in self.found.encodings:
+            self._quantize(out, self.emit("Mul", [out, self._divide(self.number(1), self.scale(out))]))
 
     def _operand(self, node: Node) -> str:
         name = node.inputs[0]
@@ -233,7 +295,12 @@ class QatGraph:
         fused = kind == "" or ACTIVATIONS[kind].of_output
         if z:
             real = self.emit("Mul", [total, unit])
-            self.emit("Add", [real, self.dequantized(z)], attrs if fused else None, out=out if fused else f"{out}/real")
+            self.emit(
+                "Add",
+                [real, z if z in self._float else self.dequantized(z)],
+                attrs if fused else None,
+                out=out if fused else f"{out}/real",
+            )
         else:
             self.emit("Mul", [total, unit], attrs if fused else None, out=out if fused else f"{out}/real")
         if not fused:
@@ -273,24 +340,47 @@ class QatGraph:
     def deployed(self, model: Model) -> Model:
         """The integer model of a trained graph, weights of few bits packed."""
         made, _ = integer_model(*self.trained(model))
+        self._tables(model, made.graph)
         for name, encoding in self.found.encodings.items():
             tensor = made.graph.tensors.get(name)
             if encoding.dtype in _FEW and tensor is not None and tensor.dtype == DType.INT8:
                 _pack(made.graph, tensor, encoding.dtype)
         return made
 
-    def _evaluated(self, model: Model, names: list[str]) -> dict[str, np.ndarray]:
-        """Values of tensors that depend on parameters alone, as the compiled graph computes them."""
-        names = list(dict.fromkeys(names))
+    def _tables(self, model: Model, made: Graph) -> None:
+        """Tables of 256 entries as the training graph has them: the same functions by the same kernels."""
+        for node in made.nodes:
+            x, out = node.inputs[0] if node.inputs else "", node.outputs[0]
+            entries = made.tensors.get(node.inputs[1]) if node.op == "Lookup" else None
+            source = self.found.encodings.get(x)
+            if entries is None or entries.data is None or source is None or x not in self.integers:
+                continue
+            bits = np.arange(256, dtype=np.uint8).view(STORAGE[source.dtype])
+            numbers = bits.astype(np.float32) - source.zero_point.astype(np.float32).reshape(())
+            target = self.integers.get(out) if entries.dtype != DType.FLOAT else out
+            if target is None:
+                continue
+            found = self._evaluated(model, [target], {self.integers[x]: numbers})[target].reshape(-1)
+            if entries.dtype != DType.FLOAT:
+                found = found + self.found.encodings[out].zero_point.astype(np.float32).reshape(())
+            entries.data = found.astype(entries.data.dtype)
+
+    def _evaluated(
+        self, model: Model, names: list[str], feeds: dict[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Values of tensors that depend on parameters and `feeds` alone, as the compiled graph computes them."""
+        names, feeds = list(dict.fromkeys(names)), feeds or {}
         small = Graph("scales")
         needed = set(names)
         for node in reversed(model.graph.nodes):
-            if any(o in needed for o in node.outputs):
+            if any(o in needed and o not in feeds for o in node.outputs):
                 small.nodes.insert(0, node)
                 needed.update(node.inputs)
         small.tensors = {n: t for n, t in model.graph.tensors.items() if n in needed and t.data is not None}
+        for name, value in feeds.items():
+            small.inputs.append(small.add(Tensor(name, dtype_of(value), value.shape)))
         small.outputs = names
-        return Session(Model(small), threads=1).run({}) if names else {}
+        return Session(Model(small), threads=1).run(feeds) if names else {}
 
 
 def _pack(graph: Graph, tensor: Tensor, dtype: DType) -> None:
