@@ -28,7 +28,9 @@ def config() -> dict[str, object]:
         "quota": core.cpu_quota() or None,
         "threads": core.default_threads(),
         "pool_threads": core.pool_threads(),
-        "environment": {name: os.environ[name] for name in ("EVORT_ISA", "EVORT_NUM_THREADS") if name in os.environ},
+        "environment": {
+            name: os.environ[name] for name in ("EVORT_ISA", "EVORT_NUM_THREADS", "EVORT_SPIN_US") if name in os.environ
+        },
     }
 
 

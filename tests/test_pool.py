@@ -73,6 +73,7 @@ def test_every_item_runs_once(probe, n, grain, threads):
 
 
 def test_small_work_stays_with_the_caller(probe):
+    time.sleep(0.01)  # until all sleep: workers that look out are given smaller work
     assert set(probe(100, 51, 4)) == {0}
     assert set(probe(100, 1, 1)) == {0}
 
@@ -80,6 +81,24 @@ def test_small_work_stays_with_the_caller(probe):
 def test_work_is_shared_when_it_is_worth_it(probe):
     for _ in range(50):  # a worker may wake up too late once, on a busy machine, but not always
         if len(set(probe(64, 1, 2, rounds=200_000))) == 2:
+            return
+    pytest.fail("the second thread never took an item")
+
+
+def test_a_worker_that_is_awake_takes_smaller_work(probe):
+    for _ in range(200):
+        probe(64, 1, 2, rounds=2000)
+        if len(set(probe(100, 51, 2, rounds=2000))) == 2:
+            return
+    pytest.fail("the second thread never took small work")
+
+
+def test_each_thread_has_the_same_part(probe):
+    """Each begins with its own half; what is taken of the other's is taken from its beginning."""
+    for _ in range(50):
+        worker = probe(64, 1, 2, rounds=200_000)
+        if len(set(worker)) == 2:
+            assert worker[0] == 0 or worker[32] == 1
             return
     pytest.fail("the second thread never took an item")
 
@@ -174,6 +193,19 @@ def test_idle_workers_burn_no_cpu_time(probe):
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.01
+
+
+def test_the_pool_works_without_looking_out(probe):
+    code = CHILD + "go(1000, 1, 2)\nprint(core.spin_us())"
+    assert python(code, probe.folder, EVORT_SPIN_US="0") == "0"
+    assert python(code, probe.folder, EVORT_SPIN_US="") == "200"
+
+
+def test_spin_is_checked(monkeypatch):
+    for bad in ("-1", "two", "1.5", "1000001"):
+        monkeypatch.setenv("EVORT_SPIN_US", bad)
+        with pytest.raises(ValueError, match="EVORT_SPIN_US"):
+            core.spin_us()
 
 
 def test_default_threads(monkeypatch):

@@ -197,6 +197,8 @@ cdef void plan_depthwise(Depthwise *job, const ev_conv_window *g, int64_t c, int
     if job.along_rows:
         job.floats = 0
         job.channels = max(1, min(m, DEPTHWISE_FLOATS // (d.oh * d.ow)))
+        if threads > 1:    # channels rather than rows are shared out
+            job.channels = max(1, min(job.channels, (items * m + 4 * threads - 1) // (4 * threads)))
     else:
         rows = d.oh
         while rows > 1 and ev_depthwise_floats(d, rows) > DEPTHWISE_FLOATS:

@@ -498,6 +498,8 @@ cdef extern from "ukr.h" nogil:
 
 cdef const ev_ukr *ukernels() noexcept nogil
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil
+cdef void run_begins() noexcept nogil
+cdef void run_ends() noexcept nogil
 cdef object register(dict drivers, str name, ev_driver fn)
 
 # Widens ev_call.range by the range of x times unit (see ev_widen).

@@ -6,6 +6,9 @@ from evort._kernels.core cimport ev_call, ev_driver, ev_task, ev_ukr
 
 cdef extern from "pool.h" nogil:
     void ev_parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads)
+    void ev_spin(int64_t us)
+    void ev_run_begins()
+    void ev_run_ends()
     int32_t ev_pool_size()
     int32_t ev_cpu_count()
     double ev_cpu_quota(const char *membership, const char *root)
@@ -23,6 +26,14 @@ cdef const ev_ukr *ukernels() noexcept nogil:
 
 cdef void parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads) noexcept nogil:
     ev_parallel_for(fn, ctx, n, grain, threads)
+
+
+cdef void run_begins() noexcept nogil:
+    ev_run_begins()
+
+
+cdef void run_ends() noexcept nogil:
+    ev_run_ends()
 
 
 cdef object register(dict drivers, str name, ev_driver fn):
@@ -90,4 +101,17 @@ def pool_threads() -> int:
     return ev_pool_size()
 
 
+def spin_us() -> int:
+    """Microseconds for which the pool's threads look out for the next layer of a model that runs, before they sleep:
+    EVORT_SPIN_US, or else 200. 0 for not at all, where processors are shared or power counts.
+
+    Raises ValueError where EVORT_SPIN_US is not a number of 0 to 1,000,000.
+    """
+    text = os.environ.get("EVORT_SPIN_US", "").strip() or "200"
+    if not text.isdecimal() or int(text) > 1000000:
+        raise ValueError(f"EVORT_SPIN_US must be a number of microseconds, 0 to 1000000, not {text!r}")
+    return int(text)
+
+
 select_isa(os.environ.get("EVORT_ISA", ""))
+ev_spin(spin_us())

@@ -10,7 +10,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from evort._kernels.core cimport EV_MAX_RANK, EV_OK, address, ev_call, ev_driver, ev_tensor, register
+from evort._kernels.core cimport EV_MAX_RANK, EV_OK, address, ev_call, ev_driver, ev_tensor, register, run_begins, run_ends
 
 # Where a tensor's memory is (the second item of a plan's tensor tuples).
 CONST, INPUT, OUTPUT, ARENA = 0, 1, 2, 3
@@ -237,20 +237,24 @@ cdef class Program:
             source = inputs[self.indices[i]] if self.kinds[i] == K_INPUT else outputs[self.indices[i]]
             t.data = <char *> address(source) + self.offsets[i]
         i = 0
-        with nogil:
-            while i < self.n_steps:
-                if spent != NULL:
-                    start = now()
-                if self.drivers[i] != NULL:
-                    status = self.drivers[i](&self.calls[i])
-                    if status != EV_OK:
-                        break
-                else:
-                    with gil:
-                        self.call_python(i, inputs, outputs)
-                if spent != NULL:
-                    spent[i] = now() - start
-                i += 1
+        run_begins()
+        try:
+            with nogil:
+                while i < self.n_steps:
+                    if spent != NULL:
+                        start = now()
+                    if self.drivers[i] != NULL:
+                        status = self.drivers[i](&self.calls[i])
+                        if status != EV_OK:
+                            break
+                    else:
+                        with gil:
+                            self.call_python(i, inputs, outputs)
+                    if spent != NULL:
+                        spent[i] = now() - start
+                    i += 1
+        finally:
+            run_ends()
         if status != EV_OK:
             raise StepFailed(i, status)
         return 0

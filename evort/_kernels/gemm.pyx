@@ -58,6 +58,8 @@ cdef enum:
     MACS_PER_THREAD = 1 << 17    # less work than this (some 5 us) is not worth waking a thread
     VECTOR_MACS_PER_THREAD = 1 << 15
     SHARES_PER_THREAD = 3
+    B_ROWS = 4                   # each share makes panels of its own B, which costs like so many rows,
+    SUPPLIED_B_ROWS = 32         # or, where a function supplies them (im2col), so many
 
 cdef enum Method:
     BLOCKED                      # B is packed
@@ -105,8 +107,8 @@ cdef inline int64_t even_block(int64_t n, int64_t most, int64_t unit) noexcept n
     return ceil_div(ceil_div(n, ceil_div(n, most)), unit) * unit
 
 
-cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, int64_t k,
-                    int32_t threads) noexcept nogil:
+cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, int64_t k, int32_t threads,
+                    bint supplied) noexcept nogil:
     cdef bint vector = m == 1 or n == 1
     cdef int64_t shares = m * n * k // (VECTOR_MACS_PER_THREAD if vector else MACS_PER_THREAD)
     cdef int64_t best = -1, cost, parts_m, step_m, step_n
@@ -118,7 +120,7 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
             continue
         step_m = ceil_div(ceil_div(m, EV_MR_UNIT), parts_m) * EV_MR_UNIT
         step_n = ceil_div(ceil_div(n, nr), shares // parts_m) * nr
-        cost = (step_m + 4) * step_n + step_m * 4       # each share packs its own B, which costs like 4 rows
+        cost = (step_m + (SUPPLIED_B_ROWS if supplied else B_ROWS)) * step_n + step_m * 4
         if best < 0 or cost < best:
             best = cost
             plan.step_m, plan.step_n = step_m, step_n
@@ -348,7 +350,7 @@ cdef void run(Job *job, int64_t count) noexcept nogil:
     if g.m <= 0 or g.n <= 0 or count <= 0:
         return
     job.method = choose(g, job.size)
-    make_plan(&job.plan, job.size, job.nr, g.m, g.n, g.k, <int32_t> threads_each(count, g.threads))
+    make_plan(&job.plan, job.size, job.nr, g.m, g.n, g.k, <int32_t> threads_each(count, g.threads), g.pack != NULL)
     cdef int64_t items = count * job.plan.parts_m * job.plan.parts_n
     cdef int64_t grain = max(1, MACS_PER_THREAD // max(1, job.plan.step_m * job.plan.step_n * g.k))
     parallel_for(shares, job, items, grain if count > 1 else 1, <int32_t> min(<int64_t> g.threads, items))
@@ -385,10 +387,15 @@ cdef void gemm_f64(const ev_gemm *g) noexcept nogil:
 cdef int64_t gemm_batch_scratch(int64_t size, int64_t count, int64_t m, int64_t n, int64_t k,
                                 int32_t threads) noexcept nogil:
     cdef Plan plan
+    cdef int64_t most = 0
+    cdef int supplied
     if m <= 0 or n <= 0 or count <= 0:
         return 0
-    make_plan(&plan, size, EV_NR_F32 if size == 4 else EV_NR_F64, m, n, k, <int32_t> threads_each(count, threads))
-    return plan.slot * min(<int64_t> threads, count * plan.parts_m * plan.parts_n)
+    for supplied in range(2):
+        make_plan(&plan, size, EV_NR_F32 if size == 4 else EV_NR_F64, m, n, k, <int32_t> threads_each(count, threads),
+                  supplied)
+        most = max(most, plan.slot * min(<int64_t> threads, count * plan.parts_m * plan.parts_n))
+    return most
 
 
 cdef int64_t gemm_scratch(int64_t size, int64_t m, int64_t n, int64_t k, int32_t threads) noexcept nogil:

@@ -8,9 +8,12 @@
  *     for and never shrinks.
  *   - A region claims workers that are free and never waits for busy ones, so concurrent callers share the pool
  *     instead of multiplying it; a caller that finds none free does its work alone.
- *   - Items are dealt in chunks from an atomic counter, so it does not matter when, or whether, a worker arrives: one
- *     that has not woken up when the work is done is un-claimed, not waited for.
- *   - After a region a worker looks out for the next for SPIN_NS, as layers follow each other closely, then sleeps.
+ *   - Each thread has a contiguous part of the items, the same one in each region, so that it finds what it wrote in its
+ *     own cache; whoever is through takes chunks of the others' parts. So it does not matter when, or whether, a worker
+ *     arrives: one that has not woken up when the work is done is un-claimed, not waited for.
+ *   - After a region a worker looks out for the next, as layers follow each other closely: while a model runs for
+ *     200 microseconds (ev_spin; 0 for not at all), else for a quarter of it. Then it sleeps. A worker that looks out is
+ *     given smaller pieces of work than one that has to be woken.
  *   - A child after fork() starts with an empty pool.
  *
  * A worker's `slot` says what it does:
@@ -31,13 +34,20 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_WORKERS = 127, SPIN_NS = 50000, STACK_BYTES = 1 << 20 };
+enum { MAX_WORKERS = 127, STACK_BYTES = 1 << 20 };
+enum { AWAKE = 4 }; /* the share of a region's grain that is worth giving to a worker that is awake */
+
+typedef struct {
+    _Alignas(64) _Atomic int64_t next; /* first item that nobody has taken */
+    int64_t end;
+} part_t;
 
 typedef struct {
     ev_task fn;
     void *ctx;
-    int64_t n, chunk;
-    _Atomic int64_t next;       /* first item that nobody has taken */
+    int64_t chunk;
+    part_t *parts;              /* one for each thread */
+    int32_t threads;
     _Atomic int32_t ids;        /* worker numbers given out */
     _Atomic int32_t active;     /* claimed workers that may still look at this region */
 } region_t;
@@ -55,7 +65,9 @@ typedef struct {
 static worker_t workers[MAX_WORKERS];
 static _Atomic int32_t n_workers;
 static pthread_mutex_t growing = PTHREAD_MUTEX_INITIALIZER;
-static int fork_handled, may_spin;
+static int fork_handled;
+static int64_t spin_us = 200, spin_ns; /* as wanted, and in use; 0: nobody spins */
+static _Atomic int32_t running;        /* models that run */
 
 /* Callers that sleep until their region's last worker is through. Static, as a region is gone once it is done. */
 static pthread_mutex_t done_mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -80,19 +92,33 @@ static void relax(void)
 
 static void work(region_t *r, int32_t id)
 {
-    for (;;) {
-        const int64_t begin = atomic_fetch_add(&r->next, r->chunk);
-        if (begin >= r->n) return;
-        r->fn(r->ctx, begin, begin + r->chunk < r->n ? begin + r->chunk : r->n, id);
+    for (int32_t k = 0; k < r->threads; k++) {
+        part_t *part = &r->parts[(id + k) % r->threads];
+        for (;;) {
+            if (atomic_load(&part->next) >= part->end) break;
+            const int64_t begin = atomic_fetch_add(&part->next, r->chunk);
+            if (begin >= part->end) break;
+            r->fn(r->ctx, begin, begin + r->chunk < part->end ? begin + r->chunk : part->end, id);
+        }
     }
+}
+
+/* Whether one that has looked out since `start` should go on. After a while others on its processor go first. */
+static int keep_looking(int64_t start, int64_t limit)
+{
+    const int64_t spent = now_ns() - start;
+    if (spent >= limit) return 0;
+    if (spent < 10000) relax();
+    else sched_yield();
+    return 1;
 }
 
 /* Waits until the worker is claimed: looking for a while, then asleep. */
 static region_t *await(worker_t *w)
 {
     region_t *r;
-    if (may_spin)
-        for (const int64_t end = now_ns() + SPIN_NS; now_ns() < end; relax())
+    if (spin_ns)
+        for (const int64_t start = now_ns(); keep_looking(start, atomic_load(&running) > 0 ? spin_ns : spin_ns / 4);)
             if ((r = atomic_load(&w->slot)) != FREE) return r;
     pthread_mutex_lock(&w->mutex);
     atomic_store(&w->asleep, 1);
@@ -127,6 +153,7 @@ static void after_fork_child(void)
 {
     atomic_store(&n_workers, 0);
     atomic_store(&done_waiters, 0);
+    atomic_store(&running, 0);
     pthread_mutex_init(&done_mutex, NULL);
     pthread_cond_init(&done, NULL);
     pthread_mutex_init(&growing, NULL);
@@ -162,17 +189,30 @@ static void grow(int32_t want)
     pthread_mutex_lock(&growing);
     if (!fork_handled) {
         fork_handled = 1;
-        may_spin = ev_cpu_count() > 1;
+        spin_ns = ev_cpu_count() > 1 ? spin_us * 1000 : 0;
         pthread_atfork(before_fork, after_fork_parent, after_fork_child);
     }
     for (int32_t i = atomic_load(&n_workers); i < want && atomic_load(&n_workers) == i; i++) start_worker(&workers[i]);
     pthread_mutex_unlock(&growing);
 }
 
+/* Whether a free worker is awake. */
+static int someone_looks(void)
+{
+    for (int32_t i = 0, n = atomic_load(&n_workers); i < n; i++)
+        if (atomic_load(&workers[i].slot) == FREE && !atomic_load(&workers[i].asleep)) return 1;
+    return 0;
+}
+
+void ev_spin(int64_t us) { spin_us = us; }
+void ev_run_begins(void) { atomic_fetch_add(&running, 1); }
+void ev_run_ends(void) { atomic_fetch_sub(&running, 1); }
+
 void ev_parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads)
 {
     if (n <= 0) return;
     if (grain < 1) grain = 1;
+    if (threads > n / grain && grain > 1 && someone_looks()) grain = (grain + AWAKE - 1) / AWAKE;
     if (threads > n / grain) threads = (int32_t)(n / grain);
     if (threads > MAX_WORKERS + 1) threads = MAX_WORKERS + 1;
     if (threads <= 1) {
@@ -181,9 +221,14 @@ void ev_parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t th
     }
     if (atomic_load(&n_workers) < threads - 1) grow(threads - 1);
 
-    region_t r = {.fn = fn, .ctx = ctx, .n = n};
+    part_t parts[MAX_WORKERS + 1];
+    region_t r = {.fn = fn, .ctx = ctx, .parts = parts, .threads = threads};
     const int64_t even = (n + threads * 4 - 1) / (threads * 4);
     r.chunk = even > grain ? even : grain;
+    for (int32_t i = 0; i < threads; i++) {
+        atomic_init(&parts[i].next, n * i / threads);
+        parts[i].end = n * (i + 1) / threads;
+    }
 
     int32_t claimed[MAX_WORKERS], n_claimed = 0;
     const int32_t available = atomic_load(&n_workers);
@@ -208,8 +253,8 @@ void ev_parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t th
         region_t *expected = &r;
         if (atomic_compare_exchange_strong(&workers[claimed[i]].slot, &expected, FREE)) atomic_fetch_sub(&r.active, 1);
     }
-    if (may_spin)
-        for (const int64_t end = now_ns() + SPIN_NS; atomic_load(&r.active) > 0 && now_ns() < end;) relax();
+    if (spin_ns)
+        for (const int64_t start = now_ns(); atomic_load(&r.active) > 0 && keep_looking(start, spin_ns / 4);) {}
     if (atomic_load(&r.active) > 0) {
         pthread_mutex_lock(&done_mutex);
         atomic_fetch_add(&done_waiters, 1);
