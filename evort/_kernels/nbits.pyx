@@ -409,7 +409,34 @@ cdef int gather(const ev_call *c) noexcept nogil:
     return EV_BAD_INDEX if job.bad and job.strict else EV_OK
 
 
+ctypedef struct WidenJob:
+    ev_weights w
+    float *y
+
+
+cdef void widen_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef WidenJob *job = <WidenJob *> ctx
+    cdef int64_t i, k = job.w.k
+    for i in range(begin, end):
+        widen(&job.w, i, 0, k, job.y + i * k)
+
+
+cdef int widen_all(const ev_call *c) noexcept nogil:
+    """in: W, scales, zero points or NULL; out: float weights [n, k]; ints: (k, bits, block)."""
+    cdef WidenJob job
+    cdef const int64_t *v = c.ints
+    cdef int64_t n = c.out[0].size // v[0]
+    packed_weights(&job.w, n, v[0], <int32_t> v[1], v[2], c.in_[0].data, c.in_[1].data, c.in_[1].dtype, operand(c, 2),
+                   EV_UINT8 if c.n_in < 3 or c.in_[2] == NULL else c.in_[2].dtype)
+    if c.in_[0].rank == 2:
+        job.w.packed.row_bytes = c.in_[0].dims[1]
+    job.y = <float *> c.out[0].data
+    parallel_for(widen_rows, &job, n, max(1, BYTES_PER_TASK // v[0]), c.threads)
+    return EV_OK
+
+
 DRIVERS = {}
 register(DRIVERS, "product", product)
 register(DRIVERS, "convolution", convolution)
 register(DRIVERS, "gather", gather)
+register(DRIVERS, "widen_all", widen_all)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evort.graph import Graph
-from evort.ops.base import Call
+from evort.ops.base import Call, Op
 from evort.ops.run import run_dynamic
 from evort.plan import Bound
 from evort.sparse import expand
@@ -32,7 +32,8 @@ def interpret(graph: Graph, feeds: dict[str, Any], outer: dict[str, tuple[Any, D
         ins = [None if v is None else spec_of(*v) for v in inputs]
         c = Call(node, bound.attrs, ins)
         c.run_graph = lambda sub, sub_feeds: interpret(sub, sub_feeds, values)
-        expanded = bound.definition.expand(c)
+        # What has a meaning of its own is not taken apart.
+        expanded = bound.definition.expand(c) if type(bound.definition).reference is Op.reference else None
         if expanded is not None:
             named = dict(zip(expanded.inputs, (v[0] for v in inputs), strict=False))
             results = interpret(expanded, named, values)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evort.graph import Graph, Node
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.types import FLOATS, DType, Spec
@@ -291,6 +292,19 @@ class Conv(Op):
                   z: np.ndarray | None = None, slope: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
         window = conv_window(c, x.shape[2:], w.shape[2:], c["auto_pad"])
         return _finish(c, convolve(_wide(x), _wide(w), window, c["group"]), x.dtype, b, z, slope)
+
+    def expand(self, c: Call) -> Graph | None:
+        """Where each weight of 16 bits is used at many positions, all are widened first."""
+        x, w = c.ins[0], c.ins[1]
+        if w.dtype is x.dtype or x.dtype != DType.FLOAT:
+            return None
+        from evort.ops.nbits import WIDENED_FROM, widened_graph
+
+        out = conv_shapes(c, x, w)[1]
+        if out.size // max(1, out.shape[1]) < WIDENED_FROM:
+            return None
+        widen = Node("Cast", ["w"], ["wide"], {"to": int(DType.FLOAT)})
+        return widened_graph(c, ("x", "w", "b", "z", "slope"), widen, dict(c.node.attrs))
 
     def bind(self, c: Call) -> Kernel | None:
         x, w = c.ins[0], c.ins[1]

@@ -1,5 +1,6 @@
 """Weights of few bits with float activations: MatMulNBits, ConvNBits, GatherBlockQuantized with 2, 3, 4 or 8 bits in
-blocks; and how Conv, Gemm and MatMul run with weights of float16 or bfloat16.
+blocks, WidenNBits for what else reads such weights; and how Conv, Gemm and MatMul run with weights of float16 or
+bfloat16.
 
     weight = (q - zero point) * scale          a scale and a zero point for each `block_size` weights of a row
 
@@ -10,7 +11,8 @@ ceil(K*bits/8)]) end where their last weight does. Zero points are packed alike,
 are none, they are 2^(bits-1). Scales may be float16 beside float32 activations, which onnxruntime does not have: a
 block of 32 weights of 4 bits then takes 18 bytes.
 
-Sources: the operators of the domain com.microsoft of onnxruntime 1.32, of the same names; ConvNBits is evort's own.
+Sources: the operators of the domain com.microsoft of onnxruntime 1.32, of the same names; ConvNBits and WidenNBits are
+evort's own.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import math
 
 import numpy as np
 
+from evort.graph import Graph, Node
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
 from evort.ops.conv import _finish, conv_attrs, conv_shapes, conv_window, convolve, expect, same_dtype
 from evort.types import DType, Spec
 
 BITS = (2, 3, 4, 8)
+WIDENED_FROM = 32  # positions of a convolution from which its weights are widened beforehand
 _LIMIT = 1 << 31  # of K and N
 _FLOATS = frozenset({DType.FLOAT, DType.FLOAT16, DType.BFLOAT16})
 _BYTES = frozenset({DType.UINT8})
@@ -183,6 +187,18 @@ def bind_product(c: Call, m: int, n: int, k: int, columns: bool, alpha: float = 
     return Kernel("nbits.product", ints, (*reals, alpha), product_scratch(m, n, k, 0, c.threads))
 
 
+def widened_graph(c: Call, names: tuple[str, ...], widen: Node, attrs: dict[str, object]) -> Graph:
+    """A convolution whose operands have these names, of which `widen` makes "wide", the float weights."""
+    there = {name for i, name in enumerate(names) if c.has(i)}
+    rest = names[1 + len(widen.inputs) :]
+    graph = Graph("widened")
+    graph.inputs, graph.outputs = list(names), ["y"]
+    widen.inputs = [name if name in there else "" for name in widen.inputs]
+    conv = Node("Conv", [names[0], "wide", *(name if name in there else "" for name in rest)], ["y"], attrs)
+    graph.nodes = [widen, conv]
+    return graph
+
+
 def bind_convolution(c: Call, weights: Spec, bits: int, block: int, bias_at: int) -> Kernel | None:
     """The driver of a convolution whose weights (of that shape) are widened as they are used; None where there is none.
     bits: 16 for weights of that size; bias_at: the index of the inputs B, Z and slope."""
@@ -254,11 +270,46 @@ class ConvNBits(Op):
         window = conv_window(c, x.shape[2:], shape[2:], c["auto_pad"])
         return _finish(c, convolve(x, w, window, c["group"]), x.dtype, b, z, slope)
 
+    def expand(self, c: Call) -> Graph | None:
+        """Where each weight is used at many positions, all are widened first: the convolution is then the fast one."""
+        weights = self.weights(c)
+        _, out = conv_shapes(c, c.ins[0], weights)
+        if out.size // out.shape[1] < WIDENED_FROM:
+            return None
+        attrs = dict(c.node.attrs)
+        packing = {key: attrs.pop(key) for key in ("bits", "block_size") if key in attrs}
+        widen = Node("WidenNBits", ["w", "scales", "zeros"], ["wide"], {**packing, "shape": weights.shape}, "evort")
+        return widened_graph(c, ("x", "w", "scales", "zeros", "b", "z", "slope"), widen, attrs)
+
     def bind(self, c: Call) -> Kernel | None:
         return bind_convolution(c, self.weights(c), c["bits"], c["block_size"], 4)
 
     def macs(self, c: Call) -> int:
         return c.outs[0].size * math.prod(self.weights(c).shape[1:])
+
+
+@op("WidenNBits", domain="evort")
+class WidenNBits(Op):
+    """The float32 weights Y of a shape [N, ...] that packed ones stand for: W [N, ceil(K/block_size),
+    block_size*bits/8], scales [N, blocks] and zero_points as in MatMulNBits, K the product of the other axes."""
+
+    inputs, outputs = ("W", "scales", "zero_points?"), ("Y",)
+    dtypes = {"W": _BYTES, "scales": _FLOATS, "zero_points": _FLOATS | _BYTES}
+    attrs = {"bits": Attr("int", 4), "block_size": Attr("int", REQUIRED), "shape": Attr("ints", REQUIRED)}
+
+    def infer(self, c: Call) -> list[Spec]:
+        shape = c["shape"]
+        if not shape or min(shape) < 1:
+            raise c.error(f"shape must have at least one axis, and sizes of 1 or more, not {shape}")
+        _check_packing(c, shape[0], math.prod(shape[1:]), 0)
+        return [Spec(DType.FLOAT, tuple(shape))]
+
+    def reference(self, c: Call, q: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None = None) -> np.ndarray:
+        shape = c["shape"]
+        return _widened(c, shape[0], math.prod(shape[1:]), q, scales, zeros).reshape(shape)
+
+    def bind(self, c: Call) -> Kernel | None:
+        return Kernel("nbits.widen_all", (math.prod(c["shape"][1:]), c["bits"], c["block_size"]))
 
 
 @op("GatherBlockQuantized", domain="com.microsoft")

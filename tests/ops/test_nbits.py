@@ -14,7 +14,7 @@ from support import compiled, drivers_of, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError
-from evort.ops import lowp
+from evort.ops import lowp, nbits
 from evort.ops.nbits import BITS, pack, unpack, widen
 from evort.session import Session
 from evort.types import DType
@@ -181,9 +181,16 @@ CONVS = [
 ]
 
 
+@pytest.fixture(params=["as they are used", "beforehand"])
+def widening(request, monkeypatch):
+    """Convolutions widen their weights as they are used, or all of them first."""
+    monkeypatch.setattr(nbits, "WIDENED_FROM", 1 if request.param == "beforehand" else 1 << 60)
+    return request.param
+
+
 @pytest.mark.parametrize("case", CONVS, ids=str)
 @pytest.mark.parametrize("bits", BITS)
-def test_conv(case, bits):
+def test_conv(case, bits, widening):
     shape, m, kernel, attrs = case
     rng = np.random.default_rng(5)
     k, block = shape[1] // attrs.get("group", 1) * int(np.prod(kernel)), 32
@@ -201,15 +208,15 @@ def test_conv(case, bits):
     z = rng.standard_normal(want.shape).astype(np.float32)
     slope = rng.random(m).astype(np.float32)
     bound = gamma(k) * (sizes + 3)
-    nbits = {**conv_attrs, "bits": bits, "block_size": block}
+    packed = {**conv_attrs, "bits": bits, "block_size": block}
     for isa in core.available_isas():
         core.select_isa(isa)
         try:
             for threads in (1, 2):
                 inputs = [x, q, scales, points, b]
-                got = run_node("ConvNBits", inputs, nbits, domain="evort", threads=threads, constants=(1, 2, 3, 4))[0]
+                got = run_node("ConvNBits", inputs, packed, domain="evort", threads=threads, constants=(1, 2, 3, 4))[0]
                 assert np.all(np.abs(got - want) <= bound)
-                got = run_node("ConvNBits", [*inputs, z, slope], {**nbits, "activation": "PRelu"}, domain="evort",
+                got = run_node("ConvNBits", [*inputs, z, slope], {**packed, "activation": "PRelu"}, domain="evort",
                                threads=threads, constants=(1, 2, 3, 4, 6))[0]  # fmt: skip
                 real = want + z
                 real = np.where(real < 0, real * slope.reshape(-1, *(1,) * len(kernel)), real)
@@ -280,7 +287,7 @@ def test_gemm_with_16_bit_weights(dtype, m, trans, size):
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("case", CONVS[:5], ids=str)
-def test_conv_with_16_bit_weights(dtype, case):
+def test_conv_with_16_bit_weights(dtype, case, widening):
     shape, m, kernel, attrs = case
     rng = np.random.default_rng(8)
     x = rng.standard_normal(shape).astype(np.float32)
@@ -289,8 +296,45 @@ def test_conv_with_16_bit_weights(dtype, case):
     )
     want = run_node("Conv", [x.astype(np.float64), w], attrs, device="reference")[0]
     sizes = run_node("Conv", [np.abs(x).astype(np.float64), np.abs(w)], attrs, device="reference")[0]
+    bound = gamma(w[0].size) * sizes
+    if widening == "beforehand":
+        model = node_model("Conv", [x, stored], attrs, dtypes={1: kind}, constants=(1,))
+        for isa in core.available_isas():
+            core.select_isa(isa)
+            try:
+                session = Session(model, threads=2)
+                (got,) = session.run({"in0": x}).values()
+            finally:
+                core.select_isa()
+            assert np.all(np.abs(got - want) <= bound) and "nbits.convolution" not in drivers_of(session)
+        return
     for (got,) in compiled("nbits.convolution", "Conv", [x, stored], attrs, dtypes={1: kind}, constants=(1,)):
-        assert np.all(np.abs(got - want) <= gamma(w[0].size) * sizes)
+        assert np.all(np.abs(got - want) <= bound)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("zeros", [None, "packed", "float"])
+def test_widening_alone(bits, zeros):
+    """As NumPy widens them, to a few roundings of q and of the zero point times the scale; large enough that it is not
+    done while planning."""
+    rng = np.random.default_rng(12)
+    n, shape, block = 37, [37, 5, 3, 29], 32
+    k = 5 * 3 * 29
+    q, scales, points = random_weights(rng, bits, block, n, k, zeros)
+    want = widen(q.reshape(n, -1), scales, points, bits, block, k).reshape(shape)
+    for data in (q, pack(unpack(q.reshape(n, -1), bits, k), bits)):
+        for isa in core.available_isas():
+            core.select_isa(isa)
+            try:
+                attrs = {"bits": bits, "block_size": block, "shape": shape}
+                got = run_node("WidenNBits", [data, scales, points], attrs, domain="evort", threads=2)[0]
+            finally:
+                core.select_isa()
+            assert np.abs(got - want).max() <= 4 * 2.0**-24 * (2 << bits) * np.abs(scales.astype(np.float64)).max()
+    with pytest.raises(EvortError, match="shape"):
+        run_node(
+            "WidenNBits", [q, scales, points], {"bits": bits, "block_size": block, "shape": [37, 0]}, domain="evort"
+        )
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)

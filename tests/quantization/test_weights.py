@@ -232,3 +232,22 @@ def test_lenet(tmp_path):
     assert size["int4"] <= 0.16 * size["float"] and size["int8"] <= 0.28 * size["float"], size
     assert size["half"] <= 0.52 * size["float"], size
     assert all(n >= right["float"] - 1 for n in right.values()), right  # 0.2 points of 500 are one digit
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_transposed_convolution(bits):
+    """Its weights are widened in each run; the file has them packed."""
+    nodes = [Node("ConvTranspose", ["x", "w", "b"], ["y"], {"strides": [2, 2], "group": 2}, name="up")]
+    constants = {"w": normal(16, 24, 4, 4), "b": normal(48)}
+    model = make_model(nodes, {"x": (DType.FLOAT, (1, 16, 9, 9))}, ["y"], constants)
+    x = normal(1, 16, 9, 9)
+    for data in (None, [{"x": x}]):
+        report: list[dict[str, object]] = []
+        if data is None:
+            small = weight_only(model, WeightOptions(bits, 32), report)
+        elif bits < 16:
+            small = gptq(model, data, WeightOptions(bits, 32), report=report)
+        assert [n.op for n in small.graph.nodes] == ["Cast" if bits == 16 else "WidenNBits", "ConvTranspose"]
+        assert [row["bits"] for row in report] == [bits] or (bits == 16 and data is not None)
+        assert size(small) < {4: 0.16, 8: 0.28, 16: 0.52}[bits] * size(model)
+        assert snr(run(model, x=x), run(small, x=x)) > {4: 18, 8: 40, 16: 65}[bits]

@@ -30,6 +30,7 @@ from evort_tools.quantization.weights import (
     round_to_nearest,
     small_tables,
     snr,
+    stored_rows,
 )
 
 LIMIT = 1 << 28  # bytes of Hessians that are collected in one pass over the data
@@ -178,7 +179,8 @@ def gptq(
     gptq: GptqOptions | None = None,
     report: list[dict[str, object]] | None = None,
 ) -> Model:
-    """A copy of a model whose MatMul, Gemm and Conv weights are rounded with GPTQ, embeddings to nearest.
+    """A copy of a model whose MatMul, Gemm and Conv weights are rounded with GPTQ, embeddings and ConvTranspose
+    to nearest.
 
     samples: {input name: array}, gone through once for each batch of layers (as many as LIMIT allows), with the layers
     before them rounded already. report: as in `weight_only`. Raises ValueError for 16 bits and for weights that are not
@@ -216,16 +218,17 @@ def gptq(
 
     small = small_tables(model)
 
-    def table(layer: Layer) -> list[Node] | None:
-        rounded = for_layer(layer, options, small)
-        if layer.node.op != "Gather" or options.skip(layer.name) or not pays(layer, rounded):
+    def nearest(layer: Layer) -> list[Node] | None:
+        rounded, rows = for_layer(layer, options, small), stored_rows(layer)
+        known = layer.node.op in ("Gather", "ConvTranspose")
+        if not known or options.skip(layer.name) or not pays(layer, rounded):
             return None
-        packed = round_to_nearest(layer.rows, rounded)
+        packed = round_to_nearest(rows, rounded)
         if report is not None:
-            report.append({"name": layer.name, "bits": rounded.bits, "snr": snr(layer.rows, packed.floats())})
+            report.append({"name": layer.name, "bits": rounded.bits, "snr": snr(rows, packed.floats())})
         return replaced(layer, packed, rounded)
 
-    return rewrite(current, table)
+    return rewrite(current, nearest)
 
 
 def _rounded(layer: Layer, hessian: Hessian, options: WeightOptions, how: GptqOptions) -> Packed:

@@ -219,7 +219,9 @@ def changed(before: Graph, after: Graph) -> set[str]:
 
 def _run(graph: Graph, sessions: Mapping[str, Session], feeds: Mapping[str, Any], seconds: float) -> dict[str, Times]:
     """{variant: {layer of the float graph: its least microseconds}}; variants take turns."""
-    owner = {name: node.outputs[0] for node in graph.nodes for name in node.outputs if name}
+    # What a node is expanded to while planning is named after the node.
+    owner = {node.name: node.outputs[0] for node in graph.nodes if node.name}
+    owner |= {name: node.outputs[0] for node in graph.nodes for name in node.outputs if name}
     best: dict[str, Times] = {name: {} for name in sessions}
     for session in sessions.values():
         session.run(dict(feeds))

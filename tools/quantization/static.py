@@ -41,6 +41,8 @@ _BIAS_LIMIT = 1 << 29
 # Elements that all samples together may have when methods are compared by running operators or the whole model.
 _TRIAL_ELEMENTS = 1 << 24
 _FEWEST, _MOST = 2, 128
+FEW = 8  # samples, of which the ranges seen say little about the next
+ROOM = 0.25  # how much further ranges reach that one sample has shown; half of that for two
 
 
 @dataclass
@@ -210,9 +212,11 @@ def _proposals(
         # Attention over many tokens never comes near 1: then half of the steps or more would be for nothing.
         if max(-lo, hi) * 2 > fixed[1]:
             return {"fixed": Encoding.of_range(*fixed, target.dtype, target.symmetric, method="fixed")}
+    # Of few samples the next is likely to reach further.
+    widest = 1 + ROOM / histogram.samples if histogram.samples < FEW else 1.0
     found: dict[str, Encoding] = {}
     for method in methods:
-        lo, hi = ranges.find(method, row, target)
+        lo, hi = (widest * end for end in ranges.find(method, row, target))
         found[method] = Encoding.of_range(lo, hi, target.dtype, target.symmetric, method=method)
     return found
 

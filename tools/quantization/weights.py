@@ -3,7 +3,8 @@
     model = weight_only(model, WeightOptions(bits=4, block=32))
 
 MatMul, Gemm and Conv become MatMulNBits and ConvNBits, embeddings GatherBlockQuantized (evort/ops/nbits.py says how
-they store weights); with 16 bits the operators stay and take narrower weights.
+they store weights), ConvTranspose reads what WidenNBits makes of its weights in each run; with 16 bits the operators
+stay and take narrower weights, ConvTranspose what a Cast makes of them.
 
 A layer is left as it is where that would not make it at least a fifth smaller (rows so short that scales weigh more);
 and where it is a depthwise convolution: those hold few weights, and their own kernel is far faster than a product.
@@ -153,9 +154,17 @@ def round_to_nearest(rows: np.ndarray, options: WeightOptions) -> Packed:
     return Packed(q, scales.astype(kind), None if options.symmetric else zeros, bits, block, k)
 
 
+def stored_rows(layer: Layer) -> np.ndarray:
+    """The weights as groups lie in them, [n, k]: a row for each output channel, of ConvTranspose for each input's."""
+    if layer.node.op != "ConvTranspose":
+        return layer.rows
+    w = layer.graph.tensors[layer.weight].data
+    return w.reshape(len(w), -1)
+
+
 def pays(layer: Layer, options: WeightOptions) -> bool:
     """Whether a layer becomes at least a fifth smaller, and is no depthwise convolution."""
-    k = layer.rows.shape[1]
+    k = stored_rows(layer).shape[1]
     grouped = layer.node.op == "Conv" and layer.node.attrs.get("group", 1) > 1
     if grouped and layer.graph.tensors[layer.weight].shape[1] == 1:
         return False
@@ -198,10 +207,13 @@ def replaced(layer: Layer, packed: Packed, options: WeightOptions) -> list[Node]
         scales = layer.add(f"{suffix}:table:scale", packed.scales.astype(np.float32))
         names = [data, layer.input(1), scales, "" if points is None else layer.add(f"{suffix}:zero", points)]
         return node_like(layer, "GatherBlockQuantized", names, attrs, "com.microsoft")
-    if node.op not in ("MatMul", "Gemm", "Conv"):
+    if node.op not in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
         return None
     names = [layer.input(0), layer.add(suffix, packed.data()), layer.add(f"{suffix}:scale", packed.scales),
              "" if points is None else layer.add(f"{suffix}:zero", points)]  # fmt: skip
+    if node.op == "ConvTranspose":
+        attrs["shape"] = list(layer.graph.tensors[layer.weight].shape)
+        return _before(layer, Node("WidenNBits", names[1:], [f"{node.outputs[0]}/weights"], attrs, "evort"))
     if node.op == "Conv":
         shape = layer.graph.tensors[layer.weight].shape
         attrs = {**node.attrs, **attrs, "kernel_shape": list(shape[2:])}
@@ -216,16 +228,27 @@ def replaced(layer: Layer, packed: Packed, options: WeightOptions) -> list[Node]
     return node_like(layer, "MatMulNBits", [*names, "", bias, layer.input(3)], attrs, "com.microsoft")
 
 
+def _before(layer: Layer, widen: Node) -> list[Node]:
+    """A layer that reads the weights which another node makes."""
+    while not widen.inputs[-1]:
+        widen.inputs.pop()
+    names = [layer.input(0), widen.outputs[0], *layer.node.inputs[2:]]
+    return [widen, *node_like(layer, layer.node.op, names, dict(layer.node.attrs))]
+
+
 def narrowed(layer: Layer, kind: DType) -> tuple[list[Node], float] | None:
     """The layer with weights of 16 bits, and their signal-to-noise ratio; None where its operator takes none."""
     node, w = layer.node, layer.graph.tensors[layer.weight].data
-    if node.op not in ("MatMul", "Gemm", "Conv", "Gather"):
+    if node.op not in ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather"):
         return None
     if kind == DType.FLOAT16 and np.abs(w).max() > 65504:
         kind = DType.BFLOAT16
     value = w.astype(np.float16) if kind == DType.FLOAT16 else lowp.narrow(w, kind)
     got = value.astype(np.float32) if kind == DType.FLOAT16 else lowp.widen(value, kind)
     name = layer.add("f16" if kind == DType.FLOAT16 else "bf16", value, kind)
+    if node.op == "ConvTranspose":
+        cast = Node("Cast", [name], [f"{node.outputs[0]}/weights"], {"to": int(DType.FLOAT)})
+        return _before(layer, cast), snr(w, got)
     names = list(node.inputs)
     attrs = dict(node.attrs)
     if node.op == "Gather":
@@ -251,15 +274,14 @@ def weight_only(model: Model, options: WeightOptions, report: list[dict[str, obj
             if half is not None and report is not None:
                 report.append({"name": layer.name, "bits": 16, "snr": half[1]})
             return None if half is None else half[0]
-        if layer.node.op == "ConvTranspose":
-            return None
+        rows = stored_rows(layer)
         try:
-            packed = round_to_nearest(layer.rows, how)
+            packed = round_to_nearest(rows, how)
         except ValueError as error:
             raise ValueError(f"{layer.name}: {error}") from None
         found = replaced(layer, packed, how)
         if found is not None and report is not None:
-            report.append({"name": layer.name, "bits": how.bits, "snr": snr(layer.rows, packed.floats())})
+            report.append({"name": layer.name, "bits": how.bits, "snr": snr(rows, packed.floats())})
         return found
 
     return rewrite(model, replace)

@@ -23,9 +23,10 @@ from evort_tools.quantization.capture import specs_of
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.select import is_product
-from evort_tools.quantization.static import Calibrated
+from evort_tools.quantization.static import FEW, Calibrated
 
 GOOD = 35.0  # dB of the outputs from which all activations stay at 8 bits
+_UNSURE = 10.0  # more of them, where the samples are too few to tell
 MOST_MACS = 0.3
 _TRIED = 10
 _ROOM = 1.5  # how much further than what was seen the range goes
@@ -41,7 +42,8 @@ def widened(
 ) -> Calibrated:
     """The calibration with some encodings of 16 bits. ratio: noise over signal of the outputs with encodings."""
     noise = ratio(found.encodings)
-    if noise <= 10 ** (-GOOD / 10):
+    good = GOOD + (_UNSURE if found.samples < FEW else 0.0)
+    if noise <= 10 ** (-good / 10):
         return found
     candidates = _worst(model, found, sample, threads)
     wide = {name: _wide(found, name) for name in candidates}
