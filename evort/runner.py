@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evort._kernels.executor import Program, StepFailed
+from evort._kernels.executor import INPUT, Program, StepFailed
 from evort.backends import CpuBackend
 from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph
@@ -20,6 +20,7 @@ from evort.plan import Bound, Plan, Stage, build, constant_specs
 from evort.types import STORAGE, DType, Spec, spec_of
 
 MAX_PLANS = 16
+SMALL = 64  # bytes of inputs, by which the results of a stage may be remembered
 
 _STATUS = {
     1: "an index points outside its axis",
@@ -32,19 +33,51 @@ _STATUS = {
 class Planned:
     """A plan and the programs that wait for their next run.
 
-    alone: whether it is all of its graph. following: plans of the stage after it, by the values that they are for: what
-    else they depend on, shapes, is given by this plan.
+    alone: whether it gives all outputs of its graph, and nothing follows. following: plans of the stage after it, by
+    the values that they are for: what else they depend on, shapes, is given by this plan. switch: names of the few
+    small inputs that alone decide what this plan computes and which one follows, where it computes no output (as with
+    an If on a sampling rate), else empty; switched: what came of their bytes, the plan that follows and what that
+    reads of this one.
     """
 
-    __slots__ = ("alone", "following", "free", "plan", "programs", "writes")
+    __slots__ = ("alone", "following", "free", "plan", "programs", "switch", "switched", "writes")
 
     def __init__(self, plan: Plan, outputs: list[str]):
         self.plan = plan
         self.alone = plan.next is None and plan.eager is None and plan.writes == outputs
         self.following: dict[tuple[bytes, ...], Planned] = {}
+        self.switch = self._switch()
+        self.switched: dict[tuple[bytes, ...], tuple[Planned, dict[str, np.ndarray]]] = {}
         self.writes = [(n, s.shape, STORAGE[s.dtype]) for n, s in zip(plan.writes, plan.write_specs, strict=True)]
         self.free: list[Program] = []
         self.programs = 0
+
+    def _switch(self) -> list[str]:
+        plan = self.plan
+        if plan.next is None or plan.eager is not None or plan.writes or plan.known:
+            return []
+        if not all(step.definition.deterministic for step in plan.steps):
+            return []
+        used = {i for row in plan.rows for i in row[2]} | {i for n, i in plan.keep_ids.items() if n not in plan.reads}
+        names = {plan.reads[plan.tensors[i][2]] for i in used if i >= 0 and plan.tensors[i][1] == INPUT}
+        names.update([name for name in plan.next.known if name in plan.reads])
+        return list(names) if sum(plan.specs[name].nbytes for name in names) <= SMALL else []
+
+    def follower(self, feeds: dict[str, Any]) -> tuple[Planned, dict[str, np.ndarray]] | None:
+        """The plan that follows for these inputs, and its inputs, where that is known without running this one."""
+        if not self.switch:
+            return None
+        found = self.switched.get(tuple([feeds[name].tobytes() for name in self.switch]))
+        return None if found is None else (found[0], {**feeds, **found[1]})
+
+    def remember(self, feeds: dict[str, Any], following: Planned, env: dict[str, Any]) -> None:
+        """Has `follower` know what came of these inputs. env: all values after the run."""
+        if not self.switch or not following.alone:
+            return
+        kept = {name: env[name].copy() for name in self.plan.keep_ids if name not in feeds}
+        if len(self.switched) >= MAX_PLANS:
+            self.switched.clear()
+        self.switched[tuple([feeds[name].tobytes() for name in self.switch])] = following, kept
 
     def fits(self, into: dict[str, np.ndarray]) -> bool:
         """Whether arrays are given for all outputs, of their shapes and dtypes."""
@@ -162,6 +195,8 @@ class Runner:
             for name in self.graph.outputs:
                 if name not in results:
                     results[name] = self._deliver(env[name], name, into)
+            if len(taken) == 2:
+                taken[0][0].remember(feeds, planned, env)
         finally:
             for used, program in taken:
                 used.free.append(program)

@@ -215,13 +215,20 @@ class Session:
                 arrays.append(array)
             else:
                 planned = self._ready.get(tuple([array.shape for array in arrays]))
-                if planned is not None and into is None:
+                if planned is not None:
+                    feeds = inputs
+                    if not planned.alone:
+                        follower = planned.follower(inputs)
+                        if follower is not None:
+                            planned, feeds = follower
                     if planned.alone:
-                        return self._runner.run_planned(planned, inputs)
-                    return self._runner.run(inputs, None, self._dtypes, None, planned)
-                if planned is not None and planned.alone and planned.fits(into):
-                    self._runner.run_planned_into(planned, inputs, into)
-                    return into
+                        if into is None:
+                            return self._runner.run_planned(planned, feeds)
+                        if planned.fits(into):
+                            self._runner.run_planned_into(planned, feeds, into)
+                            return into
+                    elif into is None:
+                        return self._runner.run(inputs, None, self._dtypes, None, planned)
         return self._run_checked(inputs, into)
 
     def _run_checked(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:

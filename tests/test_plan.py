@@ -188,6 +188,35 @@ def test_if_becomes_its_branch():
         )
 
 
+@pytest.mark.parametrize("given_by", ["x", "row"])
+def test_what_a_small_input_chooses_is_remembered(given_by):
+    """Runs after the first go straight to the branch; a view of an input that the branch reads is not remembered."""
+    graphs = {
+        name: make_graph([Node(op, [given_by], ["r"])], {}, ["r"], name=name)
+        for name, op in (("then_branch", "Abs"), ("else_branch", "Neg"))
+    }
+    nodes = [
+        Node("Reshape", ["x", "flat"], ["row"]),
+        Node("Equal", ["rate", "fast"], ["c"]),
+        Node("If", ["c"], ["y"], graphs),
+    ]
+    constants = {"flat": np.array([1, -1], np.int64), "fast": np.array(16000, np.int64)}
+    model = make_model(nodes, {"x": (F, (40, 2)), "rate": (DType.INT64, ())}, ["y"], constants)
+    session = Session(model, threads=1)
+    rng = np.random.default_rng(0)
+    for rate in (16000, 8000, 16000, 16000, 8000):
+        x = rng.standard_normal((40, 2)).astype(np.float32)
+        shape = (40, 2) if given_by == "x" else (1, 80)
+        expected = (np.abs(x) if rate == 16000 else -x).reshape(shape)
+        feeds = {"x": x, "rate": np.array(rate, np.int64)}
+        np.testing.assert_array_equal(session.run(feeds)["y"], expected)
+        into = np.empty(shape, np.float32)
+        session.run_into(feeds, {"y": into})
+        np.testing.assert_array_equal(into, expected)
+    (first,) = session._runner.root.plans.values()
+    assert len(first.switched) == (2 if given_by == "x" else 0)
+
+
 def test_loop_carries_values_and_reads_the_outer_graph():
     body = make_graph(
         [

@@ -3,6 +3,7 @@
     pointwise_f32   1x1, stride 1: the image is the product's right operand as it lies
     direct_f32      a padded copy of a band of the image is the right operand, read at each tap's offset
     winograd_f32    3x3, stride 1, enough channels: a quarter of the products
+    few_f32         a few output positions: each row of weights times all columns of the im2col matrix
     im2col_f32      any other: the right operand is packed from the image, panel by panel, never built as a whole
     depthwise_f32   one input channel a group: no product, a stencil over the image: 3x3 and 5x5 along rows, others some
                     channels at a time (where rows are very long, channel by channel)
@@ -13,7 +14,7 @@ reals (activation parameters a, b); in: X, W, B or NULL, Z or NULL, slope or NUL
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_DEPTHWISE_CHANNELS, EV_OK, ev_call,
                                   ev_conv_window, ev_depthwise, ev_depthwise_floats, ev_depthwise_rows, ev_direct, ev_direct_image,
                                   ev_epilogue, ev_tile, ev_ukr, ev_winograd_output, parallel_for, register, ukernels)
@@ -399,11 +400,13 @@ def transpose_scratch(int64_t c, int64_t m, ints, int32_t threads) -> int:
 
 
 include "conv_direct.pxi"
+include "conv_few.pxi"
 include "conv_winograd.pxi"
 
 DRIVERS = {}
 register(DRIVERS, "pointwise_f32", pointwise_f32)
 register(DRIVERS, "im2col_f32", im2col_f32)
+register(DRIVERS, "few_f32", few_f32)
 register(DRIVERS, "direct_f32", direct_f32)
 register(DRIVERS, "winograd_f32", winograd_f32)
 register(DRIVERS, "depthwise_f32", depthwise_f32)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LIMIT = 1 << 31  # of strides, dilations and pads, so that 64-bit index arithmetic cannot overflow
 _MOST = (1 << 30) - 1  # of a spatial axis in the drivers, where lanes are counted in 32 bits
+_ALONE = 1 << 20  # multiply-adds that are not worth a second thread
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
 
@@ -324,7 +325,13 @@ class Conv(Op):
             kernel = bind_sparse(c, ints, 1, (0, 2, 3, 4), "convolution_f32")
             if kernel is not None:
                 return kernel
-        from evort._kernels.conv import depthwise_scratch, direct_scratch, products_scratch, winograd_scratch
+        from evort._kernels.conv import (
+            depthwise_scratch,
+            direct_scratch,
+            few_scratch,
+            products_scratch,
+            winograd_scratch,
+        )
 
         number, reals = activation_ints_reals(c)
         group, channels, taps = c["group"], w.shape[1], math.prod(window.kernel)
@@ -332,13 +339,17 @@ class Conv(Op):
         if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1:
             scratch = depthwise_scratch(x.shape[1], w.shape[0], ints, c.threads)
             return Kernel("conv.depthwise_f32", ints, reals, scratch)
+        plain = taps == 1 and set(window.strides) == {1} and window.out == window.image
+        sizes = (w.shape[0] // group, math.prod(window.out), channels * taps)
+        if sizes[1] > 1 or not plain:
+            scratch = few_scratch(*sizes)
+            if scratch and (c.threads == 1 or math.prod(sizes) <= _ALONE):
+                return Kernel("conv.few_f32", ints, reals, scratch)
         drivers = (("conv.winograd_f32", winograd_scratch), ("conv.direct_f32", direct_scratch))
         for driver, scratch_of in drivers[1:] if c["exact"] else drivers:
             scratch = scratch_of(x.shape[1], w.shape[0], x.shape[0], ints, c.threads)
             if scratch:
                 return Kernel(driver, ints, reals, scratch)
-        plain = taps == 1 and set(window.strides) == {1} and window.out == window.image
-        sizes = (w.shape[0] // group, math.prod(window.out), channels * taps)
         scratch = products_scratch(out.shape[0] * group, *sizes, c.threads)
         return Kernel("conv.pointwise_f32" if plain else "conv.im2col_f32", ints, reals, scratch)
 

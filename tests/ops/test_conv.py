@@ -86,12 +86,35 @@ def test_conv_matches_float64(window: Any, threads: int, residual: bool) -> None
 def test_im2col_matches_float64(window: Any, threads: int, residual: bool) -> None:
     attrs, x, w = window
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "direct_scratch", lambda *args: 0)
-        patch.setattr(conv, "winograd_scratch", lambda *args: 0)
+        for driver in ("few", "direct", "winograd"):
+            patch.setattr(conv, f"{driver}_scratch", lambda *args: 0)
         for name in core.available_isas():
             core.select_isa(name)
             check_driver("Conv", operands(x, w, w[0], 0), attrs, threads, residual)
     core.select_isa()
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attrs"),
+    [
+        ((2, 1, 640), (25, 1, 256), {"strides": [128]}),
+        ((1, 43, 4), (13, 43, 3), {"pads": [1, 1]}),
+        ((1, 60, 4), (8, 30, 3), {"pads": [2, 1], "strides": [3], "group": 2}),
+        ((1, 20, 9), (6, 20, 4), {"dilations": [3], "pads": [2, 0], "strides": [2]}),
+        ((1, 11, 3, 3), (5, 11, 3, 3), {"pads": [1, 1, 0, 0], "strides": [1, 2]}),
+        ((1, 3, 2, 4, 20), (9, 3, 3, 2, 17), {"pads": [1, 0, 0, 1, 0, 1], "strides": [1, 2, 5]}),
+        ((1, 70, 3), (6, 70, 1), {}),
+        ((1, 66, 2), (1, 66, 1), {"pads": [4, 0], "strides": [4]}),  # a position that sees nothing of the image
+    ],
+)
+@pytest.mark.parametrize("residual", [False, True])
+def test_few_positions(isa: str, x: tuple[int, ...], w: tuple[int, ...], attrs: dict[str, Any], residual: bool) -> None:
+    values = operands(x, w, w[0], 0)
+    session = Session(node_model("Conv", values, attrs))
+    session.run({f"in{i}": v for i, v in enumerate(values)})
+    assert drivers_of(session) == ["conv.few_f32"]
+    for threads in (1, 2):
+        check_driver("Conv", values, attrs, threads, residual)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ void check_gemm_f32(void);
 void check_gemm_f64(void);
 void check_gemm_packing_f32(void);
 void check_gemm_packing_f64(void);
+void check_gemm_few_f32(void);
 void check_qc_tile(void);
 void check_qgemm_u8(void);
 void check_qgemm_i16(void);
@@ -92,6 +93,7 @@ static const struct {
     {"gemm_f32", check_gemm_f32}, {"gemm_f64", check_gemm_f64},
     {"gemm_packing_f32", check_gemm_packing_f32}, {"gemm_packing_f64", check_gemm_packing_f64},
     {"qc_tile", check_qc_tile},
+    {"gemm_few_f32", check_gemm_few_f32},
     {"qc_plain", check_qc_tile},  {"qgemm_u8", check_qgemm_u8}, {"qhas_u8", check_qgemm_u8},
     {"qgemm_i16", check_qgemm_i16}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
     {"nhwc_depthwise", check_nhwc_depthwise},

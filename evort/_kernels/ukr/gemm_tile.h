@@ -113,56 +113,125 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
 #undef LOAD
 }
 
-/* The last columns, where only a few are left of a panel and A's rows are contiguous: products of rows of A with a
- * column each, VW elements of k at a time, cost as much as the columns are, and not as much as a vector. Which columns
- * are done so depends on n alone. */
+/* Few columns, and contiguous rows of A: products of rows with a column each, VW elements of k at a time, cost as much as
+ * the columns are, and not as much as a vector. EV_TAIL_ROWS rows at a time share what is loaded of the columns. */
 #ifndef EV_TAIL
 #define EV_TAIL
 enum { EV_TAIL_COLUMNS = 4, EV_TAIL_K = 512 };
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { EV_TAIL_ROWS = 4 }; /* of 32 registers */
+#else
+enum { EV_TAIL_ROWS = 2 };
+#endif
 #endif
 
-static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
-    const ev_tile *t, const T (*column)[EV_TAIL_K], int64_t j0, const int n)
+/* One row of results from the sums of its vectors; elements of k from `done` on are still to be added. */
+static inline __attribute__((always_inline)) void EV_TYPED(tail_finish)(
+    const ev_tile *t, const T *const *column, int64_t i, int64_t j0, const V *sum, int64_t done, const int n,
+    const T lo, const T hi)
 {
-    const T lo = (T)t->lo, hi = (T)t->hi;
-    const int64_t whole = t->k / VW * VW;
-    for (int64_t i = 0; i < t->m; i++) {
-        const T *a = (const T *)t->a + i * t->rsa;
-        V sum[EV_TAIL_COLUMNS] = {{0}};
-        for (int64_t p = 0; p < whole; p += VW) {
-            const V x = *(const VU *)(a + p);
+    const T *a = (const T *)t->a + i * t->rsa;
+    T sums[EV_TAIL_COLUMNS];
+    EV_TYPED(four_sums)(sum, sums);
+    for (int64_t p = done; p < t->k; p++)
 #pragma GCC unroll 4
-            for (int j = 0; j < n; j++) sum[j] += x * *(const VU *)(column[j] + p);
-        }
-        T sums[EV_TAIL_COLUMNS];
-        EV_TYPED(four_sums)(sum, sums);
-        for (int64_t p = whole; p < t->k; p++)
+        for (int j = 0; j < n; j++) sums[j] += a[p] * column[j][p];
 #pragma GCC unroll 4
-            for (int j = 0; j < n; j++) sums[j] += a[p] * column[j][p];
-#pragma GCC unroll 4
-        for (int j = 0; j < n; j++) {
-            T r = t->col_bias ? ((const T *)t->col_bias)[j0 + j] : 0;
-            if (t->row_bias) r += ((const T *)t->row_bias)[i];
-            if (t->add) r += ((const T *)t->add)[i * t->ldadd + j0 + j] * (T)t->beta;
-            r += sums[j] * (T)t->alpha;
-            r = r < lo ? lo : r;
-            ((T *)t->c)[i * t->ldc + j0 + j] = r > hi ? hi : r;
-        }
+    for (int j = 0; j < n; j++) {
+        T r = t->col_bias ? ((const T *)t->col_bias)[j0 + j] : 0;
+        if (t->row_bias) r += ((const T *)t->row_bias)[i];
+        if (t->add) r += ((const T *)t->add)[i * t->ldadd + j0 + j] * (T)t->beta;
+        r += sums[j] * (T)t->alpha;
+        r = r < lo ? lo : r;
+        ((T *)t->c)[i * t->ldc + j0 + j] = r > hi ? hi : r;
     }
 }
 
-static __attribute__((noinline)) void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0)
+static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
+    const ev_tile *t, const T *const *column, int64_t i0, int64_t j0, const int rows, const int n)
 {
-    T column[EV_TAIL_COLUMNS][EV_TAIL_K];
-    const int n = (int)(t->n - j0);
-    for (int j = 0; j < n; j++) {
-        const T *b = (const T *)t->b + (j0 + j) / NR * t->b_step + (j0 + j) % NR;
-        for (int64_t p = 0; p < t->k; p++) column[j][p] = b[p * t->ldb];
+    const T *a = (const T *)t->a + i0 * t->rsa, lo = (T)t->lo, hi = (T)t->hi;
+    const int64_t whole = t->k / VW * VW;
+#define EACH_ROW(X) X(0) X(1) X(2) X(3)
+#define X(i) V s##i##0 = {0}, s##i##1 = {0}, s##i##2 = {0}, s##i##3 = {0};
+    EACH_ROW(X)
+#undef X
+#define ADD(i, y)                       \
+    s##i##0 += y * x0;                  \
+    if (n > 1) s##i##1 += y * x1;       \
+    if (n > 2) s##i##2 += y * x2;       \
+    if (n > 3) s##i##3 += y * x3;
+    for (int64_t p = 0; p < whole; p += VW) {
+        const V x0 = *(const VU *)(column[0] + p), x1 = *(const VU *)(column[1] + p);
+        const V x2 = *(const VU *)(column[2] + p), x3 = *(const VU *)(column[3] + p);
+#define X(i)                                                                                                      \
+        if (rows > i) {                                                                                            \
+            const V y = *(const VU *)(a + i * t->rsa + p);                                                         \
+            __builtin_prefetch(a + (i + rows) * t->rsa + p); /* the next rows: each is too short to be foreseen */ \
+            ADD(i, y)                                                                                              \
+        }
+        EACH_ROW(X)
+#undef X
     }
-    if (n == 1) EV_TYPED(tail_rows)(t, column, j0, 1);
-    else if (n == 2) EV_TYPED(tail_rows)(t, column, j0, 2);
-    else if (n == 3) EV_TYPED(tail_rows)(t, column, j0, 3);
-    else EV_TYPED(tail_rows)(t, column, j0, 4);
+#if defined(__AVX512F__) /* parts cost nothing */
+    if (whole < t->k) {
+        const int64_t left = t->k - whole;
+        const V x0 = PART(column[0] + whole, left), x1 = PART(column[1] + whole, left);
+        const V x2 = PART(column[2] + whole, left), x3 = PART(column[3] + whole, left);
+#define X(i)                                                      \
+        if (rows > i) {                                           \
+            const V y = PART(a + i * t->rsa + whole, left);       \
+            ADD(i, y)                                             \
+        }
+        EACH_ROW(X)
+#undef X
+    }
+    const int64_t done = t->k;
+#else
+    const int64_t done = whole;
+#endif
+#define X(i)                                                                             \
+    if (rows > i) {                                                                      \
+        const V sum[EV_TAIL_COLUMNS] = {s##i##0, s##i##1, s##i##2, s##i##3};             \
+        EV_TYPED(tail_finish)(t, column, i0 + i, j0, sum, done, n, lo, hi);              \
+    }
+    EACH_ROW(X)
+#undef X
+#undef ADD
+#undef EACH_ROW
+}
+
+/* Columns j0 and on of C, at most EV_TAIL_COLUMNS, from those of B, each contiguous. */
+static __attribute__((noinline)) void EV_TYPED(columns_from)(const ev_tile *t, const T *const *column, int64_t j0)
+{
+    int64_t i = 0;
+#define X(n)                                                                                                      \
+    case n:                                                                                                       \
+        for (; i + EV_TAIL_ROWS <= t->m; i += EV_TAIL_ROWS) EV_TYPED(tail_rows)(t, column, i, j0, EV_TAIL_ROWS, n); \
+        for (; i < t->m; i++) EV_TYPED(tail_rows)(t, column, i, j0, 1, n);                                        \
+        break;
+    switch (t->n - j0) { X(1) X(2) X(3) X(4) }
+#undef X
+}
+
+static void EV_TYPED(gemm_few)(const ev_tile *t)
+{
+    const T *column[EV_TAIL_COLUMNS];
+    for (int64_t j = 0; j < t->n; j++) column[j] = (const T *)t->b + j * t->b_step;
+    EV_TYPED(columns_from)(t, column, 0);
+}
+
+/* The last columns, where only a few are left of a panel, which depends on n alone. */
+static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0)
+{
+    T copy[EV_TAIL_COLUMNS][EV_TAIL_K];
+    const T *column[EV_TAIL_COLUMNS];
+    for (int64_t j = 0; j < t->n - j0; j++) {
+        const T *b = (const T *)t->b + (j0 + j) / NR * t->b_step + (j0 + j) % NR;
+        for (int64_t p = 0; p < t->k; p++) copy[j][p] = b[p * t->ldb];
+        column[j] = copy[j];
+    }
+    EV_TYPED(columns_from)(t, column, j0);
 }
 
 static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, const T *from, int64_t ldf)

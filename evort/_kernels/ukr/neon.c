@@ -16,6 +16,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .mr = EV_MR,
     .gemm_f32 = EV_FN(gemm_f32),
     .gemm_f64 = EV_FN(gemm_f64),
+    .gemm_few_f32 = EV_FN(gemm_few_f32),
     .qc_tile = EV_FN(qc_tile),
     .qc_plain = EV_FN(qc_plain),
     .qgemm_u8 = EV_FN(qgemm_u8),

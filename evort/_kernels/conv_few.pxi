@@ -1,0 +1,85 @@
+# Convolutions with few output positions (1-D networks over short windows, the last layers of small maps): their columns
+# of the im2col matrix are built one by one, contiguous, and each row of weights is multiplied with all of them as it
+# streams past. Part of conv.pyx.
+
+cdef enum:
+    FEW = 4                      # EV_TAIL_COLUMNS of ukr/gemm_tile.h
+
+
+cdef inline int64_t column_floats(int64_t k) noexcept nogil:
+    return round64(4 * k) // 4
+
+
+cdef void fill_column(const ev_conv_window *w, const float *x, int64_t channels, int64_t inside, int64_t position,
+                      float *column) noexcept nogil:
+    """The image under all taps of an output position: [channels, taps], zero outside the image."""
+    cdef int64_t taps = w.kernel[0] * w.kernel[1] * w.kernel[2], step = w.dilation[2]
+    cdef int64_t d0 = position // w.out[2] // w.out[1] * w.stride[0] - w.pad[0]
+    cdef int64_t h0 = position // w.out[2] % w.out[1] * w.stride[1] - w.pad[1]
+    cdef int64_t w0 = position % w.out[2] * w.stride[2] - w.pad[2]
+    # Taps [first, last) of a row of the kernel meet the image.
+    cdef int64_t first = 0 if w0 >= 0 else (-w0 + step - 1) // step
+    cdef int64_t last = min(w.kernel[2], (w.image[2] - w0 + step - 1) // step) if w0 < w.image[2] else 0
+    cdef int64_t kd, kh, d, h, c, t, count = max(<int64_t> 0, last - first)
+    cdef bint whole = True
+    cdef const float *source
+    cdef float *to
+    for kd in range(w.kernel[0]):
+        d = d0 + kd * w.dilation[0]
+        for kh in range(w.kernel[1]):
+            h = h0 + kh * w.dilation[1]
+            if not (0 <= d < w.image[0] and 0 <= h < w.image[1] and count == w.kernel[2]):
+                whole = False
+    if not whole:
+        memset(column, 0, <size_t> (4 * channels * taps))
+    for kd in range(w.kernel[0]):
+        d = d0 + kd * w.dilation[0]
+        for kh in range(w.kernel[1]):
+            h = h0 + kh * w.dilation[1]
+            if not (0 <= d < w.image[0] and 0 <= h < w.image[1]):
+                continue
+            source = x + (d * w.image[1] + h) * w.image[2] + w0 + first * step
+            to = column + (kd * w.kernel[1] + kh) * w.kernel[2] + first
+            for c in range(channels):
+                if step == 1 and count > 8:
+                    memcpy(to, source, <size_t> (4 * count))
+                else:
+                    for t in range(count):
+                        to[t] = source[t * step]
+                source += inside
+                to += taps
+
+
+def few_scratch(int64_t m, int64_t n, int64_t k) -> int:
+    """Scratch bytes of few_f32 for products [m, k] x [k, n]; 0 where another driver does better."""
+    return 4 * n * column_floats(k) if m > 0 and 0 < n <= FEW and k >= 64 else 0
+
+
+cdef int few_f32(const ev_call *c) noexcept nogil:
+    cdef Shape s
+    cdef ev_tile t
+    cdef ev_epilogue e
+    cdef float lo, hi
+    cdef int64_t image, group, position, rows, channels, k
+    cdef float *columns = <float *> c.scratch
+    cdef const float *x
+    read_call(c, &s)
+    clamp_of(c, &lo, &hi)
+    rows, channels = s.m // s.groups, s.c // s.groups
+    k = channels * s.taps
+    memset(&t, 0, sizeof(t))
+    t.m, t.n, t.k, t.alpha, t.beta, t.lo, t.hi = rows, s.outside, k, 1, 1, lo, hi
+    t.rsa, t.csa, t.b, t.b_step = k, 1, columns, column_floats(k)
+    t.ldc = t.ldadd = s.outside
+    for image in range(s.n):
+        for group in range(s.groups):
+            x = s.x + (image * s.c + group * channels) * s.inside
+            for position in range(s.outside):
+                fill_column(&s.window, x, channels, s.inside, position, columns + position * t.b_step)
+            fill_epilogue(c, &s, image, group, &e)
+            t.a, t.row_bias, t.add = s.w + group * rows * k, e.bias, e.residual
+            t.c = s.y + (image * s.m + group * rows) * s.outside
+            K.gemm_few_f32(&t)
+            if not is_clamp(c):
+                K.activate_f32(&e, rows, s.outside, 0, <float *> t.c, s.outside)
+    return EV_OK
