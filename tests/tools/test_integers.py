@@ -105,6 +105,40 @@ def test_ends_of_the_range_stay():
     assert ops(model) == ["QLinearConv"]
 
 
+@pytest.mark.parametrize("op", ["Concat", "AveragePool", "GlobalAveragePool"])
+def test_ends_of_the_range_stay_where_the_operator_has_no_activation(op):
+    """A range that ends at 0 clips what a Concat or an average gives: it has to keep its rounding."""
+
+    def lowered(scale: float, zero: int) -> list[str]:
+        net = Net(1, 3, 9, 8)
+        x = net.op("Conv", net.cast("x", 0.03), net.weights(6, 3, 1, 1), net.bias(6))
+        x = net.cast(x, 0.05, 110)
+        if op == "Concat":
+            y = net.op(op, x, x, axis=1)
+        else:
+            y = net.op(op, x, **({"kernel_shape": [2, 2]} if op == "AveragePool" else {}))
+        return ops(check(net, net.cast(y, scale, zero), scale))
+
+    assert lowered(0.004, 0) == ["QLinearConv", f"QLinear{op}", "DequantizeLinear"]
+    assert lowered(0.06, 110) == ["QLinearConv", f"QLinear{op}"]  # all that it reads fits
+
+
+def test_two_outputs_that_are_one():
+    """Both DequantizeLinear read the same integers, and both give an output of the graph."""
+    net = Net(1, 3, 4, 4)
+    q = net.op("Conv", net.cast("x", 0.03), net.weights(6, 3, 1, 1), net.bias(6))
+    y = net.cast(q, 0.02)
+    proto = net.model(y)
+    first = next(n for n in proto.graph.node if n.output[0] == y)
+    other = proto.graph.node.add()
+    other.CopyFrom(first)
+    other.name, other.output[0] = "other", "other"
+    proto.graph.output.add().CopyFrom(helper.make_tensor_value_info("other", TensorProto.FLOAT, None))
+    x = np.random.default_rng(1).normal(0, 1, net.shape).astype(np.float32)
+    got = Session(convert_model(proto)).run({"x": x})
+    np.testing.assert_array_equal(got["y"], got["other"])
+
+
 def test_depthwise_and_grouped_convolutions():
     net = Net(1, 8, 10, 10)
     x = net.op("Conv", net.cast("x"), net.weights(8, 1, 3, 3, scale=0.01), net.bias(8), group=8, pads=[1, 1, 1, 1])

@@ -1,8 +1,10 @@
 """Joins what is left of QuantizeLinear and DequantizeLinear with the integer operators beside them.
 
 Integer operators have float sides: they quantize an operand that is float32 as they read it, and leave out the last
-rounding where no scale is given for the output. So a cast is never a pass over memory of its own. What a rounding that
-is left out would have cut off at the ends of its range is still cut off, where the operator's activation is a clamp.
+rounding where no scale is given for the output. So a cast is never a pass over memory of its own. A rounding is left
+out only where what it cuts off at the ends of its range (quantizers fold Relu and Clip into that) is cut off all the
+same: by the operator's activation, or because its operands cannot give more. (Behind another activation than a clamp
+nothing is cut off, and the result is the more exact one.)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 from evort.graph import Node
 from evort.ops.base import find
+from evort.ops.qoperands import Quantity
 from evort.ops.quantize import RANGES
 from evort_tools.passes.edit import Edit
 from evort_tools.passes.integer_products import PRODUCTS, RESIDUAL
@@ -40,6 +43,11 @@ WRITES = {
     ("com.microsoft", "QLinearReduceMean"): 3,
 }
 LOOKUP = ("evort", "Lookup")
+# Whose results lie between the ends of their operands, each with its scale and zero point, from this index on.
+_BETWEEN = {
+    ("evort", "QLinearResize"): 0, ("com.microsoft", "QLinearConcat"): 2, ("com.microsoft", "QLinearAveragePool"): 0,
+    ("com.microsoft", "QLinearGlobalAveragePool"): 0, ("com.microsoft", "QLinearReduceMean"): 0,
+}  # fmt: skip
 
 
 def run(ed: Edit) -> int:
@@ -116,15 +124,17 @@ def _into_producer(ed: Edit, node: Node) -> bool:
         other = quantized(ed, user.outputs[0]) if user.op == "DequantizeLinear" and not user.domain else None
         (casts if other is not None and other.same(ed, q) else others).append(user)
     inputs = _float_output(ed, producer, q) if _readers(ed, x, others, q) else None
-    if inputs is None:
+    attrs = None if inputs is None else _clamped(ed, producer, q)
+    if attrs is None:
         return False
-    real = ed.insert(producer, producer.op, inputs, _clamped(ed, producer, q), hint=f"{x}/real", domain=producer.domain)
-    ed.writer[real].name = producer.name
+    real = ed.insert(producer, producer.op, inputs, attrs, hint=f"{x}/real", domain=producer.domain)
+    made = ed.writer[real]
+    made.name = producer.name
     _read_float(ed, x, others, real, q)
     for cast in casts:
-        ed.bypass(cast, real)
+        ed.bypass(cast, made.outputs[0])  # its name is another where the cast before gave one of the graph's outputs
     ed.prune(x)
-    ed.rename(real, x)
+    ed.rename(made.outputs[0], x)
     return True
 
 
@@ -145,17 +155,47 @@ def _float_output(ed: Edit, producer: Node, q: Quantized) -> list[str] | None:
     return inputs
 
 
-def _clamped(ed: Edit, producer: Node, q: Quantized) -> dict[str, Any]:
-    """The producer's attributes, its activation cut off where the integers end."""
+def _clamped(ed: Edit, producer: Node, q: Quantized) -> dict[str, Any] | None:
+    """The producer's attributes, its activation cut off where the integers end; None where more could come out."""
     attrs = dict(producer.attrs)
-    kind = attrs.get("activation", "")
+    kind = (producer.domain, producer.op)
+    low, high = _ends(q.quantity(ed))
     definition = find(producer.op, producer.domain)
-    if definition is None or "activation" not in definition.attrs or kind not in ("", "Relu", "Clip"):
-        return attrs
-    scale, zero = float(q.scales(ed)[0]), int(q.zeros(ed)[0])
-    low, high = ((end - zero) * scale for end in RANGES[q.dtype])
-    if kind == "Clip":
+    if kind == LOOKUP:
+        return attrs  # the table has what is left
+    if "activation" not in definition.attrs:
+        return attrs if _within(ed, producer, low, high) else None
+    activation = attrs.get("activation", "")
+    if activation == "Clip":
         low, high = max(low, attrs.get("activation_alpha", low)), min(high, attrs.get("activation_beta", high))
-    elif kind == "Relu":
+    elif activation == "Relu":
         low = max(low, 0.0)
+    elif activation:
+        return attrs  # a quantizer that folds clamps into a range has them alone before it
     return {**attrs, "activation": "Clip", "activation_alpha": low, "activation_beta": high}
+
+
+def _ends(quantity: Quantity) -> tuple[float, float]:
+    """The smallest and the largest number that integers stand for."""
+    low, high = ((end - quantity.zero) * float(quantity.scale) for end in RANGES[quantity.dtype])
+    return low, high
+
+
+def _within(ed: Edit, producer: Node, low: float, high: float) -> bool:
+    """Whether an operator without an activation gives nothing outside [low, high], to half a step of 256: averages,
+    and what moves elements, stay between the ends of what they read."""
+    kind = (producer.domain, producer.op)
+    if kind == ("com.microsoft", "QLinearSoftmax"):
+        ranges = [(0.0, 1.0)]
+    elif kind in _BETWEEN:
+        ranges = []
+        for at in range(_BETWEEN[kind], len(producer.inputs) if producer.op == "QLinearConcat" else 3, 3):
+            dtype = ed.shapes.dtype(producer.inputs[at])
+            scale, zero = (ed.value(name) if name else None for name in producer.inputs[at + 1 : at + 3])
+            if dtype not in RANGES or scale is None or zero is None or scale.size != 1:
+                return False
+            ranges.append(_ends(Quantity(dtype, scale, zero)))
+    else:
+        return False
+    slack = (high - low) / 510
+    return all(low - slack <= least and most <= high + slack for least, most in ranges)
