@@ -117,7 +117,8 @@ def test_ends_of_the_range_stay_where_the_operator_has_no_activation(op):
             y = net.op(op, x, x, axis=1)
         else:
             y = net.op(op, x, **({"kernel_shape": [2, 2]} if op == "AveragePool" else {}))
-        return ops(check(net, net.cast(y, scale, zero), scale))
+        # The convolution may round a tie the other way: one step of 0.05, and one of the result.
+        return ops(check(net, net.cast(y, scale, zero), 0.05 + scale))
 
     assert lowered(0.004, 0) == ["QLinearConv", f"QLinear{op}", "DequantizeLinear"]
     assert lowered(0.06, 110) == ["QLinearConv", f"QLinear{op}"]  # all that it reads fits
