@@ -190,8 +190,9 @@ def _within(ed: Edit, producer: Node, low: float, high: float) -> bool:
     elif kind in _BETWEEN:
         ranges = []
         for at in range(_BETWEEN[kind], len(producer.inputs) if producer.op == "QLinearConcat" else 3, 3):
-            dtype = ed.shapes.dtype(producer.inputs[at])
-            scale, zero = (ed.value(name) if name else None for name in producer.inputs[at + 1 : at + 3])
+            names = producer.inputs[at + 1 : at + 3]
+            scale, zero = (ed.value(name) if name else None for name in names)
+            dtype = ed.shapes.dtype(names[1])  # of what is read, also where that is float32 and quantized on the way
             if dtype not in RANGES or scale is None or zero is None or scale.size != 1:
                 return False
             ranges.append(_ends(Quantity(dtype, scale, zero)))
