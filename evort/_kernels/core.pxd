@@ -438,6 +438,9 @@ cdef extern from "ukr.h" nogil:
                                    int64_t step) noexcept nogil
         void (*winograd_output_f32)(const ev_winograd_output *g, const float *o, float bias, const float *residual,
                                     float *y) noexcept nogil
+        void (*winograd_output_maps_f32)(const ev_winograd_output *g, int64_t n, const float *o, int64_t ldo,
+                                         const float *bias, const float *residual, float *y,
+                                         int64_t plane) noexcept nogil
         void (*rnn_cell_f32)(int64_t n, const float *gate, float clip, float *h) noexcept nogil
         void (*lstm_cell_f32)(int64_t n, const float *gates, const float *p, float clip, int input_forget, float *cell,
                               float *h) noexcept nogil

@@ -29,22 +29,15 @@ static inline EV_FN(planes) EV_FN(make_planes)(int64_t c, int64_t n, int64_t sha
 /* Four positions of VW planes, the first `some` of them in memory, as four vectors of VW channels. */
 static inline void EV_FN(planes_load)(const EV_FN(planes) *p, const float *x, int64_t some, V *to)
 {
-    float part[4][VW];
-    if (some < 4)
-        for (int j = 0; j < 4; j++)
-            for (int i = 0; i < VW; i++) part[i % 4][i / 4 * 4 + j] = j < some ? x[p->at[i] + j] : 0;
-    for (int i = 0; i < 4; i++) {
-        if (some < 4) {
-            to[i] = *(const VU *)part[i];
-            continue;
-        }
-#if EV_VECTOR_BYTES == 32
-        to[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x + p->at[i])), _mm_loadu_ps(x + p->at[i + 4]), 1);
-#else
-        to[i] = *(const VU *)(x + p->at[i]);
-#endif
+    const float *from[VW];
+    float part[VW][4];
+    for (int i = 0; i < VW; i++) {
+        from[i] = x + p->at[i];
+        if (some == 4) continue;
+        for (int j = 0; j < 4; j++) part[i][j] = j < some ? from[i][j] : 0;
+        from[i] = part[i];
     }
-    EV_FN(transpose_4x4)(to);
+    EV_FN(load_4x4)(from, 0, to);
 }
 
 /* Rows [low, high) of the image, the first of them at to[0]; columns before 0 and past the width are zero. */

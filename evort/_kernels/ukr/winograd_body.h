@@ -37,15 +37,30 @@ static inline __attribute__((always_inline)) void EV_FN(winograd_at)(V *x, const
     x[3 * s] = EV_SQRT_HALF / 2 * q + EV_SQRT_TWO * 2 * t + x[5 * s];
 }
 
-static inline __attribute__((always_inline)) void EV_FN(winograd_g)(V *x, const int s)
+/* Of x, rows of G but the first and the last, which take x[0] and x[2] as they are: two at a time, and with signs. */
+#define EV_G_NEAR(x0, x1, x2, sum, difference)                                                                          \
+    do {                                                                                                                \
+        const V p_ = ((x0) + 0.5f * (x2)) * (-2.0f / 3), q_ = (x1) * (-2.0f / 3 * EV_SQRT_HALF);                        \
+        sum = p_ + q_, difference = p_ - q_;                                                                            \
+    } while (0)
+#define EV_G_FAR(x0, x1, x2, sum, difference)                                                                           \
+    do {                                                                                                                \
+        const V p_ = ((x0) + 2 * (x2)) * (1.0f / 6), q_ = (x1) * (1.0f / 6 * EV_SQRT_TWO);                              \
+        sum = p_ + q_, difference = p_ - q_;                                                                            \
+    } while (0)
+
+/* x G^T, to six elements `step` apart. */
+static inline __attribute__((always_inline)) void EV_FN(winograd_g)(const V *x, float *u, int64_t step)
 {
-    const V p = (x[0] + 0.5f * x[2 * s]) * (-2.0f / 3), q = x[s] * (-2.0f / 3 * EV_SQRT_HALF);
-    const V r = (x[0] + 2 * x[2 * s]) * (1.0f / 6), t = x[s] * (1.0f / 6 * EV_SQRT_TWO);
-    x[5 * s] = x[2 * s];
-    x[s] = p + q;
-    x[2 * s] = p - q;
-    x[3 * s] = r + t;
-    x[4 * s] = r - t;
+    V a, b, c, d;
+    EV_G_NEAR(x[0], x[1], x[2], a, b);
+    EV_G_FAR(x[0], x[1], x[2], c, d);
+    *(VU *)u = x[0];
+    *(VU *)(u + step) = a;
+    *(VU *)(u + 2 * step) = b;
+    *(VU *)(u + 3 * step) = c;
+    *(VU *)(u + 4 * step) = d;
+    *(VU *)(u + 5 * step) = x[2];
 }
 
 /* Four vectors as 4x4 matrices, one in each 128 bits, transposed. */
@@ -65,27 +80,57 @@ static inline __attribute__((always_inline)) void EV_FN(transpose_4x4)(V *x)
     x[3] = __builtin_shuffle(b, d, last);
 }
 
-/* Kernels of m output and c input channels to u[element][m][ldu]; elements are `step` apart. ldu is a multiple of VW. */
+/* Four elements at each of p[0..3] and, where a vector holds eight, of p[4..7]: lane k of vector j is p[k][j]. */
+static inline __attribute__((always_inline)) void EV_FN(load_4x4)(const float *const *p, int64_t at, V *to)
+{
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+#if EV_VECTOR_BYTES == 32
+        to[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p[k] + at)), _mm_loadu_ps(p[k + 4] + at), 1);
+#else
+        to[k] = *(const VU *)(p[k] + at);
+#endif
+    }
+    EV_FN(transpose_4x4)(to);
+}
+
+/* Kernels of m output and c input channels to u[element][c][ldu], output channels side by side and, up to a multiple of
+ * VW, the last of them again; elements are `step` apart. Four input channels at a time, as they are 36 numbers. */
 static void EV_FN(winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,
                                         int64_t ldu, int64_t step)
 {
-    for (int64_t i = 0; i < m; i++, w += stride_m, u += ldu)
-        for (int64_t j = 0; j < c; j += VW) {
-            V x[36];
-            float g[9][VW];
-            for (int64_t k = 0; k < VW; k++)
-                for (int t = 0; t < 9; t++) g[t][k] = j + k < c ? w[(j + k) * stride_c + t] : 0;
-#pragma GCC unroll 3
-            for (int t = 0; t < 3; t++) {
-                x[t * 6] = *(const VU *)g[t * 3];
-                x[t * 6 + 1] = *(const VU *)g[t * 3 + 1];
-                x[t * 6 + 2] = *(const VU *)g[t * 3 + 2];
-                EV_FN(winograd_g)(x + t * 6, 1);
+    for (int64_t i = 0; i < m; i += VW)
+        for (int64_t j = 0; j < c; j += 4) {
+            const int64_t some = c - j < 4 ? c - j : 4;
+            const float *from[VW];
+            float part[VW][36];
+            V g[36];
+            for (int64_t k = 0; k < VW; k++) {
+                from[k] = w + (i + k < m ? i + k : m - 1) * stride_m + j * stride_c;
+                /* More streams than the processor follows by itself, where they come from memory. */
+                for (int t = 0; t < 3; t++) __builtin_prefetch(from[k] + 256 + t * 16);
+                if (some == 4 && stride_c == 9) continue;
+                for (int64_t q = 0; q < 4; q++)
+                    memcpy(part[k] + q * 9, from[k] + (q < some ? q : 0) * stride_c, 9 * sizeof(float));
+                from[k] = part[k];
             }
-#pragma GCC unroll 6
-            for (int t = 0; t < 6; t++) EV_FN(winograd_g)(x + t, 6);
-#pragma GCC unroll 36
-            for (int t = 0; t < 36; t++) *(VU *)(u + t * step + j) = x[t];
+#pragma GCC unroll 9
+            for (int t = 0; t < 9; t++) EV_FN(load_4x4)(from, t * 4, g + t * 4);
+            for (int64_t q = 0; q < some; q++) {
+                const V *k = g + q * 9;
+                float *to = u + (j + q) * ldu + i;
+                V sum[3], difference[3];
+                EV_FN(winograd_g)(k, to, step);
+#pragma GCC unroll 3
+                for (int t = 0; t < 3; t++) EV_G_NEAR(k[t], k[t + 3], k[t + 6], sum[t], difference[t]);
+                EV_FN(winograd_g)(sum, to + 6 * step, step);
+                EV_FN(winograd_g)(difference, to + 12 * step, step);
+#pragma GCC unroll 3
+                for (int t = 0; t < 3; t++) EV_G_FAR(k[t], k[t + 3], k[t + 6], sum[t], difference[t]);
+                EV_FN(winograd_g)(sum, to + 18 * step, step);
+                EV_FN(winograd_g)(difference, to + 24 * step, step);
+                EV_FN(winograd_g)(k + 6, to + 30 * step, step);
+            }
         }
 }
 
@@ -106,20 +151,8 @@ static void EV_FN(winograd_input_f32)(int64_t rows, int64_t cols, const float *x
 #pragma GCC unroll 6
         for (int i = 0; i < 6; i++) {
             V left[4], right[4];
-#pragma GCC unroll 4
-            for (int k = 0; k < 4; k++) {
-                const float *p = from[k] + i * pitch;
-#if EV_VECTOR_BYTES == 32
-                const float *q = from[k + 4] + i * pitch;
-                left[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(q), 1);
-                right[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(q + 4), 1);
-#else
-                left[k] = *(const VU *)p;
-                right[k] = *(const VU *)(p + 4);
-#endif
-            }
-            EV_FN(transpose_4x4)(left);
-            EV_FN(transpose_4x4)(right);
+            EV_FN(load_4x4)(from, i * pitch, left);
+            EV_FN(load_4x4)(from, i * pitch + 4, right);
             V *to = d + i * 6;
             to[0] = left[0], to[1] = left[1], to[2] = left[2], to[3] = left[3], to[4] = right[0], to[5] = right[1];
             EV_FN(winograd_bt)(to, 1);
@@ -150,45 +183,79 @@ static void EV_FN(winograd_add)(EV_FN(quad) r, int64_t n, float lo, float hi, co
     for (int64_t j = 0; j < 4 && j < n; j++) y[j] = EV_FN(clip)(add[j] + r[j], lo, hi);
 }
 
+/* The outputs of the tiles in the lanes of o[element], + bias, clamped where nothing else is added: row i of lane k's is
+ * the quad k / 4 of m[i * 6 + k % 4]. */
+static inline __attribute__((always_inline)) void EV_FN(winograd_rows)(
+    const ev_winograd_output *g, const float *o, V bias, const int clamped, V *m)
+{
+    const V lo = g->lo - (V){0}, hi = g->hi - (V){0};
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; j++) {
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; i++) m[i * 6 + j] = *(const VU *)(o + (i * 6 + j) * g->step);
+        EV_FN(winograd_at)(m + j, 6);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        V *r = m + i * 6;
+        EV_FN(winograd_at)(r, 1);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            r[k] += bias;
+            if (clamped) r[k] = EV_MIN_F32(hi, EV_MAX_F32(lo, r[k]));
+        }
+        EV_FN(transpose_4x4)(r);
+    }
+}
+
+/* Lane k of those, to the tile at (row, col) of y. */
+static inline void EV_FN(winograd_tile)(const ev_winograd_output *g, const V *m, int k, int64_t row, int64_t col,
+                                        const float *residual, float *y)
+{
+    const int64_t at = 4 * (row * g->ldy + col), height = g->height - 4 * row, width = g->width - 4 * col;
+    for (int64_t i = 0; i < 4 && i < height; i++) {
+        const EV_FN(quad) r = *(const EV_FN(quad) *)((const float *)(m + i * 6 + k % 4) + k / 4 * 4);
+        float *to = y + at + i * g->ldy;
+        if (residual) EV_FN(winograd_add)(r, width, g->lo, g->hi, residual + at + i * g->ldy, to);
+        else EV_FN(winograd_store)(r, width, to);
+    }
+}
+
 /* The outputs of one channel from o[element][tile], + bias, + residual (NULL, or y itself), clamped. */
 static void EV_FN(winograd_output_f32)(const ev_winograd_output *g, const float *o, float bias, const float *residual,
                                        float *y)
 {
-    const V lo = g->lo - (V){0}, hi = g->hi - (V){0};
     const int64_t count = g->rows * g->cols;
     int64_t row = 0, col = 0;
     for (int64_t t = 0; t < count; t += VW) {
         V m[36];
-#pragma GCC unroll 6
-        for (int j = 0; j < 6; j++) {
-#pragma GCC unroll 6
-            for (int i = 0; i < 6; i++) m[i * 6 + j] = *(const VU *)(o + (i * 6 + j) * g->step + t);
-            EV_FN(winograd_at)(m + j, 6);
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            V *r = m + i * 6;
-            EV_FN(winograd_at)(r, 1);
-#pragma GCC unroll 4
-            for (int k = 0; k < 4; k++) {
-                r[k] += bias;
-                if (!residual) r[k] = EV_MIN_F32(hi, EV_MAX_F32(lo, r[k]));
-            }
-            EV_FN(transpose_4x4)(r); /* r[k]: row i of tile t + k, and of tile t + k + 4 */
-        }
+        EV_FN(winograd_rows)(g, o + t, bias - (V){0}, !residual, m);
         for (int k = 0; k < VW && t + k < count; k++) {
-            const int64_t at = 4 * (row * g->ldy + col), height = g->height - 4 * row, width = g->width - 4 * col;
-            for (int64_t i = 0; i < 4 && i < height; i++) {
-                const EV_FN(quad) r = *(const EV_FN(quad) *)((const float *)(m + i * 6 + k % 4) + k / 4 * 4);
-                float *to = y + at + i * g->ldy;
-                if (residual) EV_FN(winograd_add)(r, width, g->lo, g->hi, residual + at + i * g->ldy, to);
-                else EV_FN(winograd_store)(r, width, to);
-            }
+            EV_FN(winograd_tile)(g, m, k, row, col, residual, y);
             if (++col == g->cols) col = 0, row++;
         }
     }
 }
 
+/* The outputs of n channels, `plane` apart, from o[element][tile][ldo]: channels in the lanes. bias: n, or NULL. */
+static void EV_FN(winograd_output_maps_f32)(const ev_winograd_output *g, int64_t n, const float *o, int64_t ldo,
+                                            const float *bias, const float *residual, float *y, int64_t plane)
+{
+    for (int64_t i = 0; i < n; i += VW) {
+        float b[VW] = {0};
+        for (int k = 0; bias && k < VW && i + k < n; k++) b[k] = bias[i + k];
+        for (int64_t row = 0, t = 0; row < g->rows; row++)
+            for (int64_t col = 0; col < g->cols; col++, t++) {
+                V m[36];
+                EV_FN(winograd_rows)(g, o + t * ldo + i, *(const VU *)b, !residual, m);
+                for (int k = 0; k < VW && i + k < n; k++)
+                    EV_FN(winograd_tile)(g, m, k, row, col, residual ? residual + (i + k) * plane : NULL, y + (i + k) * plane);
+            }
+    }
+}
+
+#undef EV_G_NEAR
+#undef EV_G_FAR
 #undef EV_SQRT_HALF
 #undef EV_SQRT_TWO
 #undef V
