@@ -179,16 +179,24 @@ def test_an_input_that_is_cut_off_is_repeated_at_a_higher_level(file: bytes, rea
 
 
 def test_one_run_in_some_is_looked_at(file: bytes) -> None:
-    every = load(file, every=3)
-    bright = [image * np.float32(3.5) for image in IMAGES[:12]]
-    repeats = []
-    for image in bright[:6]:
-        before = every.default.repeated
-        every(image)
-        repeats.append(every.default.repeated > before)
-    assert repeats[0]
-    assert not any(repeats[i] for i in (1, 2, 4, 5))
-    assert every.default.changes > 0
+    """Every fourth of those that change nothing; an input beyond its range at once, and then the next ones."""
+    session = load(file, every=4)
+
+    def looks(image: np.ndarray) -> tuple[int, int]:
+        session(image)
+        return session.default._gap, session.default._look - session.default.runs
+
+    still = IMAGES[3]
+    for _ in range(24):
+        session(still)
+    waits = [looks(still) for _ in range(8)]
+    assert {gap for gap, _ in waits} == {4} and sorted({wait for _, wait in waits}) == [0, 1, 2, 3]
+    changes = session.default.changes
+    gap, wait = looks(still * np.float32(3.5))
+    assert (gap, wait) == (1, 0) and session.default.changes > changes
+    for _ in range(40):
+        session(still * np.float32(3.5))
+    assert session.default._gap == 4
 
 
 def test_a_bound_on_noise_chooses_the_level(file: bytes) -> None:
@@ -304,28 +312,31 @@ def test_pickle(file: bytes, tmp_path: Any) -> None:
 
 def test_follower_by_hand() -> None:
     bounds = np.array([[0.0, np.inf], [-np.inf, np.inf]])
-    f = Follower(bounds, 0.5, 0.25, 3.0, 2, 0.1, 0.5)
+    f = Follower(bounds, [1], 0.5, 0.25, 3.0, 2, 0.1, 0.5)
     f.state[:] = [[0, 4, 0, 4, 0], [-1, 1, -1, 1, 0]]
     ranges = np.empty((3, 2), np.float32)
-    w = Watch(ranges, np.array([2, -1], np.int32), [], np.array([1.0, 0.5]), np.ones(2), np.array([0.5, 1]))
+    w = Watch(ranges, np.array([2, -1], np.int32), [1], np.array([1.0, 0.5]), np.ones(2), np.array([0.5, 1]))
     assert np.isinf(ranges).all()
+    # An input, which goes beyond -1 to 1 by more than a tenth of that, or not.
+    for top, beyond in ((1.1, False), (1.3, True), (np.nan, False)):
+        assert f.look({"x": np.array([0.5, top], np.float32)}, ["x"]) is beyond
     ranges[2] = -14, 12  # times a half; cut at 0 by the activation; 6 is beyond the range by a third of its width
-    assert f.observe(w, [], True) == 1
+    assert f.observe(w, True) == 1
     assert f.excess == pytest.approx((6 - 4) / 6)
     assert f.noise == pytest.approx(1.0 * (4 / 6) ** 2 + 0.5)
     np.testing.assert_allclose(f.state[0], [0, 5, 0, 4, 0])
     np.testing.assert_array_equal(f.due, [1, 0])
-    assert np.isinf(ranges).all()
+    assert np.isinf(ranges[2]).all()
     f.state[0, 3] = 5
     ranges[2] = 0, 2
-    assert f.observe(w, [], True) == 0
+    assert f.observe(w, True) == 0
     np.testing.assert_allclose(f.state[0], [0, 4, 0, 5, 0])
     ranges[2] = 0, 200  # an outlier, once
-    assert f.observe(w, [], True) == 0
+    assert f.observe(w, True) == 0
     np.testing.assert_allclose(f.state[0], [0, 4, 0, 5, 1])
     ranges[2] = 0, 200  # and again
-    assert f.observe(w, [], True) == 1
+    assert f.observe(w, True) == 1
     np.testing.assert_allclose(f.state[0], [0, 52, 0, 5, 0])
     ranges[2] = 0, np.nan
-    assert f.observe(w, [], True) == 0
+    assert f.observe(w, True) == 0
     np.testing.assert_allclose(f.state[0], [0, 52, 0, 5, 0])

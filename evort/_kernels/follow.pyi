@@ -21,11 +21,15 @@ class Follower:
     state: np.ndarray
     bounds: np.ndarray
     due: np.ndarray
+    inputs: np.ndarray
+    now: np.ndarray
     excess: float
     noise: float
+    waits: bool
     def __init__(
         self,
         bounds: np.ndarray,
+        inputs: list[int],
         attack: float,
         release: float,
         outlier: float,
@@ -33,4 +37,5 @@ class Follower:
         grow: float,
         shrink: float,
     ) -> None: ...
-    def observe(self, w: Watch, inputs: list[np.ndarray], learn: bool) -> int: ...
+    def look(self, feeds: dict[str, np.ndarray], names: list[str]) -> bool: ...
+    def observe(self, w: Watch, learn: bool) -> int: ...

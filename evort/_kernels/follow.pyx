@@ -38,19 +38,29 @@ cdef class Follower:
       many times the average are rejected, unless they come `confirm` times in a row. grow, shrink: a range is due for
       change where the average is larger than it by a share `grow`, or where it is smaller by a share `shrink`.
 
+    inputs: int64 [any]; which tensors are float inputs of the model.
+
     After `observe`: due, a byte for each tensor; excess, by how much of itself the largest value was cut off, at worst;
-    noise, the sum of the tensors' noise at these ranges, relative to their signal.
+    noise, the sum of the tensors' noise at these ranges, relative to their signal; waits, whether an outlier may come
+    again.
     """
-    cdef readonly object state, bounds, due
+    cdef readonly object state, bounds, due, inputs, now
     cdef readonly double excess, noise
+    cdef readonly bint waits
     cdef double attack, release, outlier, grow, shrink
     cdef int64_t confirm, count
     cdef double *s
     cdef double *b
     cdef uint8_t *d
+    cdef const int64_t *about
+    cdef float *new
+    cdef Py_ssize_t n_inputs
 
-    def __init__(self, object bounds, double attack, double release, double outlier, int64_t confirm, double grow,
-                 double shrink):
+    def __init__(self, object bounds, object inputs, double attack, double release, double outlier, int64_t confirm,
+                 double grow, double shrink):
+        self.n_inputs = len(inputs)
+        self.inputs, self.now = np.array(inputs, np.int64), np.zeros((self.n_inputs, 2), np.float32)
+        self.about, self.new = <const int64_t *> address(self.inputs), <float *> address(self.now)
         self.count = len(bounds)
         self.bounds = np.ascontiguousarray(bounds, np.float64).reshape(self.count, 2)
         self.state = np.zeros((self.count, 5))
@@ -60,10 +70,28 @@ cdef class Follower:
         self.attack, self.release, self.outlier, self.confirm = attack, release, outlier, confirm
         self.grow, self.shrink = grow, shrink
 
-    def observe(self, Watch w, list inputs, bint learn) -> int:
-        """Takes in what a run has noted, and clears it; returns how many ranges are due for change.
+    def look(self, dict feeds, list names) -> bool:
+        """Takes the ranges of the float inputs; returns whether one goes beyond what its integers stand for, by the share
+        `grow` or more."""
+        cdef bint beyond = False
+        cdef double room
+        cdef double *s
+        cdef float *r
+        cdef Py_ssize_t k
+        for k in range(self.n_inputs):
+            x, r, s = feeds[names[k]], self.new + 2 * k, self.s + 5 * self.about[k]
+            r[0], r[1] = INFINITY, -INFINITY
+            if x.size > 0:
+                K.range_f32(x.size, <const float *> address(x), r)
+                room = self.grow * (s[3] - s[2])
+                beyond = beyond or r[1] > s[3] + room or r[0] < s[2] - room
+        return beyond
 
-        inputs: float32 arrays, of w.inputs. learn: whether the averages follow.
+    def observe(self, Watch w, bint learn) -> int:
+        """Takes in what a run has noted, and clears it; returns how many ranges are due for change. The inputs are those
+        of the last `look`.
+
+        learn: whether the averages follow.
         """
         cdef float *r = <float *> address(w.ranges)
         cdef const int32_t *row = <const int32_t *> address(w.rows)
@@ -72,17 +100,13 @@ cdef class Follower:
         cdef const double *unit = <const double *> address(w.units)
         cdef double *s
         cdef double lo, hi, width, used, step
-        cdef float seen[2]
-        cdef int64_t i, k = 0
+        cdef int64_t i, k
         cdef int found = 0
-        for x in inputs:
-            if x.size > 0:
-                i = 2 * <int64_t> w.inputs[k]
-                seen[0], seen[1] = INFINITY, -INFINITY
-                K.range_f32(x.size, <const float *> address(x), seen)
-                r[i], r[i + 1] = min(r[i], seen[0]), max(r[i + 1], seen[1])
-            k += 1
+        for k in range(self.n_inputs):
+            i = 2 * <int64_t> w.inputs[k]
+            r[i], r[i + 1] = min(r[i], self.new[2 * k]), max(r[i + 1], self.new[2 * k + 1])
         self.excess = self.noise = 0
+        self.waits = False
         for i in range(self.count):
             self.d[i] = 0
             s = self.s + 5 * i
@@ -102,6 +126,7 @@ cdef class Follower:
                 continue
             if width > self.outlier * (s[1] - s[0]) and s[4] < self.confirm - 1:
                 s[4] += 1
+                self.waits = True
                 continue
             step = self.attack if s[4] > 0 or lo < s[0] else self.release
             s[0] += step * (lo - s[0])

@@ -26,7 +26,9 @@ _MOST_SHAPES = 4  # that a stream keeps programs for, at each level
 class Adaptive:
     """How a session follows its data.
 
-    every: one run in so many is looked at: between those nothing is noted, and nothing changes.
+    every: where nothing changes, one run in so many is looked at: between those nothing is noted, and nothing changes.
+    A run whose input goes beyond its range is looked at, too; behind that, a change or an outlier the next one is, then
+    the second next, the fourth next and so on.
     attack, release: how much of the way an average goes, in one run, to values beyond it and to smaller ones. outlier:
     values so many times beyond the average are not followed, unless they come `confirm` runs in a row. grow, shrink: a
     range changes where the average is larger by that share, or smaller. margin: how much wider than the average a new
@@ -46,7 +48,7 @@ class Adaptive:
         "release", "shrink", "skip_equal",
     )  # fmt: skip
 
-    def __init__(self, *, every: int = 3, attack: float = 0.5, release: float = 0.05, outlier: float = 4.0,
+    def __init__(self, *, every: int = 8, attack: float = 0.5, release: float = 0.05, outlier: float = 4.0,
                  confirm: int = 3, grow: float = 0.05, shrink: float = 0.3, margin: float = 1.05,
                  level: int | str = "auto", max_noise: float = 0.0, max_excess: float = 0.1,
                  max_latency: float | None = None, skip_equal: bool = False):  # fmt: skip
@@ -70,7 +72,8 @@ class Adaptive:
 class _Lane:
     """A program of one level for one set of input shapes, with scales, zero points and biases of its own.
 
-    version: for each followed tensor, the change of its range that the program has; clock: the latest of them.
+    version: for each followed tensor, the change of its range that the program has; clock: the latest of them. notes:
+    whether its steps note ranges.
     """
 
     def __init__(self, session: AdaptiveSession, level: int, planned: Planned):
@@ -105,18 +108,20 @@ class _Lane:
         rows = len(plan.rows)
         steps = {id(step.call.node): k for k, step in enumerate(plan.steps)}
         row = np.full(len(tensors), -1, np.int32)
-        self.inputs: list[str] = []
+        inputs = 0
         for i, t in enumerate(tensors):
             if t.writer < 0:
-                row[i] = rows + len(self.inputs)
-                self.inputs.append(t.name)
+                row[i] = rows + inputs
+                inputs += 1
             elif self.level.bits(t) < 32:
                 row[i] = steps[id(graph.nodes[t.writer])]
-        ranges = np.empty((rows + len(self.inputs), 2), np.float32)
+        ranges = np.empty((rows + inputs, 2), np.float32)
         noises = noise_of(tensors, self.level, session.noise)
         reach = np.array([HEADROOM if self.level.bits(t) == 16 else 1.0 for t in tensors])
         self.watch = Watch(ranges, row, list(range(rows, len(ranges))), noises, reach, np.ones(len(tensors)))
         self.program.watch(ranges[:rows])
+        self.notes = True
+        self._reads, self._writes = plan.reads, planned.writes
         self.clock = 0
         self.version = np.zeros(len(tensors), np.int64)
         self._calls = self._dependent(session, graph, plan, shared)
@@ -153,6 +158,13 @@ class _Lane:
         after = definition.bind(call)
         own[...] = kept
         return (before.ints, before.reals) != (after.ints, after.reals)
+
+    def unnoted(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Results of a run that is not looked at."""
+        if self.notes:
+            self.program.pause(True)
+            self.notes = False
+        return self.program.call(feeds, self._reads, self._writes)
 
     def update(self, session: AdaptiveSession, state: np.ndarray, version: np.ndarray, clock: int) -> None:
         """Takes over the ranges that have changed."""
@@ -193,8 +205,10 @@ class Stream:
         self.options: Adaptive = session.options
         o = self.options
         bounds = np.array([t.bounds for t in session.tensors]).reshape(-1, 2)
-        self._follower = Follower(bounds, o.attack, o.release, o.outlier, o.confirm, o.grow, o.shrink)
-        self._timed = o.max_latency is not None
+        inputs = [i for i, t in enumerate(session.tensors) if t.writer < 0]
+        self._inputs = [session.tensors[i].name for i in inputs]
+        self._follower = Follower(bounds, inputs, o.attack, o.release, o.outlier, o.confirm, o.grow, o.shrink)
+        self._timed, self._skips = o.max_latency is not None, o.skip_equal
         self._every = o.every
         self._auto = o.level == "auto"
         self._lanes: list[dict[tuple[tuple[int, ...], ...], _Lane]] = [{} for _ in session.levels]
@@ -215,20 +229,24 @@ class Stream:
         self._version[:] = self._clock
         self.runs = self.repeated = self.skipped = self.changes = 0
         self.level = self._next = 0 if self._auto else self.options.level
+        self._gap, self._look = 1, 0  # between looks, and the next run that is looked at in any case
         self._last: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None = None
 
     def state(self) -> dict[str, Any]:
         """All that it remembers, as plain numbers (for JSON): restore() gives it to another stream of the model."""
         names = [t.name for t in self._session.tensors]
         rows = self._follower.state.tolist()
-        return {"tensors": dict(zip(names, rows, strict=True)), "level": self._next, "runs": self.runs}
+        return {
+            "tensors": dict(zip(names, rows, strict=True)), "level": self._next, "runs": self.runs,
+            "gap": self._gap, "look": self._look,
+        }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a state. Raises InputError for one that is not of this model."""
         names = [t.name for t in self._session.tensors]
         try:
             rows = np.array([state["tensors"][name] for name in names], np.float64).reshape(len(names), 5)
-            level, runs = int(state["level"]), int(state["runs"])
+            level, runs, gap, look = (int(state[key]) for key in ("level", "runs", "gap", "look"))
         except (KeyError, TypeError, ValueError):
             raise InputError("this is no state of a stream of this model") from None
         good = (
@@ -238,7 +256,7 @@ class Stream:
             raise InputError("this is no state of a stream of this model")
         self.reset()
         self._follower.state[:] = rows
-        self._next, self.runs = level, runs
+        self._next, self.runs, self._gap, self._look = level, runs, max(1, gap), look
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """The range that each followed tensor's integers stand for now."""
@@ -254,9 +272,26 @@ class Stream:
             self.skipped += 1
             return self._repeat(into)
         level = self._next
-        looks = self.runs % self._every == 0
-        results, lane = self._run_at(level, feeds, shapes, into, True, looks)
+        beyond = self._follower.look(feeds, self._inputs)
+        looks = beyond or self.runs >= self._look
+        changes = self.changes
         self.runs += 1
+        if not looks and into is None and not self._timed:
+            lane = self._lanes[level].get(shapes)
+            if lane is not None and lane.clock == self._clock:  # the short way
+                self.level = level
+                try:
+                    results = lane.unnoted(feeds)
+                except StepFailed as failure:
+                    raise self._session.failure(lane.planned.plan, failure) from None
+                if self._skips:
+                    self._keep(feeds, results)
+                return results
+        results, lane = self._run_at(level, feeds, shapes, into, True, looks)
+        if looks:
+            moves = beyond or self._follower.waits or changes != self.changes
+            self._gap = 1 if moves else min(2 * self._gap, self._every)
+            self._look = self.runs + self._gap - 1
         if looks and self._auto:
             while self._follower.excess > self.options.max_excess and self._may_rise(level, lane, feeds, shapes):
                 level += 1
@@ -267,9 +302,12 @@ class Stream:
             else:
                 self._next = 0
         self.level = level
-        if self.options.skip_equal:
-            self._last = ({k: v.copy() for k, v in feeds.items()}, {k: v.copy() for k, v in results.items()})
+        if self._skips:
+            self._keep(feeds, results)
         return results
+
+    def _keep(self, feeds: dict[str, np.ndarray], results: dict[str, np.ndarray]) -> None:
+        self._last = ({k: v.copy() for k, v in feeds.items()}, {k: v.copy() for k, v in results.items()})
 
     @property
     def excess(self) -> float:
@@ -317,6 +355,7 @@ class Stream:
         start = perf_counter() if timed else 0.0
         plan = lane.planned.plan
         lane.program.pause(not looks)
+        lane.notes = looks
         try:
             if into is None:
                 results = lane.program.call(feeds, plan.reads, lane.planned.writes)
@@ -327,7 +366,7 @@ class Stream:
                 raise InputError("run_into needs an array for each output, of its shape and dtype")
         except StepFailed as failure:
             raise self._session.failure(plan, failure) from None
-        if looks and follower.observe(lane.watch, [feeds[name] for name in lane.inputs], learn):
+        if looks and follower.observe(lane.watch, learn):
             due = follower.due.view(bool)
             margin = self.options.margin
             follower.state[due, 2:4] = follower.state[due, :2] * margin

@@ -1,5 +1,6 @@
 /* Convolutions of bytes, channels last, by vpdpbusd: 16 channels are a vector, and seven positions by four vectors of sums
  * stay in registers. Results are those of qnhwc_body.h, to the bit. */
+#include <math.h>
 
 static void EV_FN(nhwc_has)(int *has)
 {
@@ -11,13 +12,35 @@ static void EV_FN(nhwc_has)(int *has)
 
 typedef int32_t EV_FN(quad) __attribute__((aligned(1), may_alias));
 
+/* The smallest and largest results so far, in each lane: in units of the result where that is folded. */
+typedef struct {
+    __m512 lo, hi;
+} EV_FN(nhwc_seen);
+
+static inline __attribute__((always_inline)) void EV_FN(nhwc_note)(EV_FN(nhwc_seen) *seen, __mmask16 there, __m512 r)
+{
+    seen->lo = _mm512_mask_min_ps(seen->lo, there, seen->lo, r);
+    seen->hi = _mm512_mask_max_ps(seen->hi, there, seen->hi, r);
+}
+
+static void EV_FN(nhwc_widen)(const ev_qfinish *f, const EV_FN(nhwc_seen) *seen)
+{
+    const float unit = f->folds ? f->unit : 1.0f;
+    ev_widen(f->range, _mm512_reduce_min_ps(seen->lo) * unit, _mm512_reduce_max_ps(seen->hi) * unit);
+}
+
+static inline __attribute__((always_inline)) EV_FN(nhwc_seen) EV_FN(nhwc_nothing)(void)
+{
+    return (EV_FN(nhwc_seen)){_mm512_set1_ps(INFINITY), _mm512_set1_ps(-INFINITY)};
+}
+
 /* A vector of sums as integers of the result, in its bounds; z: what is to be added, as it is stored. */
 static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const ev_qfinish *f, __m512i sum, __m512 scale,
-                                                                       __mmask16 there, const void *z)
+                                                                       __mmask16 there, const void *z,
+                                                                       EV_FN(nhwc_seen) *seen)
 {
     const __m512 none = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
     __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
-    float unit = f->unit;
     if (!f->folds) {
         if (z) {
             const __m128i bytes = _mm_maskz_loadu_epi8(there, z);
@@ -39,27 +62,33 @@ static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const ev_
             break;
         }
         }
-        unit = 1.0f;
     }
-    if (f->range && there)
-        ev_widen(f->range, _mm512_mask_reduce_min_ps(there, r) * unit, _mm512_mask_reduce_max_ps(there, r) * unit);
+    if (f->range) EV_FN(nhwc_note)(seen, there, r);
     if (!f->folds) r = _mm512_mul_ps(r, _mm512_set1_ps(1.0f / f->unit));
     r = _mm512_max_ps(r, _mm512_set1_ps((float)(f->lo - f->zero)));
     r = _mm512_min_ps(r, _mm512_set1_ps((float)(f->hi - f->zero)));
     return _mm512_add_epi32(_mm512_cvtps_epi32(r), _mm512_set1_epi32(f->zero));
 }
 
-/* 64 sums of a result that is folded, in the order of v0[0-3] v1[0-3] v2[0-3] v3[0-3] v0[4-7] ... */
+/* 64 sums of a result that is folded, in the order of v0[0-3] v1[0-3] v2[0-3] v3[0-3] v0[4-7] ...; noted where seen is
+ * not NULL. */
 static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_fold)(const ev_qfinish *f, __m512i v0, __m512i v1,
-                                                                      __m512i v2, __m512i v3, const __m512 *scale)
+                                                                      __m512i v2, __m512i v3, const __m512 *scale,
+                                                                      EV_FN(nhwc_seen) *seen)
 {
     const __m512 top = _mm512_set1_ps(65536.0f);
     const __m512i zero = _mm512_set1_epi16((int16_t)f->zero);
     const __m512i lo = _mm512_set1_epi8((char)f->lo), hi = _mm512_set1_epi8((char)f->hi);
-    const __m512i r0 = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_mul_ps(_mm512_cvtepi32_ps(v0), scale[0])));
-    const __m512i r1 = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_mul_ps(_mm512_cvtepi32_ps(v1), scale[1])));
-    const __m512i r2 = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_mul_ps(_mm512_cvtepi32_ps(v2), scale[2])));
-    const __m512i r3 = _mm512_cvtps_epi32(_mm512_min_ps(top, _mm512_mul_ps(_mm512_cvtepi32_ps(v3), scale[3])));
+    const __m512 s0 = _mm512_mul_ps(_mm512_cvtepi32_ps(v0), scale[0]);
+    const __m512 s1 = _mm512_mul_ps(_mm512_cvtepi32_ps(v1), scale[1]);
+    const __m512 s2 = _mm512_mul_ps(_mm512_cvtepi32_ps(v2), scale[2]);
+    const __m512 s3 = _mm512_mul_ps(_mm512_cvtepi32_ps(v3), scale[3]);
+    if (seen) {
+        seen->lo = _mm512_min_ps(seen->lo, _mm512_min_ps(_mm512_min_ps(s0, s1), _mm512_min_ps(s2, s3)));
+        seen->hi = _mm512_max_ps(seen->hi, _mm512_max_ps(_mm512_max_ps(s0, s1), _mm512_max_ps(s2, s3)));
+    }
+    const __m512i r0 = _mm512_cvtps_epi32(_mm512_min_ps(top, s0)), r1 = _mm512_cvtps_epi32(_mm512_min_ps(top, s1));
+    const __m512i r2 = _mm512_cvtps_epi32(_mm512_min_ps(top, s2)), r3 = _mm512_cvtps_epi32(_mm512_min_ps(top, s3));
     const __m512i u = _mm512_adds_epi16(_mm512_packs_epi32(r0, r1), zero);
     const __m512i v = _mm512_adds_epi16(_mm512_packs_epi32(r2, r3), zero);
     if (f->type == EV_UINT8) return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(u, v), lo), hi);
@@ -68,31 +97,42 @@ static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_fold)(const ev_q
 
 /* n positions of up to four vectors of sums, 64 apart. */
 static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, const int32_t *sum, int64_t n,
-                                                         int64_t first)
+                                                         int64_t first, EV_FN(nhwc_seen) *noted)
 {
     const ev_qfinish *f = g->finish;
     uint8_t *y = g->y + first * g->ldy;
     const char *z = g->z ? (const char *)g->z + first * g->ldz : NULL;
-    if (f->folds && !f->range && g->channels == EV_NHWC_NR) {
+    if (f->folds && g->channels == EV_NHWC_NR) {
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         const __m512 scale[4] = {_mm512_loadu_ps(g->scale), _mm512_loadu_ps(g->scale + 16),
                                  _mm512_loadu_ps(g->scale + 32), _mm512_loadu_ps(g->scale + 48)};
-        for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy) {
-            const __m512i r = EV_FN(nhwc_fold)(f, _mm512_load_si512(sum), _mm512_load_si512(sum + 16),
-                                               _mm512_load_si512(sum + 32), _mm512_load_si512(sum + 48), scale);
-            _mm512_storeu_si512(y, _mm512_permutexvar_epi32(order, r));
+#define ROWS(noting)                                                                                              \
+    for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy) {                                             \
+        const __m512i r = EV_FN(nhwc_fold)(f, _mm512_load_si512(sum), _mm512_load_si512(sum + 16),                \
+                                           _mm512_load_si512(sum + 32), _mm512_load_si512(sum + 48), scale, noting); \
+        _mm512_storeu_si512(y, _mm512_permutexvar_epi32(order, r));                                               \
+    }
+        if (!f->range) {
+            ROWS(NULL)
+        } else {
+            EV_FN(nhwc_seen) seen = *noted;
+            ROWS(&seen)
+            *noted = seen;
         }
+#undef ROWS
         return;
     }
+    EV_FN(nhwc_seen) seen = *noted;
     for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy, z += z ? g->ldz : 0)
         for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR) {
             const int64_t left = g->channels - c;
             const __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
             const __m512i r = EV_FN(nhwc_round)(f, _mm512_load_si512(sum + c), _mm512_loadu_ps(g->scale + c), there,
-                                                z ? z + c : NULL);
+                                                z ? z + c : NULL, &seen);
             if (left >= 16) _mm_storeu_si128((__m128i *)(y + c), _mm512_cvtepi32_epi8(r));
             else _mm_mask_storeu_epi8(y + c, there, _mm512_cvtepi32_epi8(r));
         }
+    *noted = seen;
 }
 
 /* Seven positions by nv vectors. Sums are named variables, as GCC keeps arrays of vectors in memory; the last of four
@@ -149,6 +189,7 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
     int32_t sum[EV_NHWC_MR * EV_NHWC_NR] __attribute__((aligned(64)));
     const uint8_t *x[EV_NHWC_MR];
     int64_t row = begin / g->width, column = begin % g->width;
+    EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
     for (int64_t p = begin; p < end; p += EV_NHWC_MR) {
         const int64_t n = end - p < EV_NHWC_MR ? end - p : EV_NHWC_MR;
         for (int64_t i = 0; i < EV_NHWC_MR; i++) { /* beyond the last, it again */
@@ -161,12 +202,14 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
         case 3: EV_FN(nhwc_dots)(g, x, sum, 3); break;
         default: EV_FN(nhwc_dots)(g, x, sum, 4); break;
         }
-        EV_FN(nhwc_finish)(g, sum, n, p);
+        EV_FN(nhwc_finish)(g, sum, n, p, &seen);
     }
+    if (g->finish->range) EV_FN(nhwc_widen)(g->finish, &seen);
 }
 
 /* Four taps of 64 channels are interleaved to four vectors of 16 channels. */
-static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
+static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc_depthwise *g, int64_t n,
+                                                                   const int noting)
 {
     const ev_qfinish *f = g->finish;
     const int64_t channels = g->channels;
@@ -175,7 +218,8 @@ static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
                             _mm512_loadu_si512(g->add + 48)};
     const __m512 scale[4] = {_mm512_loadu_ps(g->scale), _mm512_loadu_ps(g->scale + 16), _mm512_loadu_ps(g->scale + 32),
                              _mm512_loadu_ps(g->scale + 48)};
-    const int fast = f->folds && !f->range;
+    const int fast = f->folds && (!noting || channels >= 64);
+    EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
     const uint8_t *x = g->x;
     uint8_t *y = g->y;
     for (int64_t i = 0; i < n; i++, x += g->step, y += g->y_step) {
@@ -193,19 +237,28 @@ static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
             v3 = _mm512_dpbusd_epi32(v3, _mm512_unpackhi_epi16(high01, high23), _mm512_loadu_si512(w + 192));
         }
         if (fast) {
-            r = EV_FN(nhwc_fold)(f, v0, v1, v2, v3, scale);
+            r = EV_FN(nhwc_fold)(f, v0, v1, v2, v3, scale, noting ? &seen : NULL);
         } else {
             __mmask16 m[4] = {0xffff, 0xffff, 0xffff, 0xffff};
             if (channels < 64) /* lane 4*g + k of vector v is channel 16*g + 4*v + k */
                 for (int v = 0; v < 4; v++)
                     for (int g4 = m[v] = 0; g4 < 4; g4++) m[v] |= (__mmask16)((there >> (16 * g4 + 4 * v) & 15) << 4 * g4);
-            v0 = EV_FN(nhwc_round)(f, v0, scale[0], m[0], NULL), v1 = EV_FN(nhwc_round)(f, v1, scale[1], m[1], NULL);
-            v2 = EV_FN(nhwc_round)(f, v2, scale[2], m[2], NULL), v3 = EV_FN(nhwc_round)(f, v3, scale[3], m[3], NULL);
+            v0 = EV_FN(nhwc_round)(f, v0, scale[0], m[0], NULL, &seen);
+            v1 = EV_FN(nhwc_round)(f, v1, scale[1], m[1], NULL, &seen);
+            v2 = EV_FN(nhwc_round)(f, v2, scale[2], m[2], NULL, &seen);
+            v3 = EV_FN(nhwc_round)(f, v3, scale[3], m[3], NULL, &seen);
             const __m512i u = _mm512_packs_epi32(v0, v1), v = _mm512_packs_epi32(v2, v3);
             r = f->type == EV_UINT8 ? _mm512_packus_epi16(u, v) : _mm512_packs_epi16(u, v);
         }
         if (channels >= 64) _mm512_storeu_si512(y, r);
         else _mm512_mask_storeu_epi8(y, there, r);
     }
+    if (noting && n > 0) EV_FN(nhwc_widen)(f, &seen);
+}
+
+static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
+{
+    if (g->finish->range) EV_FN(nhwc_taps)(g, n, 1);
+    else EV_FN(nhwc_taps)(g, n, 0);
 }
 #pragma GCC pop_options
