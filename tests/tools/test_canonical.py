@@ -314,3 +314,11 @@ def test_definitions_have_the_newest_schema(domain, name):
             assert own.default == pytest.approx(default, rel=1e-6), key
         else:
             assert own.default == (default.decode() if isinstance(default, bytes) else default), key
+
+
+def test_scales_along_an_axis_of_one():
+    """As onnxruntime's quantizer writes biases; the reference implementation refuses them."""
+    x, scale = np.arange(3, dtype=np.int32)[None], np.array([1, 2, 4], np.float32)
+    node = helper.make_node("DequantizeLinear", ["x", "s"], ["y"], axis=0)
+    model = onnx_model([node], {"x": (np.int32, (1, 3))}, ["y"], {"s": scale})
+    np.testing.assert_array_equal(run(imported(model)[0], {"x": x})[0], [[0, 2, 8]])

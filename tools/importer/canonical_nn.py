@@ -1,4 +1,5 @@
-"""Rewriting of normalizations, the Softmax family and Resize, whose older forms mean something else."""
+"""Rewriting of normalizations, the Softmax family and Resize, whose older forms mean something else; and of
+DequantizeLinear, of which there are files that mean something else than they say."""
 
 from __future__ import annotations
 
@@ -137,3 +138,16 @@ def _present(b: Builder) -> list[str]:
         dims = b.dims(b.input(index)) if b.input(index) else None
         found.append("" if dims == (0,) else b.input(index))
     return found
+
+
+@rewrite("DequantizeLinear", before=99)
+def dequantize_linear(b: Builder) -> None:
+    """onnxruntime's quantizer gives a bias [1, N] of a Gemm N scales along axis 0. No runtime takes the node as it is;
+    onnxruntime never looks at it, since it makes an integer operator of the product before."""
+    attrs = dict(b.node.attrs)
+    dims, scales, axis = b.dims(b.input(0)), b.dims(b.input(1)), attrs.get("axis", 1)
+    if dims and scales and len(scales) == 1 and scales != (1,) and -len(dims) <= axis < len(dims):
+        fits = [i for i, d in enumerate(dims) if d == scales[0]]
+        if len(fits) == 1 and dims[axis] == 1 and all(d == 1 for i, d in enumerate(dims) if i not in fits):
+            attrs["axis"] = fits[0]
+    b.finish("DequantizeLinear", b.node.inputs, attrs)
