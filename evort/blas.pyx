@@ -9,6 +9,7 @@ The Python functions take float32 or float64 arrays of any strides (gemm_int8: i
 their outputs and release the GIL while they compute. They raise TypeError for a wrong type or dtype and ValueError for
 shapes that do not fit, read-only or overlapping outputs.
 """
+cimport cython
 cimport numpy as cnp
 from evort._kernels cimport blas as core
 from evort._kernels.blas cimport real
@@ -16,6 +17,7 @@ from evort._kernels.core cimport EV_BFLOAT16, EV_FLOAT, EV_FLOAT16, EV_UINT8
 from evort._kernels.nbits cimport ev_weights, narrow_weights, packed_weights
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 from libc.stdlib cimport getenv
+from libc.string cimport strchr
 
 import numpy as np
 
@@ -34,52 +36,67 @@ include "_blas_cython.pxi"
 
 # --- the interface for Python --------------------------------------------------------------------------------------
 
-cdef dict KINDS = {cnp.NPY_FLOAT32: "f", cnp.NPY_FLOAT64: "d", cnp.NPY_INT8: "b", cnp.NPY_UINT8: "B", cnp.NPY_INT32: "i",
-                   cnp.NPY_FLOAT16: "e", cnp.NPY_UINT16: "H"}
 cdef dict NAMES = {"f": "float32", "d": "float64", "b": "int8", "B": "uint8", "i": "int32", "e": "float16",
                    "H": "uint16"}
 
 
+cdef char kind_of(cnp.ndarray array) noexcept:
+    """The letter of an array's dtype, 0 for one that nothing here takes."""
+    cdef int number = cnp.PyArray_TYPE(array)
+    if not cnp.PyArray_ISNOTSWAPPED(array):
+        return 0
+    if number == cnp.NPY_FLOAT32:
+        return c"f"
+    if number == cnp.NPY_FLOAT64:
+        return c"d"
+    if number == cnp.NPY_INT8:
+        return c"b"
+    if number == cnp.NPY_UINT8:
+        return c"B"
+    if number == cnp.NPY_INT32:
+        return c"i"
+    if number == cnp.NPY_FLOAT16:
+        return c"e"
+    return c"H" if number == cnp.NPY_UINT16 else 0
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(8)
 cdef class Operand:
     """A checked array argument: its memory, shape and strides (in elements), shorter shapes filled up with 1."""
     cdef object array
+    cdef str name
+    cdef char kind               # its dtype, see NAMES
+    cdef int ndim
     cdef int64_t itemsize
-    cdef str name, kind
     cdef char *data
     cdef int64_t[3] n, s
     cdef int64_t low, high       # the bytes that it spans, relative to data
 
-    def __cinit__(self, array, str name, int least, int most, str kinds, bint output=False):
-        cdef int axis, ndim, i
+    cdef int check(self, cnp.ndarray array, int least, int most, bint output) except -1:
+        """Fills in the fields behind `kind`. They are NumPy's own, as a buffer takes longer than a small product."""
+        cdef int axis, ndim = cnp.PyArray_NDIM(array), i
         cdef int64_t span, step, dense
         cdef bint by_rows, by_columns
-        cdef cnp.ndarray fields      # NumPy's own, as a buffer takes longer than a small product
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name} must be a NumPy array, not {type(array).__name__}")
-        self.array, self.name, fields = array, name, array
-        self.kind = KINDS.get(cnp.PyArray_TYPE(fields), "") if cnp.PyArray_ISNOTSWAPPED(fields) else ""
-        if not self.kind or self.kind not in kinds:
-            allowed = " or ".join([NAMES[kind] for kind in kinds])
-            raise TypeError(f"{name} must be of dtype {allowed}, not {array.dtype}")
-        ndim = cnp.PyArray_NDIM(fields)
         if not least <= ndim <= most:
             wanted = f"{least}" if least == most else f"{least} or {most}"
-            raise ValueError(f"{name} must have {wanted} dimensions, but its shape is {array.shape}")
-        if not cnp.PyArray_ISALIGNED(fields):
-            raise ValueError(f"{name} is not aligned in memory: pass a copy")
-        if output and not cnp.PyArray_ISWRITEABLE(fields):
-            raise ValueError(f"{name} is an output, but read-only")
-        self.data, self.itemsize = <char *> cnp.PyArray_DATA(fields), cnp.PyArray_ITEMSIZE(fields)
+            raise ValueError(f"{self.name} must have {wanted} dimensions, but its shape is {self.array.shape}")
+        if not cnp.PyArray_ISALIGNED(array):
+            raise ValueError(f"{self.name} is not aligned in memory: pass a copy")
+        if output and not cnp.PyArray_ISWRITEABLE(array):
+            raise ValueError(f"{self.name} is an output, but read-only")
+        self.ndim, self.data, self.itemsize = ndim, <char *> cnp.PyArray_DATA(array), cnp.PyArray_ITEMSIZE(array)
         self.low, self.high = 0, self.itemsize
         for axis in range(3):
             self.n[axis], self.s[axis] = 1, 0
         # NumPy allows any stride along an axis of one element: here it is that of a dense array.
-        by_rows, by_columns = cnp.PyArray_IS_C_CONTIGUOUS(fields), cnp.PyArray_IS_F_CONTIGUOUS(fields)
+        by_rows, by_columns = cnp.PyArray_IS_C_CONTIGUOUS(array), cnp.PyArray_IS_F_CONTIGUOUS(array)
         dense = self.itemsize
         for i in range(ndim):
             axis = ndim - 1 - i if by_rows else i
-            self.n[axis] = cnp.PyArray_DIM(fields, axis)
-            step = dense if by_rows or by_columns else cnp.PyArray_STRIDE(fields, axis)
+            self.n[axis] = cnp.PyArray_DIM(array, axis)
+            step = dense if by_rows or by_columns else cnp.PyArray_STRIDE(array, axis)
             dense *= self.n[axis]
             self.s[axis] = step // self.itemsize
             span = (self.n[axis] - 1) * step
@@ -89,8 +106,9 @@ cdef class Operand:
                 self.low += span
             elif self.high > self.low:
                 self.high += span
-        if output and self.high > self.low and not self.is_distinct():
-            raise ValueError(f"{name} is an output, but its elements share memory: strides {array.strides}")
+        if output and not by_rows and not by_columns and self.high > self.low and not self.is_distinct():
+            raise ValueError(f"{self.name} is an output, but its elements share memory: strides {self.array.strides}")
+        return 0
 
     cdef bint is_distinct(self):
         """Whether no two elements share memory: each axis steps over all that the axes of smaller stride span."""
@@ -127,15 +145,29 @@ cdef class Operand:
 
     cdef object must_have_dtype_of(self, Operand other):
         if self.kind != other.kind:
-            raise TypeError(f"{self.name} is {NAMES[self.kind]}, but {other.name} is {NAMES[other.kind]}")
+            raise TypeError(f"{self.name} is {NAMES[chr(self.kind)]}, but {other.name} is {NAMES[chr(other.kind)]}")
 
-    cdef object must_have_shape(self, tuple shape):
+    cdef int must_have_shape(self, tuple shape) except -1:
         if self.array.shape != shape:
             raise ValueError(f"{self.name} has shape {self.array.shape}, but the other operands ask for {shape}")
+        return 0
+
+
+cdef Operand operand(array, str name, int least, int most, const char *kinds, bint output=False):
+    """An argument of `least` to `most` dimensions and a dtype in `kinds`. Raises TypeError or ValueError."""
+    cdef Operand found = Operand.__new__(Operand)
+    if not cnp.PyArray_Check(array):
+        raise TypeError(f"{name} must be a NumPy array, not {type(array).__name__}")
+    found.array, found.name, found.kind = array, name, kind_of(array)
+    if found.kind == 0 or strchr(kinds, found.kind) == NULL:
+        allowed = " or ".join([NAMES[kind] for kind in kinds.decode()])
+        raise TypeError(f"{name} must be of dtype {allowed}, not {array.dtype}")
+    found.check(array, least, most, output)
+    return found
 
 
 cdef Operand vector(array, str name, bint output=False):
-    return Operand(array, name, 1, 1, "fd", output)
+    return operand(array, name, 1, 1, b"fd", output)
 
 
 cdef tuple pair(x, y, bint output):
@@ -158,9 +190,10 @@ cdef int32_t thread_count(threads) except -1:
         if processors == 0:
             processors = cpu_count()
         return processors
-    if threads < 1:
+    cdef int64_t count = threads
+    if count < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
-    return min(threads, 1024)
+    return <int32_t> min(count, <int64_t> 1024)
 
 
 cdef object new_output(c, shape, Operand like, double beta):
@@ -276,9 +309,9 @@ def gemv(a, x, y=None, alpha=1.0, beta=0.0, trans=False, threads=None):
 
     a[m, n]; x[n] and y[m], or x[m] and y[n] with trans; y is made where it is None. threads: None for the default.
     """
-    cdef Operand oa = Operand(a.T if trans and isinstance(a, np.ndarray) else a, "a", 2, 2, "fd")
+    cdef Operand oa = operand(a.T if trans and isinstance(a, np.ndarray) else a, "a", 2, 2, b"fd")
     if oa.s[0] != 1 and oa.s[1] != 1 and oa.n[0] > 1 and oa.n[1] > 1:
-        oa = Operand(np.ascontiguousarray(oa.array), "a", 2, 2, "fd")     # neither rows nor columns are contiguous
+        oa = operand(np.ascontiguousarray(oa.array), "a", 2, 2, b"fd")     # neither rows nor columns are contiguous
     cdef Operand ox = vector(x, "x")
     cdef double s = alpha, t = beta
     cdef int32_t count = thread_count(threads)
@@ -307,7 +340,7 @@ def ger(x, y, a=None, alpha=1.0):
     oy.must_have_dtype_of(ox)
     if a is None:
         a = np.zeros((ox.n[0], oy.n[0]), ox.array.dtype)
-    cdef Operand oa = Operand(a, "a", 2, 2, "fd", True)
+    cdef Operand oa = operand(a, "a", 2, 2, b"fd", True)
     oa.must_have_dtype_of(ox)
     oa.must_have_shape((ox.n[0], oy.n[0]))
     oa.must_differ_from(ox, False)
@@ -322,9 +355,14 @@ def ger(x, y, a=None, alpha=1.0):
     return a
 
 
+cdef tuple output_shape(int dims, int64_t count, int64_t m, int64_t n):
+    cdef tuple matrix = (m, n)
+    return matrix if dims == 2 else (count, *matrix)
+
+
 cdef object product(a, b, c, int dims, double alpha, double beta, trans_a, trans_b, threads):
     """gemm and gemm_batch: checks the operands, and computes C^T = B^T A^T where C is laid out by columns."""
-    cdef Operand oa = Operand(a, "a", 2, dims, "fd"), ob = Operand(b, "b", 2, dims, "fd"), oc
+    cdef Operand oa = operand(a, "a", 2, dims, b"fd"), ob = operand(b, "b", 2, dims, b"fd"), oc
     cdef int32_t thread_limit = thread_count(threads)
     cdef int64_t[3] an, bn, as_, bs                        # batch, row, column
     cdef int64_t count
@@ -339,13 +377,12 @@ cdef object product(a, b, c, int dims, double alpha, double beta, trans_a, trans
     count = bn[0] if an[0] == 1 else an[0]
     as_[0] = as_[0] if an[0] > 1 else 0
     bs[0] = bs[0] if bn[0] > 1 else 0
-    cdef tuple shape = (an[1], bn[2])
-    if dims == 3:
-        shape = (count, *shape)
-    c = new_output(c, shape, oa, beta)
-    oc = Operand(c, "c", dims, dims, "fd", True)
+    if c is None:
+        c = new_output(None, output_shape(dims, count, an[1], bn[2]), oa, beta)
+    oc = operand(c, "c", dims, dims, b"fd", True)
     oc.must_have_dtype_of(oa)
-    oc.must_have_shape(shape)
+    if oc.n[dims - 2] != an[1] or oc.n[dims - 1] != bn[2] or dims == 3 and oc.n[0] != count:
+        oc.must_have_shape(output_shape(dims, count, an[1], bn[2]))
     oc.must_differ_from(oa, False)
     oc.must_differ_from(ob, False)
     cdef int64_t row = oc.s[dims - 2], column = oc.s[dims - 1], step = oc.s[0] if dims == 3 else 0
@@ -365,11 +402,11 @@ cdef object product(a, b, c, int dims, double alpha, double beta, trans_a, trans
 
 cdef void as_matrices(Operand o, bint trans, int64_t *n, int64_t *s):
     """Batch, row and column counts and strides of an operand of 2 or 3 dimensions, transposed where asked."""
-    cdef int row = o.array.ndim - 2, column = o.array.ndim - 1
+    cdef int row = o.ndim - 2, column = o.ndim - 1
     if trans:
         row, column = column, row
     n[0], s[0] = 1, 0
-    if o.array.ndim == 3:
+    if o.ndim == 3:
         n[0], s[0] = o.n[0], o.s[0]
     n[1], s[1], n[2], s[2] = o.n[row], o.s[row], o.n[column], o.s[column]
 
@@ -401,17 +438,33 @@ def gemm_batch(a, b, c=None, alpha=1.0, beta=0.0, trans_a=False, trans_b=False, 
     return product(a, b, c, 3, alpha, beta, trans_a, trans_b, threads)
 
 
-cdef Operand zero_points(zero, str name, Operand like, int64_t n):
-    """One zero point, or one for each of n rows or columns, in the operand's own dtype."""
-    info = np.iinfo(like.array.dtype)
+ctypedef struct Zero:
+    uint8_t one                  # a zero point for all, as the byte that it is
+    const void *data             # of so many bytes apart
+    int64_t step
+
+
+cdef Operand zero_points(zero, str name, Operand like, int64_t n, Zero *z):
+    """One zero point, or one for each of n rows or columns, in the operand's own dtype. Returns what holds them."""
+    cdef int64_t low = -128 if like.kind == c"b" else 0, value
+    cdef Operand found
+    z.data, z.step = &z.one, 0
+    if type(zero) is int:
+        if not low <= zero <= low + 255:
+            raise ValueError(f"{name} must lie within [{low}, {low + 255}], the range of {like.name}")
+        value = zero
+        z.one = <uint8_t> value
+        return None
     values = np.atleast_1d(np.asarray(zero))
     if values.dtype.kind not in "iu":
         raise TypeError(f"{name} must be a whole number, or an array of such, not {values.dtype}")
     if values.ndim != 1 or (len(values) != 1 and len(values) != n):
         raise ValueError(f"{name} must be one value or {n}, but its shape is {values.shape}")
-    if values.min() < info.min or values.max() > info.max:
-        raise ValueError(f"{name} must lie within [{info.min}, {info.max}], the range of {like.name}")
-    return Operand(values.astype(like.array.dtype), name, 1, 1, like.kind)
+    if values.min() < low or values.max() > low + 255:
+        raise ValueError(f"{name} must lie within [{low}, {low + 255}], the range of {like.name}")
+    found = operand(values.astype(like.array.dtype), name, 1, 1, b"bB")
+    z.data, z.step = found.data, 1 if found.n[0] > 1 else 0
+    return found
 
 
 def gemm_int8(a, b, c=None, alpha=1, beta=0, trans_a=False, trans_b=False, a_zero=0, b_zero=0, threads=None):
@@ -421,30 +474,33 @@ def gemm_int8(a, b, c=None, alpha=1, beta=0, trans_a=False, trans_b=False, a_zer
     b_zero: the same for the columns of op(b). Sums are exact; one that does not fit int32 wraps around. alpha and beta
     are whole numbers.
     """
-    cdef Operand oa = Operand(a, "a", 2, 2, "bB"), ob = Operand(b, "b", 2, 2, "bB"), oc, za, zb
+    cdef Operand oa = operand(a, "a", 2, 2, b"bB"), ob = operand(b, "b", 2, 2, b"bB"), oc, za, zb
     cdef int64_t[3] an, bn, as_, bs
     cdef int32_t scale = alpha, old = beta, thread_limit = thread_count(threads)
-    cdef bint a_signed = oa.kind == "b", b_signed = ob.kind == "b"
+    cdef bint a_signed = oa.kind == c"b", b_signed = ob.kind == c"b"
+    cdef Zero a_points, b_points
     cdef int status
     as_matrices(oa, trans_a, an, as_)
     as_matrices(ob, trans_b, bn, bs)
     if an[2] != bn[1]:
         raise ValueError(f"a{'^T' if trans_a else ''} has {an[2]} columns, but b{'^T' if trans_b else ''} {bn[1]} rows")
-    za, zb = zero_points(a_zero, "a_zero", oa, an[1]), zero_points(b_zero, "b_zero", ob, bn[2])
+    za = zero_points(a_zero, "a_zero", oa, an[1], &a_points)
+    zb = zero_points(b_zero, "b_zero", ob, bn[2], &b_points)
     if c is None:
         if beta != 0:
             raise ValueError("beta is not 0, so the output's old value is needed: pass it")
         c = np.empty((an[1], bn[2]), np.int32)
-    oc = Operand(c, "c", 2, 2, "i", True)
-    oc.must_have_shape((an[1], bn[2]))
+    oc = operand(c, "c", 2, 2, b"i", True)
+    if oc.n[0] != an[1] or oc.n[1] != bn[2]:
+        oc.must_have_shape((an[1], bn[2]))
     oc.must_differ_from(oa, False)
     oc.must_differ_from(ob, False)
     if bn[2] > 1 and oc.s[1] != 1:
         raise ValueError(f"c must have contiguous rows, not strides {c.strides}")
     with nogil:
-        status = core.igemm(an[1], bn[2], an[2], scale, oa.data, as_[1], as_[2], a_signed, za.data,
-                            1 if za.n[0] > 1 else 0, ob.data, bs[1], bs[2], b_signed, zb.data,
-                            1 if zb.n[0] > 1 else 0, old, <int32_t *> oc.data, oc.s[0], thread_limit)
+        status = core.igemm(an[1], bn[2], an[2], scale, oa.data, as_[1], as_[2], a_signed, a_points.data, a_points.step,
+                            ob.data, bs[1], bs[2], b_signed, b_points.data, b_points.step, old, <int32_t *> oc.data,
+                            oc.s[0], thread_limit)
     if status != 0:
         raise MemoryError("no memory for the packing buffer of a matrix product")
     return c
@@ -452,14 +508,14 @@ def gemm_int8(a, b, c=None, alpha=1, beta=0, trans_a=False, trans_b=False, a_zer
 
 cdef tuple rows_and_output(a, c, int64_t k, int64_t n):
     """a[m, k] and c[m, n] (made where it is None) in float32, both with contiguous rows."""
-    cdef Operand oa = Operand(a, "a", 2, 2, "f"), oc
+    cdef Operand oa = operand(a, "a", 2, 2, b"f"), oc
     if oa.n[1] != k:
         raise ValueError(f"a has {oa.n[1]} columns, but the weights take {k}")
     if k > 1 and oa.s[1] != 1:
         raise ValueError(f"a must have contiguous rows, not strides {a.strides}")
     if c is None:
         c = np.empty((oa.n[0], n), np.float32)
-    oc = Operand(c, "c", 2, 2, "f", True)
+    oc = operand(c, "c", 2, 2, b"f", True)
     oc.must_have_shape((oa.n[0], n))
     oc.must_differ_from(oa, False)
     if n > 1 and oc.s[1] != 1:
@@ -481,7 +537,7 @@ def gemm_nbits(a, q, scales, zeros=None, c=None, bits=4, block=32, exact=True, t
     as they are used; a product of one row reads them once. exact=False: up to three rows of a may be rounded to 16 bits
     with a scale for each 16 columns or fewer, which is faster.
     """
-    cdef Operand oq = Operand(q, "q", 2, 2, "B"), os = Operand(scales, "scales", 2, 2, "fe"), oz = None, oa, oc
+    cdef Operand oq = operand(q, "q", 2, 2, b"B"), os = operand(scales, "scales", 2, 2, b"fe"), oz = None, oa, oc
     cdef int64_t n = oq.n[0], k, blocks, size = block, numbers
     cdef int32_t width = bits, thread_limit = thread_count(threads)
     cdef bint rounded = not exact
@@ -502,7 +558,7 @@ def gemm_nbits(a, q, scales, zeros=None, c=None, bits=4, block=32, exact=True, t
         must_be_dense(o)
         oc.must_differ_from(o, False)
     if zeros is not None:
-        oz = Operand(zeros, "zeros", 2, 2, "B")
+        oz = operand(zeros, "zeros", 2, 2, b"B")
         oz.must_have_shape((n, (blocks * width + 7) // 8))
         must_be_dense(oz)
         oc.must_differ_from(oz, False)
@@ -522,8 +578,8 @@ def gemm_half(a, w, c=None, trans_w=False, threads=None):
     a[m, k] and c[m, n] in float32 with contiguous rows; w [k, n], or [n, k] with trans_w, contiguous. Weights are widened
     as they are used; a product of one row reads them once.
     """
-    cdef Operand ow = Operand(w, "w", 2, 2, "eH"), oa, oc
-    cdef bint trans = trans_w, brain = ow.kind == "H"
+    cdef Operand ow = operand(w, "w", 2, 2, b"eH"), oa, oc
+    cdef bint trans = trans_w, brain = ow.kind == c"H"
     cdef int64_t k = ow.n[1] if trans else ow.n[0], n = ow.n[0] if trans else ow.n[1]
     cdef int32_t thread_limit = thread_count(threads)
     cdef int status

@@ -3,6 +3,7 @@ from evort._kernels.core cimport EV_INT8, EV_INT32, EV_UINT8, ev_ukr, ukernels
 from evort._kernels.gemm cimport ev_gemm, gemm_batch_f32, gemm_batch_f64, gemm_batch_scratch, gemm_init
 from evort._kernels.qgemm cimport ev_qgemm, qgemm, qgemm_init, qgemm_scratch
 from evort._kernels.nbits cimport ev_weights, widened_product, widened_scratch
+from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free
 
 cdef extern from "stdlib.h" nogil:
@@ -12,6 +13,7 @@ cdef const ev_ukr *K = ukernels()
 
 cdef enum:
     CHUNK = 512                  # elements of a strided vector that gemv gathers at a time, on the stack
+    STACK = 16 * 1024            # bytes of scratch that small products take from there, too
 
 
 cdef void axpy(int64_t n, real alpha, const real *x, int64_t incx, real *y, int64_t incy) noexcept nogil:
@@ -102,13 +104,19 @@ cdef int gemm(int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_
               int64_t rsb, int64_t csb, real beta, real *c, int64_t ldc, int64_t count, int64_t stride_a,
               int64_t stride_b, int64_t stride_c, int32_t threads) noexcept nogil:
     cdef ev_gemm g
+    cdef char[STACK + 64] small
     cdef void *scratch = NULL
+    cdef int64_t needed
     gemm_init(&g, m, n, k if alpha != 0 else 0, a, rsa, b, rsb, c, ldc)   # alpha == 0: A and B are not read
     g.csa, g.csb, g.alpha, g.beta = csa, csb, alpha, beta
     g.threads = threads if threads > 1 else 1
-    if posix_memalign(&scratch, 64, gemm_batch_scratch(sizeof(real), count, m, n, k, g.threads) + 64) != 0:
+    needed = gemm_batch_scratch(sizeof(real), count, m, n, k, g.threads)
+    if needed <= STACK:
+        g.scratch = &small[0] + (64 - <uintptr_t> &small[0] % 64)
+    elif posix_memalign(&scratch, 64, needed) != 0:
         return -1
-    g.scratch = scratch
+    else:
+        g.scratch = scratch
     product(&g, c, count, stride_a, stride_b, stride_c)
     free(scratch)
     return 0
