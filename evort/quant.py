@@ -13,8 +13,7 @@ import math
 
 import numpy as np
 
-from evort.ops.quantize import RANGES
-from evort.types import STORAGE, DType
+from evort.types import RANGES, STORAGE, DType
 
 _TINY = float(np.finfo(np.float32).tiny)  # smaller scales would be denormal, whose reciprocal overflows
 _HUGE = float(np.finfo(np.float32).max)

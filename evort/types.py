@@ -138,6 +138,18 @@ SUBBYTE_INTS = frozenset({_D.UINT4, _D.INT4, _D.UINT2, _D.INT2})
 SUBBYTE = SUBBYTE_INTS | {_D.FLOAT4E2M1}
 ANY = frozenset(DType)
 
+# Smallest and largest number of each integer type that tensors are quantized to.
+RANGES: dict[DType, tuple[int, int]] = {
+    _D.UINT8: (0, 255),
+    _D.INT8: (-128, 127),
+    _D.UINT16: (0, 65535),
+    _D.INT16: (-32768, 32767),
+    _D.UINT4: (0, 15),
+    _D.INT4: (-8, 7),
+    _D.UINT2: (0, 3),
+    _D.INT2: (-2, 1),
+}
+
 MAX_RANK = 8  # EV_MAX_RANK of ev.h: tensors of higher rank run in NumPy
 
 
@@ -181,6 +193,6 @@ def spec_of(value: Any, dtype: DType | None = None) -> Spec:
 
 
 __all__ = [
-    "ANY", "BITS", "FLOAT8", "FLOATS", "FROM_NUMPY", "INTS", "MAX_RANK", "NUMERIC", "SIGNED_INTS", "STORAGE", "SUBBYTE",
-    "SUBBYTE_INTS", "UNSIGNED_INTS", "DType", "Spec", "dtype_of", "spec_of",
+    "ANY", "BITS", "FLOAT8", "FLOATS", "FROM_NUMPY", "INTS", "MAX_RANK", "NUMERIC", "RANGES", "SIGNED_INTS", "STORAGE",
+    "SUBBYTE", "SUBBYTE_INTS", "UNSIGNED_INTS", "DType", "Spec", "dtype_of", "spec_of",
 ]  # fmt: skip

@@ -12,9 +12,8 @@ import numpy as np
 
 from evort.graph import Node
 from evort.ops.base import Call, find
-from evort.ops.quantize import RANGES
 from evort.ops.requantize import plain_scale, rounded
-from evort.types import STORAGE, DType
+from evort.types import RANGES, STORAGE, DType
 
 BYTES = frozenset({DType.UINT8, DType.INT8})
 INTEGERS = BYTES | {DType.UINT16, DType.INT16}

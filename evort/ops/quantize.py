@@ -10,7 +10,7 @@ import numpy as np
 
 from evort.ops.base import Attr, Call, Kernel, Op, element_type, op
 from evort.ops.broadcast import MAX_LOOPS, loops
-from evort.types import FLOAT8, STORAGE, DType, Spec
+from evort.types import FLOAT8, RANGES, STORAGE, DType, Spec
 
 _D = DType
 _WIDE = frozenset({_D.FLOAT, _D.FLOAT16, _D.BFLOAT16, _D.INT32})
@@ -20,17 +20,6 @@ MOVES = frozenset({
     "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalMaxPool", "Identity", "MaxPool",
     "ReduceMax", "ReduceMin", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 })  # fmt: skip
-# Smallest and largest number of each integer type.
-RANGES: dict[DType, tuple[int, int]] = {
-    _D.UINT8: (0, 255),
-    _D.INT8: (-128, 127),
-    _D.UINT16: (0, 65535),
-    _D.INT16: (-32768, 32767),
-    _D.UINT4: (0, 15),
-    _D.INT4: (-8, 7),
-    _D.UINT2: (0, 3),
-    _D.INT2: (-2, 1),
-}
 _FLOAT8 = FLOAT8 - {_D.FLOAT8E8M0}
 _QUANTIZED = frozenset(RANGES) | _FLOAT8 | {_D.FLOAT4E2M1}
 

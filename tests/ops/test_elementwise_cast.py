@@ -12,9 +12,8 @@ from support import compiled, drivers_of, node_model, run_node
 from evort.errors import ExecutionError, ShapeError, UnsupportedError
 from evort.ops.cast import convert
 from evort.ops.lowp import narrow, truncate, widen
-from evort.ops.quantize import RANGES
 from evort.session import Session
-from evort.types import STORAGE, DType
+from evort.types import RANGES, STORAGE, DType
 
 CASES = node_cases("BitCast Cast CastLike DequantizeLinear DynamicQuantizeLinear QuantizeLinear")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from evort.graph import Graph, Node
 from evort.ops.base import find
-from evort.ops.quantize import RANGES
+from evort.types import RANGES
 from evort_tools.passes.edit import Context, Edit
 from evort_tools.passes.integer_products import PRODUCTS, Y
 

@@ -14,7 +14,7 @@ from typing import Any
 from evort.graph import Node
 from evort.ops.base import find
 from evort.ops.qoperands import Quantity
-from evort.ops.quantize import RANGES
+from evort.types import RANGES
 from evort_tools.passes.edit import Edit
 from evort_tools.passes.integer_products import PRODUCTS, RESIDUAL
 from evort_tools.passes.quantized import BYTES, Quantized, dequantized, quantized

@@ -9,8 +9,7 @@ import numpy as np
 
 from evort.graph import Node
 from evort.ops.qoperands import BYTES, INTEGERS, Quantity, table
-from evort.ops.quantize import RANGES
-from evort.types import STORAGE, DType
+from evort.types import RANGES, STORAGE, DType
 from evort_tools.passes.edit import Edit
 
 # (operator, domain, inputs, attributes) of a node to be made
