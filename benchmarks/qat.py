@@ -44,8 +44,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "int2 weights": {"bits": 2, "epochs": 12, "distill": 0.0, "lr": 2e-3},
     },
     "separable": {
-        "int8": {"lr": 8e-3, "distill": 0.0, "freeze_after": 0.75, "epochs": 4},
-        "int8, one scale a layer": {"lr": 1e-3, "per_channel": False, "epochs": 4},
+        "int8": {"epochs": 3, "distill": 0.0, "lr": 8e-3, "freeze_after": 0.75},
+        "int8, one scale a layer": {"epochs": 3, "distill": 0.0, "lr": 3e-3, "per_channel": False},
     },
 }
 
@@ -61,8 +61,8 @@ CANDIDATES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "int2 weights": _grid(12, (0.5, 0.0), (1e-3, 2e-3, 4e-3)),
     },
     "separable": {
-        "int8": _grid(4, (0.5, 0.0), (1e-3, 3e-3, 8e-3)),
-        "int8, one scale a layer": _grid(4, (0.5, 0.0), (1e-3, 3e-3)),
+        "int8": _grid(3, (0.0,), (3e-3, 8e-3)),
+        "int8, one scale a layer": _grid(3, (0.0,), (1e-3, 3e-3)),
     },
 }
 

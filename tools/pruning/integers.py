@@ -9,7 +9,6 @@ import numpy as np
 from evort.graph import Model
 from evort_tools.pruning.schedule import apply
 from evort_tools.pruning.training import Training
-from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.options import Options
 
 QUANTIZATIONS = ("static", "qat")
@@ -33,11 +32,11 @@ def quantized(
     options = qat.Options(bits=bits, threads=training.threads, seed=training.seed, samples=256)
     graph = qat.build(model, training.batches, options)
     if how == "static":
-        return integer_model(*graph.trained(graph.model))[0]
+        return graph.integer(graph.model)
     trainer = training.trainer(graph.model, training.epochs * len(training.batches), qat._fixed(graph))
     for epoch in range(training.epochs):
         for batch in training.batches.epoch(epoch):
             trainer.step(batch)
             apply(trainer.parameters, masks)
         step()
-    return integer_model(*graph.trained(trainer.model()))[0]
+    return graph.integer(trainer.model())

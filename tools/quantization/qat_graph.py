@@ -337,10 +337,15 @@ class QatGraph:
             encodings[name] = made
         return real, replace(self.found, encodings=encodings)
 
-    def deployed(self, model: Model) -> Model:
-        """The integer model of a trained graph, weights of few bits packed."""
+    def integer(self, model: Model) -> Model:
+        """The integer model of a trained graph, weights of few bits as int8."""
         made, _ = integer_model(*self.trained(model))
         self._tables(model, made.graph)
+        return made
+
+    def deployed(self, model: Model) -> Model:
+        """The integer model of a trained graph, weights of few bits packed."""
+        made = self.integer(model)
         for name, encoding in self.found.encodings.items():
             tensor = made.graph.tensors.get(name)
             if encoding.dtype in _FEW and tensor is not None and tensor.dtype == DType.INT8:
