@@ -204,9 +204,10 @@ cdef extern from "qconv.h" nogil:
         float *range
 
 cdef extern from "qnhwc.h" nogil:
-    int EV_NHWC_NR, EV_NHWC_VECTOR
+    int EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE
     ctypedef struct ev_nhwc_conv:
-        const uint8_t *x
+        const void *x
+        int64_t wide
         int64_t row_step, step, width
         const int32_t *offset
         int64_t segments, quads
@@ -428,6 +429,7 @@ cdef extern from "ukr.h" nogil:
         void (*qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
                           float scale, const void *z, void *y) noexcept nogil
         void (*nhwc_has)(int *has) noexcept nogil
+        void (*nhwc_widen)(int64_t n, const uint8_t *x, int16_t *y) noexcept nogil
         void (*nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end) noexcept nogil
         void (*nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n) noexcept nogil
         void (*nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x,

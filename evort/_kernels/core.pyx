@@ -54,11 +54,12 @@ def isa() -> str:
     return ev_active.isa.decode()
 
 
-def channels_last() -> bool:
-    """Whether the instruction set in use is better off with integer images that lie channels last."""
+def channels_last() -> int:
+    """Whether the instruction set in use is better off with integer images that lie channels last: EV_NHWC_BYTES or
+    EV_NHWC_WIDE of ukr/qnhwc.h, or 0."""
     cdef int has = 0
     ev_active.nhwc_has(&has)
-    return has != 0
+    return has
 
 
 def select_isa(name: str = "") -> None:

@@ -7,14 +7,15 @@ channels follow one another, and so do those of the weights, which are packed on
       for each block of 64 output channels       W block stays in L2
         positions, seven at a time               sums in registers, finished while in L1 (ukr/qnhwc_vnni_body.h)
 
-An image with padding, or with channels first, is staged: copied to scratch with its padding, channels last, as uint8. A
-row of the kernel is then one run of bytes (a segment) of it, where taps follow one another. A result with channels
+An image with padding, or with channels first, is staged: copied to scratch with its padding, channels last, as uint8,
+or as int16 where the instruction set has no product of bytes that is exact. A row of the kernel is then one run (a
+segment) of it, where taps follow one another. A result with channels
 first is computed block by block into scratch, and transposed from there.
 """
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_INT8, EV_NHWC_NR, EV_NHWC_VECTOR, EV_OK, EV_UINT8, ev_call, ev_item_size,
+from evort._kernels.core cimport (EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call, ev_item_size,
                                   ev_nhwc_conv, ev_nhwc_depthwise, ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
                                      row_add, row_scale, take_linear)
@@ -24,6 +25,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     I_X_LAST = N_INTS            # whether x, and y with the residual, lie channels last
     I_Y_LAST
+    I_WIDE                       # whether images are staged as int16
     ALL_INTS
     BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
     SLACK = 64                   # bytes behind a staged image that may be read
@@ -43,7 +45,7 @@ cdef inline int64_t up_to(int64_t a, int64_t b) noexcept nogil:
 ctypedef struct Geometry:
     int64_t n, c, m              # images, channels in and out
     int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
-    bint x_last, y_last, staged
+    bint x_last, y_last, staged, wide
     int64_t segments, quads      # runs of bytes that a position reads, and quads of each
     bint rows                    # a segment is a row of the kernel, else a tap
     bint run                     # depthwise: the pixels of a row are one run of bytes,
@@ -51,14 +53,14 @@ ctypedef struct Geometry:
     int64_t pitch                # pixels of a row of what is read
     int64_t band, bands, parts   # output rows; shares of the blocks of channels
     # Offsets into scratch: shared, then of each thread.
-    int64_t at_add, at_scale, shared, at_stage, at_line, at_y, at_z, slot
+    int64_t at_add, at_scale, shared, at_stage, at_line, at_row, at_y, at_z, slot
 
 
 cdef bint take_window(Geometry *g, const int64_t *v) noexcept nogil:
     """The window; False where it has more than two axes."""
     cdef const int64_t *a = v + I_WINDOW
     g.n, g.c, g.m = v[I_N], v[I_C], v[I_M]
-    g.x_last, g.y_last = v[I_X_LAST], v[I_Y_LAST]
+    g.x_last, g.y_last, g.wide = v[I_X_LAST], v[I_Y_LAST], v[I_WIDE]
     if a[0] != 1 or a[3] != 1 or a[6] != 1 or a[15] != 0:
         return False
     g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = a[1], a[4], a[7], a[10], a[13], a[16]
@@ -85,16 +87,17 @@ cdef inline int64_t common(int64_t a, int64_t b) noexcept nogil:
 
 cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint depthwise) noexcept nogil:
     """False where these drivers do not take the window."""
-    cdef int64_t row, items, at
+    cdef int64_t row, items, at, size
     if not take_window(g, v):
         return False
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
     g.segments = g.kernel_h if g.rows else g.kernel_h * g.kernel_w
     g.quads = ceil_div(g.c * (g.kernel_w if g.rows else 1), 4)
-    g.staged = not (g.x_last and g.pad_h == g.pad_w == 0 and (depthwise or g.c % 4 == 0)
+    g.staged = not (g.x_last and not g.wide and g.pad_h == g.pad_w == 0 and (depthwise or g.c % 4 == 0)
                     and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
     g.pitch = (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 if g.staged else g.w
-    row = g.pitch * g.c
+    size = 2 if g.wide else 1
+    row = g.pitch * g.c * size
     if row * g.stride_h > (1 << 24) or reach_h(g, 1) * row > (1 << 28) or g.segments > MOST_SEGMENTS:
         return False
     g.band = min(g.out_h, max(<int64_t> 1, (BAND_BYTES // row - reach_h(g, 1)) // g.stride_h + 1))
@@ -117,7 +120,9 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.at_stage = 0
     at = up_to(reach_h(g, g.band) * row + SLACK, 64) if g.staged else 0
     g.at_line = at
-    at += up_to(g.w * (g.c if v[I_FLOAT] else 1), 64) if g.staged and not g.x_last else 0
+    at += up_to(g.w * g.c, 64) if g.staged and not g.x_last else 0
+    g.at_row = at
+    at += up_to(g.pitch * g.c, 64) if g.wide else 0
     g.at_y = at
     at += 0 if g.y_last else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
     g.at_z = at
@@ -128,30 +133,36 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
 
 # The image -----------------------------------------------------------------------------------------------------------
 
-cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t first, int64_t rows, char *to, char *line) noexcept nogil:
+cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t first, int64_t rows,
+                char *scratch) noexcept nogil:
     """What `rows` rows of positions from `first` on read, with padding, channels last."""
-    cdef int64_t h, top = first * g.stride_h - g.pad_h, begin, n, c, size = ev_item_size(job.o.x.dtype), i
+    cdef int64_t h, top = first * g.stride_h - g.pad_h, begin, n, c, size = ev_item_size(job.o.x.dtype)
     cdef int64_t row = g.pitch * g.c, plane = g.h * g.w
     cdef const char *x = <const char *> job.o.x.data + image * g.c * plane * size
-    cdef uint8_t flip = 0x80 if job.x_type == EV_INT8 else 0
-    cdef bint plain = job.o.x.dtype == EV_UINT8
+    cdef char *line = scratch + g.at_line
+    cdef char *to = scratch + g.at_stage
+    cdef char *made = scratch + g.at_row
     begin = min(g.pad_w, g.pitch)
     n = max(<int64_t> 0, min(g.w, g.pitch - begin))
     for h in range(top, top + reach_h(g, rows)):
+        if not g.wide:
+            made = to
         if h < 0 or h >= g.h:
-            memset(to, <int> job.x_zero, row)
-            to += row
-            continue
-        memset(to, <int> job.x_zero, begin * g.c)
-        if g.x_last:
-            memcpy(to + begin * g.c, x + h * g.w * g.c, n * g.c)
-        elif plain:
-            K.move_transpose(1, n, g.c, x + h * g.w, plane, to + begin * g.c, g.c)
+            memset(made, <int> job.x_zero, row)
         else:
-            for c in range(g.c):
-                K.qc_stage(job.o.x.dtype, n, 1, x + (c * plane + h * g.w) * size, job.stage, line + c * n)
-            K.move_transpose(1, n, g.c, line, n, to + begin * g.c, g.c)
-        memset(to + (begin + n) * g.c, <int> job.x_zero, (g.pitch - begin - n) * g.c)
+            memset(made, <int> job.x_zero, begin * g.c)
+            if g.x_last:
+                memcpy(made + begin * g.c, x + h * g.w * g.c, n * g.c)
+            elif job.o.x.dtype == EV_UINT8:
+                K.move_transpose(1, n, g.c, x + h * g.w, plane, made + begin * g.c, g.c)
+            else:
+                for c in range(g.c):
+                    K.qc_stage(job.o.x.dtype, n, 1, x + (c * plane + h * g.w) * size, job.stage, line + c * n)
+                K.move_transpose(1, n, g.c, line, n, made + begin * g.c, g.c)
+            memset(made + (begin + n) * g.c, <int> job.x_zero, (g.pitch - begin - n) * g.c)
+        if g.wide:
+            K.nhwc_widen(row, <const uint8_t *> made, <int16_t *> to)
+            to += row
         to += row
 
 
@@ -160,7 +171,7 @@ cdef const char *image_of(const Job *job, const Geometry *g, int64_t image, int6
     """Where the taps of position (first, 0) begin."""
     if not g.staged:
         return <const char *> job.o.x.data + ((image * g.h + first * g.stride_h) * g.w) * g.c
-    stage(job, g, image, first, rows, scratch + g.at_stage, scratch + g.at_line)
+    stage(job, g, image, first, rows, scratch)
     return scratch + g.at_stage
 
 
@@ -191,13 +202,14 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
         else:
             offset[i] = <int32_t> ((i // g.kernel_w * g.dilation_h * g.pitch + i % g.kernel_w * g.dilation_w) * g.c)
     k.offset, k.segments, k.quads, k.finish = offset, g.segments, g.quads, &job.finish
+    k.wide = g.wide
     k.width, k.step, k.row_step = g.out_w, g.stride_w * g.c, g.stride_h * g.pitch * g.c
     for item in range(begin, end):
         first = item // g.parts % g.bands * g.band
         image = item // g.parts // g.bands
         rows = min(g.band, g.out_h - first)
         n = rows * g.out_w
-        k.x = <const uint8_t *> image_of(job, g, image, first, rows, scratch)
+        k.x = image_of(job, g, image, first, rows, scratch)
         block = item % g.parts * ceil_div(blocks, g.parts)
         last = min(blocks, block + ceil_div(blocks, g.parts))
         while block < last:
@@ -368,6 +380,13 @@ cdef int max_pool(const ev_call *c) noexcept nogil:
 
 
 # At load time --------------------------------------------------------------------------------------------------------
+
+def wide() -> bool:
+    """Whether this instruction set wants images as int16."""
+    cdef int has = 0
+    K.nhwc_has(&has)
+    return has == EV_NHWC_WIDE
+
 
 cdef int read_ints(ints, int64_t *values) except -1:
     cdef int i

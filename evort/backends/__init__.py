@@ -48,7 +48,7 @@ class CpuBackend:
 
     @property
     def channels_last(self) -> bool:
-        return core.channels_last()
+        return core.channels_last() != 0
 
     def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
         """The kernel, or a function that runs the reference."""

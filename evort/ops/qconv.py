@@ -204,9 +204,9 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
     ints = _ints(c, _X, window, y.shape[1], number[0], False)
     if ints is None:
         return None
-    from evort._kernels.qnhwc import scratch_bytes
+    from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints = (*ints, int(c.ins[_X].channels_last), int(y.channels_last))
+    ints = (*ints, int(c.ins[_X].channels_last), int(y.channels_last), int(wide() and not depthwise))
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
 

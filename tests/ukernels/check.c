@@ -95,12 +95,10 @@ static const struct {
     {"qc_tile", check_qc_tile},
     {"gemm_few_f32", check_gemm_few_f32},
     {"qc_plain", check_qc_tile},  {"qgemm_u8", check_qgemm_u8}, {"qhas_u8", check_qgemm_u8},
-    {"qgemm_i16", check_qgemm_i16}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
+    {"qgemm_i16", check_qgemm_i16}, {"nhwc_widen", check_nhwc_conv}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
     {"nhwc_depthwise", check_nhwc_depthwise},
 };
 enum { N_CASES = sizeof CASES / sizeof CASES[0] };
-
-extern const ev_ukr ev_ukr_table__scalar;
 
 static void check_table(void)
 {

@@ -32,6 +32,9 @@
 #include "qconv_body.h"
 #include "qconv_tile_body.h"
 #include "qnhwc_body.h"
+#ifdef __AVX2__
+#include "qnhwc_avx2_body.h"
+#endif
 #include "recurrent_body.h"
 #include "interpolate_body.h"
 #include "nbits_body.h"

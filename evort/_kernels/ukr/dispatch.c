@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-extern const ev_ukr ev_ukr_table__scalar;
 #if defined(__x86_64__)
 #include <cpuid.h>
 extern const ev_ukr ev_ukr_table__avx2, ev_ukr_table__avx512, ev_ukr_table__avx512vnni;

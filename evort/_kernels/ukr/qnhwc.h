@@ -12,14 +12,16 @@
 
 #include "qconv.h"
 
-#define EV_NHWC_MR 7      /* positions and */
-#define EV_NHWC_NR 64     /* channels of a tile */
+enum { EV_NHWC_BYTES = 1, EV_NHWC_WIDE = 2 }; /* what nhwc_has says: how nhwc_conv wants images; 0: not at all */
+
+#define EV_NHWC_NR 64     /* channels of a block */
 #define EV_NHWC_VECTOR 16 /* to a multiple of so many, channels are filled up */
 
 /* Positions, counted along rows of `width`: that at (row, column) begins at x + row*row_step + column*step, and reads
  * `quads` quads from each of the `segments` offsets on. */
 typedef struct {
-    const uint8_t *x;
+    const void *x;            /* uint8, or the same numbers as int16 where `wide`; steps and offsets count elements */
+    int64_t wide;
     int64_t row_step, step, width;
     const int32_t *offset;
     int64_t segments, quads;

@@ -1,6 +1,13 @@
 /* Convolutions of bytes, channels last, in plain C: what qnhwc.h says. Tables that are faster with it say so in
  * nhwc_has; the others' drivers take images with channels first. */
 
+/* n bytes as int16. */
+static void EV_FN(nhwc_widen)(int64_t n, const uint8_t *x, int16_t *y)
+{
+    for (int64_t i = 0; i < n; i++) y[i] = x[i];
+}
+
+#if !defined(__AVX2__)
 static void EV_FN(nhwc_has)(int *has)
 {
     *has = 0;
@@ -18,13 +25,16 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 {
     const int64_t vectors = (g->channels + EV_NHWC_VECTOR - 1) / EV_NHWC_VECTOR;
     for (int64_t p = begin; p < end; p++) {
-        const uint8_t *x = g->x + p / g->width * g->row_step + p % g->width * g->step;
+        const int64_t from = p / g->width * g->row_step + p % g->width * g->step;
         for (int64_t c = 0; c < g->channels; c++) {
             const int8_t *w = g->w + 4 * c;
             uint32_t sum = (uint32_t)g->add[c];
             for (int64_t s = 0; s < g->segments; s++)
                 for (int64_t q = 0; q < g->quads; q++, w += 4 * EV_NHWC_VECTOR * vectors)
-                    for (int t = 0; t < 4; t++) sum += (uint32_t)(x[g->offset[s] + 4 * q + t] * w[t]);
+                    for (int t = 0; t < 4; t++) {
+                        const int64_t at = from + g->offset[s] + 4 * q + t;
+                        sum += (uint32_t)((g->wide ? ((const int16_t *)g->x)[at] : ((const uint8_t *)g->x)[at]) * w[t]);
+                    }
             EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[c], g->z ? (const char *)g->z + p * g->ldz + c : NULL,
                             g->y + p * g->ldy + c);
         }
@@ -43,6 +53,8 @@ static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
             EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[lane], NULL, g->y + i * g->y_step + c);
         }
 }
+
+#endif
 
 /* y[c] = the largest x[offset[t] + c] of all taps, c < n. is_signed: int8. */
 static void EV_FN(nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x, uint8_t *y)

@@ -4,7 +4,7 @@
 
 static void EV_FN(nhwc_has)(int *has)
 {
-    *has = 1;
+    *has = EV_NHWC_BYTES;
 }
 
 #pragma GCC push_options
@@ -23,7 +23,7 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_note)(EV_FN(nhwc_se
     seen->hi = _mm512_mask_max_ps(seen->hi, there, seen->hi, r);
 }
 
-static void EV_FN(nhwc_widen)(const ev_qfinish *f, const EV_FN(nhwc_seen) *seen)
+static void EV_FN(nhwc_note_range)(const ev_qfinish *f, const EV_FN(nhwc_seen) *seen)
 {
     const float unit = f->folds ? f->unit : 1.0f;
     ev_widen(f->range, _mm512_reduce_min_ps(seen->lo) * unit, _mm512_reduce_max_ps(seen->hi) * unit);
@@ -186,14 +186,19 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
 
 static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 {
-    int32_t sum[EV_NHWC_MR * EV_NHWC_NR] __attribute__((aligned(64)));
-    const uint8_t *x[EV_NHWC_MR];
+    enum { MR = 7 };
+    int32_t sum[MR * EV_NHWC_NR] __attribute__((aligned(64)));
+    const uint8_t *x[MR];
     int64_t row = begin / g->width, column = begin % g->width;
     EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
-    for (int64_t p = begin; p < end; p += EV_NHWC_MR) {
-        const int64_t n = end - p < EV_NHWC_MR ? end - p : EV_NHWC_MR;
-        for (int64_t i = 0; i < EV_NHWC_MR; i++) { /* beyond the last, it again */
-            x[i] = i < n ? g->x + row * g->row_step + column * g->step : x[n - 1];
+    if (g->wide) { /* planned for another table */
+        ev_ukr_table__scalar.nhwc_conv(g, begin, end);
+        return;
+    }
+    for (int64_t p = begin; p < end; p += MR) {
+        const int64_t n = end - p < MR ? end - p : MR;
+        for (int64_t i = 0; i < MR; i++) { /* beyond the last, it again */
+            x[i] = i < n ? (const uint8_t *)g->x + row * g->row_step + column * g->step : x[n - 1];
             if (++column == g->width) column = 0, row++;
         }
         switch ((g->channels + 15) / 16) {
@@ -204,7 +209,7 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
         }
         EV_FN(nhwc_finish)(g, sum, n, p, &seen);
     }
-    if (g->finish->range) EV_FN(nhwc_widen)(g->finish, &seen);
+    if (g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
 }
 
 /* Four taps of 64 channels are interleaved to four vectors of 16 channels. */
@@ -253,7 +258,7 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc
         if (channels >= 64) _mm512_storeu_si512(y, r);
         else _mm512_mask_storeu_epi8(y, there, r);
     }
-    if (noting && n > 0) EV_FN(nhwc_widen)(f, &seen);
+    if (noting && n > 0) EV_FN(nhwc_note_range)(f, &seen);
 }
 
 static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)

@@ -34,6 +34,9 @@ typedef struct ev_ukr {
 #undef EV_UKERNEL
 } ev_ukr;
 
+/* The portable table, which takes whatever another one does not. */
+extern const ev_ukr ev_ukr_table__scalar;
+
 /* The selected table. Its address never changes; ev_select() overwrites its contents. */
 extern ev_ukr ev_active;
 
