@@ -221,9 +221,9 @@ cdef extern from "qnhwc.h" nogil:
         uint8_t *y
     ctypedef struct ev_nhwc_depthwise:
         const uint8_t *x
-        int64_t step
+        int64_t step, wide
         const int32_t *offset
-        int64_t quads
+        int64_t quads, pairs
         const int8_t *w
         const int32_t *add
         const float *scale

@@ -25,7 +25,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     I_X_LAST = N_INTS            # whether x, and y with the residual, lie channels last
     I_Y_LAST
-    I_WIDE                       # whether images are staged as int16
+    I_WIDE                       # whether weights are in pairs, and images of dense ones staged as int16
     ALL_INTS
     BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
     SLACK = 64                   # bytes behind a staged image that may be read
@@ -45,7 +45,7 @@ cdef inline int64_t up_to(int64_t a, int64_t b) noexcept nogil:
 ctypedef struct Geometry:
     int64_t n, c, m              # images, channels in and out
     int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
-    bint x_last, y_last, staged, wide
+    bint x_last, y_last, staged, wide, widens
     int64_t segments, quads      # runs of bytes that a position reads, and quads of each
     bint rows                    # a segment is a row of the kernel, else a tap
     bint run                     # depthwise: the pixels of a row are one run of bytes,
@@ -93,10 +93,11 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
     g.segments = g.kernel_h if g.rows else g.kernel_h * g.kernel_w
     g.quads = ceil_div(g.c * (g.kernel_w if g.rows else 1), 4)
-    g.staged = not (g.x_last and not g.wide and g.pad_h == g.pad_w == 0 and (depthwise or g.c % 4 == 0)
+    g.staged = not (g.x_last and (depthwise or not g.wide) and g.pad_h == g.pad_w == 0 and (depthwise or g.c % 4 == 0)
                     and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
     g.pitch = (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 if g.staged else g.w
-    size = 2 if g.wide else 1
+    g.widens = g.wide and not depthwise
+    size = 2 if g.widens else 1
     row = g.pitch * g.c * size
     if row * g.stride_h > (1 << 24) or reach_h(g, 1) * row > (1 << 28) or g.segments > MOST_SEGMENTS:
         return False
@@ -122,7 +123,7 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.at_line = at
     at += up_to(g.w * g.c, 64) if g.staged and not g.x_last else 0
     g.at_row = at
-    at += up_to(g.pitch * g.c, 64) if g.wide else 0
+    at += up_to(g.pitch * g.c, 64) if g.widens else 0
     g.at_y = at
     at += 0 if g.y_last else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
     g.at_z = at
@@ -145,7 +146,7 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t first,
     begin = min(g.pad_w, g.pitch)
     n = max(<int64_t> 0, min(g.w, g.pitch - begin))
     for h in range(top, top + reach_h(g, rows)):
-        if not g.wide:
+        if not g.widens:
             made = to
         if h < 0 or h >= g.h:
             memset(made, <int> job.x_zero, row)
@@ -160,7 +161,7 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t first,
                     K.qc_stage(job.o.x.dtype, n, 1, x + (c * plane + h * g.w) * size, job.stage, line + c * n)
                 K.move_transpose(1, n, g.c, line, n, made + begin * g.c, g.c)
             memset(made + (begin + n) * g.c, <int> job.x_zero, (g.pitch - begin - n) * g.c)
-        if g.wide:
+        if g.widens:
             K.nhwc_widen(row, <const uint8_t *> made, <int16_t *> to)
             to += row
         to += row
@@ -276,7 +277,7 @@ cdef void depthwise_items(void *ctx, int64_t begin, int64_t end, int32_t worker)
     for i in range(up_to(taps, 4)):
         offset[i] = offset[0] if i >= taps else <int32_t> (
             (i // g.kernel_w * g.dilation_h * g.pitch + i % g.kernel_w * g.dilation_w) * g.c)
-    k.offset, k.quads, k.finish = offset, ceil_div(taps, 4), &job.finish
+    k.offset, k.quads, k.pairs, k.finish, k.wide = offset, ceil_div(taps, 4), ceil_div(taps, 2), &job.finish, g.wide
     k.step = round_ if g.run else g.stride_w * g.c
     k.y_step = round_ if g.run else g.c
     length = g.out_w * g.c if g.run else g.c
@@ -309,9 +310,9 @@ cdef void depthwise_items(void *ctx, int64_t begin, int64_t end, int32_t worker)
             at += EV_NHWC_NR
 
 
-cdef inline int64_t lane_of(int64_t c) noexcept nogil:
+cdef inline int64_t lane_of(int64_t c, bint wide_) noexcept nogil:
     """Where byte c of a run has its lane, in blocks of 64."""
-    return c // 64 * 64 + c % 16 // 4 * 16 + c % 64 // 16 * 4 + c % 4
+    return c if wide_ else c // 64 * 64 + c % 16 // 4 * 16 + c % 64 // 16 * 4 + c % 4
 
 
 cdef int depthwise(const ev_call *c) noexcept nogil:
@@ -331,8 +332,8 @@ cdef int depthwise(const ev_call *c) noexcept nogil:
     memset(c.scratch, 0, g.shared)
     for e in range(g.cycle):
         if e < g.c or g.run:
-            add[lane_of(e)] = <int32_t> row_add(&t.job, e % g.c, t.sums[e % g.c])
-            scale[lane_of(e)] = row_scale(&t.job, e % g.c)
+            add[lane_of(e, g.wide)] = <int32_t> row_add(&t.job, e % g.c, t.sums[e % g.c])
+            scale[lane_of(e, g.wide)] = row_scale(&t.job, e % g.c)
     items = g.n * g.bands
     parallel_for(depthwise_items, &t, items,
                  max(1, MACS_PER_TASK // max(1, t.job.o.y.size // items * g.kernel_h * g.kernel_w)), c.threads)
@@ -411,6 +412,7 @@ cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums
     cdef int64_t run = g.c * (g.kernel_w if g.rows else 1), all_ = g.c * taps
     cdef int8_t *at
     cdef int8_t *from_
+    cdef int8_t[4] four
     for m in range(g.m):
         block = m // EV_NHWC_NR
         vectors = min(<int64_t> 4, ceil_div(g.m - block * EV_NHWC_NR, EV_NHWC_VECTOR))
@@ -421,11 +423,13 @@ cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums
         for s in range(g.segments):
             from_ = line + s * run
             for q in range(g.quads):
-                if 4 * q + 4 <= run:
-                    memcpy(at, from_ + 4 * q, 4)
+                memset(four, 0, 4)
+                memcpy(four, from_ + 4 * q, min(<int64_t> 4, run - 4 * q))
+                if g.wide:
+                    memcpy(at - m % EV_NHWC_VECTOR * 2, four, 2)
+                    memcpy(at - m % EV_NHWC_VECTOR * 2 + 2 * EV_NHWC_VECTOR, four + 2, 2)
                 else:
-                    memset(at, 0, 4)
-                    memcpy(at, from_ + 4 * q, run - 4 * q)
+                    memcpy(at, four, 4)
                 at += 4 * EV_NHWC_VECTOR * vectors
 
 
@@ -471,7 +475,7 @@ def pack_depthwise(weights, int flip, ints):
     read_ints(ints, values)
     make_geometry(&g, values, 1, True)
     cdef int64_t whole = up_to(g.c, EV_NHWC_VECTOR), all_ = g.cycle, taps = g.kernel_h * g.kernel_w, quads = ceil_div(taps, 4)
-    cdef int64_t c, t, e, bytes_ = 4 * whole + all_ * 4 * quads
+    cdef int64_t c, t, e, at, bytes_ = 4 * whole + all_ * 4 * quads
     found = _aligned(numpy, bytes_)
     weights = numpy.ascontiguousarray(weights)
     cdef char *to = <char *> <size_t> found.ctypes.data
@@ -488,7 +492,8 @@ def pack_depthwise(weights, int flip, ints):
             break
         for t in range(taps):
             v = <int8_t> (w[e % g.c * taps + t] ^ flip)
-            packed[e // 64 * 256 * quads + t // 4 * 256 + 4 * (lane_of(e) % 64) + t % 4] = v
+            at = t % 4 // 2 * 128 + 2 * (e % 64) + t % 2 if g.wide else 4 * (lane_of(e, False) % 64) + t % 4
+            packed[e // 64 * 256 * quads + t // 4 * 256 + at] = v
     return found
 
 

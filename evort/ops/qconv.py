@@ -35,6 +35,7 @@ _FLOAT = frozenset({DType.FLOAT})
 
 _SIZE = 24  # where the drivers' parameters say how many bytes a staged element takes
 _MOST_TAPS = 256  # of a depthwise convolution, in its drivers
+_LANES = 16  # channels of a vector in those for channels last: fewer than half are a waste
 _LAST_ACTIVATIONS = ("", "Relu", "LeakyRelu", "HardSigmoid", "HardSwish")  # of those for channels last
 
 # Indices of the inputs.
@@ -197,6 +198,7 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
         or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO))
         or _shifted(c)
         or c["activation"] not in (_LAST_ACTIVATIONS if c.has(_Z) else (*_LAST_ACTIVATIONS, "Clip"))
+        or (not depthwise and 2 * y.shape[1] < -(-y.shape[1] // _LANES) * _LANES)
         or (depthwise and (c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS))
     ):
         return None
@@ -206,7 +208,7 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
         return None
     from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints = (*ints, int(c.ins[_X].channels_last), int(y.channels_last), int(wide() and not depthwise))
+    ints = (*ints, int(c.ins[_X].channels_last), int(y.channels_last), int(wide()))
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
 
@@ -219,9 +221,11 @@ def _bind_last(c: Call, window: Window) -> Kernel:
     w, flip = c.ins[_W].value, 0x80 if c.ins[_W].dtype == DType.UINT8 else 0
     _, reals = activation_ints_reals(c)
     if depthwise:
-        name = f"channels last, {cycle_of(ints)}"
+        name = f"channels last, {cycle_of(ints)}, {ints[-1]}"
         return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: pack_depthwise(w, flip, ints))])
-    return Kernel("qnhwc.linear", ints, reals, scratch, [("channels last", lambda: pack_dense(w, flip, ints))])
+    return Kernel(
+        "qnhwc.linear", ints, reals, scratch, [(f"channels last, {ints[-1]}", lambda: pack_dense(w, flip, ints))]
+    )
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:

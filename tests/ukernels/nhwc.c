@@ -78,7 +78,9 @@ void check_nhwc_conv(void)
                     sum = (uint32_t)add[c];
                     for (int64_t s = 0; s < segments; s++)
                         for (int64_t k = 0; k < 4 * quads; k++)
-                            sum += (uint32_t)(from[offset[s] + k] * w[((s * quads + k / 4) * lanes + c) * 4 + k % 4]);
+                            sum += (uint32_t)(from[offset[s] + k] *
+                                              w[((s * quads + k / 4) * vectors + c / 16) * 64 +
+                                                (wide ? k % 4 / 2 * 32 + c % 16 * 2 + k % 2 : c % 16 * 4 + k % 4)]);
                     sum = (uint32_t)finished(&f, (int32_t)sum, scale[c], g.z ? z + p * ldy + c : NULL);
                 }
                 if (!same_i32("nhwc_conv", what, p * ldy + c, y[p * ldy + c], (uint8_t)sum)) return;
@@ -101,17 +103,23 @@ void check_nhwc_depthwise(void)
         for (int64_t t = 0; t < 4 * quads; t++) offset[t] = (int32_t)(random_bits() % 41);
         fill_finish(64, 64, quads, add, scale);
         const ev_qfinish f = some_finish(kind);
-        const ev_nhwc_depthwise g = {x, step, offset, quads, w, add, scale, channels, &f, step, y};
+        const int wide = kind % 3 == 0;
+        const int64_t pairs = 2 * quads - kind % 2;
+        if (kind % 2) /* the last pair weighs nothing */
+            for (int64_t c = 0; c < 64; c++)
+                for (int t = 2; t < 4; t++) w[256 * (quads - 1) + (wide ? 128 + 2 * c + t % 2 : 4 * c + t)] = 0;
+        const ev_nhwc_depthwise g = {x, step, wide, offset, quads, pairs, w, add, scale, channels, &f, step, y};
         memset(y, 0x5a, (size_t)((n - 1) * step + channels));
         K->nhwc_depthwise(&g, n);
         snprintf(what, sizeof what, "channels=%d quads=%d n=%d kind=%d", (int)channels, (int)quads, (int)n, kind);
         for (int64_t i = 0; i < (n - 1) * step + channels; i++) {
-            const int64_t p = i / step, c = i % step, lane = c % 16 / 4 * 16 + c / 16 * 4 + c % 4;
+            const int64_t p = i / step, c = i % step, lane = wide ? c : c % 16 / 4 * 16 + c / 16 * 4 + c % 4;
             uint32_t sum = 0x5a;
             if (c < channels) {
                 sum = (uint32_t)add[lane];
                 for (int64_t t = 0; t < 4 * quads; t++)
-                    sum += (uint32_t)(x[p * step + offset[t] + c] * w[t / 4 * 256 + 4 * lane + t % 4]);
+                    sum += (uint32_t)(x[p * step + offset[t] + c] *
+                                      w[t / 4 * 256 + (wide ? t % 4 / 2 * 128 + 2 * c + t % 2 : 4 * lane + t % 4)]);
                 sum = (uint32_t)finished(&f, (int32_t)sum, scale[lane], NULL);
             }
             if (!same_i32("nhwc_depthwise", what, i, y[i], (uint8_t)sum)) return;

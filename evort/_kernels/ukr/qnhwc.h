@@ -6,13 +6,18 @@
  *
  *   W [blocks of 64][quads][up to 4 vectors][16 channels][4]          dense
  *   W [blocks of 64][quads of taps][4 vectors][16 channels][4 taps]   depthwise; lane l of vector v is channel
- *                                                                     16*(l/4) + 4*v + l%4 of the block */
+ *                                                                     16*(l/4) + 4*v + l%4 of the block
+ *
+ * Tables without a product of bytes that is exact for all of them take numbers of 16 bits, in pairs (`wide`):
+ *
+ *   W [blocks of 64][quads][up to 4 vectors][2 pairs][16 channels][2]   dense; the image is staged as int16
+ *   W [blocks of 64][quads of taps][2 pairs][64 channels][2 taps]       depthwise; the image is of bytes */
 #ifndef EV_QNHWC_H
 #define EV_QNHWC_H
 
 #include "qconv.h"
 
-enum { EV_NHWC_BYTES = 1, EV_NHWC_WIDE = 2 }; /* what nhwc_has says: how nhwc_conv wants images; 0: not at all */
+enum { EV_NHWC_BYTES = 1, EV_NHWC_WIDE = 2 }; /* what nhwc_has says: which form of W; 0: none */
 
 #define EV_NHWC_NR 64     /* channels of a block */
 #define EV_NHWC_VECTOR 16 /* to a multiple of so many, channels are filled up */
@@ -40,10 +45,11 @@ typedef struct {
 typedef struct {
     const uint8_t *x;
     int64_t step;
+    int64_t wide;
     const int32_t *offset;
-    int64_t quads;
+    int64_t quads, pairs;     /* pairs: of which there is more than what was filled up */
     const int8_t *w;
-    const int32_t *add;       /* both in the order of W's lanes */
+    const int32_t *add;       /* both in the order of W's channels */
     const float *scale;
     int64_t channels;
     const ev_qfinish *finish;

@@ -1,6 +1,5 @@
-/* Convolutions of bytes, channels last, by vpmaddwd. An image of int16 meets weights that are widened as they are read:
- * the sum of two products is exact. A quad of the image, broadcast, by four channels of weights gives two sums of each
- * channel, which are added up at the end; six positions by eight channels of these stay in registers. */
+/* Convolutions of bytes, channels last, by vpmaddwd: a pair of an image of int16, broadcast, by pairs of weights, which
+ * are widened as they are read. Sums of two such products are exact; six positions by 16 channels stay in registers. */
 
 static void EV_FN(nhwc_has)(int *has)
 {
@@ -57,38 +56,45 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_finish)(const ev_qf
 }
 #pragma GCC pop_options
 
-typedef int64_t EV_FN(four) __attribute__((aligned(1), may_alias));
+typedef int32_t EV_FN(pair) __attribute__((aligned(1), may_alias));
 
-/* Eight channels of six positions; W's quads are `step` bytes apart. */
+/* Sixteen channels of six positions; W's quads are `step` bytes apart. */
 #define EV_POSITIONS(X) X(0) X(1) X(2) X(3) X(4) X(5)
 static void EV_FN(nhwc_dots)(const ev_nhwc_conv *g, const int16_t *const *x, const int8_t *w, int64_t step,
                              const int32_t *add, int32_t *sum)
 {
-#define X(i)                      \
+    const __m256i more0 = _mm256_loadu_si256((const __m256i *)add), more1 = _mm256_loadu_si256((const __m256i *)add + 1);
+#define X(i)                    \
     const int16_t *x##i = x[i]; \
-    __m256i p##i = _mm256_setzero_si256(), q##i = p##i;
+    __m256i p##i = more0, q##i = more1;
     EV_POSITIONS(X)
 #undef X
     const int32_t *offset = g->offset;
     for (int64_t left = g->segments; left > 0; left--, offset++)
         for (int64_t at = *offset, end = at + 4 * g->quads; at < end; at += 4, w += step) {
-            const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
-            const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)));
 #define X(i)                                                                                               \
     {                                                                                                      \
         __m256i s, t;                                                                                      \
-        __asm__("vpbroadcastq %[x], %[t]\n\tvpmaddwd %[w0], %[t], %[s]\n\tvpmaddwd %[w1], %[t], %[t]\n\t"  \
+        __asm__("vpbroadcastd %[x], %[t]\n\tvpmaddwd %[w0], %[t], %[s]\n\tvpmaddwd %[w1], %[t], %[t]\n\t"  \
                 "vpaddd %[s], %[p], %[p]\n\tvpaddd %[t], %[q], %[q]"                                       \
                 : [s] "=&x"(s), [t] "=&x"(t), [p] "+x"(p##i), [q] "+x"(q##i)                               \
-                : [x] "m"(*(const EV_FN(four) *)(x##i + at)), [w0] "x"(w0), [w1] "x"(w1));                 \
+                : [x] "m"(*(const EV_FN(pair) *)(x##i + at + K)), [w0] "x"(w0), [w1] "x"(w1));             \
     }
-            EV_POSITIONS(X)
+#define PAIR(k)                                                                                    \
+    {                                                                                              \
+        enum { K = k };                                                                            \
+        const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16 * k)));      \
+        const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16 * k + 16))); \
+        EV_POSITIONS(X)                                                                            \
+    }
+            PAIR(0)
+            PAIR(2)
+#undef PAIR
 #undef X
         }
-    const __m256i more = _mm256_loadu_si256((const __m256i *)add);
-#define X(i) /* pairs of sums, of channels 0 1 4 5 2 3 6 7 */                                                    \
-    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR),                                                        \
-                       _mm256_add_epi32(more, _mm256_permute4x64_epi64(_mm256_hadd_epi32(p##i, q##i), 0xd8)));
+#define X(i)                                                          \
+    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR), p##i);     \
+    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR + 8), q##i);
     EV_POSITIONS(X)
 #undef X
 }
@@ -113,7 +119,7 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
             x[i] = i < n ? (const int16_t *)g->x + row * g->row_step + column * g->step : x[n - 1];
             if (++column == g->width) column = 0, row++;
         }
-        for (int64_t c = 0; c < g->channels; c += 8)
+        for (int64_t c = 0; c < g->channels; c += 16)
             EV_FN(nhwc_dots)(g, x, g->w + 4 * c, 4 * lanes, g->add + c, sum + c);
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < g->channels; c += 32)
@@ -122,49 +128,42 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
     }
 }
 
-/* Sixteen channels at a time: four taps are interleaved, and widened. */
+/* Sixteen channels at a time: two taps are interleaved, and widened. */
 static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
 {
+    if (!g->wide) {
+        ev_ukr_table__scalar.nhwc_depthwise(g, n);
+        return;
+    }
     for (int64_t c = 0; c < g->channels; c += 16) {
-        const int64_t part = g->channels - c < 16 ? g->channels - c : 16, lane = c / 4;
+        const int64_t part = g->channels - c < 16 ? g->channels - c : 16;
         int32_t sum[32] __attribute__((aligned(32))) = {0};
+        const __m256i add0 = _mm256_loadu_si256((const __m256i *)(g->add + c));
+        const __m256i add1 = _mm256_loadu_si256((const __m256i *)(g->add + c + 8));
         float scale[32] = {0};
-        __m128i add[4];
-        for (int v = 0; v < 4; v++) {
-            add[v] = _mm_loadu_si128((const __m128i *)(g->add + 16 * v + lane));
-            memcpy(scale + 4 * v, g->scale + 16 * v + lane, 16);
-        }
+        memcpy(scale, g->scale + c, 64);
         for (int64_t i = 0; i < n; i++) {
             const uint8_t *x = g->x + i * g->step + c;
-            const int8_t *w = g->w + 4 * lane;
+            const int8_t *w = g->w + 2 * c;
             const int32_t *offset = g->offset;
-            __m256i a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0;
-            for (int64_t q = 0; q < g->quads; q++, w += 256, offset += 4) {
-                __m128i t[4];
-#pragma GCC unroll 4
-                for (int k = 0; k < 4; k++) {
-                    if (part == 16) {
-                        t[k] = _mm_loadu_si128((const __m128i *)(x + offset[k]));
-                    } else {
-                        t[k] = _mm_setzero_si128();
-                        memcpy(&t[k], x + offset[k], (size_t)part);
-                    }
+            __m256i p = add0, q = add1;
+            for (int64_t left = g->pairs; left > 0; left--, w += 128, offset += 2) {
+                __m128i t, u;
+                if (part == 16) {
+                    t = _mm_loadu_si128((const __m128i *)(x + offset[0]));
+                    u = _mm_loadu_si128((const __m128i *)(x + offset[1]));
+                } else {
+                    t = u = _mm_setzero_si128();
+                    memcpy(&t, x + offset[0], (size_t)part);
+                    memcpy(&u, x + offset[1], (size_t)part);
                 }
-                const __m128i low01 = _mm_unpacklo_epi8(t[0], t[1]), high01 = _mm_unpackhi_epi8(t[0], t[1]);
-                const __m128i low23 = _mm_unpacklo_epi8(t[2], t[3]), high23 = _mm_unpackhi_epi8(t[2], t[3]);
-#define DOT(sum, taps, v)                                                                                           \
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_cvtepu8_epi16(taps), _mm256_cvtepi8_epi16(_mm_loadu_si128( \
-                                                                                  (const __m128i *)(w + 64 * v)))))
-                DOT(a0, _mm_unpacklo_epi16(low01, low23), 0);
-                DOT(a1, _mm_unpackhi_epi16(low01, low23), 1);
-                DOT(a2, _mm_unpacklo_epi16(high01, high23), 2);
-                DOT(a3, _mm_unpackhi_epi16(high01, high23), 3);
-#undef DOT
+                const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+                const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)));
+                p = _mm256_add_epi32(p, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(t, u)), w0));
+                q = _mm256_add_epi32(q, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpackhi_epi8(t, u)), w1));
             }
-            const __m256i low = _mm256_permute4x64_epi64(_mm256_hadd_epi32(a0, a1), 0xd8);
-            const __m256i high = _mm256_permute4x64_epi64(_mm256_hadd_epi32(a2, a3), 0xd8);
-            _mm256_store_si256((__m256i *)sum, _mm256_add_epi32(low, _mm256_set_m128i(add[1], add[0])));
-            _mm256_store_si256((__m256i *)(sum + 8), _mm256_add_epi32(high, _mm256_set_m128i(add[3], add[2])));
+            _mm256_store_si256((__m256i *)sum, p);
+            _mm256_store_si256((__m256i *)(sum + 8), q);
             EV_FN(nhwc_finish)(g->finish, part, sum, scale, NULL, g->y + i * g->y_step + c);
         }
     }

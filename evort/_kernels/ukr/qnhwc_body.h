@@ -33,7 +33,8 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
                 for (int64_t q = 0; q < g->quads; q++, w += 4 * EV_NHWC_VECTOR * vectors)
                     for (int t = 0; t < 4; t++) {
                         const int64_t at = from + g->offset[s] + 4 * q + t;
-                        sum += (uint32_t)((g->wide ? ((const int16_t *)g->x)[at] : ((const uint8_t *)g->x)[at]) * w[t]);
+                        if (g->wide) sum += (uint32_t)(((const int16_t *)g->x)[at] * w[t / 2 * 32 - 2 * (c % 16) + t % 2]);
+                        else sum += (uint32_t)(((const uint8_t *)g->x)[at] * w[t]);
                     }
             EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[c], g->z ? (const char *)g->z + p * g->ldz + c : NULL,
                             g->y + p * g->ldy + c);
@@ -45,11 +46,12 @@ static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < g->channels; c++) {
-            const int64_t lane = c % 16 / 4 * 16 + c / 16 * 4 + c % 4;
+            const int64_t lane = g->wide ? c : c % 16 / 4 * 16 + c / 16 * 4 + c % 4;
             uint32_t sum = (uint32_t)g->add[lane];
             for (int64_t q = 0; q < g->quads; q++)
                 for (int t = 0; t < 4; t++)
-                    sum += (uint32_t)(g->x[i * g->step + g->offset[4 * q + t] + c] * g->w[256 * q + 4 * lane + t]);
+                    sum += (uint32_t)(g->x[i * g->step + g->offset[4 * q + t] + c] *
+                                      g->w[256 * q + (g->wide ? t / 2 * 128 + 2 * c + t % 2 : 4 * lane + t)]);
             EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[lane], NULL, g->y + i * g->y_step + c);
         }
 }

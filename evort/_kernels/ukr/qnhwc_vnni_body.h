@@ -225,6 +225,10 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc
                              _mm512_loadu_ps(g->scale + 48)};
     const int fast = f->folds && (!noting || channels >= 64);
     EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
+    if (g->wide) { /* planned for another table */
+        ev_ukr_table__scalar.nhwc_depthwise(g, n);
+        return;
+    }
     const uint8_t *x = g->x;
     uint8_t *y = g->y;
     for (int64_t i = 0; i < n; i++, x += g->step, y += g->y_step) {
