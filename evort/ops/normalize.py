@@ -126,13 +126,16 @@ class BatchNormalization(Op):
         column = (c.ins[0].shape[1], *(1,) * (rank - 2))
         inverse = g.emit("Reciprocal", [g.emit("Sqrt", [g.add(var, g.scalar(c["epsilon"], var))])])
         axes = [i for i in range(rank) if i != 1]
-        dx = dscale = None
-        if g.wants(0):
-            dx = g.mul(dy, g.reshape(g.mul(scale, inverse), column))
-        if g.wants(1):
+        slope = g.mul(scale, inverse)
+        dx = g.mul(dy, g.reshape(slope, column)) if g.wants(0) else None
+        db = g.sum(dy, axes, False) if g.wants(2) or g.wants(3) else None
+        dmean = g.neg(g.mul(db, slope)) if g.wants(3) else None
+        dscale = dvar = None
+        if g.wants(1) or g.wants(4):
             standard = g.mul(g.sub(x, g.reshape(mean, column)), g.reshape(inverse, column))
             dscale = g.sum(g.mul(dy, standard), axes, False)
-        return [dx, dscale, g.sum(dy, axes, False) if g.wants(2) else None, None, None]
+            dvar = g.mul(dscale, g.scale(g.mul(slope, inverse), -0.5)) if g.wants(4) else None
+        return [dx, dscale, db, dmean, dvar]
 
 
 @op("BatchNormalizationGrad", domain="evort")

@@ -87,26 +87,45 @@ class _Reduce(Op):
             return [dy, None]
         kept = tuple(1 if i in axes else d for i, d in enumerate(dims))
         y, dy = g.reshape(c.node.outputs[0], kept), g.reshape(dy, kept)
-        return [g.expand(self.slope(g, x, y, dy, prod(dims[a] for a in axes)), dims), None]
+        return [g.expand(self.slope(g, x, y, dy, axes), dims), None]
 
-    def slope(self, g: Gradients, x: str, y: str, dy: str, count: int) -> str:
+    def slope(self, g: Gradients, x: str, y: str, dy: str, axes: tuple[int, ...]) -> str:
         """The gradient, which may yet have to be expanded over the axes; y and dy have them with size 1."""
         name = self.name
         if name in ("ReduceSum", "ReduceMean"):
-            return g.scale(dy, 1 / count if name == "ReduceMean" else 1)
+            return g.scale(dy, 1 / prod(g.shape(x)[a] for a in axes) if name == "ReduceMean" else 1)
         if name == "ReduceL1":
             return g.mul(dy, g.emit("Sign", [x]))
         if name == "ReduceL2":
-            return g.mul(g.div(dy, y), x)
+            zero = g.emit("Equal", [y, g.scalar(0, y)])  # where any slope up to 1 will do
+            return g.mul(g.emit("Where", [zero, g.scalar(0, y), g.div(dy, y)]), x)
         if name == "ReduceSumSquare":
             return g.mul(g.scale(dy, 2), x)
         if name == "ReduceProd":
-            return g.div(g.mul(dy, y), x)
+            return g.mul(dy, _product_of_others(g, x, axes))
         if name == "ReduceLogSum":
             return g.div(dy, g.emit("Exp", [y]))
         if name == "ReduceLogSumExp":
             return g.mul(dy, g.emit("Exp", [g.sub(x, y)]))
-        return g.mask(g.emit("Equal", [x, y]), dy)  # ReduceMax and ReduceMin: each extreme, where several are equal
+        # ReduceMax and ReduceMin: equal extremes share it, so that copies of one number get what that would alone.
+        same = g.emit("Equal", [x, y])
+        return g.mask(same, g.div(dy, g.sum(g.cast(same, g.specs[x].dtype), axes)))
+
+
+def _product_of_others(g: Gradients, x: str, axes: tuple[int, ...]) -> str:
+    """For each element the product of all others that it is reduced with: of those before and those behind it, so that
+    nothing is divided by zero."""
+    dims = g.shape(x)
+    perm = [i for i in range(len(dims)) if i not in axes] + list(axes)
+    turned = g.transpose(x, perm)
+    moved, rest = g.shape(turned), len(dims) - len(axes)
+    row = g.reshape(turned, (*moved[:rest], prod(moved[rest:])))
+    before, behind = (
+        g.emit("CumProd", [row, g.constant(np.array(rest, np.int64))], {"exclusive": 1, "reverse": reverse})
+        for reverse in (0, 1)
+    )
+    back = [perm.index(i) for i in range(len(dims))]
+    return g.transpose(g.reshape(g.mul(before, behind), moved), back)
 
 
 def _total(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
