@@ -256,7 +256,8 @@ class Stream:
             raise InputError("this is no state of a stream of this model")
         self.reset()
         self._follower.state[:] = rows
-        self._next, self.runs, self._gap, self._look = level, runs, max(1, gap), look
+        self._next, self.runs = level, runs
+        self._gap, self._look = min(max(1, gap), self._every), min(look, runs + self._every)
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """The range that each followed tensor's integers stand for now."""
