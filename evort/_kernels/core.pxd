@@ -273,6 +273,8 @@ cdef extern from "ukr.h" nogil:
         void (*q_combine_f32)(int op, int64_t n, const float *a, const float *b, float scale_a, float scale_b,
                               float *y) noexcept nogil
         void (*q_lookup)(int64_t size, int64_t n, const uint8_t *x, const void *table, void *y) noexcept nogil
+        void (*q_exp_sum)(int64_t n, const uint8_t *x, int flip, const float *table, uint8_t *largest,
+                          int64_t *total) noexcept nogil
         void (*q_moments)(int dtype, int64_t n, const void *x, int32_t zero, int64_t *sum,
                           int64_t *square) noexcept nogil
         void (*q_sum_cols)(int dtype, int64_t rows, int64_t step, int64_t n, const void *x, int32_t *sum) noexcept nogil

@@ -1,7 +1,7 @@
 """Drivers of means, softmax and layer normalization of quantized tensors. Sums are of integers and exact, so that
 neither the instruction set nor the number of threads changes a bit."""
 from libc.math cimport sqrt
-from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_INT16, EV_OK, EV_UINT8, EV_UINT16, ev_call, ev_item_size, ev_ukr,
                                   note, parallel_for, register, ukernels)
@@ -12,7 +12,7 @@ cdef enum:
     GRAIN = 65536  # elements that are worth a thread
     BLOCK = 512    # of a row, that pass through a buffer
     TILE = 256     # columns that are summed at a time
-    ROW = 256      # of a softmax's row, at a time
+    ROW = 256      # numbers of a softmax that are looked up one by one; of more, what each byte becomes
 
 
 cdef int64_t grain_of(int64_t items, int64_t elements) noexcept nogil:
@@ -59,13 +59,16 @@ cdef void mean_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
     cdef const uint8_t *x = <const uint8_t *> c.in_[0].data
     cdef char *y = <char *> c.out[0].data
     size = ev_item_size(<int> k.out)
-    for item in range(begin, end):
-        if inner == 1:
+    item = begin
+    while inner == 1 and item < end:
+        m = min(<int64_t> TILE, end - item)
+        for j in range(m):
             total = square = 0
-            K.q_moments(<int> k.dtype, n, x + item * n, <int32_t> k.zero, &total, &square)
-            real[0] = <float> total
-            finish(k, 1, real, <float> c.reals[0], c.range, y + item * size)
-            continue
+            K.q_moments(<int> k.dtype, n, x + (item + j) * n, <int32_t> k.zero, &total, &square)
+            real[j] = <float> total
+        finish(k, m, real, <float> c.reals[0], c.range, y + item * size)
+        item += m
+    for item in range(item, end):
         at = item % tiles * TILE
         m = min(<int64_t> TILE, inner - at)
         memset(sums, 0, m * sizeof(int32_t))
@@ -93,35 +96,39 @@ cdef void softmax_row(const ev_call *c, int64_t n, int64_t step, const uint8_t *
     taken from the middle of the table on."""
     cdef const Kinds *k = <const Kinds *> c.ints
     cdef const float *table = <const float *> c.in_[1].data
-    cdef uint8_t flip = 0x80 if k.dtype == EV_INT8 else 0, largest = 0
-    cdef int64_t total = 0, i, j, m, size = ev_item_size(<int> k.out)
-    cdef uint32_t part
+    cdef int flip = 0x80 if k.dtype == EV_INT8 else 0
+    cdef uint8_t largest = 0
+    cdef int64_t total = 0, i, size = ev_item_size(<int> k.out)
     cdef float factor
     cdef float real[ROW]
     cdef uint8_t order[ROW]
     cdef char every[256 * 4]
-    cdef char found[ROW * 4]
-    for i in range(n):
-        largest = max(largest, x[i * step] ^ flip)
-    table += 255 - largest
-    i = 0
-    while i < n:
-        m = min(n - i, <int64_t> ROW)
-        for j in range(m):
-            order[j] = x[(i + j) * step] ^ flip
-        K.q_lookup(4, m, order, table, real)
-        part = 0
-        for j in range(m):  # at most 256 times 2^23: below 2^32
-            part += <uint32_t> <int32_t> real[j]
-        total += part
-        i += m
+    cdef char found[256 * 4]
+    if step == 1:
+        K.q_exp_sum(n, x, flip, table, &largest, &total)
+        table += 255 - largest
+    else:
+        for i in range(n):
+            largest = max(largest, x[i * step] ^ <uint8_t> flip)
+        table += 255 - largest
+        for i in range(n):
+            total += <int32_t> table[x[i * step] ^ <uint8_t> flip]
     factor = <float> 1.0 / (<float> total * <float> c.reals[0])
     if n <= ROW and step == 1:
+        if flip:
+            for i in range(n):
+                order[i] = x[i] ^ 0x80
+            x = order
+        K.q_lookup(4, n, x, table, real)
         finish(k, n, real, factor, NULL, y)
         return
+    memset(found, 0, 256 * 4)
     finish(k, 1 + largest, table, factor, NULL, found)
-    for i in range(1 + largest):  # in the order of the bits of x
-        memcpy(every + (i ^ flip) * size, found + i * size, size)
+    if flip:  # in the order of the bits of x
+        memcpy(every, found + 128 * size, 128 * size)
+        memcpy(every + 128 * size, found, 128 * size)
+    else:
+        memcpy(every, found, 256 * size)
     if step == 1:
         K.q_lookup(size, n, x, every, y)
         return

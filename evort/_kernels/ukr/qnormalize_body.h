@@ -2,6 +2,24 @@
 
 /* Sums ---------------------------------------------------------------------------------------------------------- */
 
+/* *largest = the largest of n bytes x ^ flip; *total = the sum of table[255 - *largest + (x ^ flip)], which are whole. */
+static void EV_FN(q_exp_sum)(int64_t n, const uint8_t *x, int flip, const float *table, uint8_t *largest,
+                             int64_t *total)
+{
+    uint8_t most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const uint8_t u = x[i] ^ (uint8_t)flip;
+        most = u > most ? u : most;
+    }
+    table += 255 - most;
+    int64_t sum[4] = {0}, i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (int k = 0; k < 4; k++) sum[k] += (int32_t)table[x[i + k] ^ flip];
+    for (; i < n; i++) sum[0] += (int32_t)table[x[i] ^ flip];
+    *largest = most;
+    *total = sum[0] + sum[1] + sum[2] + sum[3];
+}
+
 /* *sum += x - zero, *square += (x - zero)^2 over n bytes. */
 static void EV_FN(q_moments)(int dtype, int64_t n, const void *x, int32_t zero, int64_t *sum, int64_t *square)
 {
