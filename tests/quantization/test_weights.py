@@ -236,9 +236,9 @@ def test_lenet(tmp_path):
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_transposed_convolution(bits):
-    """Its weights are widened in each run; the file has them packed."""
-    nodes = [Node("ConvTranspose", ["x", "w", "b"], ["y"], {"strides": [2, 2], "group": 2}, name="up")]
-    constants = {"w": normal(16, 24, 4, 4), "b": normal(48)}
+    """Its weights are widened in each run; the file has them packed. Passes name weights that they change as here."""
+    nodes = [Node("ConvTranspose", ["x", "y/weights", "b"], ["y"], {"strides": [2, 2], "group": 2}, name="up")]
+    constants = {"y/weights": normal(16, 24, 4, 4), "b": normal(48)}
     model = make_model(nodes, {"x": (DType.FLOAT, (1, 16, 9, 9))}, ["y"], constants)
     x = normal(1, 16, 9, 9)
     for data in (None, [{"x": x}]):

@@ -21,7 +21,7 @@ from evort.graph import Model, Node
 from evort.ops import lowp
 from evort.ops.nbits import BITS, pack, widen
 from evort.types import DType
-from evort_tools.passes import graphs_of
+from evort_tools.passes import graphs_of, names_of
 from evort_tools.quantization.qdq import total_bytes
 from evort_tools.quantization.weighted import Layer, node_like, rewrite
 
@@ -213,7 +213,7 @@ def replaced(layer: Layer, packed: Packed, options: WeightOptions) -> list[Node]
              "" if points is None else layer.add(f"{suffix}:zero", points)]  # fmt: skip
     if node.op == "ConvTranspose":
         attrs["shape"] = list(layer.graph.tensors[layer.weight].shape)
-        return _before(layer, Node("WidenNBits", names[1:], [f"{node.outputs[0]}/weights"], attrs, "evort"))
+        return _before(layer, "WidenNBits", names[1:], attrs, "evort")
     if node.op == "Conv":
         shape = layer.graph.tensors[layer.weight].shape
         attrs = {**node.attrs, **attrs, "kernel_shape": list(shape[2:])}
@@ -228,11 +228,13 @@ def replaced(layer: Layer, packed: Packed, options: WeightOptions) -> list[Node]
     return node_like(layer, "MatMulNBits", [*names, "", bias, layer.input(3)], attrs, "com.microsoft")
 
 
-def _before(layer: Layer, widen: Node) -> list[Node]:
+def _before(layer: Layer, op: str, inputs: list[str], attrs: dict[str, object], domain: str = "") -> list[Node]:
     """A layer that reads the weights which another node makes."""
+    name = names_of(layer.graph).fresh(f"{layer.node.outputs[0]}/weights")
+    widen = Node(op, inputs, [name], attrs, domain)
     while not widen.inputs[-1]:
         widen.inputs.pop()
-    names = [layer.input(0), widen.outputs[0], *layer.node.inputs[2:]]
+    names = [layer.input(0), name, *layer.node.inputs[2:]]
     return [widen, *node_like(layer, layer.node.op, names, dict(layer.node.attrs))]
 
 
@@ -247,8 +249,7 @@ def narrowed(layer: Layer, kind: DType) -> tuple[list[Node], float] | None:
     got = value.astype(np.float32) if kind == DType.FLOAT16 else lowp.widen(value, kind)
     name = layer.add("f16" if kind == DType.FLOAT16 else "bf16", value, kind)
     if node.op == "ConvTranspose":
-        cast = Node("Cast", [name], [f"{node.outputs[0]}/weights"], {"to": int(DType.FLOAT)})
-        return _before(layer, cast), snr(w, got)
+        return _before(layer, "Cast", [name], {"to": int(DType.FLOAT)}), snr(w, got)
     names = list(node.inputs)
     attrs = dict(node.attrs)
     if node.op == "Gather":
