@@ -81,6 +81,14 @@ def test_max_pool_is_exact(dtype, case):
     check_max(*case, dtype)
 
 
+@pytest.mark.parametrize("width", [15, 16, 17, 18, 28, 35])
+@pytest.mark.parametrize("height", [1, 8, 9])
+def test_windows_side_by_side(width, height):
+    attrs = {"kernel_shape": [min(height, 2), 2], "strides": [2, 2]}
+    for seed in range(4):
+        check_max((2, 3, height, width), attrs, seed, np.float32)
+
+
 @common
 @pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint8, np.int16])
 def test_common_max_pools(kernel, strides, pads, dtype):
