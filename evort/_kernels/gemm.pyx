@@ -43,10 +43,13 @@ cdef enum:
     COPY_PAD = 64                # as many bytes further apart,
     COPY_COLUMNS = 64            # if that many columns make use of it
     B_BYTES = 80 * 1024          # larger measures no faster, unless A has to come from memory each time:
-    BIG_A_BYTES = 3 << 20        # beyond this, twice as much
+    BIG_A_BYTES = 3 << 20        # beyond this, so much
+    BIG_A_B_BYTES = 160 * 1024
     ROOMY_L2_BYTES = 1 << 20     # With an L2 of this size and tiles of 12 rows, panels come fast enough from there:
     ROOMY_KC = 512
     ROOMY_B_BYTES = 160 * 1024
+    ROOMY_BIG_A_BYTES = 1 << 20
+    ROOMY_BIG_A_B_BYTES = 480 * 1024
     FEW_ROWS = 16                # products of up to so many rows read B in place,
     SHALLOW_ROWS = 64            # or of up to so many where K is at most
     IN_PLACE_KC = 160            # the rows of B that they take at a time
@@ -132,8 +135,8 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.kc = even_block(k, (ROOMY_KC if roomy else KC) * 4 // size, 16)   # pack functions rely on the 16
     plan.mc = even_block(plan.step_m, MC, EV_MR_UNIT)
     cdef int64_t b_bytes = ROOMY_B_BYTES if roomy else B_BYTES
-    if m * k * size > BIG_A_BYTES:
-        b_bytes *= 2
+    if m * k * size > (ROOMY_BIG_A_BYTES if roomy else BIG_A_BYTES):
+        b_bytes = ROOMY_BIG_A_B_BYTES if roomy else BIG_A_B_BYTES
     plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
     cdef int64_t packed_rows = min(plan.mc, <int64_t> PACKED_MC)
     plan.slot = ceil_div((plan.nc + packed_rows) * plan.kc * size + packed_rows * COPY_PAD, 64) * 64

@@ -32,7 +32,7 @@ enum { NARROW, PARTIAL, WHOLE };
  * out of L1. */
 #ifndef EV_FETCH
 #define EV_FETCH(p) __builtin_prefetch(p, 0, 2)
-enum { EV_FETCH_AHEAD = 32 };
+enum { EV_FETCH_AHEAD = 32, EV_FETCH_C_K = 128 }; /* depth from which it pays to fetch the tile's part of C early */
 #endif
 
 static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
@@ -45,6 +45,14 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
 #define X(i) V p##i = {0}, q##i = {0};
     EV_EACH_ROW(X)
 #undef X
+    if (mr == EV_MR && width != NARROW && t->k >= EV_FETCH_C_K) {
+        const T *old = t->add ? (const T *)t->add + i0 * t->ldadd + j0 : (const T *)t->c + i0 * t->ldc + j0;
+        const int64_t step = t->add ? t->ldadd : t->ldc;
+        for (int i = 0; i < mr; i++, old += step) {
+            EV_FETCH(old);
+            if (2 * VW * sizeof(T) > 64) EV_FETCH(old + VW);
+        }
+    }
     EV_UNROLL
     for (int64_t k = t->k; k > 0; k--) {
         V lanes = {0};
