@@ -89,7 +89,14 @@ cdef void plan_winograd(Winograd *job, const ev_conv_window *w, int64_t channels
                     best = waste
                     job.block_h = step
         if threads > 1 and items * w.out[0] * (job.tiles_h // job.block_h) < 2 * threads:
-            job.block_h = max(<int64_t> 1, min(job.block_h, job.tiles_h // (2 * threads)))
+            best = -1                    # the number of rows with which the last thread is through first
+            for step in range(job.block_h, 0, -1):
+                blocks = (job.tiles_h + step - 1) // step * ((job.tiles_w + job.block_w - 1) // job.block_w)
+                blocks *= items * w.out[0]
+                waste = (blocks + threads - 1) // threads * up(step * job.block_w, 16)
+                if best < 0 or waste < best:
+                    best = waste
+                    job.block_h = step
         job.u_bytes = up(u_bytes, 64)
     job.tiles = up(job.block_h * job.block_w, 16)
     job.blocks_h = (job.tiles_h + job.block_h - 1) // job.block_h

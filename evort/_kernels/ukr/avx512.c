@@ -12,6 +12,7 @@
 #include "elementwise_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
+#include "nbits_body.h"
 #include "direct_body.h"
 #include "depthwise_rows_body.h"
 #include "sparse_body.h"
@@ -33,6 +34,10 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .gemv_dot_f64 = EV_FN(gemv_dot_f64),
     .depthwise_rows_f32 = EV_FN(depthwise_rows_f32),
     .direct_f32 = EV_FN(direct_f32),
+    .nbits_spread_f32 = EV_FN(nbits_spread_f32),
+    .nbits_dot_f32 = EV_FN(nbits_dot_f32),
+    .nbits_spread_i16 = EV_FN(nbits_spread_i16),
+    .nbits_dot_i16 = EV_FN(nbits_dot_i16),
     .sp_gather = EV_FN(sp_gather),
     .sp_tile_f32 = EV_FN(sp_tile_f32),
 };

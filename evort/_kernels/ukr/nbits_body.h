@@ -70,18 +70,20 @@ NB_INLINE void EV_FN(nb_widen)(const int bits, const uint8_t *row, int64_t row_b
     }
 }
 
-/* The scales of `count` blocks of a row, and how far their zero points lie below the middle; zeros fill up to a
- * multiple of the vector's width past them. */
+/* The scales of `count` blocks of a row (unless NULL), and how far their zero points lie below the middle; zeros fill up
+ * to a multiple of the vector's width past them. */
 static void EV_FN(nb_blocks)(const ev_nbits *w, int64_t row, int64_t first, int64_t count, float *scale, float *shift)
 {
     const int64_t at = row * w->blocks + first;
     const float middle = (float)(1 << (w->bits - 1));
-    EV_FN(cast)(w->scale_type, EV_FLOAT, count, (const char *)w->scales + at * ev_item_size(w->scale_type), scale);
-    memset(scale + count, 0, NB_W * sizeof(float));
+    if (scale) {
+        ev_active.cast(w->scale_type, EV_FLOAT, count, (const char *)w->scales + at * ev_item_size(w->scale_type), scale);
+        memset(scale + count, 0, NB_W * sizeof(float));
+    }
     if (!w->zeros) return;
     memset(shift + count, 0, NB_W * sizeof(float));
     if (w->zero_type != EV_UINT8) {
-        EV_FN(cast)(w->zero_type, EV_FLOAT, count, (const char *)w->zeros + at * ev_item_size(w->zero_type), shift);
+        ev_active.cast(w->zero_type, EV_FLOAT, count, (const char *)w->zeros + at * ev_item_size(w->zero_type), shift);
         for (int64_t i = 0; i < count; i++) shift[i] = middle - shift[i];
         return;
     }
@@ -91,10 +93,18 @@ static void EV_FN(nb_blocks)(const ev_nbits *w, int64_t row, int64_t first, int6
 #undef NB_CASE
 }
 
-/* v[lane of block]: the blocks' numbers for each lane of a chunk. */
-NB_INLINE NB_V EV_FN(nb_expand)(const float *v, NB_I index)
+/* v[lane of block]: the blocks' numbers for each lane of a chunk; n are there, and where parts of vectors cannot be read
+ * at no cost, a whole vector of them. */
+#if defined(__AVX512F__)
+#define NB_READS_PARTS 1
+#else
+#define NB_READS_PARTS 0
+#endif
+NB_INLINE NB_V EV_FN(nb_expand)(const float *v, int64_t n, NB_I index)
 {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    return (NB_V)_mm512_permutexvar_ps((__m512i)index, EV_PART_F32(v, n));
+#elif defined(__AVX2__)
     return (NB_V)_mm256_permutevar8x32_ps(_mm256_loadu_ps(v), (__m256i)index);
 #else
     NB_V out;
@@ -241,19 +251,19 @@ NB_INLINE NB_V EV_FN(nb_chunk_i16)(const int bits, const uint8_t *q, const int16
 
 /* A chunk's share of a row's sum. */
 NB_INLINE NB_V EV_FN(nb_term)(const int bits, const int whole, const int zeros, const uint8_t *q, const float *xs,
-                              const float *sums, const float *scale, const float *shift, NB_I index)
+                              const float *sums, const float *scale, const float *shift, int64_t n, NB_I index)
 {
     if (whole) {
         const EV_FN(nb_lanes) *lanes = (const EV_FN(nb_lanes) *)((const char *)xs + 2 * NB_W * EV_FN(nb_lane)(bits));
         NB_V sum = EV_FN(nb_chunk_i16)(bits, q, (const int16_t *)xs, lanes->start);
-        if (zeros) sum += *(const NB_VU *)lanes->sum * EV_FN(nb_expand)(shift, index);
-        return sum * *(const NB_VU *)lanes->scale * EV_FN(nb_expand)(scale, index);
+        if (zeros) sum += *(const NB_VU *)lanes->sum * EV_FN(nb_expand)(shift, n, index);
+        return sum * *(const NB_VU *)lanes->scale * EV_FN(nb_expand)(scale, n, index);
     }
     NB_V even = {0}, odd = {0};
     EV_FN(nb_chunk)(bits, q, xs, &even, &odd);
     even += odd;
-    if (zeros) even += *(const NB_VU *)sums * EV_FN(nb_expand)(shift, index);
-    return even * EV_FN(nb_expand)(scale, index);
+    if (zeros) even += *(const NB_VU *)sums * EV_FN(nb_expand)(shift, n, index);
+    return even * EV_FN(nb_expand)(scale, n, index);
 }
 
 /* One or two rows at a time, so that two sums are under way beside each other. whole: x is of 16 bits, in records. */
@@ -266,11 +276,18 @@ NB_INLINE void EV_FN(nb_rows)(const ev_nbits *w, int64_t row, const float *xs, c
     NB_I index;
     for (int l = 0; l < NB_W; l++) index[l] = (uint32_t)(l * lane) >> shift_by;
     const uint8_t *q = w->q + row * w->row_bytes;
+    const int direct = NB_READS_PARTS && w->scale_type == EV_FLOAT; /* scales are read where they lie */
+    const float *scales[2] = {scale[0], scale[1]};
     for (int64_t first = 0; first < w->blocks; first += EV_FN(nb_segment)) {
         const int64_t left = w->blocks - first, count = left < EV_FN(nb_segment) ? left : EV_FN(nb_segment);
-        for (int r = 0; r < rows; r++) EV_FN(nb_blocks)(w, row + r, first, count, scale[r], shift[r]);
+        for (int r = 0; r < rows; r++) {
+            if (direct) scales[r] = (const float *)w->scales + (row + r) * w->blocks + first;
+            if (!direct || w->zeros)
+                EV_FN(nb_blocks)(w, row + r, first, count, direct ? NULL : scale[r], shift[r]);
+        }
         const int64_t n = count << shift_by;
         for (int64_t p = 0; p < n; p += chunk, q += bytes) {
+            const int64_t block = p >> shift_by;
             uint8_t edge[2][6 * NB_W];
             const uint8_t *from[2] = {q, q + w->row_bytes};
             const int64_t room = w->row_bytes - (((first << shift_by) + p) * bits >> 3);
@@ -280,11 +297,11 @@ NB_INLINE void EV_FN(nb_rows)(const ev_nbits *w, int64_t row, const float *xs, c
                     if (room > 0) memcpy(edge[r], from[r], (size_t)room);
                     from[r] = edge[r];
                 }
-            total0 += EV_FN(nb_term)(bits, whole, w->zeros != NULL, from[0], xs, sums, scale[0] + (p >> shift_by),
-                                     shift[0] + (p >> shift_by), index);
+            total0 += EV_FN(nb_term)(bits, whole, w->zeros != NULL, from[0], xs, sums, scales[0] + block,
+                                     shift[0] + block, count - block, index);
             if (rows == 2)
-                total1 += EV_FN(nb_term)(bits, whole, w->zeros != NULL, from[1], xs, sums, scale[1] + (p >> shift_by),
-                                         shift[1] + (p >> shift_by), index);
+                total1 += EV_FN(nb_term)(bits, whole, w->zeros != NULL, from[1], xs, sums, scales[1] + block,
+                                         shift[1] + block, count - block, index);
             if (whole) {
                 xs = (const float *)((const char *)xs + EV_FN(nb_record)(bits));
             } else {
