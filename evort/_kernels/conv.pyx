@@ -197,7 +197,8 @@ cdef void plan_depthwise(Depthwise *job, const ev_conv_window *g, int64_t c, int
     job.along_rows = ev_depthwise_rows(d)
     if job.along_rows:
         job.floats = 0
-        job.channels = max(1, min(m, DEPTHWISE_FLOATS // (d.oh * d.ow)))
+        # Without a second pass over them, the more channels the better; else as many as stay in L1.
+        job.channels = max(1, min(m, (DEPTHWISE_FLOATS if clamp else DEPTHWISE_FLOATS // 4) // (d.oh * d.ow)))
         if threads > 1:    # channels rather than rows are shared out
             job.channels = max(1, min(job.channels, (items * m + 4 * threads - 1) // (4 * threads)))
     else:

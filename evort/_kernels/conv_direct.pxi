@@ -10,6 +10,7 @@ cdef enum:
     DIRECT_COPY_BYTES = 128 * 1024
     DIRECT_WEIGHT_BYTES = 96 * 1024
     DIRECT_WEIGHTS = 5 << 19     # of all output channels: what L3 can be expected to keep from band to band
+    DIRECT_SHORT_SUM = 200       # channels times taps of what is worth it with strides, too
 
 ctypedef struct Direct:
     const ev_call *call
@@ -146,10 +147,11 @@ cdef int direct_f32(const ev_call *c) noexcept nogil:
 cdef bint direct_pays(const Direct *job, int64_t rows) noexcept nogil:
     """Whether the direct convolution is expected to be faster than im2col_f32; `rows`: output channels of a group.
 
-    Measured on some thirty shapes of real networks (Zen, AVX2, direct / im2col time): 0.55 to 0.9 with up to 32 output
-    channels, where packing 16 columns for each tap costs im2col as much as 8 rows of the product; 0.92 to 1.04 with
-    more, as long as a band of the image stays in L2; 1.05 to 1.8 where it is cut so thin that bands overlap by half,
-    or where the weights do not stay in the caches from band to band; 1.5 with fewer positions than lanes.
+    Measured on some forty shapes of real networks (Zen 4, AVX-512 and AVX2, direct / im2col time): 0.6 to 0.95 with up to
+    32 output channels, where packing 16 columns for each tap costs im2col as much as 8 rows of the product; with more,
+    0.8 to 1.0 along wide rows of stride 1, and wherever channels times taps are few; 1.1 to 1.5 with strides and many
+    channels, as the copy is read from many places at once, and along rows shorter than a vector. Slower, too (Zen), where
+    the image is cut so thin that bands overlap by half, or the weights do not stay in the caches from band to band.
     """
     cdef const ev_direct_image *g = &job.image
     cdef const ev_conv_window *w = &g.window
@@ -158,6 +160,8 @@ cdef bint direct_pays(const Direct *job, int64_t rows) noexcept nogil:
         return False
     if rows <= 32:
         return True
+    if g.channels * taps > DIRECT_SHORT_SUM and (w.stride[2] > 1 or w.out[2] < 16):
+        return False
     return g.height >= min(w.out[1], 2 * g.shift[1]) and 4 * rows * g.channels * taps <= DIRECT_WEIGHTS
 
 

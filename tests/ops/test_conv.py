@@ -161,6 +161,15 @@ def test_depthwise(isa: str, size: tuple[int, int], kernel: tuple[int, int], str
     check_driver("Conv", operands((2, 4, *size), (8, 1, *kernel), 8, 3), attrs, 2, True)
 
 
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [3, 1, 0, 2]])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1), (1, 2)])
+def test_depthwise_along_rows_of_any_padding(isa: str, pads: list[int], kernel: int, strides: tuple[int, int]) -> None:
+    for size in ((6, 6), (7, 16), (8, 37), (40, 5)):
+        attrs = {"group": 3, "strides": list(strides), "pads": pads}
+        check_driver("Conv", operands((1, 3, *size), (3, 1, kernel, kernel), 3, 3), attrs, 1, False)
+
+
 def test_depthwise_with_a_kernel_beyond_its_strips(isa: str) -> None:
     attrs = {"group": 2, "dilations": [40, 40], "pads": [100, 100, 100, 100]}
     check_driver("Conv", operands((1, 2, 30, 20), (2, 1, 5, 5), 2, 3), attrs, 1, True)

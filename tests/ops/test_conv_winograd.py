@@ -115,8 +115,11 @@ def test_matches_float64(data: st.DataObject, threads: int, residual: bool) -> N
     [
         ((1, 32, 60, 150), (20, 32, 3, 3), [1] * 4, 1),  # several blocks of tiles and of output channels
         ((1, 40, 12, 600), (16, 40, 3, 3), [1, 0, 1, 2], 1),  # rows of tiles are cut
-        ((2, 160, 14, 14), (170, 160, 3, 3), [1] * 4, 1),  # kernels are transformed in blocks
+        ((2, 160, 14, 14), (170, 160, 3, 3), [1] * 4, 1),  # kernels are transformed in blocks; few tiles
         ((1, 320, 14, 15), (320, 160, 3, 3), [1] * 4, 2),
+        ((1, 150, 7, 7), (70, 150, 3, 3), [1] * 4, 1),
+        ((2, 131, 10, 9), (65, 131, 3, 3), [1] * 4, 1),
+        ((1, 256, 18, 18), (41, 256, 3, 3), [1] * 4, 1),  # more tiles than are few
         ((1, 16, 7, 19, 18), (16, 16, 3, 3, 3), [1] * 6, 1),
         ((1, 16, 2, 19, 18), (16, 16, 5, 3, 3), [4, 1, 1, 4, 1, 1], 1),  # most planes are outside
     ],

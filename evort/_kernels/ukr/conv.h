@@ -22,7 +22,7 @@ typedef struct {
 static inline int ev_depthwise_rows(const ev_depthwise *d)
 {
     return d->kh == d->kw && (d->kw == 3 || d->kw == 5) && d->dh == 1 && d->dw == 1 && d->pad_w <= d->kw / 2
-           && (d->sh == 1 || d->sh == 2) && (d->sw == 1 || (d->sw == 2 && d->sh == 2))
+           && (d->sh == 1 || d->sh == 2) && (d->sw == 1 || d->sw == 2)
            && (d->ow - 1) * d->sw + d->kw - d->pad_w <= d->w + d->kw / 2;
 }
 

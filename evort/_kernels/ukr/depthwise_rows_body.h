@@ -244,9 +244,13 @@ static inline __attribute__((always_inline)) void EV_FN(rows_channel)(
 
 /* Kernel, strides, rows of a tile, vectors of a tile. */
 #if EV_VECTOR_BYTES == 64
-#define EV_EACH_ROWS(X) X(3, 1, 1, 4, 1) X(3, 2, 1, 2, 1) X(3, 2, 2, 2, 1) X(5, 1, 1, 3, 1) X(5, 2, 1, 2, 1) X(5, 2, 2, 2, 1)
+#define EV_EACH_ROWS(X)                                                         \
+    X(3, 1, 1, 4, 1) X(3, 2, 1, 2, 1) X(3, 1, 2, 2, 1) X(3, 2, 2, 2, 1)         \
+    X(5, 1, 1, 3, 1) X(5, 2, 1, 2, 1) X(5, 1, 2, 2, 1) X(5, 2, 2, 2, 1)
 #else
-#define EV_EACH_ROWS(X) X(3, 1, 1, 4, 1) X(3, 2, 1, 2, 2) X(3, 2, 2, 2, 1) X(5, 1, 1, 3, 2) X(5, 2, 1, 2, 2) X(5, 2, 2, 2, 1)
+#define EV_EACH_ROWS(X)                                                         \
+    X(3, 1, 1, 4, 1) X(3, 2, 1, 2, 2) X(3, 1, 2, 2, 1) X(3, 2, 2, 2, 1)         \
+    X(5, 1, 1, 3, 2) X(5, 2, 1, 2, 2) X(5, 1, 2, 2, 1) X(5, 2, 2, 2, 1)
 #endif
 #define EV_ROWS_ARGS                                                                                                    \
     const ev_depthwise *d, const EV_FN(columns) *columns, const float *x, const float *k, float bias,                   \
