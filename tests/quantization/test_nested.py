@@ -93,6 +93,11 @@ def test_schemes_by_layer(options, operator, most, outer_reads):
     evort.load(result.to_bytes()).run(samples(1)[0])
 
 
+def test_layers_in_branches_are_rounded_to_nearest_beside_gptq():
+    result = evort_tools.quantize(model(), calib=samples(1, -1), scheme="weight-only", block=32)
+    assert operators(result.model) == ["MatMulNBits"] * 4 and not result.kept
+
+
 def loop_model(scan: bool = False) -> Model:
     """A state [N, 32] that goes through tanh(h W) V + u three times, or once for each slice of a sequence; each state
     comes out, too. V lies in the outer graph, which computes u as well."""

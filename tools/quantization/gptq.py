@@ -179,8 +179,8 @@ def gptq(
     gptq: GptqOptions | None = None,
     report: list[dict[str, object]] | None = None,
 ) -> Model:
-    """A copy of a model whose MatMul, Gemm and Conv weights are rounded with GPTQ, embeddings and ConvTranspose
-    to nearest.
+    """A copy of a model whose MatMul, Gemm and Conv weights are rounded with GPTQ; embeddings, ConvTranspose and
+    layers in nested graphs to nearest.
 
     samples: {input name: array}, gone through once for each batch of layers (as many as LIMIT allows), with the layers
     before them rounded already. report: as in `weight_only`. Raises ValueError for 16 bits and for weights that are not
@@ -220,8 +220,7 @@ def gptq(
 
     def nearest(layer: Layer) -> list[Node] | None:
         rounded, rows = for_layer(layer, options, small), stored_rows(layer)
-        known = layer.node.op in ("Gather", "ConvTranspose")
-        if not known or options.skip(layer.name) or not pays(layer, rounded):
+        if options.skip(layer.name) or not pays(layer, rounded):
             return None
         packed = round_to_nearest(rows, rounded)
         if report is not None:
