@@ -58,7 +58,7 @@ cdef void rows(const Job *job, int64_t image, int64_t m, char *scratch, int64_t 
         width, count = count * width, 1
     elif width == pitch:
         width, count = count * width, 1
-    if p.size == 2:
+    if p.size == 2 and p.taps * (255 << 15) + (add if add > 0 else -add) >= (<int64_t> 1 << 31):
         wide = <int64_t *> (scratch + p.at_column)
         for i in range(width):
             wide[i] = sum[i]

@@ -318,12 +318,29 @@ static void EV_FN(qd_map)(const ev_qdmap *g, const uint8_t *x, const int8_t *w, 
 static void EV_FN(qd_taps_i16)(int64_t n, const int16_t *x, const int32_t *offset, const int16_t *w, int64_t taps,
                                int32_t *sum)
 {
+#if defined(__AVX2__)
+    /* Pairs of taps; two products of 16 by 9 bits add up to less than 2^25. */
+    for (int64_t j = 0; j < n; j += 16, x += 16, sum += 16) {
+        __m256i p = _mm256_setzero_si256(), q = p;
+        for (int64_t i = 0; i < taps; i += 2) {
+            const int two = i + 1 < taps;
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(x + offset[i]));
+            const __m256i b = two ? _mm256_loadu_si256((const __m256i *)(x + offset[i + 1])) : _mm256_setzero_si256();
+            const __m256i k = _mm256_set1_epi32((int)((uint32_t)(uint16_t)w[i] | (two ? (uint32_t)(uint16_t)w[i + 1] << 16 : 0)));
+            p = _mm256_add_epi32(p, _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), k));
+            q = _mm256_add_epi32(q, _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), k));
+        }
+        _mm256_storeu_si256((__m256i *)sum, _mm256_permute2x128_si256(p, q, 0x20));
+        _mm256_storeu_si256((__m256i *)(sum + 8), _mm256_permute2x128_si256(p, q, 0x31));
+    }
+#else
     for (int64_t j = 0; j < n; j++) sum[j] = 0;
     for (int64_t i = 0; i < taps; i++) {
         const int16_t *a = x + offset[i];
         const int32_t k = w[i];
         for (int64_t j = 0; j < n; j++) sum[j] += a[j] * k;
     }
+#endif
 }
 
 /* After the sums --------------------------------------------------------------------------------------------------- */
