@@ -406,9 +406,18 @@ def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
     return g.shared + threads * g.slot
 
 
+cdef inline void put_quad(bint wide_, int64_t m, const int8_t *four, int8_t *to) noexcept nogil:
+    """Four weights of channel m at its place in a vector."""
+    if wide_:
+        memcpy(to + m % EV_NHWC_VECTOR * 2, four, 2)
+        memcpy(to + m % EV_NHWC_VECTOR * 2 + 2 * EV_NHWC_VECTOR, four + 2, 2)
+    else:
+        memcpy(to + m % EV_NHWC_VECTOR * 4, four, 4)
+
+
 cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums, int8_t *to, int8_t *line) noexcept nogil:
     """The dense weights [m, c, kernel]; `line` holds those of a channel, and a quad."""
-    cdef int64_t m, block, vectors, s, q, taps = g.kernel_h * g.kernel_w, length = 4 * g.quads
+    cdef int64_t m, block, vectors, step, s, q, taps = g.kernel_h * g.kernel_w, length = 4 * g.quads
     cdef int64_t run = g.c * (g.kernel_w if g.rows else 1), all_ = g.c * taps
     cdef int8_t *at
     cdef int8_t *from_
@@ -416,21 +425,20 @@ cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums
     for m in range(g.m):
         block = m // EV_NHWC_NR
         vectors = min(<int64_t> 4, ceil_div(g.m - block * EV_NHWC_NR, EV_NHWC_VECTOR))
-        at = to + block * EV_NHWC_NR * length * g.segments + m % EV_NHWC_NR * 4
+        at = to + block * EV_NHWC_NR * length * g.segments + m % EV_NHWC_NR // EV_NHWC_VECTOR * 4 * EV_NHWC_VECTOR
+        step = 4 * EV_NHWC_VECTOR * vectors
         K.qc_weights(all_, 1, flip, w + m * all_, line + all_ + 4, &sums[m])
         K.move_transpose(1, taps, g.c, line + all_ + 4, taps, line, g.c)
         memset(line + all_, 0, 4)
         for s in range(g.segments):
             from_ = line + s * run
-            for q in range(g.quads):
+            for q in range(run // 4):    # of a known size: a move each
+                put_quad(g.wide, m, from_ + 4 * q, at + q * step)
+            if run % 4 != 0:
                 memset(four, 0, 4)
-                memcpy(four, from_ + 4 * q, min(<int64_t> 4, run - 4 * q))
-                if g.wide:
-                    memcpy(at - m % EV_NHWC_VECTOR * 2, four, 2)
-                    memcpy(at - m % EV_NHWC_VECTOR * 2 + 2 * EV_NHWC_VECTOR, four + 2, 2)
-                else:
-                    memcpy(at, four, 4)
-                at += 4 * EV_NHWC_VECTOR * vectors
+                memcpy(four, from_ + run // 4 * 4, run % 4)
+                put_quad(g.wide, m, four, at + run // 4 * step)
+            at += g.quads * step
 
 
 def pack_dense(weights, int flip, ints):
