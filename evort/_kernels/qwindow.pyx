@@ -57,11 +57,8 @@ cdef void plan_axis(Axis *a, bint transposed) noexcept nogil:
     a.planes = 1 if transposed else 0
     a.step = 1 if transposed else a.stride
     a.count = ceil_div(a.out, a.stride) if transposed else a.out
-    memset(a.plane_of, 0, sizeof(a.plane_of))
-    memset(a.phase_of, 0, sizeof(a.phase_of))
-    if not transposed:
-        for phase in range(PHASES):
-            a.plane_of[phase] = -1
+    for phase in range(1 if transposed else a.stride):
+        a.plane_of[phase], a.phase_of[phase] = 0 if transposed else -1, 0
     a.low, a.high = 0, 0
     for phase in range(phases):
         for tap in range(a.kernel):
