@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "int2 weights": {"bits": 2, "epochs": 12, "distill": 0.0, "lr": 2e-3},
     },
     "separable": {
-        "int8": {"epochs": 3, "distill": 0.0, "lr": 8e-3, "freeze_after": 0.75},
+        "int8": {"epochs": 8, "distill": 0.0, "lr": 8e-3, "freeze_after": 0.75},
         "int8, one scale a layer": {"epochs": 3, "distill": 0.0, "lr": 3e-3, "per_channel": False},
     },
 }
@@ -61,7 +61,7 @@ CANDIDATES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "int2 weights": _grid(12, (0.5, 0.0), (1e-3, 2e-3, 4e-3)),
     },
     "separable": {
-        "int8": _grid(3, (0.0,), (3e-3, 8e-3)),
+        "int8": [*_grid(3, (0.0,), (3e-3, 8e-3)), *_grid(8, (0.0,), (8e-3,))],
         "int8, one scale a layer": _grid(3, (0.0,), (1e-3, 3e-3)),
     },
 }
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument("--choose", action="store_true", help="try CANDIDATES; the test digits are not looked at")
     parser.add_argument("--only", choices=tuple(SETTINGS), help="one of the networks")
     parser.add_argument("--scheme", default="*", metavar="PATTERN", help="with --choose: which to try")
-    parser.add_argument("--epochs", type=int, default=10, help="of float training, for networks that are trained here")
+    parser.add_argument("--epochs", type=int, default=5, help="of float training, for networks that are trained here")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", metavar="FILE")

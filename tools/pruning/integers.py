@@ -24,8 +24,9 @@ def quantized(
     if how == "static" and bits == 8:
         from evort_tools.quantize import quantize_model
 
-        # By size, so that it does not depend on measured times what becomes an integer.
-        options = Options(prefer="size", threads=training.threads)
+        # By size, so that it does not depend on measured times what becomes an integer; in 8 bits throughout, as the
+        # kernels that skip zeros take no int16.
+        options = Options(prefer="size", wide_activations="off", threads=training.threads)
         return quantize_model(model, training.calibration(model), options).model
     from evort_tools import qat
 
