@@ -84,3 +84,11 @@ def test_a_limit_on_the_loss_holds(drop, operator):
     result = evort_tools.quantize(model(), calib=tokens(8), prefer="size", max_drop=drop, **FAST)
     assert operators(result.model)["lstm"] == operator
     assert result.loss["loss"] <= result.loss["limit"]
+
+
+def test_weights_that_are_not_finite_stay_in_float():
+    real = model()
+    real.graph.tensors["table"].data[99] = np.nan
+    feeds = [{"x": s["x"] % 99} for s in tokens(4)]
+    result = evort_tools.quantize(real, calib=feeds, prefer="size", **FAST)
+    assert operators(result.model)["embed"] == "Gather" and operators(result.model)["lstm"] == "DynamicQuantizeLSTM"

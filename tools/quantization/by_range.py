@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from evort.graph import Graph, Model, Node
 from evort.types import DType
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
@@ -25,19 +27,22 @@ def is_by_range(node: Node) -> bool:
 
 
 def layers_by_range(graph: Graph) -> list[Node]:
-    """The embeddings and recurrent layers of a graph, nested ones left out: their weights are constants."""
-    found = []
-    for node in graph.nodes:
-        names = node.inputs[:1] if node.op == "Gather" else node.inputs[1:3]
-        tensors = [graph.tensors.get(name) for name in names]
-        if is_by_range(node) and all(t is not None and t.data is not None and t.dtype == DType.FLOAT for t in tensors):
-            found.append(node)
-    return found
+    """The embeddings and recurrent layers of a graph, nested ones left out: their weights are constants, and finite."""
+
+    def fits(name: str) -> bool:
+        tensor = graph.tensors.get(name)
+        floats = tensor is not None and tensor.data is not None and tensor.dtype == DType.FLOAT
+        return floats and bool(np.isfinite(tensor.data).all())
+
+    nodes = [node for node in graph.nodes if is_by_range(node)]
+    return [n for n in nodes if all(map(fits, n.inputs[:1] if n.op == "Gather" else n.inputs[1:3]))]
 
 
 def in_integers(model: Model, skip: Callable[[str], bool] | None = None) -> Model:
     """A copy of a model with 8-bit weights in all layers of this kind that have such a form; skip: names to leave."""
-    return dynamic(model, DynamicOptions(skip=skip, operators=BY_RANGE), nested=False)
+    known = {node.name or node.outputs[0] for node in layers_by_range(model.graph)}
+    options = DynamicOptions(skip=lambda n: n not in known or (skip is not None and skip(n)), operators=BY_RANGE)
+    return dynamic(model, options, nested=False)
 
 
 def converted(
