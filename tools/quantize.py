@@ -25,7 +25,7 @@ import json
 import math
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -257,6 +257,11 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
         costs, settings.floats = placement.decide(result.model, data, settings, given, progress, others)
     real, goal = result.model, None
     changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
+    wide = costs is not None and not options.profile and helpers.int16 == "auto" and "int16" in result.helpers
+    if wide and placement.slower(real, changed, found, data, settings):
+        result.notes.append("16 bits for a few activations make it slower than in float32, and are left out")
+        helpers = replace(helpers, int16="off")
+        changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
     if options.max_drop is None:
         result.model, found = integer_model(changed, found)
     else:
@@ -296,6 +301,7 @@ def _nested(data: Calibration, result: Result, progress: Progress) -> dict[str, 
         _static(samples, part, progress, inside=True)
         result.layers += part.layers
         result.kept |= part.kept
+        result.notes += part.notes
         return part.model
 
     shapes = shapes_of(result.model.graph)

@@ -19,7 +19,7 @@ from evort.types import DType
 from evort_tools.passes import graphs_of, names_of
 from evort_tools.passes.edit import rename_free
 from evort_tools.passes.shapes import Shapes
-from evort_tools.quantization.by_range import is_by_range
+from evort_tools.quantization.by_range import is_by_range, layers_by_range
 from evort_tools.quantization.capture import Capture
 from evort_tools.quantization.data import Calibration, CalibrationError, open_calibration
 from evort_tools.quantization.qdq import copy_graph, copy_model, own_constants
@@ -89,7 +89,8 @@ def quantized_nested(
                 if samples.seen:
                     raise
                 why = samples.why or NOT_TAKEN[node.op]
-                kept |= {n.label(): why for n in body.nodes if is_product(n) or is_by_range(n)}
+                layers = [*filter(is_product, body.nodes), *layers_by_range(body)]
+                kept |= {n.label(): why for n in layers}
                 continue
             node.attrs[key] = _as_body(made.graph, body, reads, taken)
     return model, kept

@@ -198,6 +198,11 @@ def decide(
     return costs, {n.outputs[0]: "the whole model is faster in float" for n in found.selection.nodes}
 
 
+def slower(real: Model, changed: Model, found: static.Calibrated, data: Calibration, settings: Settings) -> bool:
+    """Whether the integer model of `changed` is measured to take longer than the float model, on the first sample."""
+    return ratio(real, integer_model(changed, found)[0], data.head(1)[0], settings.threads) > _SCATTER
+
+
 def _float_nodes(costs: Costs, tie: float, room: float, given: Mapping[str, str]) -> set[str]:
     """The first outputs of the nodes on the float side of the minimum cut, those given among them; integers' times are
     divided by `tie`, what room is worth is multiplied by `room`."""
