@@ -10,6 +10,7 @@ import numpy as np
 
 from evort._kernels import core
 from evort.errors import UnsupportedError
+from evort.etm._reader import release
 from evort.ops.base import Call, Kernel, Op
 from evort.types import MAX_RANK, Spec
 
@@ -67,13 +68,18 @@ class CpuBackend:
         return driver_capsule(kernel.driver) if isinstance(kernel.driver, str) else kernel.driver
 
     def packed(self, c: Call, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        return self._once(c.node, key, make)
+        weights = [s.value for s in c.ins if s is not None and s.value is not None]
+        return self._once(c.node, key, make, weights)
 
     def dense(self, spec: Spec) -> np.ndarray:
         return self._once(spec.sparse, "dense", spec.dense)
 
-    def _once(self, owner: object, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def _once(
+        self, owner: object, key: str, make: Callable[[], np.ndarray], sources: Sequence[np.ndarray] = ()
+    ) -> np.ndarray:
         found = self._packed.get((id(owner), key))
         if found is None:
             found = self._packed[id(owner), key] = (owner, np.ascontiguousarray(make()))
+            for array in sources:  # the copy is read from now on: both need not be in memory
+                release(array)
         return found[1]

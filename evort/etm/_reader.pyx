@@ -17,7 +17,8 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.math cimport isfinite
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
+from posix.mman cimport MADV_DONTNEED, MAP_FAILED, MAP_SHARED, PROT_READ, madvise, mmap, munmap
+from posix.unistd cimport _SC_PAGESIZE, sysconf
 
 from evort._records cimport (A_FLOAT, A_FLOATS, A_GRAPH, A_INT, A_INTS, A_STR, A_STRS, A_TENSOR, Graph, Node, OpInfo,
                              Tensor, info_of)
@@ -118,6 +119,23 @@ cdef class Mapping:
     def __dealloc__(self):
         if self.base != NULL:
             munmap(self.base, self.size)
+
+
+def release(array):
+    """Lets the system take back the memory of an array that lies in a mapped file, as of weights that were copied into
+    another layout: whole pages of it, which are read from the file again if they are used. Other arrays are left
+    alone."""
+    base = array
+    while base is not None and not isinstance(base, Mapping):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    if base is None or not array.flags.c_contiguous:
+        return
+    cdef size_t page = sysconf(_SC_PAGESIZE)
+    cdef size_t start = <size_t> cnp.PyArray_DATA(array), end = start + <size_t> array.nbytes
+    start = (start + page - 1) // page * page
+    end = end // page * page
+    if start < end:
+        madvise(<void *> start, end - start, MADV_DONTNEED)
 
 
 class Header:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import evort
 from evort import etm
 from evort.errors import EtmFormatError, EvortError, ShapeError, UnsupportedError
-from evort.etm._reader import LIMITS, blob_alignment, xxh64
+from evort.etm._reader import LIMITS, blob_alignment, release, xxh64
 from evort.graph import Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops.base import check_arity, complete_attrs, find
 from evort.types import STORAGE, DType
@@ -79,6 +79,29 @@ def test_processes_share_the_map(tmp_path):
     fields = dict(line.split(":", 1) for line in entry.splitlines()[1:20])
     assert fields["Private_Dirty"].split() == ["0", "kB"]
     assert file.model is not None
+
+
+def resident(path) -> int:
+    """Bytes of a mapped file that are in memory."""
+    entry = Path("/proc/self/smaps").read_text().split(str(path), 1)[1]
+    return 1024 * int(next(line for line in entry.splitlines() if line.startswith("Rss:")).split()[1])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux's account of memory maps")
+def test_weights_that_were_copied_leave_memory(tmp_path):
+    w = np.arange(1 << 20, dtype=np.float32)
+    etm.write(constant(w), tmp_path / "m.etm")
+    data = etm.read(tmp_path / "m.etm").model.graph.tensors["w"].data
+    np.testing.assert_array_equal(data, w)
+    assert resident(tmp_path / "m.etm") >= w.nbytes
+    release(data.reshape(1024, -1)[512:])
+    assert resident(tmp_path / "m.etm") <= w.nbytes // 2 + (1 << 17)
+    release(data)
+    assert resident(tmp_path / "m.etm") <= 1 << 17
+    np.testing.assert_array_equal(data, w)  # read from the file again
+    release(data[::2])
+    release(w)  # lies in no file
+    np.testing.assert_array_equal(data, w)
 
 
 def test_arrays_outlive_the_file(tmp_path):
