@@ -49,3 +49,4 @@ cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int6
                          int64_t stride_c) noexcept nogil
 cdef void gemm_batch_f64(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
                          int64_t stride_c) noexcept nogil
+cdef bint gemm_packs(const ev_gemm *g, int64_t size) noexcept nogil

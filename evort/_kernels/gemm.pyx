@@ -156,6 +156,12 @@ cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
     return IN_PLACE if in_place_kc(g, size) > 0 else BLOCKED
 
 
+cdef bint gemm_packs(const ev_gemm *g, int64_t size) noexcept nogil:
+    """Whether a product may use scratch: with a vector none does."""
+    cdef Method method = choose(g, size)
+    return method == BLOCKED or method == IN_PLACE
+
+
 cdef int64_t in_place_kc(const ev_gemm *g, int64_t size) noexcept nogil:
     """Rows of B to take at a time, 0 where packing B pays: with many rows of A, or with long columns of B."""
     cdef bint aliased = g.rsb * size % ALIAS == 0

@@ -2,15 +2,19 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 from evort._kernels.core cimport EV_BIAS_COLUMN, EV_BIAS_ROW, EV_OK, ev_call, ev_epilogue, register
-from evort._kernels.gemm cimport ev_gemm, gemm_batch_f32, gemm_batch_scratch, gemm_f32, gemm_init
+from evort._kernels.gemm cimport ev_gemm, gemm_batch_f32, gemm_batch_scratch, gemm_f32, gemm_init, gemm_packs
 
 cdef inline float *operand(const ev_call *c, int i) noexcept nogil:
     return NULL if i >= c.n_in or c.in_[i] == NULL else <float *> c.in_[i].data
 
 
-def matmul_scratch(int64_t items, int64_t m, int64_t n, int64_t k, int32_t threads) -> int:
-    """Scratch bytes of matmul_f32 and gemm_f32: products [m, k] x [k, n], `items` at a time."""
-    return gemm_batch_scratch(4, items, m, n, k, threads)
+def matmul_scratch(int64_t items, int64_t m, int64_t n, int64_t k, a, b, int64_t ldc, int32_t threads) -> int:
+    """Scratch bytes of matmul_f32 and gemm_f32: products [m, k] x [k, n], `items` at a time; a, b: row and column
+    strides, ldc: row stride of the result."""
+    cdef ev_gemm g
+    gemm_init(&g, m, n, k, NULL, a[0], NULL, b[0], NULL, ldc)
+    g.csa, g.csb = a[1], b[1]
+    return gemm_batch_scratch(4, items, m, n, k, threads) if gemm_packs(&g, 4) else 0
 
 
 cdef int matmul_f32(const ev_call *c) noexcept nogil:

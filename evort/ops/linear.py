@@ -41,7 +41,8 @@ class Layout:
         sizes = (self.m, self.n, self.k, self.rsa, self.csa, self.rsb, self.csb, self.ldc)
         ints = (*activation, *sizes, *(v for axis in self.batch for v in axis))
         count = self.batch[-1][0] if self.batch else 1
-        scratch = matmul_scratch(count, self.m, self.n, self.k, c.threads)
+        a, b = (self.rsa, self.csa), (self.rsb, self.csb)
+        scratch = matmul_scratch(count, self.m, self.n, self.k, a, b, self.ldc, c.threads)
         return Kernel("linear.matmul_f32", ints, reals, scratch, inputs=(1, 0) if self.swapped else None)
 
 
@@ -131,12 +132,12 @@ class Gemm(Op):
         if c.has(2):
             rows, columns = (1, 1, *c.ins[2].shape)[-2:]
             row, column = columns if rows != 1 else 0, 1 if columns != 1 else 0
-        strides = (*((1, m) if c["transA"] else (k, 1)), *((1, k) if c["transB"] else (n, 1)), row, column)
+        left, right = (1, m) if c["transA"] else (k, 1), (1, k) if c["transB"] else (n, 1)
         return Kernel(
             "linear.gemm_f32",
-            (*number, m, n, k, *strides),
+            (*number, m, n, k, *left, *right, row, column),
             (*reals, c["alpha"], c["beta"]),
-            matmul_scratch(1, m, n, k, c.threads),
+            matmul_scratch(1, m, n, k, left, right, n, c.threads),
         )
 
     def macs(self, c: Call) -> int:
