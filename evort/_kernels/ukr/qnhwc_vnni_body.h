@@ -34,26 +34,40 @@ static inline __attribute__((always_inline)) EV_FN(nhwc_seen) EV_FN(nhwc_nothing
     return (EV_FN(nhwc_seen)){_mm512_set1_ps(INFINITY), _mm512_set1_ps(-INFINITY)};
 }
 
+/* What becomes of sums, in registers: stores of bytes might change what a pointer to ev_qfinish leads to. */
+typedef struct {
+    __m512 a, b, per_unit, lo, hi, z_scale;
+    __m512i zero, z_zero;
+    int folds, activation, noting, z_unsigned;
+} EV_FN(nhwc_known);
+
+static inline __attribute__((always_inline)) EV_FN(nhwc_known) EV_FN(nhwc_know)(const ev_qfinish *f)
+{
+    return (EV_FN(nhwc_known)){_mm512_set1_ps(f->a), _mm512_set1_ps(f->b), _mm512_set1_ps(1.0f / f->unit),
+                               _mm512_set1_ps((float)(f->lo - f->zero)), _mm512_set1_ps((float)(f->hi - f->zero)),
+                               _mm512_set1_ps(f->z_scale), _mm512_set1_epi32(f->zero), _mm512_set1_epi32(f->z_zero),
+                               f->folds, f->activation, f->range != NULL, f->z_type == EV_UINT8};
+}
+
 /* A vector of sums as integers of the result, in its bounds; z: what is to be added, as it is stored. */
-static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const ev_qfinish *f, __m512i sum, __m512 scale,
-                                                                       __mmask16 there, const void *z,
+static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const EV_FN(nhwc_known) k, __m512i sum,
+                                                                       __m512 scale, __mmask16 there, const void *z,
                                                                        EV_FN(nhwc_seen) *seen)
 {
     const __m512 none = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
     __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
-    if (!f->folds) {
+    if (!k.folds) {
         if (z) {
             const __m128i bytes = _mm_maskz_loadu_epi8(there, z);
-            const __m512i wide = f->z_type == EV_UINT8 ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepi8_epi32(bytes);
-            const __m512 centred = _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, _mm512_set1_epi32(f->z_zero)));
-            r = _mm512_add_ps(r, _mm512_mul_ps(centred, _mm512_set1_ps(f->z_scale)));
+            const __m512i wide = k.z_unsigned ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepi8_epi32(bytes);
+            const __m512 centred = _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, k.z_zero));
+            r = _mm512_add_ps(r, _mm512_mul_ps(centred, k.z_scale));
         }
-        const __m512 a = _mm512_set1_ps(f->a);
-        switch (f->activation) {
+        switch (k.activation) {
         case EV_ACT_RELU: r = _mm512_max_ps(none, r); break;
-        case EV_ACT_LEAKY_RELU: r = _mm512_mask_mul_ps(r, _mm512_cmp_ps_mask(r, none, _CMP_LT_OQ), a, r); break;
+        case EV_ACT_LEAKY_RELU: r = _mm512_mask_mul_ps(r, _mm512_cmp_ps_mask(r, none, _CMP_LT_OQ), k.a, r); break;
         case EV_ACT_HARD_SIGMOID:
-            r = _mm512_add_ps(_mm512_mul_ps(a, r), _mm512_set1_ps(f->b));
+            r = _mm512_add_ps(_mm512_mul_ps(k.a, r), k.b);
             r = _mm512_min_ps(one, _mm512_max_ps(none, r));
             break;
         case EV_ACT_HARD_SWISH: {
@@ -63,11 +77,32 @@ static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const ev_
         }
         }
     }
-    if (f->range) EV_FN(nhwc_note)(seen, there, r);
-    if (!f->folds) r = _mm512_mul_ps(r, _mm512_set1_ps(1.0f / f->unit));
-    r = _mm512_max_ps(r, _mm512_set1_ps((float)(f->lo - f->zero)));
-    r = _mm512_min_ps(r, _mm512_set1_ps((float)(f->hi - f->zero)));
-    return _mm512_add_epi32(_mm512_cvtps_epi32(r), _mm512_set1_epi32(f->zero));
+    if (k.noting) EV_FN(nhwc_note)(seen, there, r);
+    if (!k.folds) r = _mm512_mul_ps(r, k.per_unit);
+    r = _mm512_min_ps(_mm512_max_ps(r, k.lo), k.hi);
+    return _mm512_add_epi32(_mm512_cvtps_epi32(r), k.zero);
+}
+
+/* n positions of a vector of channels. */
+static inline __attribute__((always_inline)) void EV_FN(nhwc_column)(const ev_nhwc_conv *g, const EV_FN(nhwc_known) k,
+                                                                     const char *z, const int32_t *sum, int64_t n,
+                                                                     int64_t c, int64_t first, EV_FN(nhwc_seen) *noted)
+{
+    const int64_t left = g->channels - c, ldy = g->ldy, ldz = z ? g->ldz : 0;
+    const __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
+    const __m512 scale = _mm512_loadu_ps(g->scale + c);
+    uint8_t *y = g->y + first * ldy + c;
+    if (z) z += first * ldz + c;
+    EV_FN(nhwc_seen) seen = *noted;
+    if (left >= 16)
+        for (int64_t i = 0; i < n; i++, y += ldy, z += ldz)
+            _mm_storeu_si128((__m128i *)y, _mm512_cvtepi32_epi8(EV_FN(nhwc_round)(
+                k, _mm512_load_si512(sum + i * EV_NHWC_NR + c), scale, there, z, &seen)));
+    else
+        for (int64_t i = 0; i < n; i++, y += ldy, z += ldz)
+            _mm_mask_storeu_epi8(y, there, _mm512_cvtepi32_epi8(EV_FN(nhwc_round)(
+                k, _mm512_load_si512(sum + i * EV_NHWC_NR + c), scale, there, z, &seen)));
+    *noted = seen;
 }
 
 /* 64 sums of a result that is folded, in the order of v0[0-3] v1[0-3] v2[0-3] v3[0-3] v0[4-7] ...; noted where seen is
@@ -99,10 +134,10 @@ static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_fold)(const ev_q
 static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, const int32_t *sum, int64_t n,
                                                          int64_t first, EV_FN(nhwc_seen) *noted)
 {
-    const ev_qfinish *f = g->finish;
-    uint8_t *y = g->y + first * g->ldy;
-    const char *z = g->z ? (const char *)g->z + first * g->ldz : NULL;
+    const ev_qfinish own = *g->finish, *f = &own; /* which stores to y do not change */
+    const char *z = g->z;
     if (f->folds && g->channels == EV_NHWC_NR) {
+        uint8_t *y = g->y + first * g->ldy;
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         const __m512 scale[4] = {_mm512_loadu_ps(g->scale), _mm512_loadu_ps(g->scale + 16),
                                  _mm512_loadu_ps(g->scale + 32), _mm512_loadu_ps(g->scale + 48)};
@@ -122,17 +157,23 @@ static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, 
 #undef ROWS
         return;
     }
-    EV_FN(nhwc_seen) seen = *noted;
-    for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy, z += z ? g->ldz : 0)
-        for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR) {
-            const int64_t left = g->channels - c;
-            const __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
-            const __m512i r = EV_FN(nhwc_round)(f, _mm512_load_si512(sum + c), _mm512_loadu_ps(g->scale + c), there,
-                                                z ? z + c : NULL, &seen);
-            if (left >= 16) _mm_storeu_si128((__m128i *)(y + c), _mm512_cvtepi32_epi8(r));
-            else _mm_mask_storeu_epi8(y + c, there, _mm512_cvtepi32_epi8(r));
-        }
-    *noted = seen;
+    EV_FN(nhwc_known) k = EV_FN(nhwc_know)(f);
+#define COLUMNS(z)                                                         \
+    for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR)              \
+        EV_FN(nhwc_column)(g, k, z, sum, n, c, first, noted);
+    if (k.noting || z) {
+        COLUMNS(z)
+    } else if (k.folds) { /* each loop for itself, without what it has not */
+        k.noting = 0, k.folds = 1;
+        COLUMNS(NULL)
+    } else if (k.activation == EV_ACT_HARD_SWISH) {
+        k.noting = k.folds = 0, k.activation = EV_ACT_HARD_SWISH;
+        COLUMNS(NULL)
+    } else {
+        k.noting = k.folds = 0;
+        COLUMNS(NULL)
+    }
+#undef COLUMNS
 }
 
 /* Seven positions by nv vectors. Sums are named variables, as GCC keeps arrays of vectors in memory; the last of four
@@ -214,9 +255,9 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 
 /* Four taps of 64 channels are interleaved to four vectors of 16 channels. */
 static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc_depthwise *g, int64_t n,
-                                                                   const int noting)
+                                                                   const int noting, const int activation)
 {
-    const ev_qfinish *f = g->finish;
+    const ev_qfinish own = *g->finish, *f = &own; /* which stores to y do not change */
     const int64_t channels = g->channels;
     const __mmask64 there = channels >= 64 ? ~0ull : (1ull << channels) - 1;
     const __m512i add[4] = {_mm512_loadu_si512(g->add), _mm512_loadu_si512(g->add + 16), _mm512_loadu_si512(g->add + 32),
@@ -224,6 +265,9 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc
     const __m512 scale[4] = {_mm512_loadu_ps(g->scale), _mm512_loadu_ps(g->scale + 16), _mm512_loadu_ps(g->scale + 32),
                              _mm512_loadu_ps(g->scale + 48)};
     const int fast = f->folds && (!noting || channels >= 64);
+    EV_FN(nhwc_known) k = EV_FN(nhwc_know)(f);
+    k.noting = noting;
+    if (activation != EV_ACT_NONE) k.folds = 0, k.activation = activation;
     EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
     if (g->wide) { /* planned for another table */
         ev_ukr_table__scalar.nhwc_depthwise(g, n);
@@ -252,10 +296,10 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc
             if (channels < 64) /* lane 4*g + k of vector v is channel 16*g + 4*v + k */
                 for (int v = 0; v < 4; v++)
                     for (int g4 = m[v] = 0; g4 < 4; g4++) m[v] |= (__mmask16)((there >> (16 * g4 + 4 * v) & 15) << 4 * g4);
-            v0 = EV_FN(nhwc_round)(f, v0, scale[0], m[0], NULL, &seen);
-            v1 = EV_FN(nhwc_round)(f, v1, scale[1], m[1], NULL, &seen);
-            v2 = EV_FN(nhwc_round)(f, v2, scale[2], m[2], NULL, &seen);
-            v3 = EV_FN(nhwc_round)(f, v3, scale[3], m[3], NULL, &seen);
+            v0 = EV_FN(nhwc_round)(k, v0, scale[0], m[0], NULL, &seen);
+            v1 = EV_FN(nhwc_round)(k, v1, scale[1], m[1], NULL, &seen);
+            v2 = EV_FN(nhwc_round)(k, v2, scale[2], m[2], NULL, &seen);
+            v3 = EV_FN(nhwc_round)(k, v3, scale[3], m[3], NULL, &seen);
             const __m512i u = _mm512_packs_epi32(v0, v1), v = _mm512_packs_epi32(v2, v3);
             r = f->type == EV_UINT8 ? _mm512_packus_epi16(u, v) : _mm512_packs_epi16(u, v);
         }
@@ -267,7 +311,8 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc
 
 static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
 {
-    if (g->finish->range) EV_FN(nhwc_taps)(g, n, 1);
-    else EV_FN(nhwc_taps)(g, n, 0);
+    if (g->finish->range) EV_FN(nhwc_taps)(g, n, 1, EV_ACT_NONE);
+    else if (g->finish->activation == EV_ACT_HARD_SWISH) EV_FN(nhwc_taps)(g, n, 0, EV_ACT_HARD_SWISH);
+    else EV_FN(nhwc_taps)(g, n, 0, EV_ACT_NONE);
 }
 #pragma GCC pop_options
