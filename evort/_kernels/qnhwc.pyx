@@ -145,6 +145,10 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t first,
     cdef char *made = scratch + g.at_row
     begin = min(g.pad_w, g.pitch)
     n = max(<int64_t> 0, min(g.w, g.pitch - begin))
+    h = reach_h(g, rows)
+    if n == g.w == g.pitch and top >= 0 and top + h <= g.h and job.o.x.dtype == EV_UINT8 and not g.x_last and not g.widens:
+        K.move_transpose(1, h * n, g.c, x + top * n, plane, to, g.c)
+        return
     for h in range(top, top + reach_h(g, rows)):
         if not g.widens:
             made = to

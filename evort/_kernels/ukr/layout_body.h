@@ -167,12 +167,47 @@ static inline int EV_FN(transpose_8x8)(int item, const void *x0, int64_t xs, voi
     return 0;
 }
 
+#if defined(__SSE2__)
+/* y[i * ys + j] = x[i + j * xs] for 16 x 16 bytes: a byte's row and column, written together as eight bits, rotate by one
+ * in each round. */
+static inline void EV_FN(transpose_16x16)(const uint8_t *x, int64_t xs, uint8_t *y, int64_t ys)
+{
+    __m128i r[16], t[16];
+#define ROUND(to, from)                                                \
+    _Pragma("GCC unroll 8") for (int k = 0; k < 8; k++)                 \
+    {                                                                  \
+        to[2 * k] = _mm_unpacklo_epi8(from[k], from[k + 8]);           \
+        to[2 * k + 1] = _mm_unpackhi_epi8(from[k], from[k + 8]);       \
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) r[j] = _mm_loadu_si128((const __m128i *)(x + j * xs));
+    ROUND(t, r)
+    ROUND(r, t)
+    ROUND(t, r)
+    ROUND(r, t)
+#undef ROUND
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) _mm_storeu_si128((__m128i *)(y + i * ys), r[i]);
+}
+#endif
+
 /* One tile of a transpose: few enough columns that their cache lines and pages stay at hand from rows to rows. */
 static void EV_FN(transpose_tile)(int item, int64_t rows, int64_t cols, const char *x, int64_t xs, char *y, int64_t ys)
 {
+#if defined(__SSE2__)
+    if (item == 1 && rows >= 16 && cols >= 16) { /* the last ones overlap those before */
+        for (int64_t i = 0; i < rows; i += 16)
+            for (int64_t j = 0; j < cols; j += 16) {
+                const int64_t i0 = i + 16 <= rows ? i : rows - 16, j0 = j + 16 <= cols ? j : cols - 16;
+                EV_FN(transpose_16x16)((const uint8_t *)x + i0 + j0 * xs, xs, (uint8_t *)y + i0 * ys + j0, ys);
+            }
+        return;
+    }
+#endif
     for (int64_t i0 = 0, i1; i0 < rows; i0 = i1) {
         int64_t j0 = 0;
         i1 = i0 + 8 < rows ? i0 + 8 : rows;
+        if (i1 - i0 < 8 && rows >= 8) i0 = rows - 8; /* some again */
         if (i1 - i0 == 8)
             while (j0 + 8 <= cols &&
                    EV_FN(transpose_8x8)(item, x + (i0 + j0 * xs) * item, xs, y + (i0 * ys + j0) * item, ys))
