@@ -11,6 +11,9 @@ An image with padding, or with channels first, is staged: copied to scratch with
 or as int16 where the instruction set has no product of bytes that is exact. A row of the kernel is then one run (a
 segment) of it, where taps follow one another. A result with channels
 first is computed block by block into scratch, and transposed from there.
+
+A transposed convolution whose kernel is its stride is a convolution of single pixels for each row of the kernel: what one
+pixel gives to a row of the result, [kernel's width][channels], are the channels of that, and lie side by side.
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
@@ -26,6 +29,8 @@ cdef enum:
     I_X_LAST = N_INTS            # whether x, and y with the residual, lie channels last
     I_Y_LAST
     I_WIDE                       # whether weights are in pairs, and images of dense ones staged as int16
+    I_TURNS                      # rows of a transposed convolution's kernel; the window and I_M are those of one row. Else 1
+    I_RESULT                     # channels of the result
     ALL_INTS
     BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
     SLACK = 64                   # bytes behind a staged image that may be read
@@ -44,6 +49,8 @@ cdef inline int64_t up_to(int64_t a, int64_t b) noexcept nogil:
 
 ctypedef struct Geometry:
     int64_t n, c, m              # images, channels in and out
+    int64_t turns, result        # see I_TURNS, I_RESULT
+    bint sums                    # of one channel: sums are finished by the row
     int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
     bint x_last, y_last, staged, wide, widens
     int64_t segments, quads      # runs of bytes that a position reads, and quads of each
@@ -53,7 +60,7 @@ ctypedef struct Geometry:
     int64_t pitch                # pixels of a row of what is read
     int64_t band, bands, parts   # output rows; shares of the blocks of channels
     # Offsets into scratch: shared, then of each thread.
-    int64_t at_add, at_scale, shared, at_stage, at_line, at_row, at_y, at_z, slot
+    int64_t each, at_add, at_scale, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, slot
 
 
 cdef bint take_window(Geometry *g, const int64_t *v) noexcept nogil:
@@ -61,11 +68,13 @@ cdef bint take_window(Geometry *g, const int64_t *v) noexcept nogil:
     cdef const int64_t *a = v + I_WINDOW
     g.n, g.c, g.m = v[I_N], v[I_C], v[I_M]
     g.x_last, g.y_last, g.wide = v[I_X_LAST], v[I_Y_LAST], v[I_WIDE]
+    g.turns, g.result = v[I_TURNS], v[I_RESULT]
+    g.sums = g.result == 1       # convolutions to one channel, which fill no vector, are not for here
     if a[0] != 1 or a[3] != 1 or a[6] != 1 or a[15] != 0:
         return False
     g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = a[1], a[4], a[7], a[10], a[13], a[16]
     g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w = a[2], a[5], a[8], a[11], a[14], a[17]
-    if g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0:   # one axis: bands cut it
+    if g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0 and g.turns == 1 and not g.sums:   # one axis: bands cut it
         g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = (
             g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w)
         g.w = g.out_w = g.kernel_w = g.stride_w = g.dilation_w = 1
@@ -115,8 +124,8 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     if not g.run:
         g.cycle = up_to(g.c, EV_NHWC_NR)
     g.at_add = 0
-    at = g.cycle if depthwise else up_to(g.m, EV_NHWC_VECTOR)
-    g.at_scale = up_to(4 * at, 64)
+    g.each = g.cycle if depthwise else up_to(g.m, EV_NHWC_VECTOR)
+    g.at_scale = up_to(4 * g.each * g.turns, 64)
     g.shared = 2 * g.at_scale
     g.at_stage = 0
     at = up_to(reach_h(g, g.band) * row + SLACK, 64) if g.staged else 0
@@ -128,6 +137,8 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     at += 0 if g.y_last else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
     g.at_z = at
     at += 0 if g.y_last or depthwise else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
+    g.at_sums = at
+    at += up_to(4 * (g.out_w * g.m + SLACK), 64) if g.sums else 0
     g.slot = at
     return True
 
@@ -189,6 +200,30 @@ ctypedef struct Task:
     const int8_t *w
 
 
+cdef void turned_rows(const Task *t, ev_nhwc_conv *k, int64_t image, int64_t first, int64_t rows, int64_t block,
+                      char *scratch) noexcept nogil:
+    """The rows of a transposed convolution's result that `rows` rows of the image from `first` on give: one for each row
+    of the kernel."""
+    cdef const Job *job = &t.job
+    cdef const Geometry *g = &t.g
+    cdef int64_t turn, row, at, size = ev_item_size(job.o.y.dtype)
+    cdef const char *x = <const char *> k.x
+    cdef const int8_t *w = k.w
+    cdef const int32_t *add = k.add
+    cdef int32_t *sums = <int32_t *> (scratch + g.at_sums)
+    for turn in range(g.turns):
+        k.w = w + turn * g.each * 4 * g.quads
+        k.add = add + turn * g.each
+        for row in range(rows):
+            k.x = x + row * k.row_step * (2 if g.wide else 1)
+            at = ((image * g.out_h + first + row) * g.turns + turn) * g.out_w * g.m
+            k.y = <uint8_t *> sums if g.sums else <uint8_t *> job.o.y.data + at + block * EV_NHWC_NR
+            K.nhwc_conv(k, 0, g.out_w)
+            if g.sums:
+                K.qc_finish(&job.finish, g.out_w * g.m, sums, NULL, 0, k.scale[0], NULL, <char *> job.o.y.data + at * size)
+    k.x = x
+
+
 cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     """Items [begin, end): shares of the blocks, bands and images, the first fastest."""
     cdef Task *t = <Task *> ctx
@@ -206,7 +241,7 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
             offset[i] = <int32_t> (i * g.dilation_h * g.pitch * g.c)
         else:
             offset[i] = <int32_t> ((i // g.kernel_w * g.dilation_h * g.pitch + i % g.kernel_w * g.dilation_w) * g.c)
-    k.offset, k.segments, k.quads, k.finish = offset, g.segments, g.quads, &job.finish
+    k.offset, k.segments, k.quads, k.finish = offset, g.segments, g.quads, NULL if g.sums else &job.finish
     k.wide = g.wide
     k.width, k.step, k.row_step = g.out_w, g.stride_w * g.c, g.stride_h * g.pitch * g.c
     for item in range(begin, end):
@@ -222,7 +257,10 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
             k.channels = min(<int64_t> EV_NHWC_NR, g.m - i)
             k.w = t.w + i * 4 * g.quads * g.segments
             k.add, k.scale = <const int32_t *> (shared + g.at_add) + i, <const float *> (shared + g.at_scale) + i
-            if g.y_last:
+            if g.turns > 1 or g.sums:
+                k.ldy = g.m
+                turned_rows(t, &k, image, first, rows, block, scratch)
+            elif g.y_last:
                 at = ((image * g.out_h + first) * g.out_w) * g.m + i
                 k.y, k.ldy, k.ldz = <uint8_t *> job.o.y.data + at, g.m, g.m
                 k.z = NULL if job.o.z == NULL else <const char *> job.o.z.data + at
@@ -240,11 +278,11 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
 
 
 cdef int linear(const ev_call *c) noexcept nogil:
-    """in: those of QLinearConv, then what pack_dense gives; out: y; ints: those of qwindow.pxd, whether x lies channels
-    last, whether y and the residual do; reals: activation parameters."""
+    """in: those of QLinearConv (or QLinearConvTranspose, see I_TURNS), then what pack_dense gives; out: y; ints: those
+    of qwindow.pxd, then from I_X_LAST on; reals: activation parameters."""
     cdef Task t
     cdef Geometry *g = &t.g
-    cdef int64_t m, items
+    cdef int64_t turn, m, i, items
     cdef int32_t *add = <int32_t *> c.scratch
     cdef float *scale
     take_linear(c, &t.job)
@@ -253,11 +291,13 @@ cdef int linear(const ev_call *c) noexcept nogil:
     make_geometry(g, c.ints, c.threads, False)
     scale = <float *> (<char *> c.scratch + g.at_scale)
     t.sums = <const int32_t *> c.in_[c.ints[I_INPUTS]].data
-    t.w = <const int8_t *> (t.sums + up_to(g.m, EV_NHWC_VECTOR))
+    t.w = <const int8_t *> (t.sums + g.turns * g.each)
     memset(c.scratch, 0, g.shared)
-    for m in range(g.m):
-        add[m] = <int32_t> row_add(&t.job, m, t.sums[m])
-        scale[m] = row_scale(&t.job, m)
+    for turn in range(g.turns):
+        for m in range(g.m):
+            i = turn * g.each + m
+            add[i] = <int32_t> row_add(&t.job, m % g.result, t.sums[i])
+            scale[i] = row_scale(&t.job, m % g.result)
     items = g.n * g.bands * g.parts
     parallel_for(dense_items, &t, items, max(1, MACS_PER_TASK // max(1, t.job.o.y.size * 4 * g.quads * g.segments // items)),
                  c.threads)
@@ -446,7 +486,8 @@ cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums
 
 
 def pack_dense(weights, int flip, ints):
-    """What `linear` needs of the weights, [M, C, kernel...] of bytes (flip: 0x80 for uint8): sums of each channel, then
+    """What `linear` needs of the weights, [M, C, kernel...] of bytes (flip: 0x80 for uint8; of a transposed convolution
+    [kernel's rows, columns, M, C]): sums of each channel, then
     blocks as in ukr/qnhwc.h, as int8 at an address that is a multiple of 64. Raises MemoryError."""
     import numpy
 
@@ -454,7 +495,7 @@ def pack_dense(weights, int flip, ints):
     cdef Geometry g
     read_ints(ints, values)
     make_geometry(&g, values, 1, False)
-    cdef int64_t whole = up_to(g.m, EV_NHWC_VECTOR), bytes_ = whole * (4 + 4 * g.quads * g.segments)
+    cdef int64_t turn, each = 4 * g.each * g.quads * g.segments, bytes_ = g.turns * (4 * g.each + each)
     cdef int64_t all_ = g.c * g.kernel_h * g.kernel_w
     found = _aligned(numpy, bytes_)
     weights = numpy.ascontiguousarray(weights)
@@ -464,7 +505,9 @@ def pack_dense(weights, int flip, ints):
     if line == NULL:
         raise MemoryError()
     memset(to, 0, bytes_)
-    pack_rows(&g, w, flip, <int32_t *> to, <int8_t *> (to + 4 * whole), line)
+    for turn in range(g.turns):
+        pack_rows(&g, w + turn * g.m * all_, flip, <int32_t *> to + turn * g.each,
+                  <int8_t *> (to + 4 * g.turns * g.each) + turn * each, line)
     free(line)
     return found
 

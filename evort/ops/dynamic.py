@@ -180,7 +180,7 @@ class _Convolution(Op):
         w_zero = c.ins[3] if c.has(3) else None
         given = [c.ins[0], Spec(DType.FLOAT, ()), zero, c.ins[1], None, w_zero, *(None for _ in range(6))]
         inner = Call(c.node, c.attrs, given, c.threads)
-        ints = _ints(inner, 0, window, out.shape[1], 0, self.transposed)
+        ints = _ints(inner, 0, window.ints(), out.shape[1], 0, self.transposed)
         if ints is None:
             return None
         from evort._kernels.dynamic import convolution_scratch

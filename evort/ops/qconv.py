@@ -36,6 +36,7 @@ _FLOAT = frozenset({DType.FLOAT})
 _SIZE = 24  # where the drivers' parameters say how many bytes a staged element takes
 _MOST_TAPS = 256  # of a depthwise convolution, in its drivers
 _LANES = 16  # channels of a vector in those for channels last: fewer than half are a waste
+_MOST_COLUMNS = 64  # of one channel's row of a transposed kernel there
 _LAST_ACTIVATIONS = ("", "Relu", "LeakyRelu", "HardSigmoid", "HardSwish")  # of those for channels last
 
 # Indices of the inputs.
@@ -84,7 +85,7 @@ class ConvInteger(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         window, out = conv_shapes(c, c.ins[0], c.ins[1])
-        ints = _ints(c, 0, window, out.shape[1], 0, False)
+        ints = _ints(c, 0, window.ints(), out.shape[1], 0, False)
         if ints is None:
             return None
         from evort._kernels.qwindow import scratch_bytes
@@ -165,9 +166,8 @@ def _good_scales(c: Call) -> bool:
     return all(s is not None and np.isfinite(s).all() and (s > 0).all() for s in scales)
 
 
-def _ints(c: Call, x: int, window: Window, m: int, number: int, transposed: bool) -> tuple[int, ...] | None:
-    """The parameters of the drivers, or None where they do not take the window."""
-    place = window.ints()
+def _ints(c: Call, x: int, place: tuple[int, ...], m: int, number: int, transposed: bool) -> tuple[int, ...] | None:
+    """The parameters of the drivers, or None where they do not take the window, `place`."""
     if not place:
         return None
     spec = c.ins[x]
@@ -203,38 +203,80 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
     ):
         return None
     number, _ = activation_ints_reals(c)
-    ints = _ints(c, _X, window, y.shape[1], number[0], False)
+    ints = _ints(c, _X, window.ints(), y.shape[1], number[0], False)
     if ints is None:
         return None
     from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints = (*ints, int(c.ins[_X].channels_last), int(y.channels_last), int(wide()))
+    ints = (*ints, int(c.ins[_X].channels_last), int(y.channels_last), int(wide()), 1, y.shape[1])
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
 
 
-def _bind_last(c: Call, window: Window) -> Kernel:
-    """The driver for operands that lie channels last."""
-    from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise
+def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
+    """The same for transposed convolutions: those whose kernel is their stride, so that each pixel of the image gives
+    its own pixels of the result. Of one channel, the result may be of any type and activation."""
+    x, w, y = c.ins[_X], c.ins[_W], c.outs[0]
+    m, columns = y.shape[1], y.shape[1] * window.kernel[-1]
+    many = m > 1
+    if (
+        len(window.kernel) > 2
+        or c["group"] != 1
+        or c.has(_Z)
+        or window.kernel != window.strides
+        or window.image != tuple(k * n for k, n in zip(window.kernel, window.out, strict=True))
+        or any(window.pads)
+        or any(d > 1 for d, k in zip(window.dilations, window.kernel, strict=True) if k > 1)
+        or not {x.dtype, w.dtype} <= _BYTES
+        or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO))
+        or _shifted(c)
+        or (many and (y.dtype not in _BYTES or c["activation"] not in (*_LAST_ACTIVATIONS, "Clip")))
+        or (2 * columns < -(-columns // _LANES) * _LANES if many else columns > _MOST_COLUMNS)
+    ):
+        return None
+    turns, image = (1, (1, 1, *window.out)) if len(window.kernel) == 1 else (window.kernel[0], (1, *window.out))
+    number, _ = activation_ints_reals(c)
+    ints = _ints(c, _X, (*image, *image, *(1,) * 9, *(0,) * 3), columns, number[0], True)  # of single pixels
+    if ints is None:
+        return None
+    from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints, depthwise, scratch = _last_ints(c, window)
+    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m)
+    scratch = scratch_bytes(ints, c.threads, False)
+    return None if scratch < 0 else (ints, False, scratch)
+
+
+def _turned(w: np.ndarray) -> np.ndarray:
+    """Weights [C, M, k...] of a transposed convolution as [kernel's rows, columns, M, C]."""
+    return np.moveaxis(w if w.ndim == 4 else w[:, :, None], (0, 1), (3, 2))
+
+
+def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
+    """The driver for operands that lie channels last."""
+    from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise, wide
+
+    ints, depthwise, scratch = (_turned_ints if transposed else _last_ints)(c, window)
     w, flip = c.ins[_W].value, 0x80 if c.ins[_W].dtype == DType.UINT8 else 0
     _, reals = activation_ints_reals(c)
     if depthwise:
-        name = f"channels last, {cycle_of(ints)}, {ints[-1]}"
+        name = f"channels last, {cycle_of(ints)}, {int(wide())}"
         return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: pack_depthwise(w, flip, ints))])
     return Kernel(
-        "qnhwc.linear", ints, reals, scratch, [(f"channels last, {ints[-1]}", lambda: pack_dense(w, flip, ints))]
+        "qnhwc.linear",
+        ints,
+        reals,
+        scratch,
+        [(f"channels last, {int(wide())}", lambda: pack_dense(_turned(w) if transposed else w, flip, ints))],
     )
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     if c.ins[_X].channels_last or c.outs[0].channels_last:
-        return _bind_last(c, window)
+        return _bind_last(c, window, transposed)
     if not _good_scales(c) or not _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO):
         return None
     number, reals = activation_ints_reals(c)
-    ints = _ints(c, _X, window, c.outs[0].shape[1], number[0], transposed)
+    ints = _ints(c, _X, window.ints(), c.outs[0].shape[1], number[0], transposed)
     if ints is None:
         return None
     w = c.ins[_W]
@@ -345,6 +387,10 @@ class QLinearConvTranspose(Op):
             parts = parts - (zero.reshape(group, 1, -1, *(1,) * (w.ndim - 2)) if zero.size != 1 else zero.reshape(()))
         total = unconvolve(_centred(x, given[_X_ZERO]), parts.reshape(w.shape), window, group)
         return _finish(c, total, given)
+
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        window, _ = transposed_shapes(c, c.ins[_X], c.ins[_W])
+        return () if c.ins[_X].dtype != DType.UINT8 or _turned_ints(c, window) is None else ((_X, ~0),)
 
     def bind(self, c: Call) -> Kernel | None:
         window, _ = transposed_shapes(c, c.ins[_X], c.ins[_W])

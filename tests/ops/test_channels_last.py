@@ -63,6 +63,17 @@ class Network:
             inputs += [z, self.constant(np.float32(0.031)), self.zero]
         return self.add("QLinearConv", inputs, {"group": group, **attrs})
 
+    def conv_transpose(self, x: str, c: int, m: int, kernel: tuple[int, ...], strides: tuple[int, ...] = (),
+                       y_type: Any = np.uint8, w_type: Any = np.int8, **attrs: Any) -> str:  # fmt: skip
+        """Its strides are its kernel, unless given."""
+        w = every(w_type, (c, m, *kernel), self.rng)
+        inputs = [x, self.scale, self.zero, self.constant(w)]
+        inputs.append(self.constant(self.rng.uniform(0.5, 1.5, m).astype(np.float32) / np.float32(60 * c**0.5)))
+        inputs.append(self.constant(np.full(m, 128 if w_type is np.uint8 else 0, w_type)))
+        zero = {np.uint8: self.zero, np.int8: self.constant(np.int8(-7)), np.float32: ""}[y_type]
+        inputs += [self.scale if zero else "", zero, self.constant(self.rng.integers(-3000, 3000, m).astype(np.int32))]
+        return self.add("QLinearConvTranspose", inputs, {"strides": list(strides or kernel), **attrs}, "evort")
+
     def model(self, *outputs: str) -> Model:
         return make_model(self.nodes, {"x": (DType.UINT8, self.shape)}, list(outputs), self.constants)
 
@@ -108,11 +119,17 @@ def networks(draw: st.DrawFn) -> tuple[Network, list[str]]:
         ]
         if min(after) < 1:
             kernel, after, window = (1,) * rank, size, {}
-        kind = draw(st.sampled_from(["dense", "dense", "dense", "depthwise", "pool", "add", "scale", "twice"]))
+        kind = draw(st.sampled_from(["dense", "dense", "dense", "depthwise", "pool", "add", "scale", "twice", "up"]))
         if kind == "dense":
             x, c, size = network.conv(x, c, m, kernel, **window, **act), m, after
         elif kind == "depthwise":
             x, size = network.conv(x, c, c, kernel, group=c, **window, **act), after
+        elif kind == "up":
+            m = min(m, 70)
+            kernel = tuple(draw(st.sampled_from([1, 2, 2, 3])) for _ in size)
+            w_type = draw(st.sampled_from([np.int8, np.uint8]))
+            x, c = network.conv_transpose(x, c, m, kernel, w_type=w_type, **act), m
+            size = [a * k for a, k in zip(size, kernel, strict=True)]
         elif kind == "pool":
             x, size = network.add("MaxPool", [x], {"kernel_shape": list(kernel), **window}), after
         elif kind == "add":
@@ -159,6 +176,24 @@ def test_types(isa: str, w_type: Any, y_type: Any) -> None:
     network = Network((1, 8, 9, 11))
     x = network.conv(network.conv("x", 8, 24, w_type=w_type), 24, 40, pads=[1] * 4, w_type=w_type)
     check(network, network.conv(x, 40, 20, w_type=w_type, y_type=y_type, activation="Relu"))
+
+
+@pytest.mark.parametrize("kernel", [(2, 2), (1, 3), (3, 1), (4,)])
+@pytest.mark.parametrize("y_type", [np.uint8, np.int8, np.float32])
+def test_transposed_to_one_channel(isa: str, kernel: tuple[int, ...], y_type: Any) -> None:
+    """Its result is the same with channels first, and may be of any type."""
+    network = Network((2, 4, *(7, 9)[: len(kernel)]))
+    x = network.conv_transpose(network.conv("x", 4, 24, (1,) * len(kernel)), 24, 24, kernel, activation="Relu")
+    names = check(network, network.conv_transpose(x, 24, 1, kernel, y_type=y_type))
+    if core.channels_last():
+        assert names == ["qnhwc.linear"] * 3
+
+
+def test_other_transposed_convolutions_end_a_region(isa: str) -> None:
+    network = Network((1, 4, 7, 9))
+    x = network.conv("x", 4, 24)
+    for more in ({"strides": (1, 1)}, {"pads": [1] * 4}, {"output_padding": [1, 1]}, {"strides": (3, 3)}):
+        check(network, network.conv_transpose(x, 24, 24, (2, 2), **more))
 
 
 def test_sums_wrap_as_everywhere(isa: str) -> None:

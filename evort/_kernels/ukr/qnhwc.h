@@ -34,7 +34,8 @@ typedef struct {
     const int32_t *add;       /* for each channel, up to a multiple of EV_NHWC_VECTOR: added to sums, */
     const float *scale;       /* multiplied with them */
     int64_t channels;         /* of the block */
-    const ev_qfinish *finish; /* of a result of bytes; of activations that do not fold, those of qf_activate */
+    const ev_qfinish *finish; /* of a result of bytes; of activations that do not fold, those of qf_activate. NULL: y
+                               * takes the sums, of 32 bits, as ldy counts too */
     const void *z;            /* NULL, or the residual: bytes, at p*ldz for position p */
     int64_t ldz, ldy;
     uint8_t *y;

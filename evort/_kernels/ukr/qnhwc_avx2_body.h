@@ -121,6 +121,12 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
         }
         for (int64_t c = 0; c < g->channels; c += 16)
             EV_FN(nhwc_dots)(g, x, g->w + 4 * c, 4 * lanes, g->add + c, sum + c);
+        if (!g->finish) {
+            int32_t *y = (int32_t *)g->y + p * g->ldy;
+            for (int64_t i = 0; i < n; i++, y += g->ldy)
+                for (int64_t c = 0; c < g->channels; c++) y[c] = sum[i * EV_NHWC_NR + c];
+            continue;
+        }
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < g->channels; c += 32)
                 EV_FN(nhwc_finish)(g->finish, g->channels - c, sum + i * EV_NHWC_NR + c, scale + c,

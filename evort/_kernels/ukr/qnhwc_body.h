@@ -36,6 +36,10 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
                         if (g->wide) sum += (uint32_t)(((const int16_t *)g->x)[at] * w[t / 2 * 32 - 2 * (c % 16) + t % 2]);
                         else sum += (uint32_t)(((const uint8_t *)g->x)[at] * w[t]);
                     }
+            if (!g->finish) {
+                ((int32_t *)g->y)[p * g->ldy + c] = (int32_t)sum;
+                continue;
+            }
             EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[c], g->z ? (const char *)g->z + p * g->ldz + c : NULL,
                             g->y + p * g->ldy + c);
         }

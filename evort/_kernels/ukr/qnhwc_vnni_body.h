@@ -134,6 +134,14 @@ static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_fold)(const ev_q
 static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, const int32_t *sum, int64_t n,
                                                          int64_t first, EV_FN(nhwc_seen) *noted)
 {
+    if (!g->finish) {
+        int32_t *y = (int32_t *)g->y + first * g->ldy;
+        for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy)
+            for (int64_t c = 0, left = g->channels; c < g->channels; c += EV_NHWC_VECTOR, left -= EV_NHWC_VECTOR)
+                _mm512_mask_storeu_epi32(y + c, (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1),
+                                         _mm512_load_si512(sum + c));
+        return;
+    }
     const ev_qfinish own = *g->finish, *f = &own; /* which stores to y do not change */
     const char *z = g->z;
     if (f->folds && g->channels == EV_NHWC_NR) {
@@ -176,11 +184,11 @@ static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, 
 #undef COLUMNS
 }
 
-/* Seven positions by nv vectors. Sums are named variables, as GCC keeps arrays of vectors in memory; the last of four
+/* Seven positions by nv vectors; half: of the second one (nv 2) the first half, which takes half the time. Sums are named variables, as GCC keeps arrays of vectors in memory; the last of four
  * vectors of weights is an operand in memory, as 28 sums, three of weights and one of the image are all registers. */
 #define EV_POSITIONS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6)
 static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc_conv *g, const uint8_t *const *x,
-                                                                   int32_t *sum, const int nv)
+                                                                   int32_t *sum, const int nv, const int half)
 {
 #define X(i) const uint8_t *x##i = x[i];
     EV_POSITIONS(X)
@@ -189,7 +197,9 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
     const int32_t *offset = g->offset;
     const __m512i s0 = _mm512_loadu_si512(g->add), s1 = nv > 1 ? _mm512_loadu_si512(g->add + 16) : s0;
     const __m512i s2 = nv > 2 ? _mm512_loadu_si512(g->add + 32) : s0, s3 = nv > 3 ? _mm512_loadu_si512(g->add + 48) : s0;
-#define X(i) __m512i a##i = s0, b##i = s1, c##i = s2, d##i = s3;
+#define X(i)                                              \
+    __m512i a##i = s0, b##i = s1, c##i = s2, d##i = s3; \
+    __m256i h##i = _mm512_castsi512_si256(s1);
     EV_POSITIONS(X)
 #undef X
     for (int64_t left = g->segments; left > 0; left--, offset++)
@@ -209,7 +219,8 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
         memcpy(&four, x##i + at, 4);                                                                              \
         const __m512i t = _mm512_set1_epi32(four);                                                                \
         a##i = _mm512_dpbusd_epi32(a##i, t, w0);                                                                  \
-        if (nv > 1) b##i = _mm512_dpbusd_epi32(b##i, t, w1);                                                      \
+        if (half) h##i = _mm256_dpbusd_epi32(h##i, _mm512_castsi512_si256(t), _mm512_castsi512_si256(w1));         \
+        else if (nv > 1) b##i = _mm512_dpbusd_epi32(b##i, t, w1);                                                 \
         if (nv > 2) c##i = _mm512_dpbusd_epi32(c##i, t, w2);                                                      \
     }
             EV_POSITIONS(X)
@@ -217,6 +228,7 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
         }
 #define X(i)                                                                 \
     _mm512_store_si512(sum + i * EV_NHWC_NR, a##i);                          \
+    if (half) b##i = _mm512_zextsi256_si512(h##i);                           \
     if (nv > 1) _mm512_store_si512(sum + i * EV_NHWC_NR + 16, b##i);         \
     if (nv > 2) _mm512_store_si512(sum + i * EV_NHWC_NR + 32, c##i);         \
     if (nv > 3) _mm512_store_si512(sum + i * EV_NHWC_NR + 48, d##i);
@@ -242,15 +254,18 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
             x[i] = i < n ? (const uint8_t *)g->x + row * g->row_step + column * g->step : x[n - 1];
             if (++column == g->width) column = 0, row++;
         }
-        switch ((g->channels + 15) / 16) {
-        case 1: EV_FN(nhwc_dots)(g, x, sum, 1); break;
-        case 2: EV_FN(nhwc_dots)(g, x, sum, 2); break;
-        case 3: EV_FN(nhwc_dots)(g, x, sum, 3); break;
-        default: EV_FN(nhwc_dots)(g, x, sum, 4); break;
+        switch ((g->channels + 7) / 8) {
+        case 1:
+        case 2: EV_FN(nhwc_dots)(g, x, sum, 1, 0); break;
+        case 3: EV_FN(nhwc_dots)(g, x, sum, 2, 1); break;
+        case 4: EV_FN(nhwc_dots)(g, x, sum, 2, 0); break;
+        case 5:
+        case 6: EV_FN(nhwc_dots)(g, x, sum, 3, 0); break;
+        default: EV_FN(nhwc_dots)(g, x, sum, 4, 0); break;
         }
         EV_FN(nhwc_finish)(g, sum, n, p, &seen);
     }
-    if (g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
+    if (g->finish && g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
 }
 
 /* Four taps of 64 channels are interleaved to four vectors of 16 channels. */
