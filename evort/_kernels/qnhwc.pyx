@@ -424,6 +424,40 @@ cdef int max_pool(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
+# Nearest pixels ------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    T_N = 0, T_C = 1, T_H = 2, T_W = 3, T_OUT_H = 4, T_OUT_W = 5, T_TABLES = 6
+
+
+cdef void nearest_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef const ev_call *c = <const ev_call *> ctx
+    cdef const int64_t *v = c.ints
+    cdef const int64_t *rows = v + T_TABLES
+    cdef const int64_t *columns = rows + v[T_OUT_H]
+    cdef int64_t item, w, oh, channels = v[T_C], row = v[T_OUT_W] * channels
+    cdef const uint8_t *x
+    cdef uint8_t *y = <uint8_t *> c.out[0].data + begin * row
+    for item in range(begin, end):
+        oh = item % v[T_OUT_H]
+        if item > begin and oh > 0 and rows[oh] == rows[oh - 1]:
+            memcpy(y, y - row, row)
+        else:
+            x = <const uint8_t *> c.in_[0].data + (item // v[T_OUT_H] * v[T_H] + rows[oh]) * v[T_W] * channels
+            for w in range(v[T_OUT_W]):
+                memcpy(y + w * channels, x + columns[w] * channels, channels)
+        y += row
+
+
+cdef int nearest(const ev_call *c) noexcept nogil:
+    """in: X [N, H, W, C] of bytes; out: Y, its pixels taken by rows and columns. ints: see T_*; then the tables, the
+    rows' first."""
+    cdef const int64_t *v = c.ints
+    parallel_for(nearest_rows, <void *> c, v[T_N] * v[T_OUT_H], max(1, MACS_PER_TASK // max(1, v[T_OUT_W] * v[T_C])),
+                 c.threads)
+    return EV_OK
+
+
 # At load time --------------------------------------------------------------------------------------------------------
 
 def wide() -> bool:
@@ -563,3 +597,4 @@ DRIVERS = {}
 register(DRIVERS, "linear", linear)
 register(DRIVERS, "depthwise", depthwise)
 register(DRIVERS, "max_pool", max_pool)
+register(DRIVERS, "nearest", nearest)

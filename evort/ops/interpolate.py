@@ -17,10 +17,13 @@ import numpy as np
 from evort.graph import Graph, Node
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.copies import itemsize, take_kernel
+from evort.ops.qoperands import BYTES
 from evort.ops.views import ALL_VIEW, INT64
 from evort.types import FLOATS, DType, Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from evort.ops.gradients import Gradients
 
 COORDINATES = (
@@ -275,8 +278,27 @@ class Resize(Op):
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         return ALL_VIEW if all(a.same for a in self.resized(c, c.ins[0].shape, *self.values(c))) else None
 
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        x = c.ins[0]
+        if c["mode"] != "nearest" or x.dtype not in BYTES or x.rank not in (3, 4) or c.outs[0].size == 0:
+            return ()
+        axes = self.resized(c, x.shape, *self.values(c))
+        pixels = axes[0].same and axes[1].same and not any(self.outside(c, a) is not None for a in axes)
+        return ((0, ~0),) if pixels else ()
+
+    def nearest_pixels(self, c: Call) -> Kernel:
+        """The driver for channels last."""
+        x, axes = c.ins[0], self.resized(c, c.ins[0].shape, *self.values(c))
+        images = (1, *x.shape[2:])[-2:]
+        given = self.indices(c, axes)[2:]
+        tables = [np.arange(n) if at is None else at for n, at in zip(images, [None, *given][-2:], strict=True)]
+        ints = np.concatenate([[*x.shape[:2], *images, *(len(t) for t in tables)], *tables])
+        return Kernel("qnhwc.nearest", ints=ints, inputs=(0,))
+
     def bind(self, c: Call) -> Kernel | None:
         x = c.ins[0]
+        if x.channels_last or c.outs[0].channels_last:
+            return self.nearest_pixels(c)
         axes = self.resized(c, x.shape, *self.values(c))
         if any(self.outside(c, a) is not None for a in axes):
             return None

@@ -119,7 +119,9 @@ def networks(draw: st.DrawFn) -> tuple[Network, list[str]]:
         ]
         if min(after) < 1:
             kernel, after, window = (1,) * rank, size, {}
-        kind = draw(st.sampled_from(["dense", "dense", "dense", "depthwise", "pool", "add", "scale", "twice", "up"]))
+        kind = draw(
+            st.sampled_from(["dense", "dense", "dense", "depthwise", "pool", "add", "scale", "twice", "up", "resize"])
+        )
         if kind == "dense":
             x, c, size = network.conv(x, c, m, kernel, **window, **act), m, after
         elif kind == "depthwise":
@@ -130,6 +132,14 @@ def networks(draw: st.DrawFn) -> tuple[Network, list[str]]:
             w_type = draw(st.sampled_from([np.int8, np.uint8]))
             x, c = network.conv_transpose(x, c, m, kernel, w_type=w_type, **act), m
             size = [a * k for a, k in zip(size, kernel, strict=True)]
+        elif kind == "resize":
+            scales = [draw(st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0])) for _ in size]
+            operands = ["", network.constant(np.array([1, 1, *scales], np.float32))]
+            how = draw(st.sampled_from(["floor", "round_prefer_ceil"]))
+            x = network.add("Resize", [x, *operands], {"mode": "nearest", "nearest_mode": how})
+            size = [int(a * s) for a, s in zip(size, scales, strict=True)]
+            if min(size) == 0:
+                return network, [*dict.fromkeys([*outputs, x])]
         elif kind == "pool":
             x, size = network.add("MaxPool", [x], {"kernel_shape": list(kernel), **window}), after
         elif kind == "add":
@@ -187,6 +197,15 @@ def test_transposed_to_one_channel(isa: str, kernel: tuple[int, ...], y_type: An
     names = check(network, network.conv_transpose(x, 24, 1, kernel, y_type=y_type))
     if core.channels_last():
         assert names == ["qnhwc.linear"] * 3
+
+
+def test_resize_of_pixels(isa: str) -> None:
+    network = Network((2, 4, 7, 9))
+    x = network.conv("x", 4, 24)
+    x = network.add("Resize", [x, "", network.constant(np.array([1, 1, 2, 3], np.float32))], {"mode": "nearest"})
+    names = check(network, network.conv(x, 24, 24), threads=2)
+    if core.channels_last():
+        assert names == ["qnhwc.linear", "qnhwc.nearest", "qnhwc.linear"]
 
 
 def test_other_transposed_convolutions_end_a_region(isa: str) -> None:
