@@ -155,6 +155,7 @@ cdef extern from "conv.h" nogil:
         int64_t period[3]
         int64_t shift[3]
         int64_t wrap, planes, rows, pitch, depth, height
+    int64_t EV_DIRECT_LANES
     ctypedef struct ev_direct:
         int64_t m, k
         const float *w
@@ -404,6 +405,7 @@ cdef extern from "ukr.h" nogil:
         void (*direct_copy_f32)(const ev_direct_image *g, const float *x, int64_t od, int64_t oh,
                                 float *dst) noexcept nogil
         void (*direct_f32)(const ev_direct *d) noexcept nogil
+        void (*direct_lanes_f32)(const ev_direct *d) noexcept nogil
         void (*qc_prepare)(int64_t k, int s, int8_t *row, ev_qextra *extra, int32_t *count) noexcept nogil
         void (*qc_weights)(int64_t n, int64_t step, int flip, const uint8_t *src, int8_t *dst,
                            int32_t *total) noexcept nogil

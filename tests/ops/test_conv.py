@@ -124,7 +124,12 @@ def test_few_positions(isa: str, x: tuple[int, ...], w: tuple[int, ...], attrs: 
         ((1, 48, 61, 90), (20, 24, 3, 3), {"pads": [2, 0, 1, 1], "strides": [2, 2], "group": 2}),
         ((1, 32, 12, 20, 20), (7, 32, 3, 3, 3), {"pads": [1] * 6}),  # several bands of planes
         ((1, 4, 9, 40, 200), (7, 4, 3, 3, 3), {"strides": [2, 1, 3], "pads": [2, 0, 1, 0, 3, 2]}),
-        ((3, 6, 14, 14), (16, 6, 5, 5), {}),  # a phase for each tap
+        ((3, 6, 14, 14), (18, 6, 5, 5), {}),  # a phase for each tap
+        ((3, 6, 14, 14), (16, 6, 5, 5), {}),  # channels in the lanes, the image where it lies
+        ((1, 2, 7, 9, 12), (32, 2, 2, 3, 4), {}),
+        ((2, 8, 14, 14), (16, 8, 5, 5), {"pads": [2, 2, 2, 2]}),  # channels in the lanes of a copy
+        ((1, 5, 41, 19), (32, 5, 3, 2), {"strides": [2, 3], "pads": [2, 1, 0, 1], "dilations": [1, 2]}),
+        ((1, 2, 90, 28), (32, 2, 3, 3), {"pads": [0, 1, 2, 1]}),  # bands, as sums are many
         ((1, 2, 14, 9), (5, 2, 3, 8), {"dilations": [2, 1]}),
         ((1, 9, 5, 5), (25, 9, 3, 3), {"pads": [1, 1, 1, 1]}),  # rows shorter than a vector
         ((1, 1, 49, 10), (64, 1, 10, 4), {"strides": [2, 2], "pads": [4, 1, 5, 1]}),
@@ -140,6 +145,10 @@ def test_direct(monkeypatch: pytest.MonkeyPatch, isa: str, x: tuple[int, ...], w
     assert drivers_of(session) == ["conv.direct_f32"]
     for threads in (1, 2):
         check_driver("Conv", values, attrs, threads, residual)
+    zeros = np.zeros_like(values[2])
+    np.testing.assert_array_equal(
+        run_node("Conv", values[:2], attrs)[0], run_node("Conv", [*values[:2], zeros], attrs)[0]
+    )
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -34,6 +34,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .gemv_dot_f64 = EV_FN(gemv_dot_f64),
     .depthwise_rows_f32 = EV_FN(depthwise_rows_f32),
     .direct_f32 = EV_FN(direct_f32),
+    .direct_lanes_f32 = EV_FN(direct_lanes_f32),
     .nbits_spread_f32 = EV_FN(nbits_spread_f32),
     .nbits_dot_f32 = EV_FN(nbits_dot_f32),
     .nbits_spread_i16 = EV_FN(nbits_spread_i16),

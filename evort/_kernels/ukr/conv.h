@@ -63,7 +63,12 @@ typedef struct {
     int64_t depth, height;            /* output rows of a band: planes - shift[0], rows - shift[1] */
 } ev_direct_image;
 
-/* One plane of output rows of a band, for m output channels. */
+/* Output channels of a panel of weights of direct_lanes_f32. */
+#define EV_DIRECT_LANES 16
+
+/* One plane of output rows of a band, for m output channels. direct_lanes_f32 has output channels in the lanes: w is
+ * [m / EV_DIRECT_LANES][k][EV_DIRECT_LANES], y is [rows * ow][ldy], m a multiple of that; there is a
+ * bias and no residual. */
 typedef struct {
     int64_t m, k;
     const float *w;                   /* [m][k], row stride ldw */

@@ -160,6 +160,62 @@ static void EV_FN(direct_f32)(const ev_direct *d)
     }
 }
 
+/* Channels in the lanes: `mc` neighbouring columns of a row for NV vectors of output channels from `w` on. mc is a constant
+ * at each call. */
+static inline __attribute__((always_inline)) void EV_FN(direct_columns)(
+    const ev_direct *d, const float *x, const float *w, const float *bias, float *y, const int NV, const int mc)
+{
+    const int32_t *offset = d->offset;
+    const V b0 = *(const VU *)bias, b1 = NV == 2 ? *(const VU *)(bias + VW) : b0;
+#define X(i) V p##i = b0, q##i = b1;
+    EV_EACH_ROW(X)
+#undef X
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < d->k; k++, w += EV_DIRECT_LANES) {
+        const float *a = x + offset[k];
+        const V w0 = *(const VU *)w, w1 = NV == 2 ? *(const VU *)(w + VW) : w0;
+#define X(i)                          \
+        if (mc > i) {                 \
+            const float s = a[i];     \
+            p##i += w0 * s;           \
+            if (NV == 2) q##i += w1 * s; \
+        }
+        EV_EACH_ROW(X)
+#undef X
+    }
+    const V lo = d->lo - (V){0}, hi = d->hi - (V){0};
+#define X(i)                                                                               \
+    if (mc > i) {                                                                          \
+        *(VU *)y = EV_MIN_F32(hi, EV_MAX_F32(lo, p##i));                                   \
+        if (NV == 2) *(VU *)(y + VW) = EV_MIN_F32(hi, EV_MAX_F32(lo, q##i));               \
+        y += d->ldy;                                                                       \
+    }
+    EV_EACH_ROW(X)
+#undef X
+}
+
+static void EV_FN(direct_lanes_f32)(const ev_direct *d)
+{
+    enum { NV = VW == EV_DIRECT_LANES ? 1 : 2 };
+    const int64_t groups = (d->ow + EV_MR - 1) / EV_MR;
+    for (int64_t i = 0; i < d->m; i += NV * VW) {
+        const float *w = d->w + i / EV_DIRECT_LANES * EV_DIRECT_LANES * d->k + i % EV_DIRECT_LANES;
+        float *y = d->y + i;
+        for (int64_t row = 0; row < d->rows; row++)
+            for (int64_t g = 0, j = 0; g < groups; g++) {
+                const int64_t mc = (d->ow - j + groups - g - 1) / (groups - g);
+                const float *x = d->x + row * d->pitch + j;
+                switch (mc) {
+#define X(mc) case mc: EV_FN(direct_columns)(d, x, w, d->bias + i, y, NV, mc); break;
+                EV_EACH_COUNT(X)
+#undef X
+                }
+                j += mc;
+                y += mc * d->ldy;
+            }
+    }
+}
+
 #undef V
 #undef VU
 #undef VI

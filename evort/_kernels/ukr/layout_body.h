@@ -211,7 +211,7 @@ static void EV_FN(transpose_tile)(int item, int64_t rows, int64_t cols, const ch
         if (i1 - i0 == 8)
             while (j0 + 8 <= cols &&
                    EV_FN(transpose_8x8)(item, x + (i0 + j0 * xs) * item, xs, y + (i0 * ys + j0) * item, ys))
-                j0 += 8;
+                j0 += 8 < cols - j0 && cols - j0 < 16 ? cols - j0 - 8 : 8; /* the last block may overlap the one before */
 #define BODY(T) \
     for (int64_t j = j0; j < cols; j++) \
         for (int64_t i = i0; i < i1; i++) ((T *)y)[i * ys + j] = ((const T *)x)[i + j * xs]
