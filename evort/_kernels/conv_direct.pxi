@@ -91,7 +91,7 @@ cdef void plan_direct(Direct *job, const ev_conv_window *w, int64_t channels, in
     job.copy_bytes = round64(g.planes * g.rows * row_bytes + 4 * (g.pitch + 16))
     job.slot, job.lanes, job.in_place, job.panel_bytes = job.copy_bytes, lanes, False, 0
     if lanes:
-        job.in_place = True
+        job.in_place = channels * w.image[0] * w.image[1] * w.image[2] < <int64_t> 1 << 31  # offsets have 32 bits
         for i in range(3):
             job.in_place = job.in_place and w.stride[i] == 1 and w.pad[i] == 0
         if job.in_place:
