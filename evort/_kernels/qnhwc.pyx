@@ -60,7 +60,7 @@ ctypedef struct Geometry:
     int64_t pitch                # pixels of a row of what is read
     int64_t band, bands, parts   # output rows; shares of the blocks of channels
     # Offsets into scratch: shared, then of each thread.
-    int64_t each, at_add, at_scale, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, slot
+    int64_t each, at_add, at_scale, at_channel, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, slot
 
 
 cdef bint take_window(Geometry *g, const int64_t *v) noexcept nogil:
@@ -126,7 +126,8 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.at_add = 0
     g.each = g.cycle if depthwise else up_to(g.m, EV_NHWC_VECTOR)
     g.at_scale = up_to(4 * g.each * g.turns, 64)
-    g.shared = 2 * g.at_scale
+    g.at_channel = 2 * g.at_scale
+    g.shared = g.at_channel + (up_to(8 * (g.c + 4), 64) if depthwise else 0)
     g.at_stage = 0
     at = up_to(reach_h(g, g.band) * row + SLACK, 64) if g.staged else 0
     g.at_line = at
@@ -363,21 +364,31 @@ cdef int depthwise(const ev_call *c) noexcept nogil:
     """in: those of QLinearConv, then what pack_depthwise gives; out: y; the rest as for `linear`."""
     cdef Task t
     cdef Geometry *g = &t.g
-    cdef int64_t e, items
+    cdef int64_t e, m, items
     cdef int32_t *add = <int32_t *> c.scratch
+    cdef int32_t *adds
     cdef float *scale
+    cdef float *scales
     take_linear(c, &t.job)
     if t.job.o.y.size == 0:
         return EV_OK
     make_geometry(g, c.ints, c.threads, True)
     scale = <float *> (<char *> c.scratch + g.at_scale)
+    adds = <int32_t *> (<char *> c.scratch + g.at_channel)
+    scales = <float *> (adds + g.c + 4)
     t.sums = <const int32_t *> c.in_[c.ints[I_INPUTS]].data
     t.w = <const int8_t *> (t.sums + up_to(g.c, EV_NHWC_VECTOR))
-    memset(c.scratch, 0, g.shared)
-    for e in range(g.cycle):
-        if e < g.c or g.run:
-            add[lane_of(e, g.wide)] = <int32_t> row_add(&t.job, e % g.c, t.sums[e % g.c])
-            scale[lane_of(e, g.wide)] = row_scale(&t.job, e % g.c)
+    for m in range(g.c + 4):     # four more: the first ones again
+        if m < g.c:
+            adds[m] = <int32_t> row_add(&t.job, m, t.sums[m])
+            scales[m] = row_scale(&t.job, m)
+        else:
+            adds[m], scales[m] = adds[m - g.c], scales[m - g.c]
+    m = 0
+    for e in range(0, g.cycle, 4):
+        memcpy(add + lane_of(e, g.wide), adds + m, 16)
+        memcpy(scale + lane_of(e, g.wide), scales + m, 16)
+        m = (m + 4) % g.c if g.c < 4 else m + 4 if m + 4 < g.c else m + 4 - g.c
     items = g.n * g.bands
     parallel_for(depthwise_items, &t, items,
                  max(1, MACS_PER_TASK // max(1, t.job.o.y.size // items * g.kernel_h * g.kernel_w)), c.threads)

@@ -208,9 +208,15 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
         return None
     from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints = (*ints, int(c.ins[_X].channels_last), int(y.channels_last), int(wide()), 1, y.shape[1])
+    pixel = _pixels(c)
+    ints = (*ints, int(c.ins[_X].channels_last or pixel), int(y.channels_last or pixel), int(wide()), 1, y.shape[1])
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
+
+
+def _pixels(c: Call) -> bool:
+    """Whether images have one pixel each, which lie the same either way."""
+    return math.prod(c.ins[_X].shape[2:]) == 1 == math.prod(c.outs[0].shape[2:])
 
 
 def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
@@ -273,6 +279,12 @@ def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     if c.ins[_X].channels_last or c.outs[0].channels_last:
         return _bind_last(c, window, transposed)
+    if not transposed and _pixels(c) and c.ins[_X].dtype == DType.UINT8:
+        from evort._kernels.core import channels_last
+
+        found = _last_ints(c, window) if channels_last() else None
+        if found is not None and not found[1]:
+            return _bind_last(c, window, transposed)
     if not _good_scales(c) or not _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO):
         return None
     number, reals = activation_ints_reals(c)

@@ -270,10 +270,10 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 
 /* Four taps of 64 channels are interleaved to four vectors of 16 channels. */
 static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc_depthwise *g, int64_t n,
-                                                                   const int noting, const int activation)
+                                                                   const int noting, const int activation,
+                                                                   const int64_t channels)
 {
     const ev_qfinish own = *g->finish, *f = &own; /* which stores to y do not change */
-    const int64_t channels = g->channels;
     const __mmask64 there = channels >= 64 ? ~0ull : (1ull << channels) - 1;
     const __m512i add[4] = {_mm512_loadu_si512(g->add), _mm512_loadu_si512(g->add + 16), _mm512_loadu_si512(g->add + 32),
                             _mm512_loadu_si512(g->add + 48)};
@@ -326,8 +326,10 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc
 
 static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
 {
-    if (g->finish->range) EV_FN(nhwc_taps)(g, n, 1, EV_ACT_NONE);
-    else if (g->finish->activation == EV_ACT_HARD_SWISH) EV_FN(nhwc_taps)(g, n, 0, EV_ACT_HARD_SWISH);
-    else EV_FN(nhwc_taps)(g, n, 0, EV_ACT_NONE);
+    const int swish = g->finish->activation == EV_ACT_HARD_SWISH;
+    if (g->finish->range) EV_FN(nhwc_taps)(g, n, 1, EV_ACT_NONE, g->channels);
+    else if (g->channels < 64) EV_FN(nhwc_taps)(g, n, 0, EV_ACT_NONE, g->channels);
+    else if (swish) EV_FN(nhwc_taps)(g, n, 0, EV_ACT_HARD_SWISH, 64);
+    else EV_FN(nhwc_taps)(g, n, 0, EV_ACT_NONE, 64);
 }
 #pragma GCC pop_options
