@@ -252,10 +252,15 @@ EV_INLINE void EV_FN(q_binary_rows)(const int dtype, const int op, int64_t n, co
                                     const uint8_t *b, const int sb, const ev_qbinary *given, uint8_t *y)
 {
     const ev_qbinary p = *given;
+    const int64_t last = n - EV_QB;
     int64_t i = 0;
+    uint8_t end[EV_QB]; /* the last ones, some of them again: before y, which may be a or b, is written */
+    if (last > 0) EV_FN(q_binary_block)(dtype, op, a + last * sa, sa, b + last * sb, sb, &p, end);
     for (; i + EV_QB <= n; i += EV_QB)
         EV_FN(q_binary_block)(dtype, op, a + i * sa, sa, b + i * sb, sb, &p, y + i);
-    if (i < n) {
+    if (last > 0) {
+        memcpy(y + last, end, EV_QB);
+    } else if (i < n) {
         uint8_t ba[EV_QB] = {0}, bb[EV_QB] = {0}, by[EV_QB];
         memcpy(ba, a + i * sa, sa ? (size_t)(n - i) : 1);
         memcpy(bb, b + i * sb, sb ? (size_t)(n - i) : 1);
