@@ -9,6 +9,7 @@ cdef const ev_ukr *K = ukernels()
 
 cdef enum:
     GRAIN = 16384  # items that are worth a thread
+    TILE = 1024    # bytes of a row that is repeated
 
 
 cdef inline int32_t lowest(int dtype) noexcept nogil:
@@ -72,6 +73,28 @@ cdef void binary_mixed_row(const Walk *w, int64_t n, const char **p, const int64
         K.q_quantize(out, n, a, &scale, &zero, 0, low, high, y)
 
 
+cdef void binary_tiled_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    """Rows [begin, end) of A by one short row B, of which a few follow one another here."""
+    cdef const Walk *w = <const Walk *> ctx
+    cdef const ev_call *c = w.call
+    cdef int64_t n = c.ints[B_LOOPS + 2], tile = min(TILE // n, end - begin), i
+    cdef const char *a = <const char *> c.in_[0].data
+    cdef char *y = <char *> c.out[0].data
+    cdef char b[TILE]
+    for i in range(tile):
+        memcpy(b + i * n, c.in_[1].data, n)
+    while begin < end:
+        K.q_binary(<int> c.ints[B_OUT], <int> c.ints[B_OP], min(tile, end - begin) * n, a + begin * n, 1, b, 1,
+                   <const ev_qbinary *> w.context, y + begin * n)
+        begin += tile
+
+
+cdef bint is_tiled(const int64_t *loops) noexcept nogil:
+    """Whether A is many rows, and B a short one for all of them."""
+    return (loops[0] == 2 and 0 < loops[2] <= TILE // 4 and loops[3] == loops[2] and loops[4] == loops[6] == 1
+            and loops[5] == 0)
+
+
 cdef int binary(const ev_call *c) noexcept nogil:
     """in: A, B; out: C. ints: (EV_QADD or EV_QMUL, types of A, B and C, integer types of A and B, which say what a
     float operand is quantized to, zero points of A, B and C, smallest and largest C, does the activation only clamp C?,
@@ -85,6 +108,10 @@ cdef int binary(const ev_call *c) noexcept nogil:
     q.zero_a, q.zero_b = <int32_t> c.ints[B_ZERO], <int32_t> c.ints[B_ZERO + 1]
     q.zero, q.lo, q.hi = <int32_t> c.ints[B_ZERO_OUT], <int32_t> c.ints[B_LOW], <int32_t> c.ints[B_HIGH]
     w.context = &q
+    if plain and is_tiled(c.ints + B_LOOPS):
+        w.call = c
+        parallel_for(binary_tiled_rows, &w, c.ints[B_LOOPS + 1], max(1, GRAIN // c.ints[B_LOOPS + 2]), c.threads)
+        return EV_OK
     w.size[0], w.size[1] = ev_item_size(a), ev_item_size(b)
     walk(&w, c, c.ints + B_LOOPS, binary_row if plain else binary_mixed_row, INT64_MAX if plain else BLOCK, 2,
          ev_item_size(out), GRAIN)
