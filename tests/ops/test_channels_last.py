@@ -208,6 +208,13 @@ def test_resize_of_pixels(isa: str) -> None:
         assert names == ["qnhwc.linear", "qnhwc.nearest", "qnhwc.linear"]
 
 
+def test_single_pixels_need_no_region(isa: str) -> None:
+    network = Network((2, 20, 1, 1))
+    names = check(network, network.conv(network.conv("x", 20, 70, (1, 1)), 70, 16, (3, 3), pads=[1] * 4))
+    if core.channels_last():
+        assert names == ["qnhwc.linear"] * 2
+
+
 def test_other_transposed_convolutions_end_a_region(isa: str) -> None:
     network = Network((1, 4, 7, 9))
     x = network.conv("x", 4, 24)

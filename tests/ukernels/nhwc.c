@@ -70,6 +70,10 @@ void check_nhwc_conv(void)
         K->nhwc_conv(&g, begin, end);
         snprintf(what, sizeof what, "channels=%d quads=%d positions=%d to %d kind=%d", (int)channels, (int)quads, (int)begin,
                  (int)end, kind);
+        int32_t *sums = guarded((size_t)((end - 1) * ldy + channels) * 4);
+        ev_nhwc_conv plain = g;
+        plain.finish = NULL, plain.y = (uint8_t *)sums;
+        K->nhwc_conv(&plain, begin, end);
         for (int64_t p = 0; p < end; p++)
             for (int64_t c = 0; c < ldy && p * ldy + c < (end - 1) * ldy + channels; c++) {
                 const uint8_t *from = x + p / width * row + p % width * step;
@@ -81,6 +85,7 @@ void check_nhwc_conv(void)
                             sum += (uint32_t)(from[offset[s] + k] *
                                               w[((s * quads + k / 4) * vectors + c / 16) * 64 +
                                                 (wide ? k % 4 / 2 * 32 + c % 16 * 2 + k % 2 : c % 16 * 4 + k % 4)]);
+                    if (!same_i32("nhwc_conv, sums", what, p * ldy + c, sums[p * ldy + c], (int32_t)sum)) return;
                     sum = (uint32_t)finished(&f, (int32_t)sum, scale[c], g.z ? z + p * ldy + c : NULL);
                 }
                 if (!same_i32("nhwc_conv", what, p * ldy + c, y[p * ldy + c], (uint8_t)sum)) return;
