@@ -331,8 +331,8 @@ cdef extern from "ukr.h" nogil:
         void (*iamax_f64)(int64_t n, const void *x, int64_t incx, int64_t *index) noexcept nogil
         void (*sp_gather)(int64_t k, int64_t size, const char *image, const int32_t *offset, const ev_qrun *run,
                           int runs, int careful, int flip, char *dst) noexcept nogil
-        void (*sp_tile_s8)(int rows, int64_t quads, const uint16_t *index, const int8_t *w, const uint8_t *b,
-                           int32_t *sum, int64_t ld) noexcept nogil
+        void (*sp_tile_s8)(int rows, int64_t quads, const uint16_t *index, const int32_t *offset, const int8_t *w,
+                           const uint8_t *b, uint64_t lanes, int32_t *sum, int64_t ld) noexcept nogil
         void (*sp_tile_f32)(int rows, int64_t n, const uint16_t *index, const float *w, const float *b, float *sum,
                             int64_t ld) noexcept nogil
         void (*sp_dot_s8)(int rows, int64_t quads, const uint16_t *index, const int8_t *w, const uint8_t *x,
@@ -421,6 +421,8 @@ cdef extern from "ukr.h" nogil:
                         int careful, int flip, uint8_t *rows, uint8_t *dst) noexcept nogil
         void (*qc_pack_i16)(int64_t k, const int16_t *image, const int32_t *offset, const ev_qrun *run, int runs,
                             int careful, int16_t *rows, int16_t *dst) noexcept nogil
+        void (*qc_stage_rows)(int type, int64_t rows, int64_t n, int64_t step, const void *x, int64_t x_step,
+                              const void *params, void *y, int64_t y_step) noexcept nogil
         void (*qc_stage)(int type, int64_t n, int64_t step, const void *src, const void *params,
                          void *dst) noexcept nogil
         void (*qd_taps)(int64_t n, const uint8_t *x, const int32_t *offset, const ev_qtaps *taps, int64_t pairs,

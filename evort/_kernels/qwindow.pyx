@@ -286,10 +286,16 @@ cdef void fill(char *to, int64_t n, int64_t size, int64_t value) noexcept nogil:
             (<int16_t *> to)[i] = <int16_t> value
 
 
+cdef inline void find_inside(const Axis *a, int64_t from_, int64_t *begin, int64_t *end) noexcept nogil:
+    """Elements begin..end of a plane's axis, the first of which is element from_ of x, lie inside x."""
+    begin[0] = 0 if from_ >= 0 else min(a.length, ceil_div(-from_, a.step))
+    end[0] = max(begin[0], 0 if from_ >= a.size else min(a.length, ceil_div(a.size - from_, a.step)))
+
+
 cdef void stage(const Job *job, const char *x, int64_t channels, int64_t first, char *to) noexcept nogil:
     cdef const Plan *p = &job.plan
     cdef const Axis *a = &p.axis[0]
-    cdef int64_t c, d, h, base[3], begin, end, row, from_, inside = a[0].size * a[1].size * a[2].size
+    cdef int64_t c, d, base[3], begin, end, above, below, row, rows, from_, inside = a[0].size * a[1].size * a[2].size
     cdef int64_t item = ev_item_size(job.o.x.dtype)
     cdef int i, pd, ph, pw
     for i in range(3):
@@ -298,31 +304,26 @@ cdef void stage(const Job *job, const char *x, int64_t channels, int64_t first, 
         for pd in range(a[0].planes):
             for ph in range(a[1].planes):
                 for pw in range(a[2].planes):
-                    # Elements begin..end of each row lie inside x.
-                    from_ = a[2].phase_of[pw] + base[2] * a[2].step
-                    begin = 0 if from_ >= 0 else min(a[2].length, ceil_div(-from_, a[2].step))
-                    end = 0 if from_ >= a[2].size else min(a[2].length, ceil_div(a[2].size - from_, a[2].step))
-                    end = max(begin, end)
+                    # Elements begin..end of rows above..below lie inside x.
+                    find_inside(&a[1], a[1].phase_of[ph] + base[1] * a[1].step, &above, &below)
+                    find_inside(&a[2], a[2].phase_of[pw] + base[2] * a[2].step, &begin, &end)
                     if begin > 0 or end < a[2].length:   # padding, which the rows leave as it is
                         fill(to, p.plane, p.size, job.x_zero)
                     for d in range(a[0].length):
-                        for h in range(a[1].length):
-                            row = (d + base[0]) * a[0].step + a[0].phase_of[pd]
-                            if row < 0 or row >= a[0].size:
-                                row = -1
-                            else:
-                                row = row * a[1].size
-                                from_ = (h + base[1]) * a[1].step + a[1].phase_of[ph]
-                                row = -1 if from_ < 0 or from_ >= a[1].size else row + from_
-                            if row < 0:
-                                if begin == 0 and end == a[2].length:
-                                    fill(to, a[2].length, p.size, job.x_zero)
-                            else:
-                                from_ = (c * inside + row * a[2].size + a[2].phase_of[pw]
-                                         + (base[2] + begin) * a[2].step)
-                                K.qc_stage(job.o.x.dtype, end - begin, a[2].step, x + from_ * item, job.stage,
-                                           to + begin * p.size)
-                            to += a[2].length * p.size
+                        row = (d + base[0]) * a[0].step + a[0].phase_of[pd]
+                        rows = below - above if 0 <= row < a[0].size else 0
+                        if begin == 0 and end == a[2].length:
+                            fill(to, (above if rows > 0 else a[1].length) * a[2].length, p.size, job.x_zero)
+                            if rows > 0:
+                                fill(to + below * a[2].length * p.size, (a[1].length - below) * a[2].length, p.size,
+                                     job.x_zero)
+                        if rows > 0:
+                            row = row * a[1].size + (above + base[1]) * a[1].step + a[1].phase_of[ph]
+                            from_ = c * inside + row * a[2].size + a[2].phase_of[pw] + (base[2] + begin) * a[2].step
+                            K.qc_stage_rows(job.o.x.dtype, rows, end - begin, a[2].step, x + from_ * item,
+                                            a[1].step * a[2].size, job.stage,
+                                            to + (above * a[2].length + begin) * p.size, a[2].length)
+                        to += a[1].length * a[2].length * p.size
 
 
 cdef int64_t list_taps(const Plan *p, const int64_t *phase, int32_t *offset, int32_t *tap) noexcept nogil:

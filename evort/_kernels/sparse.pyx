@@ -5,13 +5,14 @@ any weight of the group is not zero, and those weights, as sparse_body.h takes t
 read and nothing computed.
 
     convolution: image staged (qwindow.pyx)
-      for 64 positions of the output             K runs of the image -> panel [K][64]
-        for each group of rows                   tile -> sums [rows][64] -> scale, residual, activation, rounding -> y
+      for 64 positions of the output             K runs of the image -> panel [K][64]; or, where they are near each
+                                                 other in an image of bytes, for 4 times 64, read where they lie
+        for each group of rows                   tiles -> sums [rows][64 or 256] -> scale, residual, ... -> y
     product: rows of A, 64 at a time             transposed -> panel [K][64]
       for 16 columns of the result               tiles -> sums [16][64], transposed -> ... -> Y
     product of few rows                          each row of A by each group
 """
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from evort._kernels.core cimport (EV_BIAS_COLUMN, EV_FLOAT, EV_INT8, EV_OK, EV_QMC, EV_QNR, EV_SP_MR,
@@ -26,6 +27,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     RUNS = 65                    # of one panel, at most
     FEW_ROWS = 8                 # of A: a panel is not worth its columns
+    TILES = 4                    # of an image that is read where it lies, whose sums are finished at once
     SLACK = 128                  # bytes that kernels may touch behind their results
 
 
@@ -122,15 +124,23 @@ def pack(bytes w, int size, int64_t height, int64_t parts, int64_t rows, int64_t
     return packed
 
 
-cdef inline void tile(const Weights *v, int64_t group, const char *panel, void *sum) noexcept nogil:
-    """sum[height][64] of int32 or float32."""
+cdef void list_panel(int64_t k, int32_t *offset) noexcept nogil:
+    """Where the rows of a panel of bytes lie."""
+    cdef int64_t p
+    for p in range(k):
+        offset[p] = <int32_t> (p * EV_SP_NR)
+
+
+cdef inline void tile(const Weights *v, int64_t group, const char *panel, const int32_t *offset, uint64_t lanes,
+                      void *sum, int64_t ld) noexcept nogil:
+    """sum[height][64] of int32 or float32; offset: of the rows of bytes, of whose products `lanes` are kept."""
     cdef int64_t at = v.starts[group], n = v.starts[group + 1] - at
     if v.unit == 4:
-        K.sp_tile_s8(<int> v.height, n, v.index + 4 * at, <const int8_t *> v.w + 4 * v.height * at,
-                     <const uint8_t *> panel, <int32_t *> sum, EV_SP_NR)
+        K.sp_tile_s8(<int> v.height, n, v.index + 4 * at, offset, <const int8_t *> v.w + 4 * v.height * at,
+                     <const uint8_t *> panel, lanes, <int32_t *> sum, ld)
     else:
         K.sp_tile_f32(<int> v.height, n, v.index + at, <const float *> v.w + v.height * at, <const float *> panel,
-                      <float *> sum, EV_SP_NR)
+                      <float *> sum, ld)
 
 
 cdef inline void dot(const Weights *v, int64_t group, const char *x, void *sum) noexcept nogil:
@@ -148,7 +158,8 @@ cdef inline void dot(const Weights *v, int64_t group, const char *x, void *sum) 
 ctypedef struct Convolution:
     Job job
     Weights w
-    int64_t slot, at_panel, at_sum
+    bint flat                    # positions are read where they lie in the image
+    int64_t slot, at_rows, at_panel, at_sum
     int64_t inside, outside      # elements of an image's and of a result's channel
     const float *bias            # of float32
     const float *residual
@@ -165,28 +176,58 @@ cdef void plan_of(Plan *p, const int64_t *ints, int32_t threads) noexcept nogil:
 
 cdef void scratch_layout(Convolution *f) noexcept nogil:
     cdef const Plan *p = &f.job.plan
-    f.at_panel = p.at_offset + round64(4 * p.k)
-    f.at_sum = f.at_panel + round64(p.k * EV_SP_NR * p.size + SLACK)
-    f.slot = f.at_sum + round64(EV_SP_MR * EV_SP_NR * 4 + SLACK)
+    cdef const Axis *a = &p.axis[0]
+    cdef int64_t count[3]
+    cdef int i
+    for i in range(3):
+        count[i] = p.band if i == p.cut else a[i].count
+    # From the first position to the last, those between rows included, against those that are wanted.
+    cdef int64_t span = ((count[0] - 1) * a[1].length + count[1] - 1) * a[2].length + count[2]
+    f.flat = p.size == 1 and 7 * ceil_div(span, EV_SP_NR) <= 8 * ceil_div(count[0] * count[1] * count[2], EV_SP_NR)
+    # Offsets of a panel's rows, and the panel, which an image that has room behind it can be without.
+    f.at_rows = p.at_offset + round64(4 * p.k)
+    f.at_panel = f.at_rows + round64(4 * p.k)
+    f.at_sum = f.at_panel + (0 if f.flat and not p.direct else round64(p.k * EV_SP_NR * p.size + SLACK))
+    f.slot = f.at_sum + round64(EV_SP_MR * TILES * EV_SP_NR * 4 + SLACK)
+
+
+cdef inline int64_t place_of(const Plan *p, const int64_t *count, int64_t first, int64_t j) noexcept nogil:
+    """Where position j of a band that starts at `first` lies in the (staged) image."""
+    cdef const Axis *a = &p.axis[0]
+    cdef int64_t row = j // count[2]
+    cdef int64_t place[3]
+    place[0], place[1], place[2] = row // count[1], row % count[1], j % count[2]
+    if p.direct:
+        place[p.cut] += first
+    return (place[0] * a[1].length + place[1]) * a[2].length + place[2]
 
 
 cdef int find_runs(const Plan *p, const int64_t *count, int64_t first, int64_t j, int64_t n, ev_qrun *run) noexcept nogil:
-    """The runs of positions [j, j+n) of a band that starts at `first`: where they lie in the (staged) image."""
-    cdef const Axis *a = &p.axis[0]
-    cdef int64_t at = 0, row, some
-    cdef int64_t place[3]
+    """The runs of positions [j, j+n): where they lie in the image."""
+    cdef int64_t at = 0, some
     cdef int found = 0
     while at < n:
-        row, place[2] = (j + at) // count[2], (j + at) % count[2]
-        some = min(n - at, count[2] - place[2])
-        place[0], place[1] = row // count[1], row % count[1]
-        if p.direct:
-            place[p.cut] += first
-        run[found].from_ = (place[0] * a[1].length + place[1]) * a[2].length + place[2]
+        some = min(n - at, count[2] - (j + at) % count[2])
+        run[found].from_ = place_of(p, count, first, j + at)
         run[found].at, run[found].n = at, some
         at += some
         found += 1
     return found
+
+
+cdef int64_t find_lanes(const Plan *p, const int64_t *count, int64_t first, int64_t j, int64_t total,
+                        uint64_t *lanes) noexcept nogil:
+    """Positions from j on that lie in the 64 bytes which begin with it: their number, and which bytes are theirs."""
+    cdef int64_t start = place_of(p, count, first, j), n = 0, lane, some
+    lanes[0] = 0
+    while j + n < total:
+        lane = place_of(p, count, first, j + n) - start
+        if lane >= EV_SP_NR:
+            break
+        some = min(count[2] - (j + n) % count[2], EV_SP_NR - lane)
+        lanes[0] |= (~<uint64_t> 0 >> (64 - some)) << lane
+        n += some
+    return n
 
 
 cdef void finish_row(const Convolution *f, int64_t image, int64_t channel, int64_t at, int64_t n, void *sum) noexcept nogil:
@@ -221,6 +262,8 @@ cdef void conv_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
     cdef const Axis *a = &p.axis[0]
     cdef char *scratch = <char *> job.call.scratch + worker * f.slot
     cdef int32_t *offset = <int32_t *> (scratch + p.at_offset)
+    cdef int32_t *rows = <int32_t *> (scratch + f.at_rows)
+    cdef const int32_t *offsets
     cdef char *panel = scratch + f.at_panel
     cdef char *sum = scratch + f.at_sum
     cdef int64_t item, share = ceil_div(f.w.per, p.parts), part, first, last, group, image, i, j, n, c, t, g, row, far
@@ -230,6 +273,10 @@ cdef void conv_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
     cdef ev_qrun run[RUNS]
     cdef int runs, r
     cdef const char *source
+    cdef int tiles
+    cdef const char *b[TILES]
+    cdef uint64_t lanes[TILES]
+    cdef int64_t column[TILES]   # of its first sum
     none[0] = none[1] = none[2] = 0
     for item in range(begin, end):
         part = item % p.parts
@@ -242,7 +289,8 @@ cdef void conv_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
         if not p.direct:
             stage(job, source, p.channels, first, scratch)
             source, limit = scratch, 1 << 62
-        list_taps(p, none, offset, <int32_t *> panel)   # taps' numbers, which nobody needs
+        list_taps(p, none, offset, rows)         # taps' numbers, which nobody needs
+        list_panel(p.k, rows)
         furthest = 0
         c = p.channels - 1
         while c >= 0:                            # the first channel last, as the others are made from it
@@ -260,17 +308,31 @@ cdef void conv_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
             at *= a[i].count
         j = 0
         while j < total:
-            n = min(<int64_t> EV_SP_NR, total - j)
-            runs = find_runs(p, count, first, j, n, run)
-            far = 0
-            for r in range(runs):
-                far = max(far, run[r].from_)
-            K.sp_gather(p.k, p.size, source, offset, run, runs, far + furthest + EV_SP_NR + 16 > limit, <int> flip, panel)
+            n = tiles = 0
+            while f.flat and flip == 0 and tiles < TILES and j + n < total:
+                far = place_of(p, count, first, j + n)
+                if far + furthest + EV_SP_NR > limit:
+                    break
+                b[tiles], column[tiles] = source + far, n
+                n += find_lanes(p, count, first, j + n, total, &lanes[tiles])
+                tiles += 1
+            offsets = offset
+            if tiles == 0:
+                n = min(<int64_t> EV_SP_NR, total - j)
+                runs = find_runs(p, count, first, j, n, run)
+                far = 0
+                for r in range(runs):
+                    far = max(far, run[r].from_)
+                K.sp_gather(p.k, p.size, source, offset, run, runs, far + furthest + EV_SP_NR + 16 > limit, <int> flip,
+                            panel)
+                tiles, b[0], column[0], lanes[0], offsets = 1, panel, 0, ~<uint64_t> 0, rows
             for g in range(part * share, min((part + 1) * share, f.w.per)):
-                tile(&f.w, group * f.w.per + g, panel, sum)
+                for t in range(tiles):
+                    tile(&f.w, group * f.w.per + g, b[t], offsets, lanes[t], sum + column[t] * 4,
+                         TILES * EV_SP_NR)
                 for i in range(min(f.w.height, p.rows - g * f.w.height)):
                     row = group * p.rows + g * f.w.height + i
-                    finish_row(f, image, row, at + j, n, sum + i * EV_SP_NR * 4)
+                    finish_row(f, image, row, at + j, n, sum + i * TILES * EV_SP_NR * 4)
             j += n
 
 
@@ -357,7 +419,7 @@ ctypedef struct Product:
     Weights w
     int64_t m, k, n, size        # size: of an element of the panel
     int64_t block, shares        # rows of A at a time; shares of the columns
-    int64_t slot, at_panel, at_sum, at_turned
+    int64_t slot, at_panel, at_offset, at_sum, at_turned
     const ev_tensor *a
     float params[5]              # of qc_stage
     ev_qgemm g                   # operands and epilogue of int8
@@ -369,9 +431,10 @@ ctypedef struct Product:
 
 cdef void product_layout(Product *f, int32_t threads) noexcept nogil:
     f.block = 1 if f.m < FEW_ROWS else EV_SP_NR
-    # Rows of A as they are staged; their transpose; sums of 16 columns; those transposed.
+    # Rows of A as they are staged; their transpose, and where its rows lie; sums of 16 columns; those transposed.
     f.at_panel = round64(f.k * f.block * f.size)
-    f.at_sum = f.at_panel + round64(f.k * f.block * f.size + SLACK)
+    f.at_offset = f.at_panel + round64(f.k * f.block * f.size + SLACK)
+    f.at_sum = f.at_offset + (round64(4 * f.k) if f.block > 1 else 0)
     f.at_turned = f.at_sum + round64(EV_QNR * f.block * 4 + SLACK)
     f.slot = f.at_turned + round64(EV_QNR * f.block * 4 + SLACK)
     f.shares = max(1, min(ceil_div(f.n, EV_QNR), ceil_div(threads * f.block, f.m)))
@@ -382,10 +445,13 @@ cdef void product_items(void *ctx, int64_t begin, int64_t end, int32_t worker) n
     cdef Product *f = <Product *> ctx
     cdef char *rows = <char *> f.call.scratch + worker * f.slot
     cdef char *panel = rows + f.at_panel
+    cdef int32_t *offset = <int32_t *> (rows + f.at_offset)
     cdef char *sum = rows + f.at_sum
     cdef char *turned = rows + f.at_turned
     cdef const char *x
     cdef int64_t item, i0, m, i, n0, n, g, share = ceil_div(ceil_div(f.n, EV_QNR), f.shares) * EV_QNR, staged = -1
+    if f.block > 1:
+        list_panel(f.k, offset)
     for item in range(begin, end):
         i0 = item // f.shares * f.block
         m = min(f.block, f.m - i0)
@@ -403,7 +469,8 @@ cdef void product_items(void *ctx, int64_t begin, int64_t end, int32_t worker) n
             n = min(<int64_t> EV_QNR, f.n - n0)
             for g in range(ceil_div(n, f.w.height)):
                 if f.block > 1:
-                    tile(&f.w, n0 // f.w.height + g, x, sum + g * f.w.height * EV_SP_NR * 4)
+                    tile(&f.w, n0 // f.w.height + g, x, offset, ~<uint64_t> 0,
+                         sum + g * f.w.height * EV_SP_NR * 4, EV_SP_NR)
                 else:
                     dot(&f.w, n0 // f.w.height + g, x, turned + g * f.w.height * 4)
             if f.block > 1:

@@ -120,6 +120,33 @@ def test_integer_convolution_equals_dense(window: Any, pattern: Any, types: str,
     core.select_isa()
 
 
+@pytest.mark.parametrize(("x", "w", "stride", "pad"), [
+    ((2, 5, 19, 33), (9, 5, 3, 3), 1, 1),      # several tiles of 64 in an image, and lanes between its rows
+    ((1, 5, 21, 90), (8, 5, 1, 1), 1, 0),      # read from the input, which ends with the last position
+    ((1, 3, 23, 7), (8, 3, 3, 1), 1, 3),       # positions too far apart: a panel
+    ((1, 150, 5, 6), (8, 150, 3, 3), 1, 1),    # more quads than are looked up at a time
+    ((1, 3, 4, 9, 11), (5, 3, 3, 3, 3), 1, 1),
+    ((2, 3, 500), (8, 3, 5), 1, 2),
+    *(((1, 3, 7, n), (8, 3, 3, 3), 2, 1) for n in (5, 8, 15, 16, 17, 18, 24, 31, 32, 33, 34, 48, 49, 65, 66)),
+])  # fmt: skip
+@pytest.mark.parametrize("types", ["u8 s8 u8", "s8 s8 s8"])
+def test_larger_convolutions_equal_dense(
+    x: tuple[int, ...], w: tuple[int, ...], stride: int, pad: int, types: str
+) -> None:
+    attrs = {"strides": [stride] * len(x[2:]), "pads": [pad] * 2 * len(x[2:]), "activation": "Relu"}
+    inputs = operands(x, w, w[0], 0, types, zeros="none")
+    inputs[3] = prune(inputs[3], "block", (4, 1), np.random.default_rng(1), 1 if w[1] > 100 else 0.4)
+    inputs = residual(inputs, attrs, "u8", "QLinearConv", "")
+    expected = run_node("QLinearConv", inputs, attrs, device="reference", constants=CONSTANTS)[0]
+    for isa in core.available_isas():
+        core.select_isa(isa)
+        for threads in (1, 2):
+            got, driver = run_sparse("QLinearConv", inputs, attrs, 3, ("block", (4, 1)), CONSTANTS, threads)
+            assert driver == "sparse.convolution_s8"
+            np.testing.assert_array_equal(got, expected)
+    core.select_isa()
+
+
 @pytest.mark.parametrize("types", ["u8 s8 f", "s8 s8 f"])
 @pytest.mark.parametrize("block", [(4, 1), (1, 1)])
 def test_extremes_do_not_saturate(types: str, block: tuple[int, int]) -> None:

@@ -223,6 +223,29 @@ static void EV_FN(qc_pack_i16)(int64_t k, const int16_t *image, const int32_t *o
         }
 }
 
+/* y[i] = x[2 * i] ^ flip. What lies before x[0] or behind x[2 * (n - 1)] is not read. */
+static void EV_FN(qc_stage_halves)(int64_t n, const uint8_t *x, uint8_t flip, uint8_t *y)
+{
+    int64_t i = 0;
+#if defined(__SSE2__)
+    const __m128i f = _mm_set1_epi8((char)flip), even = _mm_set1_epi16(0xFF);
+    for (; i + 16 < n; i += 16) {
+        const __m128i a = _mm_and_si128(_mm_loadu_si128((const __m128i *)(x + 2 * i)), even);
+        const __m128i b = _mm_and_si128(_mm_loadu_si128((const __m128i *)(x + 2 * i + 16)), even);
+        _mm_storeu_si128((__m128i *)(y + i), _mm_xor_si128(_mm_packus_epi16(a, b), f));
+    }
+    if (n > 8) { /* at most 16 are left: the odd bytes of what ends with the last one, once or twice */
+        for (int64_t from = i + 8 < n ? i : n - 8; from < n; from = from < n - 8 ? n - 8 : n) {
+            const __m128i a = from ? _mm_srli_epi16(_mm_loadu_si128((const __m128i *)(x + 2 * from - 1)), 8)
+                                   : _mm_and_si128(_mm_loadu_si128((const __m128i *)x), even);
+            _mm_storel_epi64((__m128i *)(y + from), _mm_xor_si128(_mm_packus_epi16(a, a), f));
+        }
+        return;
+    }
+#endif
+    for (; i < n; i++) y[i] = x[2 * i] ^ flip;
+}
+
 /* n elements of an image's row, `step` apart, to the staged image: uint8 (int8 flipped) or int16. */
 static void EV_FN(qc_stage)(int type, int64_t n, int64_t step, const void *src, const void *params, void *dst)
 {
@@ -256,10 +279,20 @@ static void EV_FN(qc_stage)(int type, int64_t n, int64_t step, const void *src, 
         if (step == 1)
             for (int64_t i = 0; i < n; i++) y[i] = x[i] ^ flip;
         else if (step == 2)
-            for (int64_t i = 0; i < n; i++) y[i] = x[2 * i] ^ flip;
+            EV_FN(qc_stage_halves)(n, x, flip, y);
         else
             for (int64_t i = 0; i < n; i++) y[i] = x[step * i] ^ flip;
     }
+}
+
+/* Rows of an image: x_step elements apart in x, y_step in y. */
+static void EV_FN(qc_stage_rows)(int type, int64_t rows, int64_t n, int64_t step, const void *x, int64_t x_step,
+                                 const void *params, void *y, int64_t y_step)
+{
+    const int64_t from = type == EV_FLOAT ? 4 : type == EV_INT16 ? 2 : 1;
+    const int64_t to = type == EV_FLOAT ? (int64_t)((const float *)params)[4] : from; /* bytes of an element */
+    for (int64_t r = 0; r < rows; r++)
+        EV_FN(qc_stage)(type, n, step, (const char *)x + r * x_step * from, params, (char *)y + r * y_step * to);
 }
 
 /* Depthwise -------------------------------------------------------------------------------------------------------- */

@@ -1,7 +1,7 @@
 /* Products with sparse weights: tiles of 4 rows (or one) by 64 columns.
  *
- * A group of rows lists the indices k at which any of its weights is not zero; only those rows of the panel
- * B [K][64] are read:
+ * A group of rows lists the indices k at which any of its weights is not zero; only those rows of B are read. B is a
+ * panel [K][64] or, in integers, 64 positions of an image for each of K taps, where they lie:
  *
  *   int8     4 indices at a time (a quad): index[q][4], w[q][rows][4]; the last quad is filled up with weights of zero
  *   float32  one at a time:                index[i],    w[i][rows]
@@ -65,115 +65,163 @@ static void EV_FN(sp_gather)(int64_t k, int64_t size, const char *image, const i
 
 #if defined(__AVX512VNNI__)
 static inline __attribute__((always_inline)) void EV_FN(sp_rows)(
-    const int rows, int64_t quads, const uint16_t *index, const int8_t *w, const uint8_t *b, int32_t *sum, int64_t ld)
+    const int rows, int64_t quads, const uint16_t *index, const int32_t *offset, const int8_t *w, const uint8_t *b,
+    uint64_t lanes, int32_t *sum, int64_t ld)
 {
 #define EACH(X) X(0) X(1) X(2) X(3)
 #define X(i) __m512i p##i = _mm512_setzero_si512(), q##i = p##i, r##i = p##i, s##i = p##i;
     EACH(X)
 #undef X
     for (; quads > 0; quads--, index += 4, w += 4 * rows) {
-        const __m512i v0 = _mm512_loadu_si512(b + index[0] * 64), v1 = _mm512_loadu_si512(b + index[1] * 64);
-        const __m512i v2 = _mm512_loadu_si512(b + index[2] * 64), v3 = _mm512_loadu_si512(b + index[3] * 64);
+        const __m512i v0 = _mm512_loadu_si512(b + offset[index[0]]), v1 = _mm512_loadu_si512(b + offset[index[1]]);
+        const __m512i v2 = _mm512_loadu_si512(b + offset[index[2]]), v3 = _mm512_loadu_si512(b + offset[index[3]]);
         const __m512i lo01 = _mm512_unpacklo_epi8(v0, v1), hi01 = _mm512_unpackhi_epi8(v0, v1);
         const __m512i lo23 = _mm512_unpacklo_epi8(v2, v3), hi23 = _mm512_unpackhi_epi8(v2, v3);
         const __m512i b0 = _mm512_unpacklo_epi16(lo01, lo23), b1 = _mm512_unpackhi_epi16(lo01, lo23);
         const __m512i b2 = _mm512_unpacklo_epi16(hi01, hi23), b3 = _mm512_unpackhi_epi16(hi01, hi23);
-#define X(i)                                                \
-    if (rows > i) {                                         \
-        int32_t four;                                       \
-        memcpy(&four, w + 4 * i, 4);                        \
-        const __m512i a = _mm512_set1_epi32(four);          \
-        p##i = _mm512_dpbusd_epi32(p##i, b0, a);            \
-        q##i = _mm512_dpbusd_epi32(q##i, b1, a);            \
-        r##i = _mm512_dpbusd_epi32(r##i, b2, a);            \
-        s##i = _mm512_dpbusd_epi32(s##i, b3, a);            \
+#define X(i)                                       \
+    if (rows > i) {                                \
+        int32_t four;                              \
+        memcpy(&four, w + 4 * i, 4);               \
+        const __m512i a = _mm512_set1_epi32(four); \
+        p##i = _mm512_dpbusd_epi32(p##i, b0, a);   \
+        q##i = _mm512_dpbusd_epi32(q##i, b1, a);   \
+        r##i = _mm512_dpbusd_epi32(r##i, b2, a);   \
+        s##i = _mm512_dpbusd_epi32(s##i, b3, a);   \
     }
         EACH(X)
 #undef X
     }
     /* 128 bits i of p, q, r, s are columns 16i to 16i + 3, 16i + 4 ..., 16i + 8 ..., 16i + 12 ... */
-#define STORE(i, lane)                                                                                     \
-    _mm_storeu_si128((__m128i *)(sum + i * ld + 16 * lane), _mm512_extracti32x4_epi32(p##i, lane));        \
-    _mm_storeu_si128((__m128i *)(sum + i * ld + 16 * lane + 4), _mm512_extracti32x4_epi32(q##i, lane));    \
-    _mm_storeu_si128((__m128i *)(sum + i * ld + 16 * lane + 8), _mm512_extracti32x4_epi32(r##i, lane));    \
-    _mm_storeu_si128((__m128i *)(sum + i * ld + 16 * lane + 12), _mm512_extracti32x4_epi32(s##i, lane));
-#define X(i)            \
-    if (rows > i) {     \
-        STORE(i, 0)     \
-        STORE(i, 1)     \
-        STORE(i, 2)     \
-        STORE(i, 3)     \
+    const int all = !(lanes & (lanes + 1));
+#define X(i)                                                                                               \
+    if (rows > i) {                                                                                        \
+        const __m512i pq0 = _mm512_shuffle_i32x4(p##i, q##i, 0x44);                                        \
+        const __m512i rs0 = _mm512_shuffle_i32x4(r##i, s##i, 0x44);                                        \
+        const __m512i pq1 = _mm512_shuffle_i32x4(p##i, q##i, 0xEE);                                        \
+        const __m512i rs1 = _mm512_shuffle_i32x4(r##i, s##i, 0xEE);                                        \
+        const __m512i v[4] = {_mm512_shuffle_i32x4(pq0, rs0, 0x88), _mm512_shuffle_i32x4(pq0, rs0, 0xDD),  \
+                              _mm512_shuffle_i32x4(pq1, rs1, 0x88), _mm512_shuffle_i32x4(pq1, rs1, 0xDD)}; \
+        int32_t *to = sum + i * ld;                                                                        \
+        if (all) {                                                                                         \
+            _mm512_storeu_si512(to, v[0]);                                                                 \
+            _mm512_storeu_si512(to + 16, v[1]);                                                            \
+            _mm512_storeu_si512(to + 32, v[2]);                                                            \
+            _mm512_storeu_si512(to + 48, v[3]);                                                            \
+        } else {                                                                                           \
+            _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)lanes, v[0]));                  \
+            to += __builtin_popcountll(lanes & 0xFFFF);                                                    \
+            _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)(lanes >> 16), v[1]));          \
+            to += __builtin_popcountll(lanes >> 16 & 0xFFFF);                                              \
+            _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)(lanes >> 32), v[2]));          \
+            to += __builtin_popcountll(lanes >> 32 & 0xFFFF);                                              \
+            _mm512_storeu_si512(to, _mm512_maskz_compress_epi32((__mmask16)(lanes >> 48), v[3]));          \
+        }                                                                                                  \
     }
     EACH(X)
 #undef X
-#undef STORE
 #undef EACH
 }
-#elif defined(__AVX2__)
-static inline __attribute__((always_inline)) void EV_FN(sp_rows)(
-    const int rows, int64_t quads, const uint16_t *index, const int8_t *w, const uint8_t *b, int32_t *sum, int64_t ld)
+#else
+/* Sums [rows][64] without the lanes that are not set. */
+static inline void EV_FN(sp_keep)(int rows, uint64_t lanes, int32_t *sum, int64_t ld)
 {
+    if (!(lanes & (lanes + 1))) return;
+    for (; rows > 0; rows--, sum += ld) {
+        int32_t line[EV_SP_NR + 8];
+        memcpy(line, sum, EV_SP_NR * sizeof *sum);
+        memset(line + EV_SP_NR, 0, 8 * sizeof *sum);
+        int at = 0, from, n;
+        for (uint64_t left = lanes; left; left = from + n < 64 ? left >> (from + n) << (from + n) : 0, at += n) {
+            from = __builtin_ctzll(left);
+            n = __builtin_ctzll(~(left >> from));
+            for (int j = 0; j < n; j += 8)
+                memcpy(sum + at + j, line + from + j, (at + j + 8 <= EV_SP_NR ? 8 : (size_t)(n - j)) * sizeof *sum);
+        }
+    }
+}
+
+#if defined(__AVX2__)
+static inline __attribute__((always_inline)) void EV_FN(sp_rows)(
+    const int rows, int64_t quads, const uint16_t *index, const int32_t *offset, const int8_t *w, const uint8_t *b,
+    uint64_t lanes, int32_t *sum, int64_t ld)
+{
+    enum { QUADS = 320 }; /* whose weights, in 16 bits, and places are looked up at a time, for all columns */
+    struct {
+        int16_t w[4 * EV_SP_MR];
+        int32_t at[4];
+    } quad[QUADS];
 #define EACH(X) X(0) X(1) X(2) X(3)
     for (int j = 0; j < EV_SP_NR; j += 16) {
 #define X(i) __m256i p##i = _mm256_setzero_si256(), q##i = p##i;
         EACH(X)
 #undef X
-        for (int64_t t = 0; t < quads; t++) {
-            int16_t wide[4 * EV_SP_MR] __attribute__((aligned(32)));
-            if (rows == EV_SP_MR)
-                _mm256_store_si256((__m256i *)wide,
-                                   _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + t * 16))));
-            else
-                for (int i = 0; i < 4; i++) wide[i] = w[t * 4 + i];
-#pragma GCC unroll 2
-            for (int h = 0; h < 2; h++) {
-                const uint8_t *x = b + index[4 * t + 2 * h] * 64 + j, *y = b + index[4 * t + 2 * h + 1] * 64 + j;
-                const __m256i u = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)x));
-                const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)y));
-                const __m256i lo = _mm256_unpacklo_epi16(u, v), hi = _mm256_unpackhi_epi16(u, v);
-#define X(i)                                                              \
-    if (rows > i) {                                                       \
-        int32_t two;                                                      \
-        memcpy(&two, wide + 4 * i + 2 * h, 4);                            \
-        const __m256i a = _mm256_set1_epi32(two);                         \
-        p##i = _mm256_add_epi32(p##i, _mm256_madd_epi16(lo, a));          \
-        q##i = _mm256_add_epi32(q##i, _mm256_madd_epi16(hi, a));          \
-    }
-                EACH(X)
-#undef X
+        for (int64_t first = 0; first < quads; first += QUADS) {
+            const int64_t some = quads - first < QUADS ? quads - first : QUADS;
+            for (int64_t t = 0; t < some && (j == 0 || quads > QUADS); t++) {
+                const uint16_t *at = index + 4 * (first + t);
+                const int8_t *from = w + 4 * rows * (first + t);
+                if (rows == EV_SP_MR)
+                    _mm256_storeu_si256((__m256i *)quad[t].w,
+                                        _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from)));
+                else
+                    for (int i = 0; i < 4; i++) quad[t].w[i] = from[i];
+                for (int i = 0; i < 4; i++) quad[t].at[i] = offset[at[i]];
             }
+            for (int64_t t = 0; t < some; t++)
+#pragma GCC unroll 2
+                for (int h = 0; h < 2; h++) {
+                    const __m128i x = _mm_loadu_si128((const __m128i *)(b + j + quad[t].at[2 * h]));
+                    const __m128i y = _mm_loadu_si128((const __m128i *)(b + j + quad[t].at[2 * h + 1]));
+                    const __m256i lo = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, y));
+                    const __m256i hi = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(x, y));
+#define X(i)                                                     \
+    if (rows > i) {                                              \
+        int32_t two;                                             \
+        memcpy(&two, quad[t].w + 4 * i + 2 * h, 4);              \
+        const __m256i a = _mm256_set1_epi32(two);                \
+        p##i = _mm256_add_epi32(p##i, _mm256_madd_epi16(lo, a)); \
+        q##i = _mm256_add_epi32(q##i, _mm256_madd_epi16(hi, a)); \
+    }
+                    EACH(X)
+#undef X
+                }
         }
-#define X(i)                                                                                                        \
-    if (rows > i) {                                                                                                 \
-        _mm256_storeu_si256((__m256i *)(sum + i * ld + j), _mm256_permute2x128_si256(p##i, q##i, 0x20));            \
-        _mm256_storeu_si256((__m256i *)(sum + i * ld + j + 8), _mm256_permute2x128_si256(p##i, q##i, 0x31));        \
+#define X(i)                                                          \
+    if (rows > i) {                                                   \
+        _mm256_storeu_si256((__m256i *)(sum + i * ld + j), p##i);     \
+        _mm256_storeu_si256((__m256i *)(sum + i * ld + j + 8), q##i); \
     }
         EACH(X)
 #undef X
     }
 #undef EACH
+    EV_FN(sp_keep)(rows, lanes, sum, ld);
 }
 #else
-static inline void EV_FN(sp_rows)(const int rows, int64_t quads, const uint16_t *index, const int8_t *w,
-                                  const uint8_t *b, int32_t *sum, int64_t ld)
+static inline void EV_FN(sp_rows)(const int rows, int64_t quads, const uint16_t *index, const int32_t *offset,
+                                  const int8_t *w, const uint8_t *b, uint64_t lanes, int32_t *sum, int64_t ld)
 {
     for (int i = 0; i < rows; i++) memset(sum + i * ld, 0, EV_SP_NR * sizeof *sum);
     for (int64_t t = 0; t < 4 * quads; t++) {
-        const uint8_t *x = b + index[t] * EV_SP_NR;
+        const uint8_t *x = b + offset[index[t]];
         for (int i = 0; i < rows; i++) {
             const int16_t a = w[(t / 4 * rows + i) * 4 + t % 4]; /* 16 bits hold a product of bytes */
             for (int j = 0; j < EV_SP_NR; j++) sum[i * ld + j] += (int16_t)(x[j] * a);
         }
     }
+    EV_FN(sp_keep)(rows, lanes, sum, ld);
 }
 #endif
+#endif
 
-/* sum[i][0..64) = row i of the group times the panel, for `rows` rows: EV_SP_MR or 1. */
-static void EV_FN(sp_tile_s8)(int rows, int64_t quads, const uint16_t *index, const int8_t *w, const uint8_t *b,
-                              int32_t *sum, int64_t ld)
+/* sum[i][] = row i of the group times B, for `rows` rows: EV_SP_MR or 1. Row p of B lies at b + offset[p], 64 bytes, of
+ * which the results of the lanes that are set are kept, one after the other. */
+static void EV_FN(sp_tile_s8)(int rows, int64_t quads, const uint16_t *index, const int32_t *offset, const int8_t *w,
+                              const uint8_t *b, uint64_t lanes, int32_t *sum, int64_t ld)
 {
-    if (rows == 1) EV_FN(sp_rows)(1, quads, index, w, b, sum, ld);
-    else EV_FN(sp_rows)(EV_SP_MR, quads, index, w, b, sum, ld);
+    if (rows == 1) EV_FN(sp_rows)(1, quads, index, offset, w, b, lanes, sum, ld);
+    else EV_FN(sp_rows)(EV_SP_MR, quads, index, offset, w, b, lanes, sum, ld);
 }
 
 /* sum[i] = row i of the group times the vector x. */
