@@ -22,7 +22,7 @@ _FEW_ROWS = 8  # of a product (FEW_ROWS of sparse.pyx): each is multiplied alone
 # The largest share of weights that are kept at which skipping the others is faster than dense kernels, where one row is
 # skipped alone and where four are together: between what was measured at 0.1, 0.25 and 0.5, on AVX2 and VNNI.
 _WORTH = {
-    "convolution_s8": (0.2, 0.45), "product_s8": (0.4, 0.75), "row_s8": (0.03, 0.35),
+    "convolution_s8": (0.27, 0.45), "product_s8": (0.4, 0.75), "row_s8": (0.03, 0.35),
     "convolution_f32": (0.12, 0.35), "product_f32": (0.3, 0.75), "row_f32": (0.06, 0.25),
 }  # fmt: skip
 
