@@ -532,8 +532,8 @@ cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums
 
 def pack_dense(weights, int flip, ints):
     """What `linear` needs of the weights, [M, C, kernel...] of bytes (flip: 0x80 for uint8; of a transposed convolution
-    [kernel's rows, columns, M, C]): sums of each channel, then
-    blocks as in ukr/qnhwc.h, as int8 at an address that is a multiple of 64. Raises MemoryError."""
+    [kernel's rows, columns, M, C]): sums of each channel, then blocks as in ukr/qnhwc.h, as int8 at an address that is
+    a multiple of 64. Raises MemoryError."""
     import numpy
 
     cdef int64_t[ALL_INTS] values
