@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evort.ops.base import Attr, Call, Kernel, Op, op, wide
-from evort.ops.pool import lp_share, lp_slope, spatial_axes
+from evort.ops.pool import spatial_axes
 from evort.ops.reduce_driver import ABS, EXTREME, POST_DIVIDE, POST_NONE, POST_SQRT, SQUARE, SUM, WIDE, reduce_kernel
 from evort.types import FLOATS, DType, Spec
 
@@ -37,9 +37,9 @@ class _Global(Op):
         dims, x, y = c.ins[0].shape, c.node.inputs[0], c.node.outputs[0]
         if self.name == "GlobalAveragePool":
             return [g.expand(g.scale(dy, 1 / prod(dims[2:])), dims)]
-        if self.name == "GlobalMaxPool":  # each of the largest, where several are equal
-            return [g.mask(g.emit("Equal", [x, y]), dy)]
-        return [g.mul(lp_share(g, y, dy, c["p"]), lp_slope(g, x, c["p"]))]
+        if self.name == "GlobalMaxPool":
+            return [g.of_extremes(x, y, dy, range(2, len(dims)))]
+        return [g.mul(g.lp_share(y, dy, c["p"]), g.lp_slope(x, c["p"]))]
 
 
 @op("GlobalAveragePool", since=22)

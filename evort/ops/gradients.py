@@ -166,6 +166,28 @@ class Gradients:
         """a where a condition of its shape holds, else 0."""
         return self.emit("Where", [condition, a, self.scalar(0, a)])
 
+    def of_extremes(self, x: str, y: str, dy: str, axes: Sequence[int]) -> str:
+        """That of the largest or smallest y of x over axes (kept with size 1, as in dy): equal ones share it, so that
+        copies of one number get together what that would alone."""
+        same = self.emit("Equal", [x, y])
+        return self.mask(same, self.div(dy, self.sum(self.cast(same, self.specs[x].dtype), axes)))
+
+    def lp_share(self, y: str, dy: str, p: int) -> str:
+        """dY Y^(1-p); 0 where Y is 0."""
+        if p == 1:
+            return dy
+        zero = self.emit("Equal", [y, self.scalar(0, y)])
+        power = y if p == 2 else self.emit("Pow", [y, self.scalar(p - 1, y)])
+        share = self.div(dy, self.emit("Where", [zero, self.scalar(1, y), power]))
+        return self.emit("Where", [zero, self.scalar(0, dy), share])
+
+    def lp_slope(self, x: str, p: int) -> str:
+        """sign(X) |X|^(p-1)."""
+        if p == 2:
+            return x
+        sign = self.emit("Sign", [x])
+        return sign if p == 1 else self.mul(sign, self.emit("Pow", [self.emit("Abs", [x]), self.scalar(p - 1, x)]))
+
     def reduced_to(self, dy: str, shape: Sequence[int]) -> str:
         """The gradient of a tensor of `shape` that was broadcast to dy's shape: sums over what was repeated."""
         full = self.shape(dy)

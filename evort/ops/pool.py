@@ -294,7 +294,7 @@ class LpPool(_Pool):
         attrs = {k: c[k] for k in _WINDOW if c[k] is not None}
         if c["activation"]:
             y = g.emit("LpPool", [x], {**attrs, "p": p})
-        dy = lp_share(g, y, dy, p)
+        dy = g.lp_share(y, dy, p)
         # AveragePoolGrad divides by the number of a window's elements.
         count = np.ones(())
         for w in windows(c):
@@ -302,25 +302,7 @@ class LpPool(_Pool):
             count = count[..., None] * np.maximum(np.sum((at >= 0) & (at < w.size), 1), 1)
         dy = g.mul(dy, g.constant(count.astype(STORAGE[c.ins[0].dtype])))
         total = g.emit("AveragePoolGrad", [dy], {**attrs, "input_shape": list(c.ins[0].shape)}, "evort")
-        return [g.mul(total, lp_slope(g, x, p))]
+        return [g.mul(total, g.lp_slope(x, p))]
 
 
 # d/dx of y = (sum |x|^p)^(1/p) is y^(1-p) times sign(x) |x|^(p-1).
-
-
-def lp_share(g: Gradients, y: str, dy: str, p: int) -> str:
-    """dY Y^(1-p); 0 where Y is 0."""
-    if p == 1:
-        return dy
-    zero = g.emit("Equal", [y, g.scalar(0, y)])
-    power = y if p == 2 else g.emit("Pow", [y, g.scalar(p - 1, y)])
-    share = g.div(dy, g.emit("Where", [zero, g.scalar(1, y), power]))
-    return g.emit("Where", [zero, g.scalar(0, dy), share])
-
-
-def lp_slope(g: Gradients, x: str, p: int) -> str:
-    """sign(X) |X|^(p-1)."""
-    if p == 2:
-        return x
-    sign = g.emit("Sign", [x])
-    return sign if p == 1 else g.mul(sign, g.emit("Pow", [g.emit("Abs", [x]), g.scalar(p - 1, x)]))

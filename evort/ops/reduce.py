@@ -97,8 +97,7 @@ class _Reduce(Op):
         if name == "ReduceL1":
             return g.mul(dy, g.emit("Sign", [x]))
         if name == "ReduceL2":
-            zero = g.emit("Equal", [y, g.scalar(0, y)])  # where any slope up to 1 will do
-            return g.mul(g.emit("Where", [zero, g.scalar(0, y), g.div(dy, y)]), x)
+            return g.mul(g.lp_share(y, dy, 2), x)
         if name == "ReduceSumSquare":
             return g.mul(g.scale(dy, 2), x)
         if name == "ReduceProd":
@@ -107,9 +106,7 @@ class _Reduce(Op):
             return g.div(dy, g.emit("Exp", [y]))
         if name == "ReduceLogSumExp":
             return g.mul(dy, g.emit("Exp", [g.sub(x, y)]))
-        # ReduceMax and ReduceMin: equal extremes share it, so that copies of one number get what that would alone.
-        same = g.emit("Equal", [x, y])
-        return g.mask(same, g.div(dy, g.sum(g.cast(same, g.specs[x].dtype), axes)))
+        return g.of_extremes(x, y, dy, axes)  # ReduceMax and ReduceMin
 
 
 def _product_of_others(g: Gradients, x: str, axes: tuple[int, ...]) -> str:

@@ -376,18 +376,20 @@ def test_operator(name):
 @pytest.mark.parametrize(
     ("op", "x", "want"),
     [("ReduceMax", [1.0, 3, 3, 2, 3, 3], [0, 0.25, 0.25, 0, 0.25, 0.25]), ("ReduceMin", [0.0, 0], [0.5, 0.5]),
-     ("ReduceL2", [0.0, 0, 0], [0, 0, 0])],
+     ("ReduceL2", [0.0, 0, 0], [0, 0, 0]), ("GlobalMaxPool", [[[1.0, 3, 3]]], [[[0, 0.5, 0.5]]])],
 )  # fmt: skip
 def test_reductions_that_have_corners(op, x, want):
     """Equal extremes share the gradient, as copies of one number must; a norm has none at zero."""
-    g = trace(node_model(op, [np.array(x)], {"keepdims": 0}).graph, {"in0": Spec(DType.DOUBLE, (len(x),))})
+    x = np.array(x)
+    attrs = {"keepdims": 0} if op.startswith("Reduce") else {}
+    g = trace(node_model(op, [x], attrs).graph, {"in0": Spec(DType.DOUBLE, x.shape)})
     name = differentiate(g, "out0", ["in0"])["in0"]
     graph = Graph("gradient")
-    graph.inputs = [graph.add(Tensor("in0", DType.DOUBLE, (len(x),)))]
+    graph.inputs = [graph.add(Tensor("in0", DType.DOUBLE, x.shape))]
     graph.outputs, graph.nodes = [name], needed_nodes(g.nodes, [name])
     for constant, value in g.constants.items():
         graph.add(Tensor(constant, g.specs[constant].dtype, value.shape, value))
-    np.testing.assert_array_equal(interpret(graph, {"in0": np.array(x)})[0], want)
+    np.testing.assert_array_equal(interpret(graph, {"in0": x})[0], want)
 
 
 @pytest.mark.parametrize("op", ["Cast", "CastLike"])

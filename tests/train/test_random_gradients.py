@@ -52,6 +52,14 @@ def gradients(
     return Model(made), found
 
 
+def loss(
+    graph: Graph, at: dict[str, np.ndarray], way: dict[str, np.ndarray], weights: list[np.ndarray], h: float
+) -> float:
+    """sum(output * weights), h along `way` from the inputs `at`."""
+    outputs = interpret(graph, {name: x + h * way[name] for name, x in at.items()})
+    return sum(float(np.sum(y * w)) for y, w in zip(outputs, weights, strict=True))
+
+
 @pytest.mark.parametrize("first", range(0, 100, 25))
 def test_along_a_random_direction(first):
     compared = 0
@@ -75,11 +83,9 @@ def test_along_a_random_direction(first):
         way = {name: rng.normal(size=x.shape) for name, x in exact.items()}
         slope = sum(float(np.sum(got[found[name]] * way[name])) for name in found)
 
-        def loss(h: float) -> float:
-            moved = interpret(graph, {name: x + h * way[name] for name, x in exact.items()})  # noqa: B023
-            return sum(float(np.sum(y * w)) for y, w in zip(moved, weights, strict=True))  # noqa: B023
-
-        differences = [(loss(h) - loss(-h)) / (2 * h) for h in STEPS]
+        differences = [
+            (loss(graph, exact, way, weights, h) - loss(graph, exact, way, weights, -h)) / (2 * h) for h in STEPS
+        ]
         scale = max(1e-2, abs(slope), *map(abs, differences))
         assert min(abs(d - slope) for d in differences) <= 1e-4 * scale, seed
         graph, single = in_type(model, feeds, DType.FLOAT)

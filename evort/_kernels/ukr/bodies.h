@@ -30,6 +30,7 @@
 #include "depthwise_rows_body.h"
 #include "depthwise_block_body.h"
 #include "qconv_body.h"
+#include "qfinish_body.h"
 #include "qconv_tile_body.h"
 #include "qnhwc_body.h"
 #ifdef __AVX2__
