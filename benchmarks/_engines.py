@@ -280,15 +280,24 @@ class Ncnn(Engine):
         self.ins, self.outs = list(self.net.input_names()), list(self.net.output_names())
 
     def run(self, feeds: Arrays) -> Arrays:
+        """ncnn's matrices have no batch axis: every sample is a run of its own."""
+        import numpy as np
+
+        samples = [
+            self._run_one([value[i] for value in feeds.values()]) for i in range(len(next(iter(feeds.values()))))
+        ]
+        return {name: np.stack(values) for name, values in zip(self.outs, zip(*samples, strict=True), strict=True)}
+
+    def _run_one(self, sample: list[Any]) -> list[Any]:
         with self.net.create_extractor() as extractor:
-            for name, value in zip(self.ins, feeds.values(), strict=True):
-                extractor.input(name, self.api.Mat(value[0]))
-            results = {}
+            for name, value in zip(self.ins, sample, strict=True):
+                extractor.input(name, self.api.Mat(value))
+            results = []
             for name in self.outs:
                 status, mat = extractor.extract(name)
                 if status:
                     raise RuntimeError(f"ncnn cannot compute {name}")
-                results[name] = mat.numpy()[None].copy()
+                results.append(mat.numpy().copy())
         return results
 
 
