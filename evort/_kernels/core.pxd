@@ -232,6 +232,25 @@ cdef extern from "qnhwc.h" nogil:
         const ev_qfinish *finish
         int64_t y_step
         uint8_t *y
+    ctypedef struct ev_nhwc_winograd:
+        int64_t rows, cols, height, width
+        const uint8_t *x
+        int64_t c, pitch
+        int16_t *v
+        int64_t ldv, step_v
+        const int8_t *w
+        int64_t quads, step_w
+        int16_t *u
+        int64_t step_u
+        const int32_t *o
+        int64_t step_o
+        const int32_t *add
+        const float *scale
+        int64_t channels
+        const ev_qfinish *finish
+        const void *z
+        int64_t ldz, ldy
+        uint8_t *y
 
 cdef extern from "sparse.h" nogil:
     int EV_SP_MR, EV_SP_NR
@@ -438,6 +457,9 @@ cdef extern from "ukr.h" nogil:
         void (*nhwc_widen)(int64_t n, const uint8_t *x, int16_t *y) noexcept nogil
         void (*nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end) noexcept nogil
         void (*nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n) noexcept nogil
+        void (*nhwc_winograd_image)(const ev_nhwc_winograd *g) noexcept nogil
+        void (*nhwc_winograd_kernels)(const ev_nhwc_winograd *g, int64_t p0, int64_t pairs) noexcept nogil
+        void (*nhwc_winograd_results)(const ev_nhwc_winograd *g) noexcept nogil
         void (*nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x,
                          uint8_t *y) noexcept nogil
         void (*winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,

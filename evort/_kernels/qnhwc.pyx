@@ -19,7 +19,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call, ev_item_size,
-                                  ev_nhwc_conv, ev_nhwc_depthwise, ev_ukr, parallel_for, register, ukernels)
+                                  ev_nhwc_conv, ev_nhwc_depthwise, ev_nhwc_winograd, ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
                                      row_add, row_scale, take_linear)
 
@@ -31,6 +31,7 @@ cdef enum:
     I_WIDE                       # whether weights are in pairs, and images of dense ones staged as int16
     I_TURNS                      # rows of a transposed convolution's kernel; the window and I_M are those of one row. Else 1
     I_RESULT                     # channels of the result
+    I_SMALL                      # whether all sums of products fit 25 bits and a sign: Winograd's convolution takes them
     ALL_INTS
     BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
     SLACK = 64                   # bytes behind a staged image that may be read
@@ -59,8 +60,10 @@ ctypedef struct Geometry:
     int64_t cycle                # after so many of which weights repeat, a multiple of a vector
     int64_t pitch                # pixels of a row of what is read
     int64_t band, bands, parts   # output rows; shares of the blocks of channels
+    bint winograd
+    int64_t ldv, step_v, step_u, step_o
     # Offsets into scratch: shared, then of each thread.
-    int64_t each, at_add, at_scale, at_channel, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, slot
+    int64_t each, at_add, at_scale, at_channel, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, at_v, at_u, at_o, slot
 
 
 cdef bint take_window(Geometry *g, const int64_t *v) noexcept nogil:
@@ -104,8 +107,13 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.quads = ceil_div(g.c * (g.kernel_w if g.rows else 1), 4)
     g.staged = not (g.x_last and (depthwise or not g.wide) and g.pad_h == g.pad_w == 0 and (depthwise or g.c % 4 == 0)
                     and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
+    g.winograd = not depthwise and v[I_SMALL] and takes_winograd(g)
+    if g.winograd:               # whole tiles are staged, of bytes
+        g.staged = g.wide = True
     g.pitch = (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 if g.staged else g.w
-    g.widens = g.wide and not depthwise
+    if g.winograd:
+        g.pitch = up_to(g.out_w, 4) + 2
+    g.widens = g.wide and not depthwise and not g.winograd
     size = 2 if g.widens else 1
     row = g.pitch * g.c * size
     if row * g.stride_h > (1 << 24) or reach_h(g, 1) * row > (1 << 28) or g.segments > MOST_SEGMENTS:
@@ -116,6 +124,8 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
         g.band = max(<int64_t> 1, min(g.band, ceil_div(g.out_h, ceil_div(2 * threads, g.n))))
     g.bands = ceil_div(g.out_h, g.band)
     g.band = ceil_div(g.out_h, g.bands)
+    if g.winograd:
+        plan_winograd(g, threads)
     g.parts = 1
     if threads > 1 and g.n * g.bands < threads and not depthwise:
         g.parts = min(<int64_t> threads, ceil_div(g.m, EV_NHWC_NR))
@@ -140,6 +150,11 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     at += 0 if g.y_last or depthwise else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
     g.at_sums = at
     at += up_to(4 * (g.out_w * g.m + SLACK), 64) if g.sums else 0
+    if g.winograd:
+        g.at_v = up_to(at, 64)
+        g.at_u = up_to(g.at_v + 72 * g.step_v, 64)
+        g.at_o = up_to(g.at_u + 72 * g.step_u, 64)
+        at = up_to(g.at_o + 144 * g.step_o, 64)
     g.slot = at
     return True
 
@@ -278,6 +293,9 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
             block += 1
 
 
+include "qnhwc_winograd.pxi"
+
+
 cdef int linear(const ev_call *c) noexcept nogil:
     """in: those of QLinearConv (or QLinearConvTranspose, see I_TURNS), then what pack_dense gives; out: y; ints: those
     of qwindow.pxd, then from I_X_LAST on; reals: activation parameters."""
@@ -300,8 +318,8 @@ cdef int linear(const ev_call *c) noexcept nogil:
             add[i] = <int32_t> row_add(&t.job, m % g.result, t.sums[i])
             scale[i] = row_scale(&t.job, m % g.result)
     items = g.n * g.bands * g.parts
-    parallel_for(dense_items, &t, items, max(1, MACS_PER_TASK // max(1, t.job.o.y.size * 4 * g.quads * g.segments // items)),
-                 c.threads)
+    i = MACS_PER_TASK // max(1, t.job.o.y.size * 4 * g.quads * g.segments // items)
+    parallel_for(winograd_items if g.winograd else dense_items, &t, items, max(1, i), c.threads)
     return EV_OK
 
 
@@ -412,6 +430,31 @@ cdef int read_ints(ints, int64_t *values) except -1:
     for i in range(ALL_INTS):
         values[i] = ints[i]
     return 0
+
+
+def small_sums(weights, int flip) -> bool:
+    """Whether sums of products of these weights (as for pack_dense) with bytes are below 2^25, for any bytes."""
+    import numpy
+
+    cdef int64_t k = weights.size // max(1, weights.shape[0])
+    if 255 * 128 * k < 1 << 25:
+        return True
+    signed = (weights ^ flip).view(numpy.int8) if flip else weights
+    sums = numpy.empty(weights.shape[0], numpy.int32)
+    for part in (numpy.maximum(signed, 0), numpy.minimum(signed, 0)):
+        K.qrow_sums(sums.size, k, <const int8_t *> <size_t> part.ctypes.data, k, False, <int32_t *> <size_t> sums.ctypes.data)
+        if 255 * int(numpy.abs(sums).max()) >= 1 << 25:
+            return False
+    return True
+
+
+def winograd(ints) -> bool:
+    """Whether `linear` is Winograd's convolution for these, with weights in pairs."""
+    cdef int64_t[ALL_INTS] values
+    cdef Geometry g
+    read_ints(ints, values)
+    make_geometry(&g, values, 1, False)
+    return g.winograd
 
 
 def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
@@ -535,6 +578,7 @@ def _aligned(numpy, int64_t bytes_):
 
 DRIVERS = {}
 register(DRIVERS, "linear", linear)
+register(DRIVERS, "winograd", linear)
 register(DRIVERS, "depthwise", depthwise)
 register(DRIVERS, "max_pool", max_pool)
 register(DRIVERS, "nearest", nearest)

@@ -206,10 +206,12 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
     ints = _ints(c, _X, window.ints(), y.shape[1], number[0], False)
     if ints is None:
         return None
-    from evort._kernels.qnhwc import scratch_bytes, wide
+    from evort._kernels.qnhwc import scratch_bytes, small_sums, wide
 
     pixel = _pixels(c)
-    ints = (*ints, int(c.ins[_X].channels_last or pixel), int(y.channels_last or pixel), int(wide()), 1, y.shape[1])
+    small = not depthwise and window.kernel == (3, 3) and small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
+    ints = (*ints, int(c.ins[_X].channels_last or pixel), int(y.channels_last or pixel), int(wide()), 1, y.shape[1],
+            int(small))  # fmt: skip
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
 
@@ -247,7 +249,7 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] |
         return None
     from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m)
+    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m, 0)
     scratch = scratch_bytes(ints, c.threads, False)
     return None if scratch < 0 else (ints, False, scratch)
 
@@ -259,7 +261,7 @@ def _turned(w: np.ndarray) -> np.ndarray:
 
 def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     """The driver for operands that lie channels last."""
-    from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise, wide
+    from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise, wide, winograd
 
     ints, depthwise, scratch = (_turned_ints if transposed else _last_ints)(c, window)
     w, flip = c.ins[_W].value, 0x80 if c.ins[_W].dtype == DType.UINT8 else 0
@@ -267,13 +269,10 @@ def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     if depthwise:
         name = f"channels last, {cycle_of(ints)}, {int(wide())}"
         return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: pack_depthwise(w, flip, ints))])
-    return Kernel(
-        "qnhwc.linear",
-        ints,
-        reals,
-        scratch,
-        [(f"channels last, {int(wide())}", lambda: pack_dense(_turned(w) if transposed else w, flip, ints))],
-    )
+    small = winograd(ints)
+    name = f"channels last, {int(small or wide())}"
+    packed = [(name, lambda: pack_dense(_turned(w) if transposed else w, flip, ints))]
+    return Kernel("qnhwc.winograd" if small else "qnhwc.linear", ints, reals, scratch, packed)
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:

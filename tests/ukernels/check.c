@@ -85,6 +85,7 @@ void check_qgemm_u8(void);
 void check_qgemm_i16(void);
 void check_nhwc_conv(void);
 void check_nhwc_depthwise(void);
+void check_nhwc_winograd(void);
 
 static const struct {
     const char *row;
@@ -96,7 +97,8 @@ static const struct {
     {"gemm_few_f32", check_gemm_few_f32},
     {"qc_plain", check_qc_tile},  {"qgemm_u8", check_qgemm_u8}, {"qhas_u8", check_qgemm_u8},
     {"qgemm_i16", check_qgemm_i16}, {"nhwc_widen", check_nhwc_conv}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
-    {"nhwc_depthwise", check_nhwc_depthwise},
+    {"nhwc_depthwise", check_nhwc_depthwise}, {"nhwc_winograd_image", check_nhwc_winograd},
+    {"nhwc_winograd_kernels", check_nhwc_winograd}, {"nhwc_winograd_results", check_nhwc_winograd},
 };
 enum { N_CASES = sizeof CASES / sizeof CASES[0] };
 

@@ -36,6 +36,7 @@
 #ifdef __AVX2__
 #include "qnhwc_avx2_body.h"
 #endif
+#include "qwinograd_body.h"
 #include "recurrent_body.h"
 #include "interpolate_body.h"
 #include "nbits_body.h"

@@ -58,4 +58,28 @@ typedef struct {
     uint8_t *y;
 } ev_nhwc_depthwise;
 
+/* A band of tiles of 4x4 results by 16 of their channels, see qwinograd_body.h. */
+typedef struct {
+    int64_t rows, cols;       /* of tiles; `height` and `width` of their results are wanted */
+    int64_t height, width;
+    const uint8_t *x;         /* the image under them, 4 * rows + 2 rows of 4 * cols + 2 pixels; bytes up to a vector
+                               * behind a pixel may be read */
+    int64_t c, pitch;         /* channels of a pixel, a multiple of 4; bytes from a row to the next */
+    int16_t *v;               /* [36][tiles][ldv]: tiles, transformed; elements are step_v apart */
+    int64_t ldv, step_v;
+    const int8_t *w;          /* in pairs, of 3x3; quads are step_w bytes apart, `quads` of them in a row of the kernel */
+    int64_t quads, step_w;
+    int16_t *u;               /* [36][pairs][16][2]: kernels, transformed */
+    int64_t step_u;
+    const int32_t *o;         /* [36][tiles][16]: their products */
+    int64_t step_o;
+    const int32_t *add;       /* the rest as in ev_nhwc_conv, with `finish` */
+    const float *scale;
+    int64_t channels;
+    const ev_qfinish *finish;
+    const void *z;
+    int64_t ldz, ldy;
+    uint8_t *y;
+} ev_nhwc_winograd;
+
 #endif

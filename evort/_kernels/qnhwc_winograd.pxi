@@ -1,0 +1,134 @@
+# Part of qnhwc.pyx: dense 3x3 convolutions of stride 1 by Winograd's F(4x4, 3x3) in 16 bits, which gives the same bits with a
+# quarter of the products. ukr/qwinograd_body.h has the transforms and says why nothing is lost.
+#
+#     for each band of rows of tiles
+#       transform the staged image                            V[36][tiles][channels]
+#       for each 16 output channels
+#         for blocks of input channels
+#           transform kernels                                 U[36][pairs][16][2]
+#           36 products, summed over blocks                   O[36][tiles][16]
+#         transform O, finish                                 y
+#
+# Kernels take 8 times their bytes when they are transformed, so that they are not kept: it takes some 3 cycles for each,
+# products of 16 bits 36 for 32 tiles.
+
+cdef enum:
+    WINOGRAD_BYTES = 640 * 1024          # of V, O and U together, which stay in L2, more or less
+    WINOGRAD_PAIRS = 64                  # of input channels in a block of U
+    WINOGRAD_APART = 32                  # bytes between the 36 elements, so that they do not fall into one set of the cache
+    # Cycles, about: of a tile's image, and of its results, for each channel; of a kernel; products of 16 bits and of bytes
+    # (by Winograd's and by direct convolution) in each.
+    IMAGE_CYCLES = 5
+    RESULT_CYCLES = 14
+    KERNEL_CYCLES = 3
+    WINOGRAD_PRODUCTS = 27
+    WIDE_PRODUCTS = 30
+    BYTE_PRODUCTS = 80
+
+
+cdef bint takes_winograd(const Geometry *g) noexcept nogil:
+    """Whether it is faster than the direct convolution, in a call."""
+    cdef int64_t tiles = ceil_div(g.out_h, 4) * ceil_div(g.out_w, 4), channels = up_to(g.m, EV_NHWC_VECTOR)
+    cdef double here, direct
+    if g.kernel_h != 3 or g.kernel_w != 3 or g.c % 4 != 0 or g.turns > 1 or g.sums:
+        return False
+    if g.stride_h * g.stride_w * g.dilation_h * g.dilation_w != 1:
+        return False
+    here = (tiles * (36.0 * g.c * channels / WINOGRAD_PRODUCTS + IMAGE_CYCLES * g.c + RESULT_CYCLES * channels)
+            + <double> KERNEL_CYCLES * g.c * channels * ceil_div(tiles, winograd_tiles(g)))
+    direct = 9.0 * g.c * channels * g.out_h * g.out_w / (WIDE_PRODUCTS if g.wide else BYTE_PRODUCTS)
+    return here < direct
+
+
+cdef int64_t winograd_tiles(const Geometry *g) noexcept nogil:
+    """Of a band, at most."""
+    return max(<int64_t> 1, (WINOGRAD_BYTES - 36 * 64 * min(<int64_t> WINOGRAD_PAIRS, g.c // 2)) // (36 * (2 * g.c + 64)))
+
+
+cdef void plan_winograd(Geometry *g, int64_t threads) noexcept nogil:
+    """Bands, and what they take of the scratch."""
+    cdef int64_t across = ceil_div(g.out_w, 4), down = ceil_div(g.out_h, 4), tiles, rows
+    rows = min(down, max(<int64_t> 1, winograd_tiles(g) // across))
+    if threads > 1 and g.n * ceil_div(down, rows) < 2 * threads:
+        rows = max(<int64_t> 1, min(rows, ceil_div(down, ceil_div(2 * threads, g.n))))
+    g.bands = ceil_div(down, rows)
+    rows = ceil_div(down, g.bands)
+    g.bands = ceil_div(down, rows)
+    g.band = 4 * rows
+    tiles = rows * across
+    g.ldv = up_to(g.c, EV_NHWC_VECTOR)
+    g.step_v = tiles * g.ldv + WINOGRAD_APART // 2
+    g.step_u = min(<int64_t> WINOGRAD_PAIRS, g.c // 2) * 2 * EV_NHWC_VECTOR + WINOGRAD_APART // 2
+    g.step_o = tiles * EV_NHWC_VECTOR + WINOGRAD_APART // 4
+
+
+cdef void winograd_products(const Geometry *g, ev_nhwc_winograd *k, int32_t *o) noexcept nogil:
+    """O of 16 channels, from V and their kernels."""
+    cdef int64_t p0 = 0, pairs, e
+    while p0 < g.c // 2:
+        pairs = min(<int64_t> WINOGRAD_PAIRS, g.c // 2 - p0)
+        K.nhwc_winograd_kernels(k, p0, pairs)
+        for e in range(36):
+            K.qgemm_i16(k.rows * k.cols, EV_NHWC_VECTOR, pairs, k.v + e * g.step_v + 2 * p0, g.ldv // 2, k.u + e * g.step_u,
+                        p0 > 0, o + e * g.step_o)
+        p0 += pairs
+
+
+cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    """Items [begin, end): shares of the blocks, bands and images, the first fastest."""
+    cdef Task *t = <Task *> ctx
+    cdef const Job *job = &t.job
+    cdef const Geometry *g = &t.g
+    cdef char *shared = <char *> job.call.scratch
+    cdef char *scratch = shared + g.shared + worker * g.slot
+    cdef int64_t item, image, first, rows, n, i, c, channels, block, last, blocks = ceil_div(g.m, EV_NHWC_NR), at
+    cdef int64_t plane = g.out_h * g.out_w
+    cdef int32_t *o = <int32_t *> (scratch + g.at_o)
+    cdef char *y
+    cdef const char *z
+    cdef ev_nhwc_winograd k
+    memset(&k, 0, sizeof(k))
+    k.cols, k.width = ceil_div(g.out_w, 4), g.out_w
+    k.c, k.pitch = g.c, g.pitch * g.c
+    k.v, k.ldv, k.step_v = <int16_t *> (scratch + g.at_v), g.ldv, g.step_v
+    k.u, k.step_u, k.o, k.step_o = <int16_t *> (scratch + g.at_u), g.step_u, o, g.step_o
+    k.quads, k.finish = g.quads, &job.finish
+    for item in range(begin, end):
+        first = item // g.parts % g.bands * g.band
+        image = item // g.parts // g.bands
+        rows = min(g.band, g.out_h - first)
+        n = rows * g.out_w
+        k.rows, k.height = ceil_div(rows, 4), rows
+        k.x = <const uint8_t *> image_of(job, g, image, first, 4 * k.rows, scratch)
+        K.nhwc_winograd_image(&k)
+        block = item % g.parts * ceil_div(blocks, g.parts)
+        last = min(blocks, block + ceil_div(blocks, g.parts))
+        while block < last:
+            i = block * EV_NHWC_NR
+            channels = min(<int64_t> EV_NHWC_NR, g.m - i)
+            k.step_w = 4 * up_to(channels, EV_NHWC_VECTOR)
+            z = NULL
+            if g.y_last:
+                at = (image * g.out_h + first) * g.out_w * g.m + i
+                y, k.ldy, k.ldz = <char *> job.o.y.data + at, g.m, g.m
+                if job.o.z != NULL:
+                    z = <const char *> job.o.z.data + at
+            else:
+                at = (image * g.m + i) * plane + first * g.out_w
+                y, k.ldy, k.ldz = scratch + g.at_y, EV_NHWC_NR, EV_NHWC_NR
+                if job.o.z != NULL:
+                    z = scratch + g.at_z
+                    K.move_transpose(1, n, channels, <const char *> job.o.z.data + at, plane, scratch + g.at_z, EV_NHWC_NR)
+            c = 0
+            while c < channels:
+                k.channels = min(<int64_t> EV_NHWC_VECTOR, channels - c)
+                k.w = t.w + i * 12 * g.quads + 4 * c
+                k.add = <const int32_t *> (shared + g.at_add) + i + c
+                k.scale = <const float *> (shared + g.at_scale) + i + c
+                k.y, k.z = <uint8_t *> y + c, NULL if z == NULL else z + c
+                winograd_products(g, &k, o)
+                K.nhwc_winograd_results(&k)
+                c += EV_NHWC_VECTOR
+            if not g.y_last:
+                K.move_transpose(1, channels, n, y, EV_NHWC_NR, <char *> job.o.y.data + at, plane)
+            block += 1
