@@ -129,15 +129,16 @@ def samples(name: str, count: int, test: bool, model: Any) -> list[Arrays]:
     ]
 
 
-def quantize(job: Job, own: Any, peer: Any, data: list[Arrays]) -> None:
-    """Writes the quantized model to the job's file."""
+def quantize(job: Job, own: Any, peer: Any, data: list[Arrays]) -> float | None:
+    """Writes the quantized model to the job's file; returns the SQNR in dB that evort's tool tells its user."""
     if job.way.tool == "evort":
         import evort_tools
 
         weights_only = job.way.options.get("scheme", "static") != "static"
         given = None if weights_only and job.way.options.get("bits", 8) == 16 else data
-        evort_tools.quantize(own, job.file, None if job.way.scheme.startswith("dynamic") else given, **job.way.options)
-        return
+        given = None if job.way.scheme.startswith("dynamic") else given
+        told = evort_tools.quantize(own, job.file, given, **job.way.options).sqnr.values()
+        return -10 * float(np.log10(np.mean([10 ** (-sqnr / 10) for sqnr in told]))) if told else None
     import onnx
     from onnxruntime import quantization as ort
 
@@ -150,11 +151,11 @@ def quantize(job: Job, own: Any, peer: Any, data: list[Arrays]) -> None:
             made = MatMulNBitsQuantizer(onnx.load(source), block_size=32, is_symmetric=True)
             made.process()
             onnx.save(made.model.model, job.file)
-            return
+            return None
         prepared = prepare(source, Path(folder))
         if job.way.scheme.startswith("dynamic"):
             ort.quantize_dynamic(prepared, job.file, per_channel=True, weight_type=ort.QuantType.QInt8)
-            return
+            return None
         methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
         settings = {
             "per_channel": True, "activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8,
@@ -165,6 +166,7 @@ def quantize(job: Job, own: Any, peer: Any, data: list[Arrays]) -> None:
         except ValueError:  # it fails in a step of its own that can be left out (onnxruntime 1.32, magika)
             settings["extra_options"] = {"QDQDisableWeightAdjustForInt32Bias": True}
             ort.quantize_static(prepared, job.file, _Reader(data), **settings)
+        return None
 
 
 def prepare(source: str, folder: Path) -> str:
@@ -286,8 +288,12 @@ def work(job: Job) -> dict[str, Any]:
     calibration, tests = COUNTS.get(job.case, USUAL)
     data = samples(job.case, calibration, False, own)
     start, busy = time.perf_counter(), time.process_time()
-    quantize(job, own, peer, data)
-    found: dict[str, Any] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
+    told = quantize(job, own, peer, data)
+    found: dict[str, Any] = {
+        "told": told,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - busy,
+    }
     del data
     gc.collect()
     real = Path(job.file).with_suffix(f".{os.getpid()}.float.etm")

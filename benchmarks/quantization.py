@@ -4,7 +4,8 @@
     python benchmarks/quantization.py lenet ppocr_cls --parts accuracy
     python benchmarks/quantization.py --json results.json         # goes on where an earlier run stopped
 
-accuracy  each scheme of both tools, with the same calibration samples, judged on the same test samples
+accuracy  each scheme of both tools, with the same calibration samples, judged on the same test samples; beside it what
+          evort's own tool tells its user
 memory    a static int8 model beside evort's float32 weights and arena: its own, and the peak of resident memory that a
           session of it adds to a process, a first one (with the pages of evort's code that it touches) and a second
 latency   static int8 / evort float32 / onnxruntime's int8 (the faster of static and dynamic), alternating, one thread
@@ -265,7 +266,7 @@ def best_peer(store: Store, name: str, scheme: str) -> dict[str, float]:
 
 def accuracy_table(store: Store, names: list[str]) -> Table:
     table = Table("model", "scheme", "tool", title="quantized models on test samples, against float32")
-    for head in ("SQNR, dB", "agreement, %", "file / float32's", "tool's cpu s"):
+    for head in ("SQNR, dB", "the tool says", "agreement, %", "file / float32's", "tool's cpu s"):
         table.add_column(head, justify="right")
     for name in names:
         for way in ways_for(name):
@@ -274,16 +275,16 @@ def accuracy_table(store: Store, names: list[str]) -> Table:
                 continue
             label = (name, way.scheme, f"{way.tool} {way.method}".strip())
             if "error" in row:
-                table.add_row(*label, f"[dim]fails: {row['error'][:60]}[/]", "", "", "")
+                table.add_row(*label, f"[dim]fails: {row['error'][:60]}[/]", "", "", "", "")
                 continue
             if way.tool != "evort" and row["file"] >= UNCHANGED * row["float_file"]:
-                table.add_row(*label, "[dim]quantizes nothing[/]", "", "", "")
+                table.add_row(*label, "[dim]quantizes nothing[/]", "", "", "", "")
                 continue
             peer = best_peer(store, name, way.scheme) if way.tool == "evort" else {"sqnr": -math.inf, "agreement": 0}
             share = row["agreement"]
             agrees = "" if share is None else mark(f"{100 * share:.2f}", share >= peer["agreement"] - 1e-9)
-            table.add_row(*label, mark(number(row["sqnr"]), row["sqnr"] >= peer["sqnr"]), agrees,
-                          f"{row['file'] / row['float_file']:.3f}", number(row["cpu_seconds"]))  # fmt: skip
+            table.add_row(*label, mark(number(row["sqnr"]), row["sqnr"] >= peer["sqnr"]), number(row.get("told")),
+                          agrees, f"{row['file'] / row['float_file']:.3f}", number(row["cpu_seconds"]))  # fmt: skip
         table.add_section()
     return table
 

@@ -26,6 +26,7 @@ import math
 import os
 import sys
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,10 +38,10 @@ from evort.session import Session
 from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, progress_bar, silent
 from evort_tools.passes.fitting import shapes_of
-from evort_tools.quantization import accuracy, by_range, improve, layers, mixed, nested, placement, static
+from evort_tools.quantization import accuracy, by_range, improve, layers, mixed, nested, placement, static, trials
 from evort_tools.quantization import latency as latency_profile
 from evort_tools.quantization.adaptive import add_levels
-from evort_tools.quantization.compare import expected_outputs, output_errors
+from evort_tools.quantization.compare import Comparison, expected_outputs, output_errors
 from evort_tools.quantization.data import Calibration, CalibrationError, Images, open_calibration
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.integers import integer_model
@@ -48,7 +49,7 @@ from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
 from evort_tools.quantization.qdq import total_bytes
 from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_page
-from evort_tools.quantization.schemes import by_layer
+from evort_tools.quantization.schemes import by_layer, learns
 from evort_tools.quantization.search import NOTED
 from evort_tools.quantization.select import PRODUCTS
 
@@ -59,10 +60,12 @@ class Result:
     model: the graph that goes into the file. real: the float model that the encodings are for (with the changes of
     the helpers); plain: the same before helpers fitted weights and biases to integers, where one did. encodings: of
     the tensors that are integers. layers: what changed, each with its name; kept: {label of a node: why it stays in
-    float}. sqnr: {output: signal-to-noise ratio in dB against float32}, on `samples` calibration samples; empty where
-    it was not measured. sizes: bytes of constants before and after; `source` and `file` of the files, where there are
-    such. methods: noise over signal by calibration method, where those were compared; helpers: noise over signal with
-    each helper that was kept, in the order in which they were applied.
+    float}. sqnr: {output: signal-to-noise ratio in dB against float32}, on `samples` samples, which were `held_out`
+    from calibration or not (`judges`: the data they are of); empty where it was not measured. worst: the same for the
+    sample of them that has least, where they were gone through one by one. sizes: bytes of constants before and after;
+    `source` and `file` of the files, where there are such. methods: noise over signal by calibration method, where
+    those were compared; helpers: noise over signal with each helper that was kept, in the order in which they were
+    applied.
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
     know.
@@ -78,6 +81,9 @@ class Result:
         self.integer_nodes = 0
         self.sqnr: dict[str, float] = {}
         self.samples = 0
+        self.held_out = False
+        self.worst: dict[str, float] = {}
+        self.judges: Calibration | None = None
         self.sizes: dict[str, int] = {}
         self.methods: dict[str, float] = {}
         self.layers: list[dict[str, object]] = []
@@ -97,6 +103,8 @@ class Result:
             "options": asdict(self.options),
             "sizes": self.sizes,
             "samples": self.samples,
+            "held_out": self.held_out,
+            "worst_sample_db": self.worst,
             "sqnr_db": self.sqnr,
             "integer_nodes": self.integer_nodes,
             "layers": self.layers,
@@ -142,21 +150,20 @@ def quantize(
         etm.write(result.model, output)
         result.sizes["file"] = os.stat(output).st_size
     if report is not None:
-        _write_report(source, result, calib, str(output or "model"), report, progress)
+        _write_report(source, result, str(output or "model"), report, progress)
     return result
 
 
 def _write_report(
     source: Model,
     result: Result,
-    data: Calibration,
     title: str,
     path: str | os.PathLike[str],
     progress: Progress | None,
 ) -> None:
     """Compares both models layer by layer, measures both, and writes the page."""
     options = result.options
-    samples = data.head(min(_REPORTED, static.trial_count(source, data)))
+    samples = result.judges.head(min(_REPORTED, trials.trial_count(source, result.judges)))
     step = (progress or silent)("comparing layers", len(samples))
     real = result.plain or result.real
     found = layers.compare(
@@ -172,18 +179,31 @@ def _write_report(
         spent = latency(session, feeds, 0.5)["p50_ms"]
         measured.append((bytes_text(session.memory().arena), f"{spent:.3f} ms"))
     rows += [("arena", measured[0][0], measured[1][0]), ("latency, median", measured[0][1], measured[1][1])]
-    rows += [(f"output {name!r}: SQNR", "", f"{sqnr:.1f} dB") for name, sqnr in result.sqnr.items()]
+    rows += [(f"output {name!r}: SQNR", "", _judged(result, name)) for name in result.sqnr]
     if options.metric is not None and result.loss:
         reached = result.loss["float"] - result.loss["loss"]
         rows.append(("metric", f"{result.loss['float']:.6g}", f"{reached:.6g}"))
-    notes = [f"Scheme {options.scheme}; compared on {len(samples)} calibration samples."]
+    notes = [f"Scheme {options.scheme}; compared on {len(samples)} {_kind(result)}."]
     if result.helpers:
         notes.append(f"Helpers that lowered the error: {', '.join(result.helpers)}.")
     notes += result.notes
     write_page(path, title, rows, found, notes, result.kept, result.layers if options.scheme == "mixed" else ())
 
 
+def _kind(result: Result) -> str:
+    """What the samples are that a result is measured on."""
+    return "samples held out from calibration" if result.held_out else "calibration samples"
+
+
+def _judged(result: Result, name: str) -> str:
+    """An output's SQNR, what it was measured on, and the worst sample's."""
+    worst = f", the worst {result.worst[name]:.1f} dB" if name in result.worst and result.samples > 1 else ""
+    return f"{result.sqnr[name]:.1f} dB ({result.samples} {_kind(result)}{worst})"
+
+
 _REPORTED = 8  # samples on which layers are compared
+_HELD_FROM = 32  # samples of which some are held out
+_JUDGES = 64  # samples at most on which the result is measured
 
 
 def _calibration(calib: Any, model: Model, options: Options) -> Calibration:
@@ -196,6 +216,10 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     progress = progress or silent
     data = None if calib is None else _calibration(calib, model, options)
     result = Result(model, options)
+    result.judges = data
+    if data is not None and learns(options) and options.hold_out and len(data) >= _HELD_FROM:
+        data, result.judges = data.split(options.hold_out)
+        result.held_out = True
     result.sizes["weights_before"] = total_bytes(model.graph)
     if options.scheme == "static":
         _static(data, result, progress)
@@ -205,8 +229,8 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
         result.model, result.layers, result.kept = by_layer(model, data, options)
     result.integer_nodes = sum(row.get("precision") != "float32" for row in result.layers)
     result.sizes["weights_after"] = total_bytes(result.model.graph)
-    if options.verify and data is not None:
-        _verify(model, data, result, progress)
+    if options.verify and result.judges is not None:
+        _verify(model, result, progress)
     return result
 
 
@@ -262,30 +286,38 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
         result.notes.append("16 bits for a few activations make it slower than in float32, and are left out")
         helpers = replace(helpers, int16="off")
         changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
+    products: list[str] = []
+    if options.method == "auto" and not options.adaptive and found.encodings:
+        samples = data.head(trials.trial_count(changed, data))
+        products = by_range.products_by_range(changed, found, samples, options.threads)
+        found = static.restricted(found, dict.fromkeys(products, ""))
+        changed = improve.restored(changed, found)
     if options.max_drop is None:
         result.model, found = integer_model(changed, found)
     else:
-        samples, _ = improve.halves(data, static.trial_count(changed, data))
+        samples, _ = improve.halves(data, trials.trial_count(changed, data))
         goal = Goal(real, options.metric, Drop(options.max_drop), samples, options.threads)
         result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
-    result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal)
+    result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal, products)
     if goal is not None and ranged:
         result.loss["loss"] = goal.loss(result.model)
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
     result.plain = found.plain
-    result.kept = static.kept_in_float(changed, found.selection) | result.kept | inner | apart
+    ranged_too = {node.label() for node in changed.graph.nodes if node.outputs[0] in products}
+    kept = static.kept_in_float(changed, found.selection)
+    result.kept = {label: why for label, why in kept.items() if label not in ranged_too} | result.kept | inner | apart
     result.layers += [{"name": node.name or node.outputs[0], "operator": node.op} for node in found.selection.nodes]
     result.layers += ranged
     for node in result.model.graph.nodes:
         if node.op in PRODUCTS and not node.domain:
             result.kept.setdefault(node.label(), "it has no integer form for these operands")
     if costs is not None:
-        _note_speed(result, costs, found)
+        _note_speed(result, costs, {node.outputs[0] for node in found.selection.nodes}.union(products))
     if options.adaptive:
         plain = (found.plain or changed).graph
         weights = {name: t.data for name, t in plain.tensors.items() if t.data is not None}
-        samples = data.head(static.trial_count(changed, data))
+        samples = data.head(trials.trial_count(changed, data))
         result.levels = add_levels(
             result.model, real, weights, samples, options.adaptive_float, options.threads, progress
         )
@@ -309,11 +341,13 @@ def _nested(data: Calibration, result: Result, progress: Progress) -> dict[str, 
     return kept
 
 
-def _note_speed(result: Result, costs: placement.Costs, found: static.Calibrated) -> None:
-    """Writes down what was decided by measured times, in the result and in the file's metadata."""
-    real, spent = costs.profile.total(), costs.total(costs.selection.without(_floats(costs, found)))
+def _note_speed(result: Result, costs: placement.Costs, integer: set[str]) -> None:
+    """Writes down what was decided by measured times, in the result and in the file's metadata. integer: the first
+    outputs of what is in integers."""
+    floats = {n.outputs[0]: "" for n in costs.selection.nodes if n.outputs[0] not in integer}
+    real, spent = costs.profile.total(), costs.total(costs.selection.without(floats))
     result.latency = {"float32_us": real, "predicted_us": spent, "profile": costs.profile.source or "measured here"}
-    products = [n for n in found.selection.graph.nodes if n.op in PRODUCTS and not found.selection.integer(n)]
+    products = [n for n in costs.selection.graph.nodes if n.op in PRODUCTS and n.outputs[0] not in integer]
     noted = {
         "scheme": "static",
         "prefer": "speed",
@@ -323,19 +357,20 @@ def _note_speed(result: Result, costs: placement.Costs, found: static.Calibrated
     result.model.metadata[NOTED] = json.dumps(noted, separators=(",", ":"))
 
 
-def _floats(costs: placement.Costs, found: static.Calibrated) -> dict[str, str]:
-    """The nodes that could be integers and are not."""
-    integer = {node.outputs[0] for node in found.selection.nodes}
-    return {n.outputs[0]: "" for n in costs.selection.nodes if n.outputs[0] not in integer}
-
-
-def _verify(model: Model, data: Calibration, result: Result, progress: Progress) -> None:
-    samples = data.head(static.trial_count(model, data))
+def _verify(model: Model, result: Result, progress: Progress) -> None:
     step = progress("measuring the result", None)
     threads = result.options.threads
-    errors = output_errors(result.model, samples, expected_outputs(model, samples, threads), threads)
-    step()
-    result.samples = len(samples)
+    if total_bytes(model.graph) > trials.LARGE:  # not both at once in memory
+        samples = result.judges.head(trials.trial_count(model, result.judges))
+        errors = output_errors(result.model, samples, expected_outputs(model, samples, threads), threads)
+        result.samples = len(samples)
+        step()
+    else:
+        found = Comparison(model, result.model, threads)
+        for feeds in islice(result.judges, _JUDGES):
+            found.add(feeds)
+            step()
+        errors, result.samples, result.worst = found.errors, found.samples, found.worst
     result.sqnr = {name: error.sqnr for name, error in errors.items()}
 
 
@@ -401,8 +436,8 @@ def _print(result: Result, output: str) -> None:
         if a and b:
             table.add_row(what, bytes_text(a), bytes_text(b), f"{b / a:.3f}")
     console.print(table)
-    for name, sqnr in result.sqnr.items():
-        console.print(f"output {name!r}: signal to quantization noise {sqnr:.1f} dB ({result.samples} samples)")
+    for name in result.sqnr:
+        console.print(f"output {name!r}: signal to quantization noise {_judged(result, name)}")
     nodes = len(result.model.graph.nodes)
     console.print(f"{result.integer_nodes} operators changed, {nodes} nodes in the file")
     if result.helpers:

@@ -147,3 +147,18 @@ def test_memory_does_not_grow_with_the_data(source, tmp_path):
         tracemalloc.stop()
     # 400 samples are 1.6 MB; one is 4 kB, and what is kept of each in a list of places is some dozens of bytes.
     assert peaks[1] < peaks[0] + 100_000
+
+
+def test_samples_held_out_are_those_of_one_data_set(graph):
+    data = open_calibration(lambda: (x[None] for x in X), graph, limit=5)
+    rest, held = data.split(3)
+    assert (len(rest), len(held)) == (4, 1)
+    assert [np.array_equal(a["x"], X[i][None]) for a, i in zip(rest, (0, 1, 3, 4), strict=True)] == [True] * 4
+    assert np.array_equal(held.head(4)[0]["x"], X[2][None]) and len(held.head(4)) == 1
+
+
+def test_the_order_says_what_is_tried_first(graph):
+    data = open_calibration(X, graph)
+    data.order = [4, 1, 0]
+    assert [np.flatnonzero([np.array_equal(s["x"][0], x) for x in X])[0] for s in data.head(2)] == [4, 1]
+    assert len(data.head(9)) == 6  # all that there are, in their own order

@@ -207,7 +207,7 @@ def test_interrupted_it_leaves_nothing(samples, calib, tmp_path, capsys, monkeyp
     monkeypatch.setattr(data.Calibration, "_checked", interrupted)
     out = tmp_path / "out"
     out.mkdir()
-    assert main(["quantize", str(LENET), "-o", str(out / "m.etm"), "--calib", calib]) == 130
+    assert main(["quantize", str(LENET), "-o", str(out / "m.etm"), "--calib", calib, "--prefer", "size"]) == 130
     assert list(out.iterdir()) == [] and len(seen) == samples and "Traceback" not in capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ from evort_tools.quantization.select import Selection
 Proposals = list[Encoding]
 
 
-class _Probe:
+class Probe:
     """One operator run alone: its computed operands are inputs."""
 
     def __init__(
@@ -72,7 +72,7 @@ def choose(
     }
     for part in _parts(model, selection, uses, samples):
         errors: dict[tuple[str, int, int], Error] = {}
-        probes: dict[int, _Probe] = {}
+        probes: dict[int, Probe] = {}
         wanted = {name for root in part for _, node in uses[root] for name in node.inputs if name}
         computed = [n for n in wanted if model.graph.constant(n) is None]
         capture = Capture(model, computed, threads)
@@ -82,7 +82,7 @@ def choose(
                 for at, (name, node) in enumerate(uses[root]):
                     probe = probes.get(id(node))
                     if probe is None:
-                        probe = probes[id(node)] = _Probe(model, selection, node, weights, threads)
+                        probe = probes[id(node)] = Probe(model, selection, node, weights, threads)
                     given: dict[str, Any] = {n: values[n] for n in probe.inputs}
                     expected = probe.run(given)
                     for k, encoding in enumerate(proposals[root]):

@@ -1,23 +1,37 @@
-"""Embeddings and recurrent layers beside the static scheme's integers: they have the dynamic scheme's form.
+"""Layers beside the static scheme's integers that have the dynamic scheme's form: they read and give float32.
 
 An embedding's rows are widened as they are gathered. An LSTM or GRU goes through its own state again and again, whose
-range is best seen as it runs. Both read and give float32, so calibration has nothing to say about them.
+range is best seen as it runs. A product between operators in float quantizes what it reads in any case: with the range
+of the run at hand nothing is cut off that calibration has not seen, and where values seldom reach far, steps are finer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from evort.graph import Graph, Model, Node
-from evort.types import DType
+from evort.types import BITS, DType
+from evort_tools.quantization.auto import Probe
+from evort_tools.quantization.capture import Capture, specs_of
+from evort_tools.quantization.compare import Error
+from evort_tools.quantization.data import Sample
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
+from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.metric import Goal
 from evort_tools.quantization.placement import Costs, faster_alone
+from evort_tools.quantization.select import is_product
+from evort_tools.quantization.static import Calibrated
+from evort_tools.quantization.widen import multiply_adds
 
 BY_RANGE = frozenset({"Gather", "LSTM", "GRU"})
+_LEAST_USE = 64  # multiply-adds of each number that is read, from which finding its range costs next to nothing
+# The error with the range of a run, in parts of that with the calibrated one: calibration's does not show what other
+# values will be cut off.
+_AS_GOOD = 1.25
 UNDONE = "the model would lose more than it may"
 
 
@@ -38,21 +52,71 @@ def layers_by_range(graph: Graph) -> list[Node]:
     return [n for n in nodes if all(map(fits, n.inputs[:1] if n.op == "Gather" else n.inputs[1:3]))]
 
 
-def in_integers(model: Model, skip: Callable[[str], bool] | None = None) -> Model:
-    """A copy of a model with 8-bit weights in all layers of this kind that have such a form; skip: names to leave."""
-    known = {node.name or node.outputs[0] for node in layers_by_range(model.graph)}
-    options = DynamicOptions(skip=lambda n: n not in known or (skip is not None and skip(n)), operators=BY_RANGE)
-    return dynamic(model, options, nested=False)
+def products_by_range(
+    model: Model, found: Calibrated, samples: Sequence[Sample], threads: int | None = None
+) -> list[str]:
+    """The first outputs of the products that read and give float32 among what is in integers, and whose results on
+    samples are about as good with the range of each run as with the calibrated one, or better."""
+    selection = found.selection
+    writer, chosen = selection.writer, []
+    macs = multiply_adds(model, samples[0])
+    sizes = {name: spec.size for name, spec in specs_of(model.graph, samples[0]).items()}
+    known = {node.outputs[0] for node in _dynamic(model, is_product).graph.nodes if node.domain}
+    for node in filter(is_product, selection.nodes):
+        x, y = node.inputs[0], node.outputs[0]
+        inner = (writer.get(x), *selection.readers.get(y, ()))
+        if y not in known or node.inputs[1] not in selection.weights:
+            continue
+        if any(other is not None and selection.integer(other) for other in inner) or BITS[found.encodings[x].dtype] > 8:
+            continue
+        if macs.get(y, 0) < _LEAST_USE * sizes.get(x, math.inf):
+            continue
+        calibrated, of_run = _errors(model, found, node, samples, threads)
+        if of_run.ratio <= _AS_GOOD * calibrated.ratio:
+            chosen.append(y)
+    return chosen
+
+
+def _errors(
+    model: Model, found: Calibrated, node: Node, samples: Sequence[Sample], threads: int | None
+) -> tuple[Error, Error]:
+    """The error of a product's result with its calibrated range, and with that of each sample."""
+    weights = {name: found.encodings[name] for name in found.selection.weights}
+    probe = Probe(model, found.selection, node, weights, threads)
+    capture = Capture(model, probe.inputs, threads)
+    x, encoding = node.inputs[0], found.encodings[node.inputs[0]]
+    errors = Error(), Error()
+    for feeds in samples:
+        given = capture.run(feeds)
+        own = Encoding.of_range(min(0.0, given[x].min()), max(0.0, given[x].max()), DType.UINT8)
+        expected = probe.run(given)
+        for error, e in zip(errors, (encoding, own), strict=True):
+            error.add(expected, probe.run({**given, x: e.fake(given[x])}))
+    return errors
+
+
+def _dynamic(model: Model, wanted: Callable[[Node], bool]) -> Model:
+    """A copy of a model with the dynamic scheme's form of the nodes wanted."""
+    names = {node.name or node.outputs[0] for node in model.graph.nodes if wanted(node)}
+    return dynamic(model, DynamicOptions(skip=lambda name: name not in names), nested=False)
+
+
+def in_integers(model: Model, skip: Collection[str] = (), products: Collection[str] = ()) -> Model:
+    """A copy of a model with 8-bit weights in all layers of this kind that have such a form. skip, products: the first
+    outputs of layers to leave, and of products to take, too."""
+    known = {node.outputs[0] for node in layers_by_range(model.graph)}.difference(skip).union(products)
+    return _dynamic(model, lambda node: node.outputs[0] in known)
 
 
 def converted(
-    model: Model, exclude: Collection[str], costs: Costs | None, goal: Goal | None
+    model: Model, exclude: Collection[str], costs: Costs | None, goal: Goal | None, products: Collection[str] = ()
 ) -> tuple[Model, list[dict[str, object]], dict[str, str]]:
     """A model whose layers of this kind are integers; what changed ({name, operator} of each), and {label: why} of what
     stays in float.
 
     exclude: names and patterns of nodes that are left alone. costs: where they are given, what is slower so stays in
-    float. goal: what the model made must hold, where there is one; else all stay in float.
+    float. goal: what the model made must hold, where there is one; else all stay in float. products: the first outputs
+    of products that are to take the range of each run.
     """
     kept: dict[str, str] = {}
     skipped: set[str] = set()
@@ -63,8 +127,9 @@ def converted(
             why = "excluded"
         if why:
             kept[node.label()] = why
-            skipped.add(node.name or node.outputs[0])
-    made = in_integers(model, skipped.__contains__)
+            skipped.add(node.outputs[0])
+    layers += [node for node in model.graph.nodes if node.outputs[0] in products]
+    made = in_integers(model, skipped, products)
     left = _unchanged(layers, made)
     changed = [node for node in layers if id(node) not in left]
     if changed and goal is not None and not goal.holds(goal.loss(made)):

@@ -84,14 +84,42 @@ def output_errors(
     session = Session(model, threads=threads)
     errors: dict[str, Error] = {}
     for feeds, wanted in zip(samples, expected, strict=True):
-        for name, got in session.run(dict(feeds)).items():
-            if isinstance(got, np.ndarray) and got.dtype.kind in "fiub":
-                error = errors.setdefault(name, Error())
-                if got.shape == wanted[name].shape:
-                    error.add(wanted[name], got)
-                else:  # the number of what was found depends on the values
-                    error.signal += float(np.sum(np.square(wanted[name].astype(np.float64))))
-                    error.noise += max(1e-30, float(np.sum(np.square(wanted[name].astype(np.float64)))))
+        add_outputs(errors, wanted, session.run(dict(feeds)))
+    return errors
+
+
+class Comparison:
+    """Two models, and how far the second one's outputs are from the first's, sample by sample; nothing is kept of them.
+
+    errors: by output, over all samples that were added; worst: the least SQNR, in dB, that a sample has left an output;
+    samples: how many there were.
+    """
+
+    def __init__(self, real: Model, model: Model, threads: int | None = None):
+        self._sessions = [Session(m, threads=threads) for m in (real, model)]
+        self.errors: dict[str, Error] = {}
+        self.worst: dict[str, float] = {}
+        self.samples = 0
+
+    def add(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Runs both on a sample."""
+        outputs = [session.run(dict(feeds)) for session in self._sessions]
+        add_outputs(self.errors, *outputs)
+        for name, error in add_outputs({}, *outputs).items():
+            self.worst[name] = min(error.sqnr, self.worst.get(name, math.inf))
+        self.samples += 1
+
+
+def add_outputs(errors: dict[str, Error], wanted: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, Error]:
+    """Adds one sample's outputs to the errors by name, which are returned."""
+    for name, value in got.items():
+        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            error = errors.setdefault(name, Error())
+            if value.shape == wanted[name].shape:
+                error.add(wanted[name], value)
+            else:  # the number of what was found depends on the values
+                error.signal += float(np.sum(np.square(wanted[name].astype(np.float64))))
+                error.noise += max(1e-30, float(np.sum(np.square(wanted[name].astype(np.float64)))))
     return errors
 
 

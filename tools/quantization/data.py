@@ -83,6 +83,8 @@ class Calibration:
     Each sample is checked as it comes: a CalibrationError names the sample and the input where one is missing,
     unknown, of a wrong dtype or shape, or holds NaN or infinity. `len()` is the number of samples, known after the
     first pass where the source does not tell; `count` is None until then.
+
+    order: which samples, by their place, `head` gives first; None for evenly spread ones.
     """
 
     def __init__(self, graph: Graph, start: Callable[[], Iterator[Any]], count: int | None, limit: int | None = None):
@@ -91,18 +93,21 @@ class Calibration:
         self.inputs = {name: graph.tensors[name] for name in graph.inputs}
         self._start = start
         self._limit = limit
+        self._part: Callable[[int], bool] = lambda number: True
         self.count = count if limit is None or count is None else min(count, limit)
+        self.order: list[int] | None = None
 
     def __iter__(self) -> Iterator[Sample]:
-        number = 0
-        for given in self._start():
+        count = 0
+        for number, given in enumerate(self._start()):
             if self._limit is not None and number >= self._limit:
                 break
-            yield self._checked(given, number)
-            number += 1
-        if not number:
+            if self._part(number):
+                yield self._checked(given, number)
+                count += 1
+        if not count:
             raise CalibrationError("the calibration data is empty: give at least one sample (a few hundred are good)")
-        self.count = number
+        self.count = count
 
     def __len__(self) -> int:
         if self.count is None:
@@ -110,18 +115,33 @@ class Calibration:
                 pass
         return self.count
 
+    def split(self, every: int) -> tuple[Calibration, Calibration]:
+        """(all samples but each `every`-th, these), for data of `every` samples or more."""
+        parts = []
+        for held in (False, True):
+            part = Calibration(Graph(""), self._start, None, self._limit)
+            part.inputs = self.inputs
+            part._part = lambda number, held=held: (number % every == every - 1) == held
+            part.count = sum(map(part._part, range(len(self))))
+            parts.append(part)
+        return parts[0], parts[1]
+
+    def spread(self, most: int) -> list[int]:
+        """The places of up to `most` samples: evenly spread over all where their number is known, else the first."""
+        if self.count is None or self.count <= most:
+            return list(range(most if self.count is None else self.count))
+        return sorted({round(i * (self.count - 1) / max(1, most - 1)) for i in range(most)})
+
     def head(self, most: int) -> list[Sample]:
-        """Up to `most` samples, evenly spread over all where their number is known, else the first ones."""
-        wanted = None
-        if self.count is not None and self.count > most:
-            wanted = {round(i * (self.count - 1) / max(1, most - 1)) for i in range(most)}
-        found = []
+        """Up to `most` samples: the first of `order` where that is known, else evenly spread ones."""
+        wanted = self.spread(most) if self.order is None or (self.count or 0) <= most else self.order[:most]
+        found: dict[int, Sample] = {}
         for number, sample in enumerate(self):
-            if wanted is None or number in wanted:
-                found.append(sample)
-            if len(found) >= most or (wanted is not None and len(found) >= len(wanted)):
+            if number in wanted:
+                found[number] = sample
+            if len(found) >= len(wanted):
                 break
-        return found
+        return [found[number] for number in wanted if number in found]
 
     def _checked(self, given: Any, number: int) -> Sample:
         names = list(self.inputs)

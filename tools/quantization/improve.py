@@ -15,7 +15,7 @@ import numpy as np
 
 from evort.graph import Model, Node, Tensor
 from evort.types import DType
-from evort_tools.quantization import adaround, bias, equalize, smooth, static, widen
+from evort_tools.quantization import adaround, bias, equalize, smooth, static, trials, widen
 from evort_tools.quantization.compare import expected_outputs, output_errors, total_ratio
 from evort_tools.quantization.data import Calibration, Sample
 from evort_tools.quantization.encodings import Encoding
@@ -27,8 +27,6 @@ Progress = Callable[[str, int | None], Callable[[], None]]
 # A helper must lower the error by this share to be kept.
 _WORTH = 0.98
 _DELICATE = "8 bits are too few for its results"
-# Models with more bytes of weights are not copied for a trial: memory stays below 2.5 times the model's size.
-LARGE = 1 << 25
 _SHRINKS = np.linspace(0.5, 1.0, 51)
 
 
@@ -70,7 +68,7 @@ class Trial:
     (the same ones where there are not enough): what is learnt by heart is no improvement."""
 
     def __init__(self, model: Model, data: Calibration, threads: int | None):
-        self.samples, self.fitting = halves(data, static.trial_count(model, data))
+        self.samples, self.fitting = halves(data, trials.trial_count(model, data))
         self.expected: list[Any] = expected_outputs(model, self.samples, threads)
         self._threads = threads
 
@@ -105,6 +103,7 @@ def quantize(
     ]
     if not found.encodings or all(switch == "off" for _, switch, _ in steps):
         return model, found, kept
+    trials.rank(model, data, [found.encodings], settings.threads, progress)
     trial = Trial(model, data, settings.threads)
     plain = model
     ratio = trial.ratio(model, found.encodings)
@@ -115,7 +114,7 @@ def quantize(
         if got < _WORTH * ratio:
             found, ratio = others, got
             settings = replace(settings, floats={**settings.floats, **dict.fromkeys(delicate, _DELICATE)})
-    large = total_bytes(model.graph) > LARGE
+    large = total_bytes(model.graph) > trials.LARGE
     for name, switch, make in steps:
         if switch == "off" or (switch == "auto" and name in ("equalize", "adaround") and large):
             continue

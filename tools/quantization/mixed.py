@@ -15,7 +15,7 @@ from evort.graph import Model
 from evort.session import Session
 from evort_tools.common import Progress, tried_inputs
 from evort_tools.passes import graphs_of
-from evort_tools.quantization import improve, latency, placement, static
+from evort_tools.quantization import improve, latency, placement, trials
 from evort_tools.quantization.data import Calibration, open_calibration
 from evort_tools.quantization.improve import Helpers
 from evort_tools.quantization.latency import Profile
@@ -76,7 +76,7 @@ def mixed(
     drop = options.max_drop
     if drop is None and options.max_size is None and options.max_latency is None:
         drop = DEFAULT
-    samples, _ = improve.halves(data, min(_SAMPLES, static.trial_count(model, data)))
+    samples, _ = improve.halves(data, min(_SAMPLES, trials.trial_count(model, data)))
     goal = Goal(model, options.metric, None if drop is None else Drop(drop), samples, options.threads)
     count = sum(len(layer.bytes) - 1 for layer in layers)
     by_metric = options.sensitivity == "metric"

@@ -76,6 +76,10 @@ class Options:
         "auto", "what rounding the weights adds to a layer's output on average is taken off its bias", choices=SWITCH
     )
     samples: int | None = _option(None, "the most calibration samples to use (all)", metavar="N")
+    hold_out: int = _option(
+        8, "of 32 samples or more, one in N takes no part in calibration and measures the result (8); 0: none",
+        metavar="N",
+    )  # fmt: skip
     scale: float = _option(1 / 255, "images: what values are multiplied by (1/255)")
     mean: tuple[float, ...] = _option(
         (0.0,), "images: subtracted after scaling, by channel", read=_floats, metavar="M,M,M"
@@ -153,6 +157,8 @@ class Options:
                 setattr(self, f.name, tuple(value) if isinstance(value, list) else (value,))
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
+        if self.hold_out < 0 or self.hold_out == 1:
+            raise ValueError(f"hold_out must be 0 or at least 2, not {self.hold_out}")
         self._check_limits()
         if self.adaptive and self.scheme != "static":
             raise ValueError("adaptive is for the static scheme")

@@ -18,6 +18,14 @@ from evort_tools.quantization.weights import WeightOptions, weight_only
 _LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
 
 
+def learns(options: Options) -> bool:
+    """Whether a scheme takes anything from calibration data; the others only measure what they have made by it."""
+    few = options.bits is None or options.bits < 16
+    return options.scheme in ("static", "mixed") or (
+        options.scheme == "weight-only" and few and options.rounding != "nearest"
+    )
+
+
 def by_layer(
     model: Model, data: Calibration | None, options: Options
 ) -> tuple[Model, list[dict[str, object]], dict[str, str]]:

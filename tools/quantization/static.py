@@ -17,8 +17,8 @@ import numpy as np
 from evort.graph import Graph, Model, Node
 from evort.types import DType
 from evort_tools.passes.fitting import shapes_of
-from evort_tools.quantization import auto, ranges
-from evort_tools.quantization.capture import observe, specs_of
+from evort_tools.quantization import auto, ranges, trials
+from evort_tools.quantization.capture import observe
 from evort_tools.quantization.compare import expected_outputs, output_errors, total_ratio
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.encodings import Encoding
@@ -38,9 +38,6 @@ METHODS = ("auto", *ranges.METHODS)
 # A product's bias is an int32 in units of its sums. Half of the range is for the sums; half of the rest is left, for
 # what correction may add to it.
 _BIAS_LIMIT = 1 << 29
-# Elements that all samples together may have when methods are compared by running operators or the whole model.
-_TRIAL_ELEMENTS = 1 << 24
-_FEWEST, _MOST = 2, 128
 FEW = 8  # samples, of which the ranges seen say little about the next
 ROOM = 0.25  # how much further ranges reach that one sample has shown; half of that for two
 
@@ -162,7 +159,8 @@ def _choose(
     found.encodings = by_method[methods[0]]
     if settings.method != "auto" or not proposals:
         return
-    samples = data.head(trial_count(model, data))
+    trials.rank(model, data, [by_method["minmax"], by_method["mse"]], settings.threads, progress)
+    samples = data.head(trials.trial_count(model, data))
     step = progress("comparing ranges", None)
     order = ("fixed", "mse", "minmax", "percentile", "entropy", "moving-average")  # the first of equals is taken
     best = auto.choose(
@@ -186,14 +184,6 @@ def _choose(
     # Differences of some percent are chance.
     chosen = next(m for m in candidates if found.ratios[m] <= 1.02 * least)
     found.encodings = candidates[chosen]
-
-
-def trial_count(model: Model, data: Calibration) -> int:
-    """How many samples to try things on: fewer of a model with many activations."""
-    first = next(iter(data))
-    specs = specs_of(model.graph, first)
-    elements = max(1, sum(spec.size for spec in specs.values()))
-    return max(_FEWEST, min(_MOST, _TRIAL_ELEMENTS // elements))
 
 
 def _proposals(

@@ -48,7 +48,7 @@ def widened(
     candidates = _worst(model, found, sample, threads)
     wide = {name: _wide(found, name) for name in candidates}
     alone = {name: ratio({**found.encodings, name: wide[name]}) for name in candidates}
-    macs = _macs(model, sample)
+    macs = multiply_adds(model, sample)
     most = MOST_MACS * sum(macs.values())
     chosen: dict[str, Encoding] = {}
     for name in sorted(candidates, key=lambda n: alone[n]):
@@ -94,7 +94,7 @@ def _wide(found: Calibrated, name: str) -> Encoding:
     return Encoding.of_range(-most, most, DType.INT16, True, method="16 bits")
 
 
-def _macs(model: Model, sample: Mapping[str, Any]) -> dict[str, int]:
+def multiply_adds(model: Model, sample: Mapping[str, Any]) -> dict[str, int]:
     """Multiply-adds of the products with constant weights, by output."""
     specs = specs_of(model.graph, sample)
     found: dict[str, int] = {}

@@ -1,0 +1,86 @@
+"""Which calibration samples a quantization is judged by, where running all of them each time would take too long.
+
+Most samples of a classifier tell next to nothing: where it is sure, its output is 0 or 1 whatever the noise before the
+Softmax. A choice of ranges by ten such samples is a choice by chance. So all samples are run once, in float32 and with
+wide and with narrow ranges, and those with the most noise come first, in turns with evenly spread ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evort.graph import Model
+from evort.session import Session
+from evort_tools.quantization.capture import specs_of
+from evort_tools.quantization.compare import add_outputs
+from evort_tools.quantization.data import Calibration
+from evort_tools.quantization.encodings import Encoding
+from evort_tools.quantization.qdq import fake_quantized, total_bytes
+
+# Elements that all samples together may have when methods are compared by running operators or the whole model.
+_ELEMENTS = 1 << 24
+_FEWEST, _MOST = 2, 128
+# Models with more bytes of weights are not copied for a trial, nor loaded twice: memory stays below 2.5 times the
+# model's size.
+LARGE = 1 << 25
+_RANKED = 256  # samples at most that are run to be put in order
+
+
+def trial_count(model: Model, data: Calibration) -> int:
+    """How many samples to try things on: fewer of a model with many activations."""
+    first = next(iter(data))
+    specs = specs_of(model.graph, first)
+    elements = max(1, sum(spec.size for spec in specs.values()))
+    return max(_FEWEST, min(_MOST, _ELEMENTS // elements))
+
+
+def rank(
+    model: Model,
+    data: Calibration,
+    proposals: Sequence[Mapping[str, Encoding]],
+    threads: int | None = None,
+    progress: Callable[[str, int | None], Callable[[], None]] | None = None,
+) -> None:
+    """Sets `data.order`, where there are more samples than are tried at once and it is not set yet, by the noise of all
+    proposals together.
+
+    That of a large model is left as it is. Samples of even and of odd places take turns in it, so that the halves of
+    it (`improve.halves`) have no sample in common with those of all the data (`improve.Fitting`).
+    """
+    count = trial_count(model, data)
+    if data.order is not None or len(data) <= 2 * count or total_bytes(model.graph) > LARGE:
+        return
+    places = data.spread(_RANKED)
+    step = (progress or (lambda what, count: lambda: None))("looking for telling samples", len(places))
+    real = Session(model, threads=threads)
+    rounded = [Session(fake_quantized(model, encodings), threads=threads) for encodings in proposals]
+    noise: list[list[float]] = []
+    signal: list[list[float]] = []
+    wanted = set(places)
+    for number, feeds in enumerate(data):
+        if number not in wanted:
+            continue
+        expected, errors = real.run(dict(feeds)), {}
+        for session in rounded:
+            add_outputs(errors, expected, session.run(dict(feeds)))
+        noise.append([error.noise for error in errors.values()])
+        signal.append([error.signal for error in errors.values()])
+        step()
+    total = np.maximum(np.sum(signal, axis=0), np.finfo(np.float64).tiny)
+    lost = dict(zip(places, np.sum(np.asarray(noise) / total, axis=1), strict=True))
+    halves = (_in_turns([p for p in places if p % 2 == odd], lost, count) for odd in (0, 1))
+    data.order = [place for pair in zip(*halves, strict=False) for place in pair]
+
+
+def _in_turns(places: list[int], lost: Mapping[int, Any], count: int) -> list[int]:
+    """The worst place, one of the evenly spread rest, the next worst, and so on."""
+    hardest = sorted(places, key=lambda place: -lost[place])
+    rest = [place for place in places if place not in set(hardest[: -(-count // 2)])]
+    spread = [rest[i * len(rest) // max(1, count // 2)] for i in range(min(len(rest), count // 2))]
+    taken: dict[int, None] = {}
+    for i in range(len(places)):
+        taken |= dict.fromkeys([*hardest[i : i + 1], *spread[i : i + 1]])
+    return list(taken)
