@@ -8,14 +8,14 @@
 
 #include "math_body.h"
 #include "elementwise_body.h"
-#include "binary_body.h"
 #include "reduce_body.h"
 #include "normalize_body.h"
 #include "pool_body.h"
 #ifdef EV_LEAN
-/* The bodies from here on write their vectors themselves, or are seldom waited for. */
+/* The bodies from here on write most of their vectors themselves. */
 #pragma GCC optimize("vect-cost-model=very-cheap", "no-unswitch-loops", "no-version-loops-for-strides")
 #endif
+#include "binary_body.h"
 #include "cast_body.h"
 #include "gemm_body.h"
 #include "epilogue_body.h"
@@ -32,12 +32,16 @@
 #include "qconv_body.h"
 #include "qfinish_body.h"
 #include "qconv_tile_body.h"
+#include "recurrent_body.h"
+#ifdef EV_LEAN
+/* And these are seldom waited for there. */
+#pragma GCC optimize("Os")
+#endif
 #include "qnhwc_body.h"
 #ifdef __AVX2__
 #include "qnhwc_avx2_body.h"
 #endif
 #include "qwinograd_body.h"
-#include "recurrent_body.h"
 #include "interpolate_body.h"
 #include "nbits_body.h"
 #include "narrow_body.h"

@@ -247,6 +247,10 @@ static inline __attribute__((always_inline)) void EV_FN(rows_channel)(
 #define EV_EACH_ROWS(X)                                                         \
     X(3, 1, 1, 4, 1) X(3, 2, 1, 2, 1) X(3, 1, 2, 2, 1) X(3, 2, 2, 2, 1)         \
     X(5, 1, 1, 3, 1) X(5, 2, 1, 2, 1) X(5, 1, 2, 2, 1) X(5, 2, 2, 2, 1)
+#elif defined(EV_LEAN) /* half of the code */
+#define EV_EACH_ROWS(X)                                                         \
+    X(3, 1, 1, 4, 1) X(3, 2, 1, 2, 1) X(3, 1, 2, 2, 1) X(3, 2, 2, 2, 1)         \
+    X(5, 1, 1, 3, 1) X(5, 2, 1, 2, 1) X(5, 1, 2, 1, 1) X(5, 2, 2, 1, 1)
 #else
 #define EV_EACH_ROWS(X)                                                         \
     X(3, 1, 1, 4, 1) X(3, 2, 1, 2, 2) X(3, 1, 2, 2, 1) X(3, 2, 2, 2, 1)         \

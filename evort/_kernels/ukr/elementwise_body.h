@@ -1,12 +1,22 @@
 /* Elementwise micro-kernels: plain loops that the compiler vectorises for the file's instruction set.
  *
- * The output may be one of the inputs; item i depends on no other item than i of each, which `ivdep` says. */
+ * The output may be one of the inputs; item i depends on no other item than i of each, which `ivdep` says. The loops
+ * take whole vectors, so that they need no other loop for the rest, which is as long and slower: unary_f32 hands what is
+ * left of a row over as a vector of its own. */
+
+#if defined(__AVX512F__)
+#define EV_WHOLE 16
+#elif defined(__AVX2__)
+#define EV_WHOLE 8
+#else
+#define EV_WHOLE 4
+#endif
 
 #define EV_MAP(name, T, expression)                                                                          \
     static void EV_FN(map_##name)(int64_t n, const T *in, T *out, T a, T b)                                  \
     {                                                                                                        \
         (void)a, (void)b;                                                                                    \
-        _Pragma("GCC ivdep") for (int64_t i = 0; i < n; i++)                                                 \
+        _Pragma("GCC ivdep") for (int64_t i = 0; i < (n & -EV_WHOLE); i++)                                   \
         {                                                                                                    \
             const T x = in[i];                                                                               \
             out[i] = expression;                                                                             \
@@ -83,6 +93,7 @@ EV_MAP(erf_f32, float, EV_FN(erf_f32)(x))
 #define EV_WAVE(name, vector, libm)                                                                          \
     static void EV_FN(map_##name)(int64_t n, const float *x, float *y)                                       \
     {                                                                                                        \
+        n &= -EV_WHOLE;                                                                                      \
         for (int64_t begin = 0; begin < n; begin += 64) {                                                    \
             const int64_t end = begin + 64 < n ? begin + 64 : n;                                             \
             int32_t largest = 0; /* floats without their signs compare as integers do */                     \
@@ -91,7 +102,8 @@ EV_MAP(erf_f32, float, EV_FN(erf_f32)(x))
                 largest = magnitude > largest ? magnitude : largest;                                         \
             }                                                                                                \
             if (EV_FN(unbits)((uint32_t)largest) <= EV_SIN_LIMIT) {                                          \
-                _Pragma("GCC ivdep") for (int64_t i = begin; i < end; i++) y[i] = vector(x[i]);              \
+                const int64_t some = (end - begin) & -EV_WHOLE;                                              \
+                _Pragma("GCC ivdep") for (int64_t i = 0; i < some; i++) y[begin + i] = vector(x[begin + i]); \
             } else {                                                                                         \
                 for (int64_t i = begin; i < end; i++) y[i] = libm(x[i]);                                     \
             }                                                                                                \
@@ -106,7 +118,8 @@ static void EV_FN(map_libm_f32)(float (*f)(float), int64_t n, const float *x, fl
     for (int64_t i = 0; i < n; i++) y[i] = f(x[i]);
 }
 
-static void EV_FN(unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b)
+/* n: a multiple of EV_WHOLE. */
+static void EV_FN(unary_vectors_f32)(int op, int64_t n, const float *x, float *y, float a, float b)
 {
     switch (op) {
     case EV_ACT_NONE: if (x != y) memcpy(y, x, (size_t)n * sizeof *y); break;
@@ -152,3 +165,31 @@ static void EV_FN(unary_f32)(int op, int64_t n, const float *x, float *y, float 
     case EV_SHRINK: EV_FN(map_shrink_f32)(n, x, y, a, b); break;
     }
 }
+
+static void EV_FN(unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b)
+{
+    const int64_t left = n & (EV_WHOLE - 1), whole = n - left;
+    if (whole > 0) EV_FN(unary_vectors_f32)(op, whole, x, y, a, b);
+    if (!left) return;
+    float part[EV_WHOLE];
+    x += whole;
+    y += whole;
+#if defined(__AVX512F__)
+    const __mmask16 first = (__mmask16)((1u << left) - 1);
+    _mm512_storeu_ps(part, _mm512_maskz_loadu_ps(first, x));
+    EV_FN(unary_vectors_f32)(op, EV_WHOLE, part, part, a, b);
+    _mm512_mask_storeu_ps(y, first, _mm512_loadu_ps(part));
+#elif defined(__AVX2__)
+    const __m256i first = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    _mm256_storeu_ps(part, _mm256_maskload_ps(x, first));
+    EV_FN(unary_vectors_f32)(op, EV_WHOLE, part, part, a, b);
+    _mm256_maskstore_ps(y, first, _mm256_loadu_ps(part));
+#else
+    for (int i = 0; i < EV_WHOLE; i++) part[i] = i < left ? x[i] : 0.0f;
+    EV_FN(unary_vectors_f32)(op, EV_WHOLE, part, part, a, b);
+    for (int i = 0; i < EV_WHOLE; i++)
+        if (i < left) y[i] = part[i];
+#endif
+}
+
+#undef EV_WHOLE
