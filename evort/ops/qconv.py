@@ -37,7 +37,6 @@ _SIZE = 24  # where the drivers' parameters say how many bytes a staged element 
 _MOST_TAPS = 256  # of a depthwise convolution, in its drivers
 _LANES = 16  # channels of a vector in those for channels last: fewer than half are a waste
 _MOST_COLUMNS = 64  # of one channel's row of a transposed kernel there
-_LAST_ACTIVATIONS = ("", "Relu", "LeakyRelu", "HardSigmoid", "HardSwish")  # of those for channels last
 
 # Indices of the inputs.
 _X, _X_SCALE, _X_ZERO, _W, _W_SCALE, _W_ZERO, _Y_SCALE, _Y_ZERO, _B, _Z, _Z_SCALE, _Z_ZERO = range(12)
@@ -197,7 +196,6 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
         or not (depthwise or c["group"] == 1)
         or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO))
         or _shifted(c)
-        or c["activation"] not in (_LAST_ACTIVATIONS if c.has(_Z) else (*_LAST_ACTIVATIONS, "Clip"))
         or (not depthwise and 2 * y.shape[1] < -(-y.shape[1] // _LANES) * _LANES)
         or (depthwise and (c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS))
     ):
@@ -238,7 +236,7 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] |
         or not {x.dtype, w.dtype} <= _BYTES
         or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO))
         or _shifted(c)
-        or (many and (y.dtype not in _BYTES or c["activation"] not in (*_LAST_ACTIVATIONS, "Clip")))
+        or (many and y.dtype not in _BYTES)
         or (2 * columns < -(-columns // _LANES) * _LANES if many else columns > _MOST_COLUMNS)
     ):
         return None

@@ -63,6 +63,12 @@ class Network:
             inputs += [z, self.constant(np.float32(0.031)), self.zero]
         return self.add("QLinearConv", inputs, {"group": group, **attrs})
 
+    def same(self, x: str, c: int) -> str:
+        """A convolution to the same numbers, which lets x lie channels last."""
+        inputs = [x, self.scale, self.zero, self.constant(np.eye(c, dtype=np.int8)[:, :, None, None])]
+        inputs += [self.constant(np.float32(1)), self.constant(np.int8(0)), self.scale, self.zero]
+        return self.add("QLinearConv", inputs, {})
+
     def conv_transpose(self, x: str, c: int, m: int, kernel: tuple[int, ...], strides: tuple[int, ...] = (),
                        y_type: Any = np.uint8, w_type: Any = np.int8, **attrs: Any) -> str:  # fmt: skip
         """Its strides are its kernel, unless given."""
@@ -233,17 +239,28 @@ def test_sums_wrap_as_everywhere(isa: str) -> None:
     check(network, deep)
 
 
-@pytest.mark.parametrize("activation", ["HardSwish", "HardSigmoid"])
-def test_activations(isa: str, activation: str) -> None:
-    """They are rounded more than once on the way: a step."""
+@pytest.mark.parametrize("activation", ["HardSwish", "HardSigmoid", "Swish", "Gelu", "Sigmoid"])
+@pytest.mark.parametrize("m", [24, 64])
+def test_activations(isa: str, activation: str, m: int) -> None:
+    """They are rounded more than once on the way, or need an exponential: a step."""
     network = Network((1, 8, 9, 11))
-    alpha = {"activation_alpha": 0.2, "activation_beta": 0.5} if activation == "HardSigmoid" else {}
-    x = network.conv("x", 8, 24)
-    x = network.conv(x, 24, 24, group=24, activation=activation, **alpha)
-    model = network.model(x)
+    act: dict[str, Any] = {"activation": activation}
+    if activation == "HardSigmoid":
+        act |= {"activation_alpha": 0.2, "activation_beta": 0.5}
+    x = network.conv("x", 8, m)
+    dense = network.conv(x, m, m - 5, (1, 1), **act)
+    depthwise = network.conv(x, m, m, group=m, **act)
+    added = network.conv(x, m, m, (1, 1), z=network.conv(x, m, m, (1, 1)), **act)
+    outputs = [network.same(dense, m - 5), network.same(depthwise, m), network.same(added, m)]
+    model = network.model(*outputs)
     feeds = {"x": every(np.uint8, network.shape, network.rng)}
-    expected = Session(model, device="reference").run(feeds)[x].astype(int)
-    assert np.abs(Session(model).run(feeds)[x].astype(int) - expected).max() <= 1
+    expected = Session(model, device="reference").run(feeds)
+    session = Session(model)
+    got = session.run(feeds)
+    for name in outputs:
+        assert np.abs(got[name].astype(int) - expected[name]).max() <= 1
+    if core.channels_last():
+        assert {"qnhwc.linear", "qnhwc.depthwise"} == set(drivers_of(session))
 
 
 def test_a_nested_graph_reads_channels_first(isa: str) -> None:

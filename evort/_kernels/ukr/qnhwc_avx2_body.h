@@ -9,17 +9,19 @@ static void EV_FN(nhwc_has)(int *has)
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off")
 
-/* Eight sums as integers of the result, in its bounds. there: how many are wanted; z: what is added to so many. */
-static inline __attribute__((always_inline)) __m256i EV_FN(nhwc_round)(const ev_qfinish *f, __m256i sum, __m256 scale,
-                                                                       int64_t there, const void *z)
+/* Eight sums times their scales. there: how many are wanted; z: what is added to so many. */
+static inline __attribute__((always_inline)) __m256 EV_FN(nhwc_real)(const ev_qfinish *f, __m256i sum, __m256 scale,
+                                                                     int64_t there, const void *z)
 {
-    __m256 r = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
+    const __m256 r = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
     char bytes[8] = {0};
-    int done;
-    if (!f->folds) {
-        if (z) r = _mm256_add_ps(r, EV_FN(qf_residual)(f, there < 8 ? memcpy(bytes, z, (size_t)there) : z, 0));
-        r = EV_FN(qf_activate)(f, r, &done);
-    }
+    if (f->folds || !z) return r;
+    return _mm256_add_ps(r, EV_FN(qf_residual)(f, there < 8 ? memcpy(bytes, z, (size_t)there) : z, 0));
+}
+
+/* Of such numbers, activated, the integers of the result, in its bounds. */
+static inline __attribute__((always_inline)) __m256i EV_FN(nhwc_whole)(const ev_qfinish *f, __m256 r, int64_t there)
+{
     if (f->range) {
         float seen[8];
         _mm256_storeu_ps(seen, f->folds ? _mm256_mul_ps(r, _mm256_set1_ps(f->unit)) : r);
@@ -36,12 +38,25 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_finish)(const ev_qf
                                                                      const float *scale, const char *z, uint8_t *y)
 {
     __m256i v[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    __m256 r[4];
     uint8_t some[32];
+    int done = 1;
 #pragma GCC unroll 4
     for (int q = 0; q < 4; q++)
-        if (n > 8 * q)
-            v[q] = EV_FN(nhwc_round)(f, _mm256_loadu_si256((const __m256i *)(sum + 8 * q)), _mm256_loadu_ps(scale + 8 * q),
-                                     n - 8 * q, z ? z + 8 * q : NULL);
+        if (n > 8 * q) {
+            r[q] = EV_FN(nhwc_real)(f, _mm256_loadu_si256((const __m256i *)(sum + 8 * q)), _mm256_loadu_ps(scale + 8 * q),
+                                    n - 8 * q, z ? z + 8 * q : NULL);
+            if (!f->folds) r[q] = EV_FN(qf_activate)(f, r[q], &done);
+        }
+    if (!done) { /* it takes a pass of its own */
+        float real[32] = {0};
+        memcpy(real, r, (size_t)(n < 32 ? (n + 7) / 8 * 8 : 32) * 4);
+        EV_FN(unary_f32)(f->activation, n < 32 ? n : 32, real, real, f->a, f->b);
+        memcpy(r, real, sizeof r);
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++)
+        if (n > 8 * q) v[q] = EV_FN(nhwc_whole)(f, r[q], n - 8 * q);
     const __m256i low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
     __m256i b = f->type == EV_UINT8 ? _mm256_packus_epi16(low, high) : _mm256_packs_epi16(low, high);
     b = _mm256_permutevar8x32_epi32(b, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));

@@ -2,6 +2,8 @@
  * stay in registers. Results are those of qnhwc_body.h, to the bit. */
 #include <math.h>
 
+extern const ev_ukr ev_ukr_table__avx512;
+
 static void EV_FN(nhwc_has)(int *has)
 {
     *has = EV_NHWC_BYTES;
@@ -49,20 +51,23 @@ static inline __attribute__((always_inline)) EV_FN(nhwc_known) EV_FN(nhwc_know)(
                                f->folds, f->activation, f->range != NULL, f->z_type == EV_UINT8};
 }
 
-/* A vector of sums as integers of the result, in its bounds; z: what is to be added, as it is stored. */
-static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const EV_FN(nhwc_known) k, __m512i sum,
-                                                                       __m512 scale, __mmask16 there, const void *z,
-                                                                       EV_FN(nhwc_seen) *seen)
+/* A vector of sums times its scales; z: what is to be added, as it is stored. */
+static inline __attribute__((always_inline)) __m512 EV_FN(nhwc_real)(const EV_FN(nhwc_known) k, __m512i sum, __m512 scale,
+                                                                     __mmask16 there, const void *z)
+{
+    const __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    if (k.folds || !z) return r;
+    const __m128i bytes = _mm_maskz_loadu_epi8(there, z);
+    const __m512i wide = k.z_unsigned ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepi8_epi32(bytes);
+    return _mm512_add_ps(r, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(wide, k.z_zero)), k.z_scale));
+}
+
+/* Of such numbers, the integers of the result, in its bounds. */
+static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_whole)(const EV_FN(nhwc_known) k, __m512 r,
+                                                                       __mmask16 there, EV_FN(nhwc_seen) *seen)
 {
     const __m512 none = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
-    __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
-    if (!k.folds) {
-        if (z) {
-            const __m128i bytes = _mm_maskz_loadu_epi8(there, z);
-            const __m512i wide = k.z_unsigned ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepi8_epi32(bytes);
-            const __m512 centred = _mm512_cvtepi32_ps(_mm512_sub_epi32(wide, k.z_zero));
-            r = _mm512_add_ps(r, _mm512_mul_ps(centred, k.z_scale));
-        }
+    if (!k.folds)
         switch (k.activation) {
         case EV_ACT_RELU: r = _mm512_max_ps(none, r); break;
         case EV_ACT_LEAKY_RELU: r = _mm512_mask_mul_ps(r, _mm512_cmp_ps_mask(r, none, _CMP_LT_OQ), k.a, r); break;
@@ -76,11 +81,57 @@ static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const EV_
             break;
         }
         }
-    }
     if (k.noting) EV_FN(nhwc_note)(seen, there, r);
     if (!k.folds) r = _mm512_mul_ps(r, k.per_unit);
     r = _mm512_min_ps(_mm512_max_ps(r, k.lo), k.hi);
     return _mm512_add_epi32(_mm512_cvtps_epi32(r), k.zero);
+}
+
+/* Both. */
+static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_round)(const EV_FN(nhwc_known) k, __m512i sum,
+                                                                       __m512 scale, __mmask16 there, const void *z,
+                                                                       EV_FN(nhwc_seen) *seen)
+{
+    return EV_FN(nhwc_whole)(k, EV_FN(nhwc_real)(k, sum, scale, there, z), there, seen);
+}
+
+/* Which lanes of a vector there are, where `left` are left. */
+static inline __mmask16 EV_FN(nhwc_there)(int64_t left)
+{
+    return (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
+}
+
+/* Whether an activation takes a pass of its own. */
+static inline int EV_FN(nhwc_passes)(const ev_qfinish *f)
+{
+    return !f->folds && f->activation != EV_ACT_NONE && f->activation != EV_ACT_RELU &&
+           f->activation != EV_ACT_LEAKY_RELU && f->activation != EV_ACT_HARD_SIGMOID &&
+           f->activation != EV_ACT_HARD_SWISH;
+}
+
+/* nhwc_column's work for all channels of n positions, with such a one. */
+static __attribute__((noinline)) void EV_FN(nhwc_pass)(const ev_nhwc_conv *g, EV_FN(nhwc_known) k, const int32_t *sum,
+                                                       int64_t n, int64_t first, EV_FN(nhwc_seen) *noted)
+{
+    const ev_qfinish *f = g->finish;
+    float real[7 * EV_NHWC_NR] __attribute__((aligned(64))), *r = real;
+    const char *z = g->z ? (const char *)g->z + first * g->ldz : NULL;
+    uint8_t *y = g->y + first * g->ldy;
+    EV_FN(nhwc_seen) seen = *noted;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR, r += EV_NHWC_VECTOR)
+            _mm512_store_ps(r, EV_FN(nhwc_real)(k, _mm512_load_si512(sum + i * EV_NHWC_NR + c), _mm512_loadu_ps(g->scale + c),
+                                                EV_FN(nhwc_there)(g->channels - c), z ? z + i * g->ldz + c : NULL));
+    ev_ukr_table__avx512.unary_f32(f->activation, r - real, real, real, f->a, f->b);
+    k.activation = EV_ACT_NONE;
+    r = real;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR, r += EV_NHWC_VECTOR) {
+            const __mmask16 there = EV_FN(nhwc_there)(g->channels - c);
+            const __m512i v = EV_FN(nhwc_whole)(k, _mm512_load_ps(r), there, &seen);
+            _mm_mask_storeu_epi8(y + i * g->ldy + c, there, _mm512_cvtepi32_epi8(v));
+        }
+    *noted = seen;
 }
 
 /* n positions of a vector of channels. */
@@ -89,7 +140,7 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_column)(const ev_nh
                                                                      int64_t c, int64_t first, EV_FN(nhwc_seen) *noted)
 {
     const int64_t left = g->channels - c, ldy = g->ldy, ldz = z ? g->ldz : 0;
-    const __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
+    const __mmask16 there = EV_FN(nhwc_there)(left);
     const __m512 scale = _mm512_loadu_ps(g->scale + c);
     uint8_t *y = g->y + first * ldy + c;
     if (z) z += first * ldz + c;
@@ -138,8 +189,7 @@ static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, 
         int32_t *y = (int32_t *)g->y + first * g->ldy;
         for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy)
             for (int64_t c = 0, left = g->channels; c < g->channels; c += EV_NHWC_VECTOR, left -= EV_NHWC_VECTOR)
-                _mm512_mask_storeu_epi32(y + c, (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1),
-                                         _mm512_load_si512(sum + c));
+                _mm512_mask_storeu_epi32(y + c, EV_FN(nhwc_there)(left), _mm512_load_si512(sum + c));
         return;
     }
     const ev_qfinish own = *g->finish, *f = &own; /* which stores to y do not change */
@@ -166,6 +216,10 @@ static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, 
         return;
     }
     EV_FN(nhwc_known) k = EV_FN(nhwc_know)(f);
+    if (EV_FN(nhwc_passes)(f)) {
+        EV_FN(nhwc_pass)(g, k, sum, n, first, noted);
+        return;
+    }
 #define COLUMNS(z)                                                         \
     for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR)              \
         EV_FN(nhwc_column)(g, k, z, sum, n, c, first, noted);
@@ -281,7 +335,9 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc
                              _mm512_loadu_ps(g->scale + 48)};
     const int fast = f->folds && (!noting || channels >= 64);
     EV_FN(nhwc_known) k = EV_FN(nhwc_know)(f);
+    const int passes = activation == EV_ACT_NONE && EV_FN(nhwc_passes)(f);
     k.noting = noting;
+    if (passes) k.activation = EV_ACT_NONE;
     if (activation != EV_ACT_NONE) k.folds = 0, k.activation = activation;
     EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
     if (g->wide) { /* planned for another table */
@@ -311,10 +367,18 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc
             if (channels < 64) /* lane 4*g + k of vector v is channel 16*g + 4*v + k */
                 for (int v = 0; v < 4; v++)
                     for (int g4 = m[v] = 0; g4 < 4; g4++) m[v] |= (__mmask16)((there >> (16 * g4 + 4 * v) & 15) << 4 * g4);
-            v0 = EV_FN(nhwc_round)(k, v0, scale[0], m[0], NULL, &seen);
-            v1 = EV_FN(nhwc_round)(k, v1, scale[1], m[1], NULL, &seen);
-            v2 = EV_FN(nhwc_round)(k, v2, scale[2], m[2], NULL, &seen);
-            v3 = EV_FN(nhwc_round)(k, v3, scale[3], m[3], NULL, &seen);
+            float r4[4 * EV_NHWC_VECTOR] __attribute__((aligned(64)));
+            __m512 r0 = EV_FN(nhwc_real)(k, v0, scale[0], m[0], NULL), r1 = EV_FN(nhwc_real)(k, v1, scale[1], m[1], NULL);
+            __m512 r2 = EV_FN(nhwc_real)(k, v2, scale[2], m[2], NULL), r3 = EV_FN(nhwc_real)(k, v3, scale[3], m[3], NULL);
+            if (passes) {
+                _mm512_store_ps(r4, r0), _mm512_store_ps(r4 + 16, r1);
+                _mm512_store_ps(r4 + 32, r2), _mm512_store_ps(r4 + 48, r3);
+                ev_ukr_table__avx512.unary_f32(f->activation, 4 * EV_NHWC_VECTOR, r4, r4, f->a, f->b);
+                r0 = _mm512_load_ps(r4), r1 = _mm512_load_ps(r4 + 16);
+                r2 = _mm512_load_ps(r4 + 32), r3 = _mm512_load_ps(r4 + 48);
+            }
+            v0 = EV_FN(nhwc_whole)(k, r0, m[0], &seen), v1 = EV_FN(nhwc_whole)(k, r1, m[1], &seen);
+            v2 = EV_FN(nhwc_whole)(k, r2, m[2], &seen), v3 = EV_FN(nhwc_whole)(k, r3, m[3], &seen);
             const __m512i u = _mm512_packs_epi32(v0, v1), v = _mm512_packs_epi32(v2, v3);
             r = f->type == EV_UINT8 ? _mm512_packus_epi16(u, v) : _mm512_packs_epi16(u, v);
         }
