@@ -20,18 +20,28 @@ the block. A convolution supplies B through a callback, so that no im2col matrix
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_COLUMN, EV_BIAS_ROW, EV_MR_UNIT,
                                   EV_NR_F32, EV_NR_F64, ev_epilogue, ev_tile, ev_ukr, parallel_for, ukernels)
 from libc.math cimport INFINITY
-from libc.string cimport memcpy
 
 cdef extern from *:
     """
+    #include <stdint.h>
+    #include <string.h>
     #include <unistd.h>
     #ifdef _SC_LEVEL2_CACHE_SIZE
     #define EV_L2_BYTES sysconf(_SC_LEVEL2_CACHE_SIZE)
     #else
     #define EV_L2_BYTES 0
     #endif
+    /* Copies rows while the next ones, which lie on other pages, are fetched. */
+    static void copy_rows(int64_t rows, int64_t bytes, const char *from, int64_t ldf, char *to, int64_t ldt)
+    {
+        for (; rows > 0; rows--, from += ldf, to += ldt) {
+            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + 2 * ldf + at, 0, 2);
+            memcpy(to, from, (size_t)bytes);
+        }
+    }
     """
     const int64_t EV_L2_BYTES    # 0 or -1 where the system does not tell
+    void copy_rows(int64_t rows, int64_t nbytes, const char *source, int64_t ldf, char *to, int64_t ldt) noexcept nogil
 
 cdef const ev_ukr *K = ukernels()
 
@@ -211,7 +221,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef bint copy_a = not in_place and not pack_a and g.rsa * size % ALIASED_A == 0 and j_end - j_begin >= COPY_COLUMNS
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a or copy_a else plan.mc
     cdef bint as_it_goes = not in_place and g.pack == NULL and g.csb == 1 and min(mc, i_end - i_begin) >= K.mr
-    cdef int64_t i0, j0, p0, r, nb, kb, packed, whole
+    cdef int64_t i0, j0, p0, nb, kb, packed, whole
     cdef const char *b
     cdef bint last
     cdef ev_tile t
@@ -248,8 +258,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
                 elif copy_a:
                     t.rsa = kb + COPY_PAD // size
                     t.a_step = K.mr * t.rsa
-                    for r in range(t.m):
-                        memcpy(packed_a + r * t.rsa * size, <const char *> t.a + r * g.rsa * size, <size_t> (kb * size))
+                    copy_rows(t.m, kb * size, <const char *> t.a, g.rsa * size, packed_a, t.rsa * size)
                     t.a = packed_a
                 if packed > 0:
                     t.n, t.b, t.ldb, t.b_step = packed, b, g.rsb, nr

@@ -29,7 +29,7 @@ enum { NARROW, PARTIAL, WHOLE };
 /* mr, width, by_lanes and packs are constants at each call, so every `if` below is resolved by the compiler. With
  * `packs`, rows of B are read from `from`, ldf elements apart, and copied to the panels, for which there is time
  * between the multiplications; rows to come are fetched into L2, as rows a power of two apart would drive each other
- * out of L1. */
+ * out of L1. Without, `next` is what later tiles read of A or B, fetched as well, `step` elements on for each k. */
 #ifndef EV_FETCH
 #define EV_FETCH(p) __builtin_prefetch(p, 0, 2)
 enum { EV_FETCH_AHEAD = 32, EV_FETCH_C_K = 128 }; /* depth from which it pays to fetch the tile's part of C early */
@@ -37,7 +37,7 @@ enum { EV_FETCH_AHEAD = 32, EV_FETCH_C_K = 128 }; /* depth from which it pays to
 
 static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
     const ev_tile *t, const T *a, T *b, int64_t i0, int64_t j0, const int mr, const int width, const int by_lanes,
-    const int packs, const T *from, int64_t ldf)
+    const int packs, const T *from, int64_t ldf, const T *next, int64_t step)
 {
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
     const T *a3 = a + 3 * rsa, *a6 = a + 6 * rsa, *a9 = a + 9 * rsa; /* as x86 addresses reach three rows each */
@@ -64,6 +64,10 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
             *(VU *)b = b0;
             *(VU *)second = b1;
             from += ldf;
+        } else {
+            EV_FETCH(next);
+            if (2 * VW * sizeof(T) > 64) EV_FETCH(next + 64 / sizeof(T));
+            next += step;
         }
 #define X(i)                                                                             \
         if (mr > i) {                                                                    \
@@ -254,7 +258,7 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
         const int width = EV_TILE_WIDTH(n - j, VW);
         int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr, i = 0;
         if (from) {
-            EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf);
+            EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf, NULL, 0);
             i = EV_MR;
             a += t->a_step;
             groups--;
@@ -262,13 +266,19 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
         for (; i < t->m; i += mr, groups--) {
             /* Rows that do not lie in panels go in even shares: 14 are 7 and 7. */
             mr = !packed ? (t->m - i + groups - 1) / groups : t->m - i < EV_MR ? t->m - i : EV_MR;
+            /* The first rows to meet a panel that lies apart fetch the next one (its first line came with this one's last),
+             * those that meet the first panel the next rows of A. Others have both in L2, and fetch what they read. */
+            const T *next = b;
+            int64_t step = t->ldb;
+            if (i == 0 && t->ldb != NR) next += 2 * VW + 64 / sizeof(T) - 1;
+            else if (j == 0 && t->csa == 1 && t->rsa == t->k) next = a + mr * t->rsa, step = mr;
             switch (mr) {
 #define X(mr)                                                                                             \
             case mr:                                                                                      \
-                if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW, 0, 0, NULL, 0);       \
-                else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL, 0, 0, NULL, 0); \
-                else if (mr == EV_MR && EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 1, 0, NULL, 0); \
-                else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 0, 0, NULL, 0);                                 \
+                if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW, 0, 0, NULL, 0, next, step);       \
+                else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL, 0, 0, NULL, 0, next, step); \
+                else if (mr == EV_MR && EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 1, 0, NULL, 0, next, step); \
+                else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 0, 0, NULL, 0, next, step);                                 \
                 break;
             EV_EACH_COUNT(X)
 #undef X
