@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
-from support import drivers_of, node_model, run_node
+from support import drivers_of, import_onnxruntime, node_model, run_node
 
 from evort._kernels import core
 from evort.session import Session
@@ -53,8 +53,7 @@ def by_onnxruntime(
     op: str, inputs: list[np.ndarray | None], attrs: dict[str, Any] | None = None, domain: str = "com.microsoft"
 ) -> np.ndarray:
     """The result of one node by onnxruntime's kernel. Scales and zero points must be scalars."""
-    import onnxruntime
-
+    runtime = import_onnxruntime()
     names = ["" if x is None else f"in{i}" for i, x in enumerate(inputs)]
     given = {name: np.asarray(x) for name, x in zip(names, inputs, strict=True) if x is not None}
     values = [
@@ -68,7 +67,7 @@ def by_onnxruntime(
     graph = helper.make_graph([node], op, values, [helper.make_tensor_value_info("y", kind or TensorProto.UINT8, None)])
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, given)[0]
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 
 from evort._kernels import core
 from evort.graph import Graph, Model, Node, Tensor
@@ -14,6 +20,21 @@ from evort.types import DType, dtype_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+@cache
+def _imports(module: str) -> bool:
+    """Whether a child process can import a module: where an extension is not made for the processor (onnxruntime
+    under QEMU), importing it ends the process."""
+    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
+def import_onnxruntime(module: str = "onnxruntime") -> ModuleType:
+    """onnxruntime, or a module of it, to compare results with. Skips the test, or the tests of the module that asks,
+    where it cannot be imported."""
+    if not _imports(module):
+        pytest.skip(f"{module} is what results are compared with, and cannot be imported", allow_module_level=True)
+    return import_module(module)
 
 
 def node_model(

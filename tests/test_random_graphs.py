@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from random_graphs import RandomGraph
+from support import import_onnxruntime
 
 import evort
 import evort_tools
@@ -27,7 +28,7 @@ SCHEMES = {"static": {"prefer": "size"}, "dynamic": {"prefer": "size"}, "weight-
 
 @pytest.mark.parametrize("first", range(0, COUNT, 25))
 def test_float32_beside_onnxruntime(first):
-    runtime = pytest.importorskip("onnxruntime")
+    runtime = import_onnxruntime()
     runtime.set_default_logger_severity(4)
     for seed in range(first, min(first + 25, COUNT)):
         graph = RandomGraph(seed)
@@ -68,9 +69,8 @@ def test_quantized_beside_float32(scheme, first):
 def test_quantized_by_onnxruntime(form, kind, tmp_path, caplog):
     """Integers here are within rounding of onnxruntime's: roundings that are left out and ties that go the other way
     are a part of what quantization costs. What is cut off wrongly costs far more."""
-    quantization = pytest.importorskip("onnxruntime.quantization")
+    runtime, quantization = import_onnxruntime(), import_onnxruntime("onnxruntime.quantization")
     caplog.set_level("CRITICAL")
-    import onnxruntime
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self, data):
@@ -79,8 +79,8 @@ def test_quantized_by_onnxruntime(form, kind, tmp_path, caplog):
         def get_next(self):
             return next(self.data, None)
 
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     path, quantized = str(tmp_path / "random.onnx"), str(tmp_path / "quantized.onnx")
     compared = 0
     for seed in range(COUNT // 4):
@@ -89,13 +89,13 @@ def test_quantized_by_onnxruntime(form, kind, tmp_path, caplog):
             continue
         data = [graph.input(i) for i in range(3)]
         onnx.save(graph.model, path)
-        real = onnxruntime.InferenceSession(path).run(graph.outputs, data[0])
+        real = runtime.InferenceSession(path).run(graph.outputs, data[0])
         try:
             quantization.quantize_static(
                 path, quantized, Reader(data), quant_format=quantization.QuantFormat[form],
                 activation_type=quantization.QuantType[kind], per_channel=seed % 3 == 0,
             )  # fmt: skip
-            want = onnxruntime.InferenceSession(quantized, options).run(graph.outputs, data[0])
+            want = runtime.InferenceSession(quantized, options).run(graph.outputs, data[0])
         except Exception:  # graphs that its tool or its kernels do not take
             continue
         got = evort.load(evort_tools.convert(quantized)).run(data[0])

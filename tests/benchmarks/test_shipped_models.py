@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from support import import_onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import models  # noqa: E402  (a folder of scripts, not a package)
 
 
-def onnxruntime_session(model: bytes) -> onnxruntime.InferenceSession:
+def onnxruntime_session(model: bytes):
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ROOT, SHARED
+from support import ROOT, SHARED, import_onnxruntime
 
 import evort
 import evort_tools
@@ -76,7 +76,7 @@ def page(font_name: str, size: int, upside_down: bool = False):
 @pytest.mark.parametrize("upside_down", [False, True])
 @pytest.mark.parametrize(("font", "size"), [(FONTS[0], 22), (FONTS[0], 40), (FONTS[1], 28), (FONTS[2], 32)])
 def test_reads_text_like_onnxruntime(font, size, upside_down):
-    ort = pytest.importorskip("onnxruntime")
+    ort = import_onnxruntime()
     example = load_example("read_text")
     mine = readers(example)
     sessions = {n: ort.InferenceSession(str(MODELS / "ppocr" / f"ppocr_{n}.onnx")) for n in ("det", "cls", "rec")}
@@ -114,7 +114,7 @@ def test_read_text_command(tmp_path):
 @needs_shared
 def test_voice_activity(tmp_path):
     """Silence gives no speech, and the probabilities are those of onnxruntime on the same frames."""
-    ort = pytest.importorskip("onnxruntime")
+    ort = import_onnxruntime()
     example = load_example("voice_activity")
     onnx_path = MODELS / "silero_vad" / "silero_vad_op18_ifless.onnx"
     evort_tools.convert(str(onnx_path), str(tmp_path / "vad.etm"))

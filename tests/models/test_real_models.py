@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from support import SHARED
+from support import SHARED, import_onnxruntime
 
 import evort
 import evort_tools
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder with the real models is not there")
-ort = pytest.importorskip("onnxruntime", reason="onnxruntime is what results are compared with")
+ort = import_onnxruntime()
 
 CASES = {case.name: case for case in cases.real_cases() + cases.synthetic_cases()}
 # Within this part of the output's range: float32 sums of up to 5,000 products in another order differ by about

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import drivers_of, node_model, run_node
+from support import drivers_of, import_onnxruntime, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError
@@ -67,7 +67,7 @@ def test_matmul_of_several_axes_and_odd_values():
 
 
 def test_matmul_as_onnxruntime():
-    ort = pytest.importorskip("onnxruntime")
+    ort = import_onnxruntime()
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(2)

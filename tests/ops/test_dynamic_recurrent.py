@@ -7,7 +7,7 @@ contractions, so that 0.02 covers a few such steps; most elements agree to float
 
 import numpy as np
 import pytest
-from support import drivers_of, node_model, run_node
+from support import drivers_of, import_onnxruntime, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError
@@ -76,7 +76,7 @@ def test_as_the_reference(case, per_column):
 
 
 def test_lstm_as_onnxruntime():
-    ort = pytest.importorskip("onnxruntime")
+    ort = import_onnxruntime()
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(9)

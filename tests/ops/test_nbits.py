@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import compiled, drivers_of, node_model, run_node
+from support import compiled, drivers_of, import_onnxruntime, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError
@@ -114,7 +114,7 @@ def test_matmul_epilogue_and_batches():
 @pytest.mark.parametrize("zeros", [None, "packed"])
 @pytest.mark.parametrize("block", [16, 32, 128])
 def test_matmul_as_onnxruntime(bits, zeros, block):
-    ort = pytest.importorskip("onnxruntime")
+    ort = import_onnxruntime()
     from onnx import TensorProto, helper, numpy_helper
 
     n, k, m = 19, 144, 3

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_cases import check_node, node_cases
-from support import drivers_of, node_model, run_node
+from support import drivers_of, import_onnxruntime, node_model, run_node
 
 from evort._kernels import core
 from evort.errors import EvortError
@@ -226,7 +226,7 @@ def test_as_onnxruntime(op: str) -> None:
     """Microsoft's operators as its runtime computes them; it multiplies scales in another order, so that a result may
     be one step off."""
     onnx = pytest.importorskip("onnx")
-    ort = pytest.importorskip("onnxruntime")
+    ort = import_onnxruntime()
     rng = np.random.default_rng(0)
     m, n, k = 7, 19, 40
     # 7 bits each, as some of its kernels saturate.

@@ -6,10 +6,9 @@ import logging
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from support import import_onnxruntime
 
 import evort
 import evort_tools
@@ -17,8 +16,10 @@ from evort.errors import ConversionError
 from evort.session import Session
 from evort_tools.convert import convert_model
 
+onnxruntime, quantization = import_onnxruntime(), import_onnxruntime("onnxruntime.quantization")
 
-class Samples(CalibrationDataReader):
+
+class Samples(quantization.CalibrationDataReader):
     def __init__(self, samples):
         self.left = iter(samples)
 
@@ -65,7 +66,9 @@ def network(rng: np.random.Generator) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-@pytest.fixture(scope="module", params=[QuantType.QUInt8, QuantType.QInt8], ids=["uint8", "int8"])
+@pytest.fixture(
+    scope="module", params=[quantization.QuantType.QUInt8, quantization.QuantType.QInt8], ids=["uint8", "int8"]
+)
 def quantized(request, tmp_path_factory):
     """(path of the quantized model, samples). Weights of 7 bits: the peer's sums of wider ones may saturate."""
     folder = tmp_path_factory.mktemp("qoperator")
@@ -73,13 +76,13 @@ def quantized(request, tmp_path_factory):
     onnx.save(network(rng), folder / "float.onnx")
     samples = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(16)]
     logging.disable(logging.WARNING)
-    quantize_static(
+    quantization.quantize_static(
         str(folder / "float.onnx"),
         str(folder / "quantized.onnx"),
         Samples(samples),
-        quant_format=QuantFormat.QOperator,
+        quant_format=quantization.QuantFormat.QOperator,
         activation_type=request.param,
-        weight_type=QuantType.QInt8,
+        weight_type=quantization.QuantType.QInt8,
         reduce_range=True,
         per_channel=True,
     )

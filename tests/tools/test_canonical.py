@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from onnx import defs, helper
+from support import import_onnxruntime
 from tools_support import imported, node, onnx_model, ops_of, run
 
 from evort.errors import ConversionError
@@ -14,7 +15,7 @@ from evort.ops.base import REQUIRED, registered
 from evort_tools.importer.canonical import RULES, rule_for
 from evort_tools.importer.importer import OLDEST_OPSET
 
-ort = pytest.importorskip("onnxruntime", reason="onnxruntime is what results are compared with")
+ort = import_onnxruntime()
 
 RNG = np.random.default_rng(7)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from support import ROOT, node_model
+from support import ROOT, import_onnxruntime, node_model
 
 from evort import etm, train
 from evort.errors import ConversionError
@@ -18,7 +17,7 @@ from evort_tools.export import export
 
 
 def _same(model, proto, feeds, atol=1e-5):
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     expected = Session(model).run(feeds)
     for name, value in zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True):
         np.testing.assert_allclose(value, expected[name], atol=atol)
