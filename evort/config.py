@@ -11,6 +11,9 @@ import numpy as np
 from evort._kernels import core
 from evort._version import __version__
 from evort.etm import VERSION
+from evort.tuning import cpu_name
+
+_VARIABLES = ("EVORT_CPU", "EVORT_ISA", "EVORT_NUM_THREADS", "EVORT_SPIN_US")
 
 
 def config() -> dict[str, object]:
@@ -22,24 +25,23 @@ def config() -> dict[str, object]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
         "isa": core.isa(),
         "isas": list(core.available_isas()),
         "processors": core.cpu_count(),
         "quota": core.cpu_quota() or None,
         "threads": core.default_threads(),
         "pool_threads": core.pool_threads(),
-        "environment": {
-            name: os.environ[name] for name in ("EVORT_ISA", "EVORT_NUM_THREADS", "EVORT_SPIN_US") if name in os.environ
-        },
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 
 
 def show_config() -> None:
     """Prints `config()`.
 
-    isa: the instruction set in use, of `isas` that this machine can run. processors: those that affinity and the
-    container's quota (in processors) allow; threads: what a session uses unless told otherwise; pool_threads: those
-    started so far.
+    cpu: the processor, as `evort tune` names it. isa: the instruction set in use, of `isas` that this machine can run.
+    processors: those that affinity and the container's quota (in processors) allow; threads: what a session uses unless
+    told otherwise; pool_threads: those started so far.
     """
     for name, value in config().items():
         if isinstance(value, list):

@@ -111,6 +111,10 @@ class Session:
         self.outputs = [_value(graph, name) for name in graph.outputs]
         self._by_name = {v.name: v for v in self.inputs}
         self._backend = CpuBackend()
+        if "evort.tuning." in "".join(model.metadata):  # quicker than to look at each
+            from evort.tuning import for_this_cpu
+
+            self._backend.tuned = for_this_cpu(model.metadata)
         self._runner = Runner(graph, self._backend, threads, None, max_memory, mapped + copied)
         # Plans of the first stage, by the shapes of the inputs: the short way of `_run`.
         self._ready: dict[tuple[tuple[int, ...], ...], Planned] = {}
@@ -195,6 +199,12 @@ class Session:
         feeds, dtypes = self._feeds(inputs)
         self._runner.run(feeds, None, dtypes, times)
         return times
+
+    @property
+    def tuned(self) -> dict[tuple[str, tuple[int, ...]], str] | None:
+        """The kernels that the file has for this processor (see evort.tuning), by the name and shape of a layer's first
+        output; None where it has none."""
+        return self._backend.tuned
 
     def plans(self) -> list[Plan]:
         """The plans made so far."""

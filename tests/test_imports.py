@@ -12,9 +12,9 @@ import evort
 
 PACKAGE = Path(evort.__file__).parent
 
-# types <- graph <- sparse <- ops <- quant <- {etm, plan} <- backends <- runner <- {session, config, shadow, adaptive}
-# <- train; a module may import from its own layer and from those before it. The compiled kernels stand apart: they
-# import no Python layer.
+# types <- graph <- sparse <- ops <- quant <- {etm, plan, tuning} <- backends <- runner
+# <- {session, config, shadow, adaptive} <- train; a module may import from its own layer and from those before it. The
+# compiled kernels stand apart: they import no Python layer.
 LAYERS = [
     "_version",
     "errors files",
@@ -25,7 +25,7 @@ LAYERS = [
     "blas",
     "ops",
     "quant",
-    "etm plan",
+    "etm plan tuning",
     "backends",
     "runner",
     "session config shadow adaptive",

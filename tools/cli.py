@@ -28,6 +28,7 @@ COMMANDS = {
     "run": ("run", "run a model on npz, npy or image files"),
     "bench": ("bench", "measure latency and memory, or hold a model to a memory budget"),
     "profile": ("profiling", "time each operator; write a trace for Perfetto"),
+    "tune": ("tune", "time the kernels of each layer on this processor, and keep the best in the file"),
     "diff": ("diff", "say what differs between two .etm files"),
     "operators": ("operators", "list the operators that evort runs"),
 }
@@ -41,6 +42,7 @@ first steps:
   evort inspect model.etm --memory            where the memory goes
   evort run model.etm -i image.png -o out.npz run it
   evort bench model.etm --threads 1,2         how fast it is
+  evort tune model.etm -o model.etm           on the device: the fastest kernel of each layer
 
 in Python:
   import evort

@@ -8,6 +8,7 @@ from typing import Any
 
 from evort.plan import Plan, Step
 from evort.session import Session
+from evort.tuning import cpu_name, parse, records
 from evort_tools.common import (
     add_shape_argument,
     bytes_text,
@@ -48,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def layer_rows(session: Session) -> list[dict[str, Any]]:
-    """A row for each step: node, operator, driver, output shape and dtype, multiply-adds, bytes of constants."""
+    """A row for each step: node, operator, driver, what the file says the driver should be here (see evort.tuning),
+    output shape and dtype, multiply-adds, bytes of constants."""
     rows = []
+    tuned = session.tuned or {}
     for plan in session.plans():
         for step in plan.steps:
             c = step.call
@@ -59,6 +62,7 @@ def layer_rows(session: Session) -> list[dict[str, Any]]:
                     "name": c.node.name or c.node.outputs[0],
                     "operator": operator_text(step),
                     "kernel": step.driver,
+                    "tuned": None if out is None else tuned.get((c.node.outputs[0], out.shape)),
                     "output": "" if out is None else f"{out.dtype.name.lower()}{list(out.shape)}",
                     "macs": step.definition.macs(c),
                     "weights": weight_bytes(plan, step),
@@ -93,8 +97,24 @@ def describe(session: Session, path: str) -> dict[str, Any]:
         "inputs": [{"name": v.name, "dtype": v.dtype.name.lower(), "shape": v.shape} for v in session.inputs],
         "outputs": [{"name": v.name, "dtype": v.dtype.name.lower(), "shape": v.shape} for v in session.outputs],
         "layers": layer_rows(session),
+        "tuned": tuned_records(session),
         "memory": session.memory().as_dict(),
     }
+
+
+def tuned_records(session: Session) -> list[dict[str, Any]]:
+    """The file's records of measured kernels: the processor's name, how many layers, and of this processor how many of
+    them run here so, and the others of the shapes at hand, as (layer, kernel)."""
+    here = cpu_name()
+    found = []
+    for cpu, text in records(session.metadata).items():
+        row: dict[str, Any] = {"cpu": cpu, "layers": len(parse(text)), "here": cpu == here}
+        if cpu == here:
+            rows = [r for r in layer_rows(session) if r["tuned"]]
+            row["followed"] = sum(r["tuned"] == r["kernel"] for r in rows)
+            row["ignored"] = [(r["name"], r["tuned"]) for r in rows if r["tuned"] != r["kernel"]]
+        found.append(row)
+    return found
 
 
 def print_summary(console: Any, session: Session, path: str) -> None:
@@ -115,6 +135,15 @@ def print_summary(console: Any, session: Session, path: str) -> None:
         table.add_row("source", f"SHA-256 {session.metadata['evort.source_sha256']}")
     if session.model.golden is not None:
         table.add_row("golden data", f"tolerance {session.model.golden.tolerance:g} (evort check runs them)")
+    for row in tuned_records(session):
+        text = f"{row['cpu']}: {row['layers']} layers"
+        if not row["here"]:
+            text += ", not looked at: this processor is " + cpu_name()
+        elif row["ignored"]:
+            text += f", followed: {row['followed']}, ignored: {', '.join(f'{k} for {n}' for n, k in row['ignored'])}"
+        else:
+            text += f", followed: {row['followed']}"
+        table.add_row("tuned", text)
     table.add_row("steps", f"{len(rows)}, {sum(r['kernel'] == 'numpy' for r in rows)} of them in NumPy")
     table.add_row("multiply-adds", f"{sum(r['macs'] for r in rows) / 1e6:,.2f} million")
     table.add_row("weights", f"{bytes_text(memory.weights_mapped)} mapped, {bytes_text(memory.weights_copied)} copied")
@@ -134,7 +163,8 @@ def print_layers(console: Any, session: Session) -> None:
         table.add_column(column, justify="right")
     for row in layer_rows(session):
         numbers = (f"{row['macs']:,}" if row["macs"] else "", *(_size(row[k]) for k in ("weights", "scratch")))
-        table.add_row(row["name"], row["operator"], row["kernel"], row["output"], *numbers)
+        kernel = row["kernel"] + (" (tuned)" if row["tuned"] == row["kernel"] else "")
+        table.add_row(row["name"], row["operator"], kernel, row["output"], *numbers)
     console.print(table)
 
 

@@ -1,7 +1,8 @@
 """Drivers of the convolutions in float32.
 
     pointwise_f32   1x1, stride 1: the image is the product's right operand as it lies
-    direct_f32      a padded copy of a band of the image is the right operand, read at each tap's offset
+    direct_f32      a padded copy of a band of the image is the right operand, read at each tap's offset;
+                    direct_lanes_f32: with output channels, not positions, in the lanes
     winograd_f32    3x3, stride 1, enough channels: a quarter of the products
     few_f32         a few output positions: each row of weights times all columns of the im2col matrix
     im2col_f32      any other: the right operand is packed from the image, panel by panel, never built as a whole
@@ -409,6 +410,7 @@ register(DRIVERS, "pointwise_f32", pointwise_f32)
 register(DRIVERS, "im2col_f32", im2col_f32)
 register(DRIVERS, "few_f32", few_f32)
 register(DRIVERS, "direct_f32", direct_f32)
+register(DRIVERS, "direct_lanes_f32", direct_lanes_f32)
 register(DRIVERS, "winograd_f32", winograd_f32)
 register(DRIVERS, "depthwise_f32", depthwise_f32)
 register(DRIVERS, "transpose_f32", transpose_f32)

@@ -11,6 +11,7 @@
 
 cdef enum:
     DIRECT_COPY_BYTES = 128 * 1024
+    DIRECT_MOST = 160 * 1024     # of scratch for a thread, beyond which it is not worth the memory
     DIRECT_WEIGHT_BYTES = 96 * 1024
     DIRECT_WEIGHTS = 5 << 19     # of all output channels: what L3 can be expected to keep from band to band
     DIRECT_SHORT_SUM = 200       # channels times taps of what is worth it with strides, too
@@ -33,15 +34,14 @@ cdef inline int64_t shared_out(int64_t n, int64_t most) noexcept nogil:
     return (n + parts - 1) // parts
 
 
-cdef inline bint lanes_pay(const ev_conv_window *w, int64_t m, int64_t groups) noexcept nogil:
-    """Whether output channels go into the lanes, rather than positions, where there is no residual.
+cdef inline bint lanes_pay(const ev_conv_window *w, int64_t m) noexcept nogil:
+    """Whether output channels go into the lanes (direct_lanes_f32), rather than positions, where there is no residual.
 
     Measured on 140 shapes (Zen 4, AVX-512 and AVX2), beside positions in the lanes, with 16 and 32 channels: 0.6 to 0.9 of
     the time along rows of 5 to 14 outputs, 0.9 to 1.0 up to 28. More where channels do not fill the lanes (24: 1.0 to 1.3),
     or where there are fewer positions than it takes to make up for the packing of the weights.
     """
-    return (groups == 1 and m > 0 and m <= 32 and m % EV_DIRECT_LANES == 0 and 4 <= w.out[2] <= 28
-            and w.out[0] * w.out[1] * w.out[2] >= 24)
+    return m <= 32 and 4 <= w.out[2] <= 28 and w.out[0] * w.out[1] * w.out[2] >= 24
 
 
 cdef void plan_direct(Direct *job, const ev_conv_window *w, int64_t channels, int64_t rows, int64_t items,
@@ -191,7 +191,7 @@ cdef void direct_bands(void *ctx, int64_t begin, int64_t end, int32_t worker) no
             m0 += job.block_m
 
 
-cdef int direct_f32(const ev_call *c) noexcept nogil:
+cdef int run_direct(const ev_call *c, bint lanes) noexcept nogil:
     cdef Direct job
     cdef Shape *s = &job.shape
     cdef int64_t macs
@@ -199,8 +199,7 @@ cdef int direct_f32(const ev_call *c) noexcept nogil:
     if c.out[0].size == 0:
         return EV_OK
     job.call = c
-    plan_direct(&job, &s.window, s.c // s.groups, s.m // s.groups, s.n * s.groups, c.threads,
-                s.z == NULL and lanes_pay(&s.window, s.m, s.groups))
+    plan_direct(&job, &s.window, s.c // s.groups, s.m // s.groups, s.n * s.groups, c.threads, lanes)
     job.offset = <int32_t *> c.scratch
     job.panels = <float *> (<char *> c.scratch + job.offset_bytes)
     direct_offsets(&job)
@@ -210,6 +209,14 @@ cdef int direct_f32(const ev_call *c) noexcept nogil:
     parallel_for(direct_bands, &job, s.n * s.groups * job.bands_d * job.bands_h, max(1, MACS_PER_TASK // max(1, macs)),
                  c.threads)
     return EV_OK
+
+
+cdef int direct_f32(const ev_call *c) noexcept nogil:
+    return run_direct(c, False)
+
+
+cdef int direct_lanes_f32(const ev_call *c) noexcept nogil:
+    return run_direct(c, True)
 
 
 cdef bint direct_pays(const Direct *job, int64_t rows) noexcept nogil:
@@ -224,7 +231,7 @@ cdef bint direct_pays(const Direct *job, int64_t rows) noexcept nogil:
     cdef const ev_direct_image *g = &job.image
     cdef const ev_conv_window *w = &g.window
     cdef int64_t taps = w.kernel[0] * w.kernel[1] * w.kernel[2]
-    if taps == 1 or w.out[0] * w.out[1] * w.out[2] < 12 or job.slot > DIRECT_COPY_BYTES * 5 // 4:
+    if taps == 1 or w.out[0] * w.out[1] * w.out[2] < 12:
         return False
     if rows <= 32:
         return True
@@ -233,25 +240,24 @@ cdef bint direct_pays(const Direct *job, int64_t rows) noexcept nogil:
     return g.height >= min(w.out[1], 2 * g.shift[1]) and 4 * rows * g.channels * taps <= DIRECT_WEIGHTS
 
 
-def direct_scratch(int64_t c, int64_t m, int64_t images, ints, int32_t threads) -> int:
-    """Scratch bytes of direct_f32 with c channels in and m out, where it pays; else 0. `ints` are the driver's."""
+def direct_scratch(int64_t c, int64_t m, int64_t images, ints, int32_t threads, lanes, bint chosen) -> tuple:
+    """(whether direct_lanes_f32, scratch bytes) of direct_f32 or direct_lanes_f32 with c channels in and m out; 0 bytes
+    where it cannot, or, unless it was chosen, does not pay. lanes: which of the two, None for the better one. `ints` are
+    the driver's."""
     cdef int64_t[20] values
     cdef int i
-    cdef int64_t plain
     cdef Direct job
     cdef ev_conv_window w
+    cdef bint put
     for i in range(20):
         values[i] = ints[i]
     read_window(values + 2, &w)
-    if c == 0 or m == 0 or images == 0:
-        return 0
+    put = (lanes is None or lanes) and values[1] == 1 and m % EV_DIRECT_LANES == 0 and (chosen or lanes_pay(&w, m))
+    if c == 0 or m == 0 or images == 0 or lanes and not put:
+        return False, 0
     # The choice must not depend on the number of threads, as the result would.
     plan_direct(&job, &w, c // values[1], m // values[1], images * values[1], 1, False)
-    if not direct_pays(&job, m // values[1]):
-        return 0
-    plan_direct(&job, &w, c // values[1], m // values[1], images * values[1], threads, False)
-    plain = job.offset_bytes + threads * job.slot
-    if not lanes_pay(&w, m, values[1]):
-        return plain
-    plan_direct(&job, &w, c, m, images, threads, True)
-    return max(plain, job.offset_bytes + job.panel_bytes + threads * job.slot)
+    if job.slot > DIRECT_MOST or not (chosen or direct_pays(&job, m // values[1])):
+        return False, 0
+    plan_direct(&job, &w, c // values[1], m // values[1], images * values[1], threads, put)
+    return put, job.offset_bytes + job.panel_bytes + threads * job.slot

@@ -50,9 +50,10 @@ cdef void fill_column(const ev_conv_window *w, const float *x, int64_t channels,
                 to += taps
 
 
-def few_scratch(int64_t m, int64_t n, int64_t k) -> int:
-    """Scratch bytes of few_f32 for products [m, k] x [k, n]; 0 where another driver does better."""
-    return 4 * n * column_floats(k) if m > 0 and 0 < n <= FEW and k >= 64 else 0
+def few_scratch(int64_t m, int64_t n, int64_t k, bint chosen) -> int:
+    """Scratch bytes of few_f32 for products [m, k] x [k, n]; 0 where it cannot, or, unless it was chosen, another driver does
+    better."""
+    return 4 * n * column_floats(k) if m > 0 and 0 < n <= FEW and (k >= 64 or chosen and k > 0) else 0
 
 
 cdef int few_f32(const ev_call *c) noexcept nogil:

@@ -351,9 +351,9 @@ cdef bint winograd_pays(const Winograd *job, int64_t images) noexcept nogil:
     return winograd * 10 < images * w.out[0] * w.out[1] * w.out[2] * 9 * pairs // 8 * 9
 
 
-def winograd_scratch(int64_t c, int64_t m, int64_t images, ints, int32_t threads) -> int:
-    """Scratch bytes of winograd_f32 with c channels in and m out, where it can and pays; else 0. `ints` are the
-    driver's."""
+def winograd_scratch(int64_t c, int64_t m, int64_t images, ints, int32_t threads, bint chosen) -> int:
+    """Scratch bytes of winograd_f32 with c channels in and m out, where it can and pays (or was chosen); else 0. `ints`
+    are the driver's."""
     cdef int64_t[20] values
     cdef int i
     cdef Winograd job
@@ -370,7 +370,7 @@ def winograd_scratch(int64_t c, int64_t m, int64_t images, ints, int32_t threads
             return 0
     # The choice must not depend on the number of threads, as the result would.
     plan_winograd(&job, &w, c // groups, m // groups, images * groups, 1)
-    if winograd_bytes(&job, groups, 1) > WINOGRAD_SCRATCH or not winograd_pays(&job, images):
+    if winograd_bytes(&job, groups, 1) > WINOGRAD_SCRATCH or not (chosen or winograd_pays(&job, images)):
         return 0
     plan_winograd(&job, &w, c // groups, m // groups, images * groups, threads)
     return winograd_bytes(&job, groups, threads)

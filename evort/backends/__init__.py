@@ -34,12 +34,14 @@ def driver_capsule(name: str) -> object:
 class CpuBackend:
     """Binds nodes to drivers; holds the packed weights that its sessions share.
 
-    packed_bytes: bytes of weights copied into another layout, sparse ones with their zeros among them.
+    packed_bytes: bytes of weights copied into another layout, sparse ones with their zeros among them. tuned: kernels
+    that were measured to be best (see evort.tuning), or None.
     """
 
     name = "cpu"
 
     def __init__(self) -> None:
+        self.tuned: dict[tuple[str, tuple[int, ...]], str] | None = None
         # By id of what it was made from (which is kept, so that its id stays its own), and a name.
         self._packed: dict[tuple[int, str], tuple[object, np.ndarray]] = {}
 
@@ -58,6 +60,9 @@ class CpuBackend:
                 break
         else:
             kernel = definition.bind(c)
+            if c.kernel is not None and (kernel is None or kernel.driver != c.kernel):
+                c.kernel = None  # it does not take this node: the choice is bind's
+                kernel = definition.bind(c)
             if kernel is not None:
                 return kernel, None
         from evort.ops.run import run_reference

@@ -65,6 +65,8 @@ class Op:
       and item size (element i of the output depends on no other element of that input than i).
     unread: optional inputs that change nothing, so that the converter need not compute them.
     deterministic: false for random operators (never folded, never merged).
+    choices: drivers of which more than one may take a node, for `evort tune` to time; `bind` chooses among them by what
+      it expects of their speed, unless `Call.kernel` names one.
     untrained: indices of float inputs that are no parameters to train (statistics, bounds, scales).
     """
 
@@ -81,6 +83,7 @@ class Op:
     unread: ClassVar[frozenset[str]] = frozenset()
     deterministic: ClassVar[bool] = True
     untrained: ClassVar[tuple[int, ...]] = ()
+    choices: ClassVar[tuple[str, ...]] = ()
     # The reference gets bfloat16, float8 and float4 operands as their bits. Where false, they are widened to float32
     # before and rounded after.
     raw_bits: ClassVar[bool] = False

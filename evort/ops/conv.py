@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LIMIT = 1 << 31  # of strides, dilations and pads, so that 64-bit index arithmetic cannot overflow
 _MOST = (1 << 30) - 1  # of a spatial axis in the drivers, where lanes are counted in 32 bits
+_DEPTHWISE, _DIRECT, _LANES = "conv.depthwise_f32", "conv.direct_f32", "conv.direct_lanes_f32"
 _ALONE = 1 << 20  # multiply-adds that are not worth a second thread
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
@@ -276,6 +277,10 @@ class Conv(Op):
     dtypes = dict.fromkeys(("X", "W", "B", "Z", "slope"), FLOATS)
     attrs = {**conv_attrs(), "exact": Attr("int", 0), **activation_attrs()}
     inplace = ((0, 3),)
+    choices = (
+        _DEPTHWISE, "conv.few_f32", "conv.winograd_f32", _DIRECT, _LANES, "conv.pointwise_f32", "conv.im2col_f32",
+        "sparse.convolution_f32",
+    )  # fmt: skip
 
     def infer(self, c: Call) -> list[Spec]:
         weights_dtype(c, 2, 3, 4)
@@ -309,7 +314,7 @@ class Conv(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         x, w = c.ins[0], c.ins[1]
-        window, out = conv_shapes(c, x, w)
+        window, _ = conv_shapes(c, x, w)
         place = window.ints()
         if x.dtype != DType.FLOAT or not place:
             return None
@@ -336,21 +341,31 @@ class Conv(Op):
         number, reals = activation_ints_reals(c)
         group, channels, taps = c["group"], w.shape[1], math.prod(window.kernel)
         ints = (*number, group, *place)
-        if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1:
-            scratch = depthwise_scratch(x.shape[1], w.shape[0], ints, c.threads)
-            return Kernel("conv.depthwise_f32", ints, reals, scratch)
         plain = taps == 1 and set(window.strides) == {1} and window.out == window.image
-        sizes = (w.shape[0] // group, math.prod(window.out), channels * taps)
-        if sizes[1] > 1 or not plain:
-            scratch = few_scratch(*sizes)
-            if scratch and (c.threads == 1 or math.prod(sizes) <= _ALONE):
-                return Kernel("conv.few_f32", ints, reals, scratch)
-        drivers = (("conv.winograd_f32", winograd_scratch), ("conv.direct_f32", direct_scratch))
-        for driver, scratch_of in drivers[1:] if c["exact"] else drivers:
-            scratch = scratch_of(x.shape[1], w.shape[0], x.shape[0], ints, c.threads)
+        images, inputs = x.shape[:2]
+        maps, threads = w.shape[0], c.threads
+        sizes = (maps // group, math.prod(window.out), channels * taps)
+        # The driver that is expected to be best; or the one that was measured to be, if it can.
+        told = c.kernel
+        free = told is None
+        if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1 and (free or told == _DEPTHWISE):
+            return Kernel(_DEPTHWISE, ints, reals, depthwise_scratch(inputs, maps, ints, threads))
+        if (sizes[1] > 1 or not plain) and (
+            told == "conv.few_f32" or (free and (threads == 1 or math.prod(sizes) <= _ALONE))
+        ):
+            scratch = few_scratch(*sizes, not free)
             if scratch:
-                return Kernel(driver, ints, reals, scratch)
-        scratch = products_scratch(out.shape[0] * group, *sizes, c.threads)
+                return Kernel("conv.few_f32", ints, reals, scratch)
+        if not c["exact"] and (free or told == "conv.winograd_f32"):
+            scratch = winograd_scratch(inputs, maps, images, ints, threads, not free)
+            if scratch:
+                return Kernel("conv.winograd_f32", ints, reals, scratch)
+        if free or told == _DIRECT or (told == _LANES and not c.has(3)):
+            lanes = told == _LANES if told or c.has(3) else None
+            lanes, scratch = direct_scratch(inputs, maps, images, ints, threads, lanes, not free)
+            if scratch:
+                return Kernel(_LANES if lanes else _DIRECT, ints, reals, scratch)
+        scratch = products_scratch(images * group, *sizes, threads)
         return Kernel("conv.pointwise_f32" if plain else "conv.im2col_f32", ints, reals, scratch)
 
     def macs(self, c: Call) -> int:

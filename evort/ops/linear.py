@@ -73,6 +73,7 @@ class Gemm(Op):
         **activation_attrs(),
     }
     inplace = ((0, 3), (0, 2))
+    choices = ("linear.gemm_f32", "sparse.product_f32")
 
     def infer(self, c: Call) -> list[Spec]:
         weights_dtype(c, 2, 3)
@@ -231,6 +232,7 @@ class MatMul(Op):
     dtypes = dict.fromkeys(("A", "B", "bias", "Z"), _PRODUCT)
     attrs = activation_attrs()
     inplace = ((0, 3),)
+    choices = ("linear.matmul_f32", "sparse.product_f32")
 
     def infer(self, c: Call) -> list[Spec]:
         weights_dtype(c, 2, 3)

@@ -38,6 +38,9 @@ _MOST_TAPS = 256  # of a depthwise convolution, in its drivers
 _LANES = 16  # channels of a vector in those for channels last: fewer than half are a waste
 _MOST_COLUMNS = 64  # of one channel's row of a transposed kernel there
 
+_FIRST = ("qconv.linear", "qdepthwise.linear", "sparse.convolution_s8")  # drivers for operands that lie channels first
+_CHOICES = (*_FIRST, "qnhwc.linear", "qnhwc.depthwise")
+
 # Indices of the inputs.
 _X, _X_SCALE, _X_ZERO, _W, _W_SCALE, _W_ZERO, _Y_SCALE, _Y_ZERO, _B, _Z, _Z_SCALE, _Z_ZERO = range(12)
 
@@ -276,7 +279,7 @@ def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     if c.ins[_X].channels_last or c.outs[0].channels_last:
         return _bind_last(c, window, transposed)
-    if not transposed and _pixels(c) and c.ins[_X].dtype == DType.UINT8:
+    if not transposed and _pixels(c) and c.ins[_X].dtype == DType.UINT8 and c.kernel not in _FIRST:
         from evort._kernels.core import channels_last
 
         found = _last_ints(c, window) if channels_last() else None
@@ -341,6 +344,7 @@ class QLinearConv(Op):
     dtypes = _QLINEAR_DTYPES
     attrs = {**conv_attrs(), **activation_attrs()}
     inplace = ((0, _Z),)
+    choices = _CHOICES
 
     def infer(self, c: Call) -> list[Spec]:
         _, out = conv_shapes(c, c.ins[_X], c.ins[_W])
@@ -354,6 +358,8 @@ class QLinearConv(Op):
         return _finish(c, total, given)
 
     def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        if c.kernel in _FIRST:
+            return ()
         window, _ = conv_shapes(c, c.ins[_X], c.ins[_W])
         found = _last_ints(c, window)
         if found is None:
@@ -380,6 +386,7 @@ class QLinearConvTranspose(Op):
     dtypes = _QLINEAR_DTYPES
     attrs = {**conv_attrs(), "output_padding": Attr("ints"), "output_shape": Attr("ints"), **activation_attrs()}
     inplace = ((0, _Z),)
+    choices = _CHOICES
 
     def infer(self, c: Call) -> list[Spec]:
         _, out = transposed_shapes(c, c.ins[_X], c.ins[_W])
@@ -398,6 +405,8 @@ class QLinearConvTranspose(Op):
         return _finish(c, total, given)
 
     def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        if c.kernel in _FIRST:
+            return ()
         window, _ = transposed_shapes(c, c.ins[_X], c.ins[_W])
         return () if c.ins[_X].dtype != DType.UINT8 or _turned_ints(c, window) is None else ((_X, ~0),)
 

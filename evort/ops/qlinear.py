@@ -49,6 +49,8 @@ def _centred(x: np.ndarray, zero_point: np.ndarray | None, rows: bool) -> np.nda
 class _Product(Op):
     """What the operators share. roles: for each role the index of the input that has it, -1 where none can."""
 
+    choices = ("qlinear.product", "sparse.product_s8")
+
     roles: ClassVar[tuple[int, ...]]
 
     def _index(self, c: Call, role: int) -> int:

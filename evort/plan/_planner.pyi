@@ -13,6 +13,9 @@ class Binder(Protocol):
     @property
     def channels_last(self) -> bool:
         """Whether it is better off with images that lie channels last where operators can have them so."""
+    @property
+    def tuned(self) -> dict[tuple[str, tuple[int, ...]], str] | None:
+        """Kernels that were measured to be best, by the name and shape of a node's first output."""
     def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
         """A driver, or a Python function, for one node."""
     def capsule(self, kernel: Kernel) -> object:

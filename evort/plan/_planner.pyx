@@ -94,7 +94,7 @@ def build(Stage stage, dict specs, binder, int threads=1) -> Plan:
 
     binder: the backend, see `evort.plan.Binder`. Raises ShapeError or UnsupportedError, naming the node.
     """
-    cdef Trace found = trace(stage, specs, threads)
+    cdef Trace found = trace(stage, specs, threads, binder.tuned)
     cdef Plan plan = Plan()
     cdef Call c
     cdef Stage following

@@ -117,8 +117,9 @@ def constant_specs(Graph graph) -> dict:
     return found
 
 
-cdef Trace trace(Stage stage, dict specs, int threads):
-    """Walks a stage. specs: one for each name that the stage reads, with values for `stage.known`.
+cdef Trace trace(Stage stage, dict specs, int threads, dict tuned):
+    """Walks a stage. specs: one for each name that the stage reads, with values for `stage.known`. tuned: None, or kernels
+    to use, by the name and shape of a node's first output.
 
     Raises ShapeError or UnsupportedError, naming the node.
     """
@@ -149,6 +150,9 @@ cdef Trace trace(Stage stage, dict specs, int threads):
                 continue
             outs = checked(c, list(bound.definition.infer(c)))
             c.outs = outs
+            if tuned is not None and outs[0] is not None:
+                kernel = tuned.get((node.outputs[0], (<Spec> outs[0]).shape))
+                c.kernel = kernel if kernel in bound.definition.choices else None
             if has_objects(ins) or has_objects(outs):
                 raise DataDependent
         except NeedsValue as need:

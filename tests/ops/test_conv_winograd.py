@@ -146,5 +146,5 @@ def test_only_where_it_can() -> None:
         session.run({"in0": x, "in1": normal(64, 64, *kernel)})
         assert drivers_of(session) != ["conv.winograd_f32"]
     place = [0, 1, 1, 400, 400, 1, 400, 400, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1]
-    assert conv.winograd_scratch(64, 64, 1, place, 1) > 0
-    assert conv.winograd_scratch(2048, 2048, 1, place, 1) == 0  # takes more memory than it is worth
+    assert conv.winograd_scratch(64, 64, 1, place, 1, False) > 0
+    assert conv.winograd_scratch(2048, 2048, 1, place, 1, False) == 0  # takes more memory than it is worth
