@@ -205,7 +205,7 @@ cdef extern from "qconv.h" nogil:
         float *range
 
 cdef extern from "qnhwc.h" nogil:
-    int EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE
+    int EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_NHWC_TAPS
     ctypedef struct ev_nhwc_conv:
         const void *x
         int64_t wide
@@ -222,9 +222,9 @@ cdef extern from "qnhwc.h" nogil:
         uint8_t *y
     ctypedef struct ev_nhwc_depthwise:
         const uint8_t *x
-        int64_t step, wide
+        int64_t step
         const int32_t *offset
-        int64_t quads, pairs
+        int64_t pairs
         const int8_t *w
         const int32_t *add
         const float *scale
@@ -250,6 +250,18 @@ cdef extern from "qnhwc.h" nogil:
         const ev_qfinish *finish
         const void *z
         int64_t ldz, ldy
+        uint8_t *y
+    ctypedef struct ev_nhwc_columns:
+        const uint8_t *q
+        int64_t groups, group_step, first, rows, kernel_h, kernel_w, tap_step, step
+        const int8_t *w
+        int64_t w_step
+        const int32_t *add
+        const float *scale
+        int32_t zero
+        int64_t channels
+        const ev_qfinish *finish
+        int64_t y_step
         uint8_t *y
 
 cdef extern from "sparse.h" nogil:
@@ -460,6 +472,8 @@ cdef extern from "ukr.h" nogil:
         void (*nhwc_winograd_image)(const ev_nhwc_winograd *g) noexcept nogil
         void (*nhwc_winograd_kernels)(const ev_nhwc_winograd *g, int64_t p0, int64_t pairs) noexcept nogil
         void (*nhwc_winograd_results)(const ev_nhwc_winograd *g) noexcept nogil
+        void (*nhwc_quads)(int64_t n, const uint8_t *const *rows, uint8_t *q) noexcept nogil
+        void (*nhwc_columns)(const ev_nhwc_columns *g, int64_t n) noexcept nogil
         void (*nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x,
                          uint8_t *y) noexcept nogil
         void (*winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,

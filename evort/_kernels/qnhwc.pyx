@@ -15,11 +15,12 @@ first is computed block by block into scratch, and transposed from there.
 A transposed convolution whose kernel is its stride is a convolution of single pixels for each row of the kernel: what one
 pixel gives to a row of the result, [kernel's width][channels], are the channels of that, and lie side by side.
 """
-from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call, ev_item_size,
-                                  ev_nhwc_conv, ev_nhwc_depthwise, ev_nhwc_winograd, ev_ukr, parallel_for, register, ukernels)
+from evort._kernels.core cimport (EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call,
+                                  ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_depthwise, ev_nhwc_winograd, ev_ukr,
+                                  parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
                                      row_add, row_scale, take_linear)
 
@@ -66,8 +67,8 @@ ctypedef struct Geometry:
     int64_t each, at_add, at_scale, at_channel, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, at_v, at_u, at_o, slot
 
 
-cdef bint take_window(Geometry *g, const int64_t *v) noexcept nogil:
-    """The window; False where it has more than two axes."""
+cdef bint take_window(Geometry *g, const int64_t *v, bint columns) noexcept nogil:
+    """The window; False where it has more than two axes. columns: a single axis is that of columns."""
     cdef const int64_t *a = v + I_WINDOW
     g.n, g.c, g.m = v[I_N], v[I_C], v[I_M]
     g.x_last, g.y_last, g.wide = v[I_X_LAST], v[I_Y_LAST], v[I_WIDE]
@@ -77,7 +78,7 @@ cdef bint take_window(Geometry *g, const int64_t *v) noexcept nogil:
         return False
     g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = a[1], a[4], a[7], a[10], a[13], a[16]
     g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w = a[2], a[5], a[8], a[11], a[14], a[17]
-    if g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0 and g.turns == 1 and not g.sums:   # one axis: bands cut it
+    if g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0 and g.turns == 1 and not g.sums and not columns:   # bands cut it
         g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = (
             g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w)
         g.w = g.out_w = g.kernel_w = g.stride_w = g.dilation_w = 1
@@ -100,7 +101,7 @@ cdef inline int64_t common(int64_t a, int64_t b) noexcept nogil:
 cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint depthwise) noexcept nogil:
     """False where these drivers do not take the window."""
     cdef int64_t row, items, at, size
-    if not take_window(g, v):
+    if not take_window(g, v, False):
         return False
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
     g.segments = g.kernel_h if g.rows else g.kernel_h * g.kernel_w
@@ -340,7 +341,7 @@ cdef void depthwise_items(void *ctx, int64_t begin, int64_t end, int32_t worker)
     for i in range(up_to(taps, 4)):
         offset[i] = offset[0] if i >= taps else <int32_t> (
             (i // g.kernel_w * g.dilation_h * g.pitch + i % g.kernel_w * g.dilation_w) * g.c)
-    k.offset, k.quads, k.pairs, k.finish, k.wide = offset, ceil_div(taps, 4), ceil_div(taps, 2), &job.finish, g.wide
+    k.offset, k.pairs, k.finish = offset, ceil_div(taps, 2), &job.finish
     k.step = round_ if g.run else g.stride_w * g.c
     k.y_step = round_ if g.run else g.c
     length = g.out_w * g.c if g.run else g.c
@@ -352,7 +353,7 @@ cdef void depthwise_items(void *ctx, int64_t begin, int64_t end, int32_t worker)
         y = <uint8_t *> job.o.y.data + (image * g.out_h + first) * g.out_w * g.c
         at = 0
         while at < min(round_, length):
-            k.w = t.w + at * 4 * k.quads
+            k.w = t.w + at * 4 * ceil_div(taps, 4)
             k.add, k.scale = <const int32_t *> (shared + g.at_add) + at, <const float *> (shared + g.at_scale) + at
             for row in range(rows):
                 k.x = x + row * g.stride_h * g.pitch * g.c + at
@@ -373,13 +374,13 @@ cdef void depthwise_items(void *ctx, int64_t begin, int64_t end, int32_t worker)
             at += EV_NHWC_NR
 
 
-cdef inline int64_t lane_of(int64_t c, bint wide_) noexcept nogil:
-    """Where byte c of a run has its lane, in blocks of 64."""
-    return c if wide_ else c // 64 * 64 + c % 16 // 4 * 16 + c % 64 // 16 * 4 + c % 4
+include "qnhwc_columns.pxi"
 
 
 cdef int depthwise(const ev_call *c) noexcept nogil:
     """in: those of QLinearConv, then what pack_depthwise gives; out: y; the rest as for `linear`."""
+    if not c.ints[I_WIDE]:
+        return columns(c)
     cdef Task t
     cdef Geometry *g = &t.g
     cdef int64_t e, m, items
@@ -404,8 +405,8 @@ cdef int depthwise(const ev_call *c) noexcept nogil:
             adds[m], scales[m] = adds[m - g.c], scales[m - g.c]
     m = 0
     for e in range(0, g.cycle, 4):
-        memcpy(add + lane_of(e, g.wide), adds + m, 16)
-        memcpy(scale + lane_of(e, g.wide), scales + m, 16)
+        memcpy(add + e, adds + m, 16)
+        memcpy(scale + e, scales + m, 16)
         m = (m + 4) % g.c if g.c < 4 else m + 4 if m + 4 < g.c else m + 4 - g.c
     items = g.n * g.bands
     parallel_for(depthwise_items, &t, items,
@@ -461,8 +462,13 @@ def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
     """Scratch bytes of `linear` or `depthwise`, or -1 where they do not take the window."""
     cdef int64_t[ALL_INTS] values
     cdef Geometry g
+    cdef Columns by_columns
     read_ints(ints, values)
-    if values[I_C] == 0 or values[I_M] == 0 or not make_geometry(&g, values, threads, depthwise):
+    if values[I_C] == 0 or values[I_M] == 0:
+        return -1
+    if depthwise and not values[I_WIDE]:
+        return by_columns.shared + threads * by_columns.slot if make_columns(&by_columns, values, threads) else -1
+    if not make_geometry(&g, values, threads, depthwise):
         return -1
     return g.shared + threads * g.slot
 
@@ -533,28 +539,38 @@ def cycle_of(ints) -> int:
     """After how many bytes the weights of pack_depthwise repeat: plans for images of other sizes may differ in that."""
     cdef int64_t[ALL_INTS] values
     cdef Geometry g
+    cdef Columns by_columns
     read_ints(ints, values)
+    if not values[I_WIDE]:
+        make_columns(&by_columns, values, 1)
+        return by_columns.cycle
     make_geometry(&g, values, 1, True)
     return g.cycle
 
 
 def pack_depthwise(weights, int flip, ints):
-    """The same for `depthwise`, from [C, 1, kernel...]."""
+    """The same for `depthwise`, from [C, 1, kernel...]; without the sums where images are in quads of rows."""
     import numpy
 
     cdef int64_t[ALL_INTS] values
     cdef Geometry g
+    cdef Columns by_columns
     read_ints(ints, values)
+    weights = numpy.ascontiguousarray(weights)
+    cdef const uint8_t *w = <const uint8_t *> <size_t> weights.ctypes.data
+    if not values[I_WIDE]:
+        make_columns(&by_columns, values, 1)
+        found = _aligned(numpy, by_columns.quads * by_columns.w.kernel_w * by_columns.cycle * 4)
+        found[:] = 0
+        pack_columns(&by_columns, w, flip, <int8_t *> <size_t> found.ctypes.data)
+        return found
     make_geometry(&g, values, 1, True)
     cdef int64_t whole = up_to(g.c, EV_NHWC_VECTOR), all_ = g.cycle, taps = g.kernel_h * g.kernel_w, quads = ceil_div(taps, 4)
     cdef int64_t c, t, e, at, bytes_ = 4 * whole + all_ * 4 * quads
     found = _aligned(numpy, bytes_)
-    weights = numpy.ascontiguousarray(weights)
     cdef char *to = <char *> <size_t> found.ctypes.data
-    cdef const uint8_t *w = <const uint8_t *> <size_t> weights.ctypes.data
     cdef int32_t *sums = <int32_t *> to
     cdef int8_t *packed = <int8_t *> (to + 4 * whole)
-    cdef int8_t v
     memset(to, 0, bytes_)
     for c in range(g.c):
         for t in range(taps):
@@ -563,9 +579,8 @@ def pack_depthwise(weights, int flip, ints):
         if e >= g.c and not g.run:
             break
         for t in range(taps):
-            v = <int8_t> (w[e % g.c * taps + t] ^ flip)
-            at = t % 4 // 2 * 128 + 2 * (e % 64) + t % 2 if g.wide else 4 * (lane_of(e, False) % 64) + t % 4
-            packed[e // 64 * 256 * quads + t // 4 * 256 + at] = v
+            at = t % 4 // 2 * 128 + 2 * (e % 64) + t % 2
+            packed[e // 64 * 256 * quads + t // 4 * 256 + at] = <int8_t> (w[e % g.c * taps + t] ^ flip)
     return found
 
 

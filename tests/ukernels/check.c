@@ -86,6 +86,7 @@ void check_qgemm_i16(void);
 void check_nhwc_conv(void);
 void check_nhwc_depthwise(void);
 void check_nhwc_winograd(void);
+void check_nhwc_columns(void);
 
 static const struct {
     const char *row;
@@ -99,6 +100,7 @@ static const struct {
     {"qgemm_i16", check_qgemm_i16}, {"nhwc_widen", check_nhwc_conv}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
     {"nhwc_depthwise", check_nhwc_depthwise}, {"nhwc_winograd_image", check_nhwc_winograd},
     {"nhwc_winograd_kernels", check_nhwc_winograd}, {"nhwc_winograd_results", check_nhwc_winograd},
+    {"nhwc_quads", check_nhwc_columns}, {"nhwc_columns", check_nhwc_columns},
 };
 enum { N_CASES = sizeof CASES / sizeof CASES[0] };
 

@@ -5,8 +5,7 @@
  * or 64), and the image is read as it lies: a quad of a pixel's channels is broadcast.
  *
  *   W [blocks of 64][quads][up to 4 vectors][16 channels][4]          dense
- *   W [blocks of 64][quads of taps][4 vectors][16 channels][4 taps]   depthwise; lane l of vector v is channel
- *                                                                     16*(l/4) + 4*v + l%4 of the block
+ *   W [quads of the kernel's rows][its columns][channels][4 rows]     depthwise; the image is put in such quads, too
  *
  * Tables without a product of bytes that is exact for all of them take numbers of 16 bits, in pairs (`wide`):
  *
@@ -41,16 +40,15 @@ typedef struct {
     uint8_t *y;
 } ev_nhwc_conv;
 
-/* Depthwise: n results of `channels` bytes each, `step` apart in x and y_step in y; byte c of a result meets byte c at
+/* Depthwise, by pairs of taps: n results of `channels` bytes each, `step` apart in x and y_step in y; byte c of a result meets byte c at
  * each tap's offset. Taps are filled up to quads; what is added weighs nothing. No residual. */
 typedef struct {
     const uint8_t *x;
     int64_t step;
-    int64_t wide;
     const int32_t *offset;
-    int64_t quads, pairs;     /* pairs: of which there is more than what was filled up */
+    int64_t pairs;            /* of taps: of which there is more than what was filled up */
     const int8_t *w;
-    const int32_t *add;       /* both in the order of W's channels */
+    const int32_t *add;
     const float *scale;
     int64_t channels;
     const ev_qfinish *finish;
@@ -81,5 +79,27 @@ typedef struct {
     int64_t ldz, ldy;
     uint8_t *y;
 } ev_nhwc_winograd;
+
+/* Depthwise, by quads of rows: n results of `channels` bytes each, y_step apart in y. Byte e of four rows of the image is at
+ * q + 4*e, that of the next four group_step further. No residual. */
+typedef struct {
+    const uint8_t *q;
+    int64_t groups, group_step;
+    int64_t first;            /* the kernel's row that meets the first of these rows; below 0: so many rows before it */
+    int64_t rows;             /* that there are; others in the last quads weigh nothing */
+    int64_t kernel_h, kernel_w; /* groups * kernel_w is at most EV_NHWC_TAPS */
+    int64_t tap_step, step;   /* in q: from a column of the kernel, and from a result, to the next */
+    const int8_t *w;          /* the first quads of the block's channels, */
+    int64_t w_step;           /* and how far the next column's are; all can be read up to a multiple of EV_NHWC_VECTOR */
+    const int32_t *add;
+    const float *scale;
+    int32_t zero;             /* taken off what the rows hold */
+    int64_t channels;         /* of the block */
+    const ev_qfinish *finish;
+    int64_t y_step;
+    uint8_t *y;
+} ev_nhwc_columns;
+
+#define EV_NHWC_TAPS 64
 
 #endif

@@ -152,10 +152,6 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 /* Sixteen channels at a time: two taps are interleaved, and widened. */
 static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
 {
-    if (!g->wide) {
-        ev_ukr_table__scalar.nhwc_depthwise(g, n);
-        return;
-    }
     for (int64_t c = 0; c < g->channels; c += 16) {
         const int64_t part = g->channels - c < 16 ? g->channels - c : 16;
         int32_t sum[32] __attribute__((aligned(32))) = {0};

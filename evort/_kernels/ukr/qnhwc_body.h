@@ -7,17 +7,41 @@ static void EV_FN(nhwc_widen)(int64_t n, const uint8_t *x, int16_t *y)
     for (int64_t i = 0; i < n; i++) y[i] = x[i];
 }
 
-#if !defined(__AVX2__)
-static void EV_FN(nhwc_has)(int *has)
-{
-    *has = 0;
-}
-
 /* One result. */
 static void EV_FN(nhwc_put)(const ev_qfinish *f, int32_t sum, float scale, const void *z, uint8_t *y)
 {
     const int32_t sums[32] = {sum}; /* as many as qc_finish may read */
     EV_FN(qc_finish)(f, 1, sums, NULL, 0, scale, z, y);
+}
+
+/* q[e] = byte e of four rows, 0 for those that are NULL. */
+static void EV_FN(nhwc_quads)(int64_t n, const uint8_t *const *rows, uint8_t *q)
+{
+    for (int64_t e = 0; e < n; e++)
+        for (int r = 0; r < 4; r++) q[4 * e + r] = rows[r] ? rows[r][e] : 0;
+}
+
+static void EV_FN(nhwc_columns)(const ev_nhwc_columns *g, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < g->channels; c++) {
+            uint32_t sum = (uint32_t)g->add[c];
+            for (int64_t r = 0; r < g->rows; r++) {
+                const int64_t k = r + g->first;
+                if (k < 0 || k >= g->kernel_h) continue;
+                const int8_t *w = g->w + k / 4 * g->kernel_w * g->w_step + 4 * c + k % 4;
+                const uint8_t *q = g->q + r / 4 * g->group_step + i * g->step + 4 * c + r % 4;
+                for (int64_t j = 0; j < g->kernel_w; j++)
+                    sum += (uint32_t)((q[j * g->tap_step] - g->zero) * w[j * g->w_step]);
+            }
+            EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[c], NULL, g->y + i * g->y_step + c);
+        }
+}
+
+#if !defined(__AVX2__)
+static void EV_FN(nhwc_has)(int *has)
+{
+    *has = 0;
 }
 
 /* Results of positions [begin, end). */
@@ -50,13 +74,11 @@ static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < g->channels; c++) {
-            const int64_t lane = g->wide ? c : c % 16 / 4 * 16 + c / 16 * 4 + c % 4;
-            uint32_t sum = (uint32_t)g->add[lane];
-            for (int64_t q = 0; q < g->quads; q++)
-                for (int t = 0; t < 4; t++)
-                    sum += (uint32_t)(g->x[i * g->step + g->offset[4 * q + t] + c] *
-                                      g->w[256 * q + (g->wide ? t / 2 * 128 + 2 * c + t % 2 : 4 * lane + t)]);
-            EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[lane], NULL, g->y + i * g->y_step + c);
+            uint32_t sum = (uint32_t)g->add[c];
+            for (int64_t p = 0; p < g->pairs; p++)
+                for (int t = 0; t < 2; t++)
+                    sum += (uint32_t)(g->x[i * g->step + g->offset[2 * p + t] + c] * g->w[128 * p + 2 * c + t]);
+            EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[c], NULL, g->y + i * g->y_step + c);
         }
 }
 

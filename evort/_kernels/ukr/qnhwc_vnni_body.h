@@ -322,78 +322,97 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
     if (g->finish && g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
 }
 
-/* Four taps of 64 channels are interleaved to four vectors of 16 channels. */
-static inline __attribute__((always_inline)) void EV_FN(nhwc_taps)(const ev_nhwc_depthwise *g, int64_t n,
-                                                                   const int noting, const int activation,
-                                                                   const int64_t channels)
+/* Sixty-four bytes of four rows at a time: dwords are dealt out to lanes first, so that quads come out in order. */
+static void EV_FN(nhwc_quads)(int64_t n, const uint8_t *const *rows, uint8_t *q)
 {
-    const ev_qfinish own = *g->finish, *f = &own; /* which stores to y do not change */
-    const __mmask64 there = channels >= 64 ? ~0ull : (1ull << channels) - 1;
-    const __m512i add[4] = {_mm512_loadu_si512(g->add), _mm512_loadu_si512(g->add + 16), _mm512_loadu_si512(g->add + 32),
-                            _mm512_loadu_si512(g->add + 48)};
-    const __m512 scale[4] = {_mm512_loadu_ps(g->scale), _mm512_loadu_ps(g->scale + 16), _mm512_loadu_ps(g->scale + 32),
-                             _mm512_loadu_ps(g->scale + 48)};
-    const int fast = f->folds && (!noting || channels >= 64);
-    EV_FN(nhwc_known) k = EV_FN(nhwc_know)(f);
-    const int passes = activation == EV_ACT_NONE && EV_FN(nhwc_passes)(f);
-    k.noting = noting;
-    if (passes) k.activation = EV_ACT_NONE;
-    if (activation != EV_ACT_NONE) k.folds = 0, k.activation = activation;
-    EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
-    if (g->wide) { /* planned for another table */
-        ev_ukr_table__scalar.nhwc_depthwise(g, n);
-        return;
-    }
-    const uint8_t *x = g->x;
-    uint8_t *y = g->y;
-    for (int64_t i = 0; i < n; i++, x += g->step, y += g->y_step) {
-        __m512i v0 = add[0], v1 = add[1], v2 = add[2], v3 = add[3], r;
-        const int8_t *w = g->w;
-        const int32_t *offset = g->offset;
-        for (int64_t q = 0; q < g->quads; q++, w += 256, offset += 4) {
-            const __m512i t0 = _mm512_maskz_loadu_epi8(there, x + offset[0]), t1 = _mm512_maskz_loadu_epi8(there, x + offset[1]);
-            const __m512i t2 = _mm512_maskz_loadu_epi8(there, x + offset[2]), t3 = _mm512_maskz_loadu_epi8(there, x + offset[3]);
-            const __m512i low01 = _mm512_unpacklo_epi8(t0, t1), high01 = _mm512_unpackhi_epi8(t0, t1);
-            const __m512i low23 = _mm512_unpacklo_epi8(t2, t3), high23 = _mm512_unpackhi_epi8(t2, t3);
-            v0 = _mm512_dpbusd_epi32(v0, _mm512_unpacklo_epi16(low01, low23), _mm512_loadu_si512(w));
-            v1 = _mm512_dpbusd_epi32(v1, _mm512_unpackhi_epi16(low01, low23), _mm512_loadu_si512(w + 64));
-            v2 = _mm512_dpbusd_epi32(v2, _mm512_unpacklo_epi16(high01, high23), _mm512_loadu_si512(w + 128));
-            v3 = _mm512_dpbusd_epi32(v3, _mm512_unpackhi_epi16(high01, high23), _mm512_loadu_si512(w + 192));
+    const __m512i deal = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int64_t e = 0; e < n; e += 64, q += 256) {
+        const __mmask64 there = n - e >= 64 ? ~0ull : (1ull << (n - e)) - 1;
+        __m512i t[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++)
+            t[r] = rows[r] ? _mm512_permutexvar_epi32(deal, _mm512_maskz_loadu_epi8(there, rows[r] + e)) : _mm512_setzero_si512();
+        const __m512i low01 = _mm512_unpacklo_epi8(t[0], t[1]), high01 = _mm512_unpackhi_epi8(t[0], t[1]);
+        const __m512i low23 = _mm512_unpacklo_epi8(t[2], t[3]), high23 = _mm512_unpackhi_epi8(t[2], t[3]);
+        const __m512i v[4] = {_mm512_unpacklo_epi16(low01, low23), _mm512_unpackhi_epi16(low01, low23),
+                              _mm512_unpacklo_epi16(high01, high23), _mm512_unpackhi_epi16(high01, high23)};
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            if (n - e >= 64) _mm512_storeu_si512(q + 64 * i, v[i]);
+            else _mm512_mask_storeu_epi32(q + 64 * i, (__mmask16)(there >> 16 * i), v[i]);
         }
-        if (fast) {
-            r = EV_FN(nhwc_fold)(f, v0, v1, v2, v3, scale, noting ? &seen : NULL);
-        } else {
-            __mmask16 m[4] = {0xffff, 0xffff, 0xffff, 0xffff};
-            if (channels < 64) /* lane 4*g + k of vector v is channel 16*g + 4*v + k */
-                for (int v = 0; v < 4; v++)
-                    for (int g4 = m[v] = 0; g4 < 4; g4++) m[v] |= (__mmask16)((there >> (16 * g4 + 4 * v) & 15) << 4 * g4);
-            float r4[4 * EV_NHWC_VECTOR] __attribute__((aligned(64)));
-            __m512 r0 = EV_FN(nhwc_real)(k, v0, scale[0], m[0], NULL), r1 = EV_FN(nhwc_real)(k, v1, scale[1], m[1], NULL);
-            __m512 r2 = EV_FN(nhwc_real)(k, v2, scale[2], m[2], NULL), r3 = EV_FN(nhwc_real)(k, v3, scale[3], m[3], NULL);
-            if (passes) {
-                _mm512_store_ps(r4, r0), _mm512_store_ps(r4 + 16, r1);
-                _mm512_store_ps(r4 + 32, r2), _mm512_store_ps(r4 + 48, r3);
-                ev_ukr_table__avx512.unary_f32(f->activation, 4 * EV_NHWC_VECTOR, r4, r4, f->a, f->b);
-                r0 = _mm512_load_ps(r4), r1 = _mm512_load_ps(r4 + 16);
-                r2 = _mm512_load_ps(r4 + 32), r3 = _mm512_load_ps(r4 + 48);
-            }
-            v0 = EV_FN(nhwc_whole)(k, r0, m[0], &seen), v1 = EV_FN(nhwc_whole)(k, r1, m[1], &seen);
-            v2 = EV_FN(nhwc_whole)(k, r2, m[2], &seen), v3 = EV_FN(nhwc_whole)(k, r3, m[3], &seen);
-            const __m512i u = _mm512_packs_epi32(v0, v1), v = _mm512_packs_epi32(v2, v3);
-            r = f->type == EV_UINT8 ? _mm512_packus_epi16(u, v) : _mm512_packs_epi16(u, v);
-        }
-        if (channels >= 64) _mm512_storeu_si512(y, r);
-        else _mm512_mask_storeu_epi8(y, there, r);
     }
-    if (noting && n > 0) EV_FN(nhwc_note_range)(f, &seen);
 }
 
-static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
+/* The weights of a vector of channels as the quads of rows meet them, and what is added to their sums. */
+static void EV_FN(nhwc_shifted)(const ev_nhwc_columns *g, int64_t c, int8_t *to, int32_t *add)
 {
-    const int swish = g->finish->activation == EV_ACT_HARD_SWISH;
-    if (g->finish->range) EV_FN(nhwc_taps)(g, n, 1, EV_ACT_NONE, g->channels);
-    else if (g->channels < 64) EV_FN(nhwc_taps)(g, n, 0, EV_ACT_NONE, g->channels);
-    else if (swish) EV_FN(nhwc_taps)(g, n, 0, EV_ACT_HARD_SWISH, 64);
-    else EV_FN(nhwc_taps)(g, n, 0, EV_ACT_NONE, 64);
+    const __m512i ones = _mm512_set1_epi8(1);
+    const int64_t quads = (g->kernel_h + 3) / 4, first = g->first;
+    __m512i total = _mm512_setzero_si512();
+    for (int64_t group = 0; group < g->groups; group++) {
+        const int64_t from = 4 * group + first, above = from >= 0 ? from / 4 : -((3 - from) / 4), left = g->rows - 4 * group;
+        const __m128i down = _mm_cvtsi64_si128(8 * (from - 4 * above)), up = _mm_cvtsi64_si128(32 - 8 * (from - 4 * above));
+        const __m512i there = _mm512_set1_epi32(left >= 4 ? -1 : left <= 0 ? 0 : (int32_t)((1u << 8 * left) - 1));
+        const int8_t *w = g->w + above * g->kernel_w * g->w_step + 4 * c;
+        for (int64_t j = 0; j < g->kernel_w; j++, w += g->w_step, to += 4 * EV_NHWC_NR) {
+            __m512i v = _mm512_setzero_si512();
+            if (above >= 0 && above < quads) v = _mm512_srl_epi32(_mm512_loadu_si512(w), down);
+            if (above >= -1 && above + 1 < quads)
+                v = _mm512_or_si512(v, _mm512_sll_epi32(_mm512_loadu_si512(w + g->kernel_w * g->w_step), up));
+            v = _mm512_and_si512(v, there);
+            total = _mm512_dpbusd_epi32(total, ones, v);
+            _mm512_store_si512(to, v);
+        }
+    }
+    total = _mm512_mullo_epi32(total, _mm512_set1_epi32(g->zero));
+    _mm512_store_si512(add, _mm512_sub_epi32(_mm512_loadu_si512(g->add + c), total));
+}
+
+/* Eight results of 16 channels. */
+#define EV_RESULTS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+static inline __attribute__((always_inline)) void EV_FN(nhwc_eight)(const uint8_t *const *x, const int64_t *offset, int64_t taps,
+                                                                    const int8_t *w, __m512i add, int32_t *sum)
+{
+#define X(i)                    \
+    const uint8_t *x##i = x[i]; \
+    __m512i a##i = add;
+    EV_RESULTS(X)
+#undef X
+    for (int64_t t = 0; t < taps; t++, w += 4 * EV_NHWC_NR) {
+        const __m512i v = _mm512_load_si512(w);
+        const int64_t at = offset[t];
+#define X(i) a##i = _mm512_dpbusd_epi32(a##i, _mm512_loadu_si512(x##i + at), v);
+        EV_RESULTS(X)
+#undef X
+    }
+#define X(i) _mm512_store_si512(sum + i * EV_NHWC_NR, a##i);
+    EV_RESULTS(X)
+#undef X
+}
+#undef EV_RESULTS
+
+static void EV_FN(nhwc_columns)(const ev_nhwc_columns *g, int64_t n)
+{
+    enum { MR = 8 };
+    int8_t w[EV_NHWC_TAPS * 4 * EV_NHWC_NR] __attribute__((aligned(64)));
+    int32_t sum[MR * EV_NHWC_NR] __attribute__((aligned(64))), add[EV_NHWC_NR] __attribute__((aligned(64)));
+    int64_t offset[EV_NHWC_TAPS];
+    const int64_t taps = g->groups * g->kernel_w;
+    const ev_nhwc_conv k = {.scale = g->scale, .channels = g->channels, .finish = g->finish, .ldy = g->y_step, .y = g->y};
+    EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
+    for (int64_t t = 0; t < taps; t++) offset[t] = t / g->kernel_w * g->group_step + t % g->kernel_w * g->tap_step;
+    for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR) EV_FN(nhwc_shifted)(g, c, w + 4 * c, add + c);
+    for (int64_t p = 0; p < n; p += MR) {
+        const int64_t some = n - p < MR ? n - p : MR;
+        for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR) {
+            const uint8_t *x[MR];
+            for (int64_t i = 0; i < MR; i++) /* beyond the last, it again */
+                x[i] = g->q + (p + (i < some ? i : some - 1)) * g->step + 4 * c;
+            EV_FN(nhwc_eight)(x, offset, taps, w + 4 * c, _mm512_load_si512(add + c), sum + c);
+        }
+        EV_FN(nhwc_finish)(&k, sum, some, p, &seen);
+    }
+    if (g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
 }
 #pragma GCC pop_options

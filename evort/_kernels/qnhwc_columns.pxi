@@ -1,0 +1,174 @@
+# Depthwise convolutions of bytes that lie channels last, by quads of rows. Part of qnhwc.pyx.
+#
+# Byte e of four rows of the image becomes a quad, once for all columns of the kernel and for every row of the result that
+# reads these rows: those of a block, as many as 4 * groups rows of the image allow, or all where the image has no more.
+# The weights are shifted to where a row of the result meets them. Rows of padding are neither made nor multiplied.
+
+cdef enum:
+    QUAD_BYTES = 128 * 1024      # of a band of columns, about: they stay in L2
+    FEWEST_BYTES = 2048          # of a row of the result in a thread's band
+
+ctypedef struct Columns:
+    Geometry w                   # the window only
+    int64_t cycle                # bytes of the result after which weights repeat; a multiple of a vector
+    bint run                     # the pixels of a row are one run of bytes; else a pixel at a time
+    int64_t groups               # of four rows, at most
+    int64_t block, blocks        # rows of the result that share them
+    int64_t band, bands, pitch   # columns of the result, and of the image under them
+    int64_t quads                # of a kernel's column
+    int64_t at_scale, shared, slot
+
+
+ctypedef struct ColumnsTask:
+    Job job
+    Columns g
+    const int8_t *w
+
+
+cdef bint make_columns(Columns *g, const int64_t *v, int32_t threads) noexcept nogil:
+    """False where this driver does not take the window."""
+    cdef Geometry *w = &g.w
+    cdef int64_t items, reach
+    if not take_window(w, v, True):
+        return False
+    g.quads = ceil_div(w.kernel_h, 4)
+    g.groups = g.quads
+    g.block = 1
+    if w.h <= 4 * g.groups and w.dilation_h == 1:
+        g.block = w.out_h
+    elif w.dilation_h == 1:
+        g.block = (4 * g.groups - w.kernel_h) // w.stride_h + 1
+    g.blocks = ceil_div(w.out_h, g.block)
+    if g.groups * w.kernel_w > EV_NHWC_TAPS or w.h * w.w * w.c > <int64_t> 1 << 40:
+        return False
+    g.run = w.stride_w == 1 and w.out_w > 1
+    g.cycle = w.c * EV_NHWC_VECTOR // common(w.c, EV_NHWC_VECTOR) if g.run else up_to(w.c, EV_NHWC_VECTOR)
+    reach = (w.kernel_w - 1) * w.dilation_w + 1
+    g.band = max(<int64_t> 1, min(w.out_w, (QUAD_BYTES // (4 * g.groups * w.c) - reach) // w.stride_w + 1))
+    items = w.n * g.blocks * ceil_div(w.out_w, g.band)
+    if threads > 1 and items < 2 * threads:
+        g.band = min(g.band, max(ceil_div(w.out_w, ceil_div(2 * threads, items)), ceil_div(FEWEST_BYTES, w.c)))
+    g.bands = ceil_div(w.out_w, g.band)
+    g.band = ceil_div(w.out_w, g.bands)
+    g.pitch = (g.band - 1) * w.stride_w + reach
+    g.at_scale = up_to(4 * g.cycle, 64)
+    g.shared = 2 * g.at_scale
+    g.slot = up_to(4 * g.groups * g.pitch * w.c + SLACK, 64)
+    return True
+
+
+cdef void fill_quads(uint32_t quad, int64_t n, uint32_t *to) noexcept nogil:
+    cdef int64_t i
+    for i in range(n):
+        to[i] = quad
+
+
+cdef void make_quads(const Job *job, const Columns *g, const uint8_t *x, int64_t top, int64_t rows, int64_t left,
+                     char *to) noexcept nogil:
+    """Rows top, top + dilation, ... of the image, columns from `left` on, padding with what stands for zero."""
+    cdef const Geometry *w = &g.w
+    cdef int64_t row, r, begin = min(max(<int64_t> 0, -left), g.pitch), end = max(begin, min(g.pitch, w.w - left))
+    cdef const uint8_t *four[4]
+    cdef uint32_t pad
+    for row in range(0, max(<int64_t> 1, rows), 4):
+        pad = 0
+        for r in range(4):
+            four[r] = NULL
+            if row + r < rows:
+                four[r] = x + ((top + (row + r) * w.dilation_h) * w.w + left + begin) * w.c
+                pad |= <uint32_t> job.x_zero << <uint32_t> (8 * r)
+        fill_quads(pad, begin * w.c, <uint32_t *> to)
+        K.nhwc_quads((end - begin) * w.c, four, <uint8_t *> to + 4 * begin * w.c)
+        fill_quads(pad, (g.pitch - end) * w.c, <uint32_t *> to + end * w.c)
+        to += 4 * g.pitch * w.c
+
+
+cdef void columns_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    """Items [begin, end): bands of columns, blocks of rows and images, the first fastest."""
+    cdef ColumnsTask *t = <ColumnsTask *> ctx
+    cdef const Job *job = &t.job
+    cdef const Columns *g = &t.g
+    cdef const Geometry *w = &g.w
+    cdef char *shared = <char *> job.call.scratch
+    cdef char *quads = shared + g.shared + worker * g.slot
+    cdef int64_t item, image, row, first, last, top, rows, left, width, at, length, lanes, whole
+    cdef const uint8_t *x
+    cdef uint8_t *y
+    cdef ev_nhwc_columns k
+    memset(&k, 0, sizeof(k))
+    k.kernel_h, k.kernel_w, k.group_step = w.kernel_h, w.kernel_w, 4 * g.pitch * w.c
+    k.tap_step, k.step = 4 * w.dilation_w * w.c, 4 * (g.cycle if g.run else w.stride_w * w.c)
+    k.y_step, k.w_step, k.zero, k.finish = g.cycle if g.run else w.c, 4 * g.cycle, <int32_t> job.x_zero, &job.finish
+    for item in range(begin, end):
+        left = item % g.bands * g.band
+        width = min(g.band, w.out_w - left)
+        first = item // g.bands % g.blocks * g.block
+        last = min(first + g.block, w.out_h)
+        image = item // g.bands // g.blocks
+        x = <const uint8_t *> job.o.x.data + image * w.h * w.w * w.c
+        # The rows of the image that there are under rows [first, last).
+        top = first * w.stride_h - w.pad_h
+        rows = (last - 1 - first) * w.stride_h + w.kernel_h
+        rows = min(rows, ceil_div(w.h - top, w.dilation_h))
+        at = ceil_div(-top, w.dilation_h) if top < 0 else 0
+        top += at * w.dilation_h
+        rows = max(<int64_t> 0, rows - at)
+        make_quads(job, g, x, top, rows, left * w.stride_w - w.pad_w, quads)
+        k.groups, k.rows = max(<int64_t> 1, ceil_div(rows, 4)), rows
+        length = (width if g.run else 1) * w.c
+        at = 0
+        while at < min(g.cycle, length):
+            lanes = min(<int64_t> EV_NHWC_NR, g.cycle - at)
+            if not g.run:
+                lanes = min(lanes, w.c - at)
+            k.w = t.w + 4 * at
+            k.add, k.scale = <const int32_t *> shared + at, <const float *> (shared + g.at_scale) + at
+            whole = ((length - at - lanes) // g.cycle + 1 if length - at >= lanes else 0) if g.run else width
+            for row in range(first, last):
+                y = <uint8_t *> job.o.y.data + ((image * w.out_h + row) * w.out_w + left) * w.c + at
+                k.first = (top - row * w.stride_h + w.pad_h) // w.dilation_h if w.dilation_h > 1 else (
+                    top - row * w.stride_h + w.pad_h)
+                k.q, k.y, k.channels = <const uint8_t *> quads + 4 * at, y, lanes
+                if whole > 0:
+                    K.nhwc_columns(&k, whole)
+                if g.run and at + whole * g.cycle < length:
+                    k.q += whole * k.step
+                    k.y += whole * k.y_step
+                    k.channels = length - at - whole * g.cycle
+                    K.nhwc_columns(&k, 1)
+            at += EV_NHWC_NR
+
+
+cdef int columns(const ev_call *c) noexcept nogil:
+    """`depthwise` by quads of rows."""
+    cdef ColumnsTask t
+    cdef Columns *g = &t.g
+    cdef int64_t m, items
+    cdef int32_t *add = <int32_t *> c.scratch
+    cdef float *scale
+    take_linear(c, &t.job)
+    if t.job.o.y.size == 0:
+        return EV_OK
+    make_columns(g, c.ints, c.threads)
+    t.w = <const int8_t *> c.in_[c.ints[I_INPUTS]].data
+    scale = <float *> (<char *> c.scratch + g.at_scale)
+    memset(c.scratch, 0, g.shared)
+    for m in range(g.w.c):
+        add[m] = <int32_t> row_add(&t.job, m, 0)
+        scale[m] = row_scale(&t.job, m)
+    for m in range(g.w.c, g.cycle if g.run else 0):
+        add[m], scale[m] = add[m - g.w.c], scale[m - g.w.c]
+    items = g.w.n * g.blocks * g.bands
+    parallel_for(columns_items, &t, items,
+                 max(1, MACS_PER_TASK // max(1, t.job.o.y.size // items * g.w.kernel_h * g.w.kernel_w)), c.threads)
+    return EV_OK
+
+
+cdef void pack_columns(const Columns *g, const uint8_t *w, int flip, int8_t *to) noexcept nogil:
+    """[quads][kernel_w][cycle][4] from [C, kernel]; `to` is of zeros."""
+    cdef int64_t e, i, j, taps = g.w.kernel_h * g.w.kernel_w
+    for i in range(g.w.kernel_h):
+        for j in range(g.w.kernel_w):
+            for e in range(g.cycle if g.run else g.w.c):
+                to[((i // 4 * g.w.kernel_w + j) * g.cycle + e) * 4 + i % 4] = <int8_t> (
+                    w[e % g.w.c * taps + i * g.w.kernel_w + j] ^ flip)
