@@ -114,7 +114,7 @@ static __attribute__((noinline)) void EV_FN(nhwc_pass)(const ev_nhwc_conv *g, EV
                                                        int64_t n, int64_t first, EV_FN(nhwc_seen) *noted)
 {
     const ev_qfinish *f = g->finish;
-    float real[7 * EV_NHWC_NR] __attribute__((aligned(64))), *r = real;
+    float real[8 * EV_NHWC_NR] __attribute__((aligned(64))), *r = real; /* nhwc_columns has eight */
     const char *z = g->z ? (const char *)g->z + first * g->ldz : NULL;
     uint8_t *y = g->y + first * g->ldy;
     EV_FN(nhwc_seen) seen = *noted;
