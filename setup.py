@@ -35,8 +35,8 @@ UKR_GCC = ["-fvect-cost-model=dynamic", "-fversion-loops-for-strides", "--param=
 SMALL = {"_records", "blas", "etm._reader", "plan._planner"} | {
     f"_kernels.{name}"
     for name in (
-        "blas", "conv", "dynamic", "executor", "gemm", "interpolate", "linear", "normalize", "qconv", "qelementwise",
-        "qgemm", "qlinear", "qnhwc", "qnormalize", "qsample", "quantize",
+        "attention", "blas", "conv", "dynamic", "executor", "gemm", "interpolate", "linear", "normalize", "qconv",
+        "qelementwise", "qgemm", "qlinear", "qnhwc", "qnormalize", "qsample", "quantize",
     )
 }  # fmt: skip
 OWN_CFLAGS = {f"evort.{name}": ["-Os"] for name in SMALL} | {CORE: UKR_CFLAGS}

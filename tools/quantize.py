@@ -277,7 +277,7 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
     if options.prefer == "speed":
         given = latency_profile.read(options.profile) if options.profile else None
         ranged = by_range.layers_by_range(result.model.graph)
-        others = {"int8": by_range.in_integers(result.model)} if ranged else {}
+        others = {"int8": by_range.in_integers(result.model, options.attention)} if ranged else {}
         costs, settings.floats = placement.decide(result.model, data, settings, given, progress, others)
     real, goal = result.model, None
     changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
@@ -299,7 +299,7 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
         goal = Goal(real, options.metric, Drop(options.max_drop), samples, options.threads)
         result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
-    result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal, products)
+    result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal, options.attention, products)
     if goal is not None and ranged:
         result.loss["loss"] = goal.loss(result.model)
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios

@@ -1,9 +1,15 @@
-"""Attention in float32, block by block of queries, so that only a block's scores are held; rotary embedding."""
-from libc.math cimport INFINITY, tanhf
-from libc.stdint cimport int32_t, int64_t, uint8_t
+"""Attention in float32 and in integers, block by block of queries, so that only a block's scores are held; rotary
+embedding."""
+from libc.math cimport INFINITY
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport EV_BAD_INDEX, EV_OK, ev_call, ev_ukr, parallel_for, register, ukernels
+from evort._kernels.core cimport (EV_ACT_TANH, EV_BAD_INDEX, EV_INT8, EV_OK, EV_QNR, EV_UINT8, ev_call, ev_qoperand,
+                                  ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
+
+cdef extern from "elementwise.h" nogil:
+    enum:
+        EV_ADD, EV_DIV, EV_MUL
 
 cdef const ev_ukr *K = ukernels()
 
@@ -47,6 +53,55 @@ cdef struct Segment:
     int64_t n, ldk, ldv
 
 
+cdef struct Block:
+    int64_t b, h, q0, m               # m queries from q0 on, of a head
+    const float *q
+    float *y
+    int64_t ldq, ldy
+    int64_t start, count              # where query q0 stands among the keys; how many keys count
+    int64_t low, high                 # the keys that any of the queries sees
+
+
+cdef void segments(const ev_call *c, const Sizes *z, int64_t b, int64_t kv, Segment *s) noexcept nogil:
+    """Keys and values of a head: those of the past, and the new ones."""
+    s[0].n, s[0].ldk, s[0].ldv = z.past, z.head, z.v_head
+    s[1].n = z.keys
+    if z.past:
+        s[0].k = <const float *> c.in_[4].data + (b * z.kv_heads + kv) * z.past * z.head
+        s[0].v = <const float *> c.in_[5].data + (b * z.kv_heads + kv) * z.past * z.v_head
+    if z.heads_last:
+        s[1].ldk, s[1].ldv = z.kv_heads * z.head, z.kv_heads * z.v_head
+        s[1].k = <const float *> c.in_[1].data + b * z.keys * s[1].ldk + kv * z.head
+        s[1].v = <const float *> c.in_[2].data + b * z.keys * s[1].ldv + kv * z.v_head
+    else:
+        s[1].ldk, s[1].ldv = z.head, z.v_head
+        s[1].k = <const float *> c.in_[1].data + (b * z.kv_heads + kv) * z.keys * z.head
+        s[1].v = <const float *> c.in_[2].data + (b * z.kv_heads + kv) * z.keys * z.v_head
+
+
+cdef void place(const ev_call *c, const Sizes *z, int64_t item, int64_t rows, Block *w) noexcept nogil:
+    """The block of number `item`, of at most `rows` queries."""
+    cdef int64_t blocks = (z.queries + rows - 1) // rows
+    w.q0 = item % blocks * rows
+    w.h = item // blocks % z.q_heads
+    w.b = item // blocks // z.q_heads
+    w.m = min(rows, z.queries - w.q0)
+    w.q, w.y = <const float *> c.in_[0].data, <float *> c.out[0].data
+    if z.heads_last:
+        w.ldq, w.ldy = z.q_heads * z.head, z.q_heads * z.v_head
+        w.q += (w.b * z.queries + w.q0) * w.ldq + w.h * z.head
+        w.y += (w.b * z.queries + w.q0) * w.ldy + w.h * z.v_head
+    else:
+        w.ldq, w.ldy = z.head, z.v_head
+        w.q += ((w.b * z.q_heads + w.h) * z.queries + w.q0) * w.ldq
+        w.y += ((w.b * z.q_heads + w.h) * z.queries + w.q0) * w.ldy
+    w.start = start_of(c, z, w.b) + w.q0
+    w.count = count_of(c, z, w.b)
+    if z.mask:
+        w.count = min(w.count, z.mask_keys)
+    w.low, w.high = first_key(z, w.start), end_key(z, w.start + w.m - 1, w.count)
+
+
 cdef inline int64_t start_of(const ev_call *c, const Sizes *z, int64_t b) noexcept nogil:
     """Where query 0 stands among the keys."""
     return z.past if operand(c, 6) == NULL else count_of(c, z, b) - z.queries
@@ -71,71 +126,40 @@ cdef inline int64_t end_key(const Sizes *z, int64_t at, int64_t count) noexcept 
     return max(<int64_t> 0, count)
 
 
-cdef bint add_mask(const ev_call *c, const Sizes *z, int64_t at, int64_t first, int64_t end, float *row) noexcept nogil:
-    """Adds the mask, where there is one, to the scores of a query; whether any key takes part."""
-    cdef const uint8_t *bits = <const uint8_t *> operand(c, 3) + at
-    cdef const float *bias = <const float *> operand(c, 3) + at
-    cdef float best = -INFINITY
-    cdef int64_t i
+cdef void bound(const ev_call *c, const Sizes *z, const Block *w, int64_t i, int64_t first, int64_t n,
+                float *x) noexcept nogil:
+    """The scores of query i of a block with n keys from `first` on: capped, and with what the mask adds."""
+    cdef float cap = <float> c.reals[1]
+    cdef int64_t at = w.b * z.mask_b + w.h * z.mask_h + (w.q0 + i) * z.mask_q + first, j
+    cdef const uint8_t *bits
+    if cap > 0:
+        K.binary_f32(EV_DIV, n, x, 1, &cap, 0, x)
+        K.unary_f32(EV_ACT_TANH, n, x, x, 0, 0)
+        K.binary_f32(EV_MUL, n, x, 1, &cap, 0, x)
     if z.mask == 1:
-        for i in range(first, end):
-            if not bits[i]:
-                row[i] = -INFINITY
+        bits = <const uint8_t *> operand(c, 3) + at
+        for j in range(n):
+            if not bits[j]:
+                x[j] = -INFINITY
     elif z.mask == 2:
-        for i in range(first, end):
-            row[i] += bias[i]
-    for i in range(first, end):
-        if not row[i] <= best:  # NaN takes part
-            return True
-    return False
+        K.binary_f32(EV_ADD, n, x, 1, <const float *> operand(c, 3) + at, 1, x)
 
 
 cdef void attend(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = <const ev_call *> ctx
     cdef const Sizes *z = <const Sizes *> c.ints
-    cdef int64_t total = z.past + z.keys, blocks = (z.queries + ROWS - 1) // ROWS, group = z.q_heads // z.kv_heads
-    cdef int64_t item, b, h, kv, q0, m, i, j, n, part, at, start, count, low, high, first, last, left, right
-    cdef int64_t ldq, ldy
+    cdef int64_t total = z.past + z.keys
+    cdef int64_t item, i, j, n, part, at, first, last, left, right
     cdef float *scores = <float *> (<char *> c.scratch + worker * z.slot)
     cdef void *scratch = <char *> scores + padded(min(<int64_t> ROWS, z.queries) * total * 4)
-    cdef float cap = <float> c.reals[1]
-    cdef const float *q
-    cdef float *y
     cdef float *row
     cdef ev_gemm g
+    cdef Block w
     cdef Segment segment[2]
     cdef int s
     for item in range(begin, end):
-        q0 = item % blocks * ROWS
-        h = item // blocks % z.q_heads
-        b = item // blocks // z.q_heads
-        kv = h // group
-        m = min(<int64_t> ROWS, z.queries - q0)
-        q, y = <const float *> c.in_[0].data, <float *> c.out[0].data
-        segment[0].n, segment[0].ldk, segment[0].ldv = z.past, z.head, z.v_head
-        segment[1].n = z.keys
-        if z.past:
-            segment[0].k = <const float *> c.in_[4].data + (b * z.kv_heads + kv) * z.past * z.head
-            segment[0].v = <const float *> c.in_[5].data + (b * z.kv_heads + kv) * z.past * z.v_head
-        if z.heads_last:
-            ldq, ldy = z.q_heads * z.head, z.q_heads * z.v_head
-            q += (b * z.queries + q0) * ldq + h * z.head
-            y += (b * z.queries + q0) * ldy + h * z.v_head
-            segment[1].ldk, segment[1].ldv = z.kv_heads * z.head, z.kv_heads * z.v_head
-            segment[1].k = <const float *> c.in_[1].data + b * z.keys * segment[1].ldk + kv * z.head
-            segment[1].v = <const float *> c.in_[2].data + b * z.keys * segment[1].ldv + kv * z.v_head
-        else:
-            ldq, ldy = z.head, z.v_head
-            q += ((b * z.q_heads + h) * z.queries + q0) * ldq
-            y += ((b * z.q_heads + h) * z.queries + q0) * ldy
-            segment[1].ldk, segment[1].ldv = z.head, z.v_head
-            segment[1].k = <const float *> c.in_[1].data + (b * z.kv_heads + kv) * z.keys * z.head
-            segment[1].v = <const float *> c.in_[2].data + (b * z.kv_heads + kv) * z.keys * z.v_head
-        start = start_of(c, z, b) + q0
-        count = count_of(c, z, b)
-        if z.mask:
-            count = min(count, z.mask_keys)
-        low, high = first_key(z, start), end_key(z, start + m - 1, count)
+        place(c, z, item, ROWS, &w)
+        segments(c, z, w.b, w.h // (z.q_heads // z.kv_heads), segment)
 
         # The products' scores are those of keys [first, last).
         first, last = total, 0
@@ -144,25 +168,23 @@ cdef void attend(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
             for part in range((segment[s].n + KEYS - 1) // KEYS):
                 j = part * KEYS
                 n = min(<int64_t> KEYS, segment[s].n - j)
-                if at + j + n <= low or at + j >= high:
+                if at + j + n <= w.low or at + j >= w.high:
                     continue
                 first, last = min(first, at + j), at + j + n
-                gemm_init(&g, m, n, z.head, q, ldq, segment[s].k + j * segment[s].ldk, 1, scores + at + j, total)
+                gemm_init(&g, w.m, n, z.head, w.q, w.ldq, segment[s].k + j * segment[s].ldk, 1, scores + at + j, total)
                 g.csb, g.alpha, g.scratch = segment[s].ldk, c.reals[0], scratch
                 gemm_f32(&g)
         if first >= last:
-            for i in range(m):
-                memset(y + i * ldy, 0, <size_t> z.v_head * 4)
+            for i in range(w.m):
+                memset(w.y + i * w.ldy, 0, <size_t> z.v_head * 4)
             continue
 
-        for i in range(m):
+        for i in range(w.m):
             row = scores + i * total
-            left, right = max(first, first_key(z, start + i)), min(last, end_key(z, start + i, count))
-            if cap > 0:
-                for j in range(left, right):
-                    row[j] = cap * tanhf(row[j] / cap)
-            at = b * z.mask_b + h * z.mask_h + (q0 + i) * z.mask_q
-            if not add_mask(c, z, at, left, right, row):
+            left = max(first, first_key(z, w.start + i))
+            right = max(left, min(last, end_key(z, w.start + i, w.count)))
+            bound(c, z, &w, i, left, right - left, row + left)
+            if not takes_part(right - left, row + left):
                 memset(row + first, 0, <size_t> (last - first) * 4)
                 continue
             K.softmax_rows_f32(0, 1, right - left, row + left, row + left)
@@ -176,10 +198,22 @@ cdef void attend(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
                 n = min(<int64_t> KEYS, segment[s].n - j)
                 if at + j < first or at + j >= last:
                     continue
-                gemm_init(&g, m, z.v_head, n, scores + at + j, total, segment[s].v + j * segment[s].ldv,
-                          segment[s].ldv, y, ldy)
+                gemm_init(&g, w.m, z.v_head, n, scores + at + j, total, segment[s].v + j * segment[s].ldv,
+                          segment[s].ldv, w.y, w.ldy)
                 g.beta, g.scratch = at + j > first, scratch
                 gemm_f32(&g)
+
+
+cdef bint takes_part(int64_t n, const float *row) noexcept nogil:
+    """Whether any of these scores is above -infinity, or NaN."""
+    cdef int64_t i
+    for i in range(n):
+        if not row[i] <= -INFINITY:
+            return True
+    return False
+
+
+include "attention_integer.pxi"
 
 
 cdef void keep(const Sizes *z, const char *past, const char *x, int64_t size, char *y) noexcept nogil:
@@ -199,15 +233,30 @@ cdef void keep(const Sizes *z, const char *past, const char *x, int64_t size, ch
             y += z.keys * size
 
 
-cdef int attention(const ev_call *c) noexcept nogil:
-    """in: Q, K, V, mask, past keys, past values, key counts (absent ones NULL); out: Y, and present keys and values or
-    NULL; ints: Sizes; reals: (scale, softcap)."""
-    cdef const Sizes *z = <const Sizes *> c.ints
+cdef void keep_all(const ev_call *c, const Sizes *z) noexcept nogil:
+    """What is asked for of the present keys and values."""
     if c.n_out > 1 and c.out[1] != NULL:
         keep(z, <const char *> operand(c, 4), <const char *> c.in_[1].data, z.head * 4, <char *> c.out[1].data)
     if c.n_out > 2 and c.out[2] != NULL:
         keep(z, <const char *> operand(c, 5), <const char *> c.in_[2].data, z.v_head * 4, <char *> c.out[2].data)
+
+
+cdef int attention(const ev_call *c) noexcept nogil:
+    """in: Q, K, V, mask, past keys, past values, key counts (absent ones NULL); out: Y, and present keys and values or
+    NULL; ints: Sizes; reals: (scale, softcap)."""
+    cdef const Sizes *z = <const Sizes *> c.ints
+    keep_all(c, z)
     parallel_for(attend, <void *> c, z.batch * z.q_heads * ((z.queries + ROWS - 1) // ROWS), 1, c.threads)
+    return EV_OK
+
+
+cdef int dynamic(const ev_call *c) noexcept nogil:
+    """As `attention`, with its products in integers; ints: Sizes, Packing."""
+    cdef const Sizes *z = <const Sizes *> c.ints
+    cdef const Packing *p = <const Packing *> (c.ints + sizeof(Sizes) // 8)
+    keep_all(c, z)
+    parallel_for(pack_heads, <void *> c, z.batch * z.kv_heads, 1, c.threads)
+    parallel_for(attend_integer, <void *> c, z.batch * z.q_heads * ((z.queries + p.rows - 1) // p.rows), 1, c.threads)
     return EV_OK
 
 
@@ -262,4 +311,5 @@ cdef int rotary(const ev_call *c) noexcept nogil:
 
 DRIVERS = {}
 register(DRIVERS, "attention", attention)
+register(DRIVERS, "dynamic", dynamic)
 register(DRIVERS, "rotary", rotary)

@@ -530,6 +530,14 @@ cdef extern from "ukr.h" nogil:
                           int32_t *sums, int64_t inc) noexcept nogil
         void (*qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
                           int32_t *sums) noexcept nogil
+        void (*qa_rows)(int64_t rows, int64_t n, const float *x, int64_t ld, int flip, uint8_t *y, int64_t ldy,
+                          float *scale) noexcept nogil
+        void (*qa_most)(int64_t rows, int64_t n, const float *x, int64_t ld, int32_t *most) noexcept nogil
+        void (*qa_columns)(int64_t rows, int64_t n, const float *x, int64_t ld, const float *most,
+                          int8_t *y) noexcept nogil
+        void (*qa_real)(int64_t m, int64_t n, const int32_t *sum, const int32_t *less, const float *row,
+                          const float *column, float *y, int64_t ld) noexcept nogil
+        void (*qa_weights)(int64_t n, const float *x, uint8_t *y, float *total) noexcept nogil
         void (*activation_grad_f32)(int op, int64_t n, const float *dy, const float *v, float a, float b,
                                     float *dx) noexcept nogil
         void (*inner_products_f32)(int64_t m, int64_t taps, int64_t count, int64_t n, const float *a, int64_t lda,

@@ -105,6 +105,7 @@ cdef int matmul(const ev_call *c) noexcept nogil:
     qgemm_init(&g, m, n, k, q, d.dtype, c.in_[1].data, c.in_[1].dtype, c.out[0].data, EV_FLOAT)
     g.a.zero, g.a.zero_step = &d.zero, 0
     g.b.zero, g.b.zero_step = operand(c, 3), v[6]
+    g.weights_in_b = True
     if v[5] != 0:
         g.q.scale, g.q.scale_axis, g.q.factor = <const float *> c.in_[2].data, EV_BIAS_COLUMN, d.scale
     else:

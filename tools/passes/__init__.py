@@ -28,6 +28,7 @@ ORDER = (
     "common",
     "lookups",
     "normalizations",
+    "attention",
     "activations",
     "transposes",
     "upsampling",

@@ -1,8 +1,9 @@
 """Layers beside the static scheme's integers that have the dynamic scheme's form: they read and give float32.
 
 An embedding's rows are widened as they are gathered. An LSTM or GRU goes through its own state again and again, whose
-range is best seen as it runs. A product between operators in float quantizes what it reads in any case: with the range
-of the run at hand nothing is cut off that calibration has not seen, and where values seldom reach far, steps are finer.
+range is best seen as it runs; in attention each query, key and column of values has a range of its own. A product
+between operators in float quantizes what it reads in any case: with the range of the run at hand nothing is cut off
+that calibration has not seen, and where values seldom reach far, steps are finer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from evort_tools.quantization.select import is_product
 from evort_tools.quantization.static import Calibrated
 from evort_tools.quantization.widen import multiply_adds
 
-BY_RANGE = frozenset({"Gather", "LSTM", "GRU"})
+BY_RANGE = frozenset({"Attention", "Gather", "LSTM", "GRU"})
 _LEAST_USE = 64  # multiply-adds of each number that is read, from which finding its range costs next to nothing
 # The error with the range of a run, in parts of that with the calibrated one: calibration's does not show what other
 # values will be cut off.
@@ -36,20 +37,23 @@ UNDONE = "the model would lose more than it may"
 
 
 def is_by_range(node: Node) -> bool:
-    """Whether a node is an embedding or a recurrent layer, as far as its operator tells."""
+    """Whether a node is an embedding, a recurrent layer or attention, as far as its operator tells."""
     return node.op in BY_RANGE and not node.domain
 
 
 def layers_by_range(graph: Graph) -> list[Node]:
-    """The embeddings and recurrent layers of a graph, nested ones left out: their weights are constants, and finite."""
+    """The layers of this kind of a graph, nested ones left out: their weights, where they have any, are constants, and
+    finite."""
 
     def fits(name: str) -> bool:
         tensor = graph.tensors.get(name)
         floats = tensor is not None and tensor.data is not None and tensor.dtype == DType.FLOAT
         return floats and bool(np.isfinite(tensor.data).all())
 
-    nodes = [node for node in graph.nodes if is_by_range(node)]
-    return [n for n in nodes if all(map(fits, n.inputs[:1] if n.op == "Gather" else n.inputs[1:3]))]
+    def weights(node: Node) -> list[str]:
+        return [] if node.op == "Attention" else node.inputs[:1] if node.op == "Gather" else node.inputs[1:3]
+
+    return [node for node in graph.nodes if is_by_range(node) and all(map(fits, weights(node)))]
 
 
 def products_by_range(
@@ -95,41 +99,50 @@ def _errors(
     return errors
 
 
-def _dynamic(model: Model, wanted: Callable[[Node], bool]) -> Model:
+def _dynamic(model: Model, wanted: Callable[[Node], bool], attention: str = "off") -> Model:
     """A copy of a model with the dynamic scheme's form of the nodes wanted."""
     names = {node.name or node.outputs[0] for node in model.graph.nodes if wanted(node)}
-    return dynamic(model, DynamicOptions(skip=lambda name: name not in names), nested=False)
+    options = DynamicOptions(skip=lambda name: name not in names, attention=attention)
+    return dynamic(model, options, nested=False)
 
 
-def in_integers(model: Model, skip: Collection[str] = (), products: Collection[str] = ()) -> Model:
-    """A copy of a model with 8-bit weights in all layers of this kind that have such a form. skip, products: the first
-    outputs of layers to leave, and of products to take, too."""
+def in_integers(model: Model, attention: str, skip: Collection[str] = (), products: Collection[str] = ()) -> Model:
+    """A copy of a model with integers in all layers of this kind that have such a form. attention: as in
+    `DynamicOptions`. skip, products: the first outputs of layers to leave, and of products to take, too."""
     known = {node.outputs[0] for node in layers_by_range(model.graph)}.difference(skip).union(products)
-    return _dynamic(model, lambda node: node.outputs[0] in known)
+    return _dynamic(model, lambda node: node.outputs[0] in known, attention)
 
 
 def converted(
-    model: Model, exclude: Collection[str], costs: Costs | None, goal: Goal | None, products: Collection[str] = ()
+    model: Model,
+    exclude: Collection[str],
+    costs: Costs | None,
+    goal: Goal | None,
+    attention: str,
+    products: Collection[str] = (),
 ) -> tuple[Model, list[dict[str, object]], dict[str, str]]:
     """A model whose layers of this kind are integers; what changed ({name, operator} of each), and {label: why} of what
     stays in float.
 
     exclude: names and patterns of nodes that are left alone. costs: where they are given, what is slower so stays in
     float. goal: what the model made must hold, where there is one; else all stay in float. products: the first outputs
-    of products that are to take the range of each run.
+    of products that are to take the range of each run. attention: as in `DynamicOptions`.
     """
     kept: dict[str, str] = {}
     skipped: set[str] = set()
     layers = layers_by_range(model.graph)
     for node in layers:
-        why = "" if costs is None else faster_alone(costs, node)
+        forced = node.op == "Attention" and attention == "on"
+        why = "" if costs is None or forced else faster_alone(costs, node)
         if any(fnmatchcase(text, p) for p in exclude for text in (node.name, node.op, *node.outputs) if text):
             why = "excluded"
+        if node.op == "Attention" and attention == "off":
+            why = "attention is off"
         if why:
             kept[node.label()] = why
             skipped.add(node.outputs[0])
     layers += [node for node in model.graph.nodes if node.outputs[0] in products]
-    made = in_integers(model, skipped, products)
+    made = in_integers(model, attention, skipped, products)
     left = _unchanged(layers, made)
     changed = [node for node in layers if id(node) not in left]
     if changed and goal is not None and not goal.holds(goal.loss(made)):

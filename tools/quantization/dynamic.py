@@ -7,17 +7,21 @@
     ConvTranspose   DynamicQuantizeConvTranspose                                (8 bits)
     LSTM, GRU       DynamicQuantizeLSTM, DynamicQuantizeGRU                     (8 bits)
     Gather          GatherBlockQuantized, one scale for each row of the table   (8 bits)
+    Attention       DynamicQuantizeAttention, both products in integers         (8 bits)
 
 Left in float, as it cannot pay there:
 - a layer of fewer than MIN_CHANNELS output channels, and a depthwise convolution: each number of the activation takes
   part in that few products, which cost no more than finding the range and quantizing it;
-- a product of two activations, as in attention: both sides would be quantized on each run;
+- a product of two activations that is not part of an Attention: both sides would be quantized on each run; and an
+  Attention of heads of fewer than MIN_HEAD numbers, or whose scores are an output of their own. At run time it is in
+  float where there are fewer than MIN_QUERIES queries for a head of keys;
 - RNN, and layers that have no integer form: an activation PRelu, other functions than the default ones
   in LSTM and GRU, weights that are no constants.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -25,17 +29,22 @@ import numpy as np
 from evort.graph import Graph, Model, Node
 from evort.quant import qparams, quantize
 from evort.types import DType
+from evort_tools.passes.fitting import shapes_of
+from evort_tools.passes.shapes import Shapes
 from evort_tools.quantization.weighted import Layer, node_like, rewrite
 from evort_tools.quantization.weights import WeightOptions, replaced, round_to_nearest, snr
 
 MIN_CHANNELS = 8
+MIN_HEAD = 16
+MIN_QUERIES = 32
 _GATES = {"LSTM": (4, 8, ["sigmoid", "tanh", "tanh"]), "GRU": (3, 6, ["sigmoid", "tanh"])}
 
 
 class DynamicOptions:
     """bits: of the weights, 8 or 16. symmetric: int8 with zero point 0; else uint8 with a zero point for each channel.
     activations: bits of activations beside weights of 8 bits, 8 or 16. skip: names of layers to leave. operators: those
-    to change (None: all that there are)."""
+    to change (None: all that there are). attention: "on" for integers in every Attention, "off" for none, "auto" for
+    those where they pay."""
 
     def __init__(
         self,
@@ -44,6 +53,7 @@ class DynamicOptions:
         activations: int = 8,
         skip: Callable[[str], bool] | None = None,
         operators: Collection[str] | None = None,
+        attention: str = "auto",
     ):
         if bits not in (8, 16) or activations not in (8, 16):
             raise ValueError(f"bits must be 8 or 16, not {bits} for weights and {activations} for activations")
@@ -52,6 +62,7 @@ class DynamicOptions:
         self.activations = activations
         self.skip = skip or (lambda name: False)
         self.operators = operators
+        self.attention = attention
 
     def takes(self, node: Node) -> bool:
         """Whether a node may be changed."""
@@ -81,12 +92,18 @@ def dynamic(
 ) -> Model:
     """A copy of a model in which layers have integer weights, nested: those in nested graphs, too. report: as in
     `weights.weight_only`. Raises ValueError, naming the layer, for weights that are not finite."""
-    return rewrite(
-        model,
-        lambda layer: _replaced(layer, options, report),
-        lambda graph, node: _other(graph, node, options, report),
-        nested,
-    )
+    shapes = None
+
+    def other(graph: Graph, node: Node) -> list[Node] | None:
+        nonlocal shapes
+        if options.bits == 16 or not options.takes(node):
+            return None
+        if node.op == "Attention" and not node.domain:
+            shapes = shapes or shapes_of(model.graph)
+            return _attention(node, shapes, options, report)
+        return _other(graph, node, options, report)
+
+    return rewrite(model, lambda layer: _replaced(layer, options, report), other, nested)
 
 
 def _replaced(layer: Layer, options: DynamicOptions, report: list[dict[str, object]] | None) -> list[Node] | None:
@@ -109,8 +126,6 @@ def _other(
     graph: Graph, node: Node, options: DynamicOptions, report: list[dict[str, object]] | None
 ) -> list[Node] | None:
     """The nodes in the place of a recurrent layer; None to keep it."""
-    if options.bits == 16 or not options.takes(node):
-        return None
     found = _recurrent(graph, node, options)
     if found is not None and report is not None:
         report.append({"name": node.name or node.outputs[0], "bits": 8, "snr": found[1]})
@@ -192,3 +207,31 @@ def _recurrent(graph: Graph, node: Node, options: DynamicOptions) -> tuple[list[
         inputs.pop()
     new = Node(f"DynamicQuantize{node.op}", inputs, list(node.outputs), attrs, domain, node.name)
     return [new], snr(np.concatenate(want), np.concatenate(got))
+
+
+def _attention(
+    node: Node, shapes: Shapes, options: DynamicOptions, report: list[dict[str, object]] | None
+) -> list[Node] | None:
+    """Attention in integers; None where it has no such form, or would not pay."""
+    names = [*node.inputs, *("" for _ in range(7 - len(node.inputs)))]
+    floats = all(shapes.dtype(name) == DType.FLOAT for name in (*names[:3], *names[4:6]) if name)
+    mask = not names[3] or shapes.dtype(names[3]) in (DType.FLOAT, DType.BOOL)
+    scores = len(node.outputs) > 3 and node.outputs[3] != ""
+    precision = node.attrs.get("softmax_precision", DType.FLOAT)
+    if options.activations == 16 or scores or precision != DType.FLOAT or not floats or not mask:
+        return None
+    if options.attention == "off" or (options.attention == "auto" and _small_heads(node, shapes)):
+        return None
+    attrs = {k: v for k, v in node.attrs.items() if k not in ("qk_matmul_output_mode", "softmax_precision")}
+    attrs["min_queries"] = 0 if options.attention == "on" else MIN_QUERIES
+    if report is not None:
+        report.append({"name": node.name or node.outputs[0], "bits": 8, "snr": math.inf})  # it has no weights
+    return [Node("DynamicQuantizeAttention", list(node.inputs), list(node.outputs[:3]), attrs, "evort", node.name)]
+
+
+def _small_heads(node: Node, shapes: Shapes) -> bool:
+    known = shapes.shape(node.inputs[0])
+    size = known[-1] if known else ""
+    if isinstance(size, str):
+        return False
+    return size // (node.attrs.get("q_num_heads", 1) if len(known) == 3 else 1) < MIN_HEAD

@@ -75,6 +75,11 @@ class Options:
     bias_correction: str = _option(
         "auto", "what rounding the weights adds to a layer's output on average is taken off its bias", choices=SWITCH
     )
+    attention: str = _option(
+        "auto",
+        "dynamic, static, mixed: products of attention in integers; auto where they are faster, on always",
+        choices=SWITCH,
+    )
     samples: int | None = _option(None, "the most calibration samples to use (all)", metavar="N")
     hold_out: int = _option(
         8, "of 32 samples or more, one in N takes no part in calibration and measures the result (8); 0: none",

@@ -66,7 +66,7 @@ def variants(
             nearest = data is None or options.rounding == "nearest"
             made[precision] = weight_only(real, how) if nearest else gptq(real, data, how)
         elif precision == "int8":
-            how = DynamicOptions(8, not options.zero_points, operators=BY_RANGE)
+            how = DynamicOptions(8, not options.zero_points, operators=BY_RANGE, attention=options.attention)
             made[precision] = dynamic(real, how, nested=False)
     return made
 

@@ -42,7 +42,8 @@ def by_layer(
     if options.scheme == "dynamic":
         bits = 8 if options.bits is None else options.bits
         activations = 16 if options.activations == "int16" else 8
-        found = dynamic(model, DynamicOptions(bits, not options.zero_points, activations, skip), report)
+        how = DynamicOptions(bits, not options.zero_points, activations, skip, attention=options.attention)
+        found = dynamic(model, how, report)
         why = "too few channels to pay, or no integer form"
     else:
         kind = DType.FLOAT16 if options.storage == "float16" else DType.BFLOAT16
@@ -60,7 +61,7 @@ def by_layer(
         for node in graph.nodes:
             w = graph.tensors.get(node.inputs[1]) if len(node.inputs) > 1 else None
             plain = w is not None and w.data is not None and w.dtype == DType.FLOAT
-            if plain and node.op in _LAYERS and not node.domain:
+            if not node.domain and ((plain and node.op in _LAYERS) or node.op == "Attention"):
                 kept[node.label()] = "excluded" if (node.name or node.outputs[0]) in excluded else why
     return found, report, kept
 

@@ -15,6 +15,7 @@
 #include "nbits_body.h"
 #include "direct_body.h"
 #include "depthwise_rows_body.h"
+#include "qattention_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
 
@@ -35,6 +36,10 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .depthwise_rows_f32 = EV_FN(depthwise_rows_f32),
     .direct_f32 = EV_FN(direct_f32),
     .direct_lanes_f32 = EV_FN(direct_lanes_f32),
+    .qa_rows = EV_FN(qa_rows),
+    .qa_columns = EV_FN(qa_columns),
+    .qa_real = EV_FN(qa_real),
+    .qa_weights = EV_FN(qa_weights),
     .nbits_spread_f32 = EV_FN(nbits_spread_f32),
     .nbits_dot_f32 = EV_FN(nbits_dot_f32),
     .nbits_spread_i16 = EV_FN(nbits_spread_i16),
