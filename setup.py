@@ -49,13 +49,23 @@ else:
     # One segment of code and constants: fewer pages for a file of 20 kB, and fewer maps.
     LDFLAGS += ["-Wl,-s", "-Wl,-z,noseparate-code"] if platform.system() == "Linux" else []
 
-# The modules of evort._kernels and all hand-written C are linked into one shared object, that of evort._kernels.core:
-# there is one dispatch state and one thread pool, and one file to map and to relocate (evort/_kernels/__init__.py).
+# The modules of evort._kernels, a few others (`linked`) and all hand-written C are in one shared object, that of
+# evort._kernels.core: there is one dispatch state and one thread pool, and one file to map and to relocate
+# (evort/_kernels/__init__.py).
 HEADERS = sorted(str(p.relative_to(ROOT)) for ext in ("h", "inc") for p in (ROOT / KERNELS).rglob(f"*.{ext}"))
 CORE_C = [f"{KERNELS}/pool.c", f"{KERNELS}/ukr/dispatch.c", f"{KERNELS}/ukr/scalar.c"]
 # The tables of one architecture: that which is compiled for, which cross-compilers set by _PYTHON_HOST_PLATFORM.
 TABLES = {"x86_64": ("avx2", "avx512", "avx512vnni"), "aarch64": ("neon", "neon_dotprod", "neon_i8mm")}
 CORE_C += [f"{KERNELS}/ukr/{isa}.c" for isa in TABLES.get(sysconfig.get_platform().rpartition("-")[2], ())]
+
+
+def linked() -> set[str]:
+    """Modules of other packages than evort._kernels that are linked into its shared object."""
+    for node in ast.parse((ROOT / KERNELS / "__init__.py").read_text()).body:
+        match node:
+            case ast.Assign([ast.Name("LINKED")], value):
+                return set(ast.literal_eval(value))
+    raise RuntimeError(f"{KERNELS}/__init__.py has no LINKED")
 
 
 def write_operator_index() -> None:
@@ -136,7 +146,8 @@ class BuildExt(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self):
-        kernels = [e for e in self.extensions if e.name.startswith("evort._kernels.")]
+        others = linked()
+        kernels = [e for e in self.extensions if e.name.startswith("evort._kernels.") or e.name in others]
         core = next(e for e in kernels if e.name == CORE)
         if not DEBUG and self.takes(UKR_GCC):
             core.extra_compile_args += UKR_GCC

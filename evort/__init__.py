@@ -7,11 +7,15 @@ logits = session(image)
 
 import gc
 
-# Making hundreds of classes and functions sets off collections of garbage, which find none: a sixth of the import.
+# Making hundreds of classes and functions sets off collections of garbage, which find none: a sixth of the import. They
+# are old at once (frozen, and thawed to the oldest generation), as the next collection of young ones would walk them.
 _collecting = gc.isenabled()
 gc.disable()
 try:
+    from evort._kernels import SHARED_OBJECT
     from evort._kernels.core import available_isas, isa
+
+    __path__ += SHARED_OBJECT  # for evort._records
     from evort.errors import (
         ConversionError,
         EtmFormatError,
@@ -32,6 +36,9 @@ except ModuleNotFoundError as error:
     ) from error
 finally:
     if _collecting:
+        if not gc.get_freeze_count():  # what others froze stays so
+            gc.freeze()
+            gc.unfreeze()
         gc.enable()
 
 __all__ = [

@@ -11,9 +11,13 @@ from __future__ import annotations
 import os
 import stat
 
+from evort._kernels import SHARED_OBJECT
 from evort.errors import EtmFormatError
-from evort.etm._reader import VERSION, Header, Mapping, parse
-from evort.graph import Model
+
+__path__ += SHARED_OBJECT  # for _reader
+
+from evort.etm._reader import VERSION, Header, Mapping, parse  # noqa: E402
+from evort.graph import Model  # noqa: E402
 
 __all__ = ["VERSION", "EtmFormatError", "File", "Header", "read", "write"]
 

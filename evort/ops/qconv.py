@@ -164,8 +164,16 @@ def _constant(c: Call, *indices: int) -> bool:
 
 def _good_scales(c: Call) -> bool:
     """Whether the scales are constants, finite and positive."""
-    scales = [c.ins[i].value for i in (_X_SCALE, _W_SCALE, _Y_SCALE, _Z_SCALE) if c.has(i)]
-    return all(s is not None and np.isfinite(s).all() and (s > 0).all() for s in scales)
+    return all(_is_good(c.ins[i].value) for i in (_X_SCALE, _W_SCALE, _Y_SCALE, _Z_SCALE) if c.has(i))
+
+
+def _is_good(scale: np.ndarray | None) -> bool:
+    """Whether all of a scale is known, finite and positive."""
+    if scale is None:
+        return False
+    if scale.size == 1:  # most are; NumPy's reductions take longer
+        return 0 < scale.item() < np.inf
+    return bool(scale.min(initial=1) > 0 and scale.max(initial=1) < np.inf)
 
 
 def _ints(c: Call, x: int, place: tuple[int, ...], m: int, number: int, transposed: bool) -> tuple[int, ...] | None:
@@ -186,14 +194,19 @@ def _shifted(c: Call) -> bool:
     if not c.has(zero):
         return plain != 0
     value = c.ins[zero].value
-    return value is None or bool((value != plain).any())
+    return value is None or (value.item() != plain if value.size == 1 else bool((value != plain).any()))
+
+
+def _is_depthwise(c: Call) -> bool:
+    """Whether each channel of x gives one of the result."""
+    return c.ins[_W].shape[1] == 1 and c["group"] == c.outs[0].shape[1] == c.ins[_X].shape[1]
 
 
 def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
     """(parameters, depthwise?, scratch bytes) of the drivers for operands that lie channels last, or None where those
     do not take them."""
     w, y, dtypes = c.ins[_W], c.outs[0], [c.ins[i].dtype for i in (_X, _Z) if c.has(i)]
-    depthwise = w.shape[1] == 1 and c["group"] == y.shape[1] == c.ins[_X].shape[1]
+    depthwise = _is_depthwise(c)
     if (
         not {y.dtype, w.dtype, c.ins[_X_ZERO].dtype, *(dtypes[1:])} <= _BYTES
         or not (depthwise or c["group"] == 1)
@@ -203,6 +216,12 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
         or (depthwise and (c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS))
     ):
         return None
+    return _last_parameters(c, window)
+
+
+def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
+    """What `_last_ints` returns of operands that it has accepted."""
+    w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
     number, _ = activation_ints_reals(c)
     ints = _ints(c, _X, window.ints(), y.shape[1], number[0], False)
     if ints is None:
@@ -264,7 +283,7 @@ def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     """The driver for operands that lie channels last."""
     from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise, wide, winograd
 
-    ints, depthwise, scratch = (_turned_ints if transposed else _last_ints)(c, window)
+    ints, depthwise, scratch = (_turned_ints if transposed else _last_parameters)(c, window)
     w, flip = c.ins[_W].value, 0x80 if c.ins[_W].dtype == DType.UINT8 else 0
     _, reals = activation_ints_reals(c)
     if depthwise:
