@@ -254,7 +254,14 @@ def _settings(
 
 def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None:
     settings, helpers = _settings(data, result.options, result.options.exclude)
-    found = mixed.mixed(result.model, data, result.options, settings, helpers, progress)
+    part = Result(result.model, static_part(result.options))
+
+    def nested_int8(model: Model) -> tuple[Model, dict[str, str]]:
+        part.model = model
+        kept = _nested(data, part, progress)
+        return part.model, {**part.kept, **kept}
+
+    found = mixed.mixed(result.model, data, result.options, settings, helpers, progress, nested_int8)
     result.kept = found.kept
     result.model, result.real, result.layers, result.helpers = found.model, found.real, found.layers, found.helpers
     if found.found is not None:
@@ -267,19 +274,30 @@ def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None
         result.latency = {"float32_us": found.us_float, "predicted_us": found.us, "profile": source}
 
 
-def _static(data: Calibration | None, result: Result, progress: Progress, inside: bool = False) -> None:
-    """inside: whether this is a graph nested in another."""
+def static_part(options: Options) -> Options:
+    """What the mixed scheme has of the static one for nested graphs, which are in integers as a whole or not at all."""
+    plain = dict.fromkeys(("metric", "max_drop", "max_size", "max_latency"))
+    return replace(options, scheme="static", sensitivity="sqnr", pin=(), exclude=(), profile="", **plain)
+
+
+def _static(
+    data: Calibration | None, result: Result, progress: Progress, inside: bool = False, goal: Goal | None = None
+) -> None:
+    """inside: whether this is a graph nested in another, which then has a view of the goal, where there is one."""
     options = result.options
     exclude = nested.fitting(result.model.graph, options.exclude, inside)
     settings, helpers = _settings(data, options, exclude)
-    inner = _nested(data, result, progress) if options.max_drop is None and not options.adaptive else {}
+    if options.max_drop is not None and goal is None:
+        samples, _ = improve.halves(data, trials.trial_count(result.model, data))
+        goal = Goal(result.model, options.metric, Drop(options.max_drop), samples, options.threads)
+    inner = _nested(data, result, progress, goal)
     costs = None
     if options.prefer == "speed":
         given = latency_profile.read(options.profile) if options.profile else None
         ranged = by_range.layers_by_range(result.model.graph)
         others = {"int8": by_range.in_integers(result.model, options.attention)} if ranged else {}
         costs, settings.floats = placement.decide(result.model, data, settings, given, progress, others)
-    real, goal = result.model, None
+    real = result.model
     changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
     wide = costs is not None and not options.profile and helpers.int16 == "auto" and "int16" in result.helpers
     if wide and placement.slower(real, changed, found, data, settings):
@@ -292,11 +310,9 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
         products = by_range.products_by_range(changed, found, samples, options.threads)
         found = static.restricted(found, dict.fromkeys(products, ""))
         changed = improve.restored(changed, found)
-    if options.max_drop is None:
+    if goal is None:
         result.model, found = integer_model(changed, found)
     else:
-        samples, _ = improve.halves(data, trials.trial_count(changed, data))
-        goal = Goal(real, options.metric, Drop(options.max_drop), samples, options.threads)
         result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
     result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal, options.attention, products)
@@ -314,7 +330,7 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
             result.kept.setdefault(node.label(), "it has no integer form for these operands")
     if costs is not None:
         _note_speed(result, costs, {node.outputs[0] for node in found.selection.nodes}.union(products))
-    if options.adaptive:
+    if options.adaptive and not inside:
         plain = (found.plain or changed).graph
         weights = {name: t.data for name, t in plain.tensors.items() if t.data is not None}
         samples = data.head(trials.trial_count(changed, data))
@@ -323,21 +339,22 @@ def _static(data: Calibration | None, result: Result, progress: Progress, inside
         )
 
 
-def _nested(data: Calibration, result: Result, progress: Progress) -> dict[str, str]:
-    """Quantizes the model's nested graphs; returns what stays in float there because no sample runs it."""
+def _nested(data: Calibration, result: Result, progress: Progress, goal: Goal | None = None) -> dict[str, str]:
+    """Quantizes the model's nested graphs; returns what stays in float there, since no sample runs it, or for the
+    goal's sake."""
     if not nested.has_nested(result.model.graph):
         return {}
 
-    def quantized(model: Model, samples: Calibration) -> Model:
+    def quantized(model: Model, samples: Calibration, inside: Goal | None) -> Model:
         part = Result(model, result.options)
-        _static(samples, part, progress, inside=True)
+        _static(samples, part, progress, True, inside)
         result.layers += part.layers
         result.kept |= part.kept
         result.notes += part.notes
         return part.model
 
     shapes = shapes_of(result.model.graph)
-    result.model, kept = nested.quantized_nested(result.model, data, shapes, quantized, result.options.threads)
+    result.model, kept = nested.quantized_nested(result.model, data, shapes, quantized, result.options.threads, goal)
     return kept
 
 

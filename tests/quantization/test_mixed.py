@@ -10,12 +10,14 @@ import json
 import numpy as np
 import pytest
 from precision_support import branches, made_up
-from support import ROOT, SHARED
+from support import ROOT, SHARED, make_model
 
 import evort
 import evort_tools
 from evort import etm
+from evort.graph import Node
 from evort.session import Session
+from evort.types import DType
 from evort_tools.cli import main
 from evort_tools.convert import convert_model
 from evort_tools.quantization.compare import expected_outputs, output_errors
@@ -340,3 +342,26 @@ def test_a_metric_on_mnist_holds(tmp_path):
     found = evort_tools.quantize(LENET, out, calib=train, metric=top1, max_drop="0.001", prefer="size", **FAST)
     assert top1(Session(convert_model(LENET)).run) - top1(evort.load(out).run) <= 0.001
     assert found.sizes["file"] < 0.2 * LENET.stat().st_size
+
+
+def test_a_tiny_model_stays_in_float32_where_that_is_the_smallest():
+    """Names and scales of integers take more than 64 weights gain."""
+    w = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    nodes = [Node("MatMul", ["x", "w"], ["y"], name="only")]
+    model = make_model(nodes, {"x": (DType.FLOAT, ("N", 8))}, ["y"], {"w": w})
+    whole = len(etm.write(model))
+    calib = {"x": np.random.default_rng(1).standard_normal((8, 8)).astype(np.float32)}
+    how = {**FAST, "prefer": "size", "precisions": ("float32", "int8", "int4")}
+    for limits in ({}, {"max_drop": "20dB"}, {"max_size": "100%"}):
+        result = evort_tools.quantize(model, calib=calib, **how, **limits)
+        assert len(result.to_bytes()) <= whole
+        assert [n.op for n in result.model.graph.nodes] == ["MatMul"]
+        assert limits == {"max_size": "100%"} or any("float32 is the smallest file" in note for note in result.notes)
+    with pytest.raises(
+        ValueError, match=r"cannot be reached: the smallest file is .*, that in float32: names and scales"
+    ):
+        evort_tools.quantize(model, calib=calib, max_size="50%", **how)
+    # What is pinned is held all the same.
+    result = evort_tools.quantize(model, calib=calib, pin=("only=int8",), **how)
+    assert not result.notes
+    assert [n.op for n in result.model.graph.nodes] == ["QLinearMatMul"]

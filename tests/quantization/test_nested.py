@@ -172,3 +172,60 @@ def test_a_body_whose_state_grows_stays_in_float():
     assert operators(result.model) == ["MatMul"]
     assert "cannot be told" in next(iter(result.kept.values()))
     assert Session(result.model).run(feeds[0])["y"].shape == (16, 32)
+
+
+FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off", "wide_activations": "off"}
+
+
+def loops(count: int) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(4, 32)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("made", [model, loop_model])
+def test_a_limit_on_the_loss_holds_with_nested_graphs(made):
+    """Layers of nested graphs are undone like others, by what the whole model loses, until the limit holds."""
+    real = made()
+    calib = samples(*[1, 1, -1, -1] * 4) if made is model else loops(16)
+    integer = []
+    for drop in ("25dB", "45dB", "140dB"):
+        result = evort_tools.quantize(real, calib=calib, prefer="size", max_drop=drop, **FAST)
+        integer.append(operators(result.model).count("QLinearMatMul"))
+        assert result.loss["loss"] <= result.loss["limit"]
+        evort.load(result.to_bytes()).run(calib[0])
+        if drop == "140dB":
+            assert set(result.kept) == {n.label() for g in graphs_of(real.graph) for n in g.nodes if n.op == "MatMul"}
+    assert integer == sorted(integer, reverse=True)
+    assert integer[0] == len(operators(real)) > integer[1] >= integer[2] == 0
+
+
+@pytest.mark.parametrize("made", [model, loop_model])
+def test_mixed_precision_of_nested_graphs(made):
+    """A nested graph's layers are a candidate as a whole."""
+    real = made()
+    calib = samples(*[1, 1, -1, -1] * 4) if made is model else loops(16)
+    name = next(n.name or n.outputs[0] for n in real.graph.nodes if any(True for _ in n.subgraphs()))
+
+    def quantized(**options):
+        result = evort_tools.quantize(real, calib=calib, scheme="mixed", prefer="size", **FAST, **options)
+        evort.load(result.to_bytes()).run(calib[0])
+        (row,) = (row for row in result.layers if row["name"] == name)
+        return result, row
+
+    inside = {"int8": "QLinearMatMul", "int4": "MatMulNBits", "int16": "DynamicQuantizeMatMul", "float32": "MatMul"}
+    for precision, operator in inside.items():
+        result, row = quantized(pin=(f"{name}=" + precision,), max_drop="10dB")
+        assert row["precision"] == precision and row["bytes"]["int8"] < 0.4 * row["bytes"]["float32"]
+        nested = [n.op for g in graphs_of(result.model.graph) if g is not result.model.graph for n in g.nodes]
+        assert {op for op in nested if "MatMul" in op} == {operator}
+    small, row = quantized(max_size="40%")
+    assert row["precision"] in ("int8", "int4") and len(small.to_bytes()) <= 0.4 * small.sizes["weights_before"] * 1.3
+    fine, row = quantized(max_drop="60dB")
+    assert row["precision"] in ("int16", "float16", "float32") and fine.loss["loss"] <= fine.loss["limit"]
+    if made is model:  # a name inside it names it, too
+        assert quantized(exclude=("last",))[1]["precision"] == "float32"
+
+
+def test_adaptive_levels_need_a_model_without_nested_graphs():
+    with pytest.raises(ValueError, match=r"adaptive: If .* holds nested graphs"):
+        evort_tools.quantize(model(), calib=samples(1, -1), prefer="size", adaptive=True, **FAST)

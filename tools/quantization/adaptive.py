@@ -44,8 +44,15 @@ def add_levels(
 
     real: the float model, whose outputs count. weights: float32 weights by the name that they have there; budget: bytes
     of them that may be added, in parts of the model's constants. Raises ValueError for a model in which no range can
-    follow the data.
+    follow the data, and for one with nested graphs: it runs in several stages, each planned when what it depends on is
+    known, and there is no one plan whose ranges could change from run to run.
     """
+    for node in model.graph.nodes:
+        if any(True for _ in node.subgraphs()):
+            raise ValueError(
+                f"adaptive: {node.label()} holds nested graphs, and ranges can only follow the data in models that run "
+                "in one piece: quantize it without --adaptive"
+            )
     tensors = followed(model.graph)
     if not tensors:
         raise ValueError("adaptive: there is no quantized product whose range could follow the data")

@@ -207,14 +207,17 @@ def ratio(first: Model, second: Model, feeds: Mapping[str, Any], threads: int | 
 
 
 def changed(before: Graph, after: Graph) -> set[str]:
-    """The first outputs of nodes that are other operators than in the float model, or read other constants."""
+    """The first outputs of nodes that are other operators than in the float model, or read other constants; and of
+    those in whose nested graphs there are such."""
     old = {node.outputs[0]: node for node in before.nodes}
+    return {n.outputs[0] for n in after.nodes if n.outputs[0] in old and not _same(n, old[n.outputs[0]])}
 
-    def same(node: Node) -> bool:
-        other = old[node.outputs[0]]
-        return (node.domain, node.op, node.inputs) == (other.domain, other.op, other.inputs)
 
-    return {node.outputs[0] for node in after.nodes if node.outputs[0] in old and not same(node)}
+def _same(a: Node, b: Node) -> bool:
+    pairs = list(zip(a.subgraphs(), b.subgraphs(), strict=True))
+    return (a.domain, a.op, a.inputs) == (b.domain, b.op, b.inputs) and all(
+        len(x.nodes) == len(y.nodes) and all(map(_same, x.nodes, y.nodes)) for x, y in pairs
+    )
 
 
 def _run(graph: Graph, sessions: Mapping[str, Session], feeds: Mapping[str, Any], seconds: float) -> dict[str, Times]:

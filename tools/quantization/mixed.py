@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +20,11 @@ from evort_tools.quantization.data import Calibration, open_calibration
 from evort_tools.quantization.improve import Helpers
 from evort_tools.quantization.latency import Profile
 from evort_tools.quantization.metric import Drop, Goal
+from evort_tools.quantization.nested import has_nested
 from evort_tools.quantization.options import PRECISIONS, Options
 from evort_tools.quantization.placement import Costs
 from evort_tools.quantization.precisions import layers_of, pins_of, static_int8, variants
+from evort_tools.quantization.qdq import own_constants
 from evort_tools.quantization.search import Candidate, Search, sensitivities
 from evort_tools.quantization.select import PRODUCTS
 from evort_tools.quantization.static import Calibrated, Settings
@@ -31,15 +33,19 @@ DEFAULT = "30dB"  # the drop where the user gives no limit at all
 _SAMPLES = 16  # on which sensitivities are measured
 
 
+NestedInt8 = Callable[[Model], tuple[Model, dict[str, str]]]
+
+
 class Mixed:
     """A model in mixed precision. model: with the choice; real: the float model that it was made of; found: what
     calibration found for what is int8, None where nothing is; layers: rows for tables (`Search.rows`); helpers: those
     that were kept; profile: the times that were gone by, None without; us, us_float: predicted; goal, loss: what was
-    held, and what is lost; notes: for the user; kept: {label: why} of products that have no other precision."""
+    held, and what is lost; notes: for the user; kept: {label: why} of products that have no other precision.
+    kept: the same of those in nested graphs in int8."""
 
     def __init__(
         self, model: Model, real: Model, found: Calibrated | None, search: Search, best: Candidate,
-        helpers: dict[str, float],
+        helpers: dict[str, float], kept: Mapping[str, str],
     ):  # fmt: skip
         self.model = model
         self.real = real
@@ -50,17 +56,21 @@ class Mixed:
         self.us, self.us_float = best.us, search.float_us
         self.goal, self.loss = search.goal, best.loss
         self.notes = search.notes
-        self.kept = _kept(search)
+        integer = any(p == "int8" and not layer.timed for layer, p in zip(search.layers, best.chosen, strict=True))
+        self.kept = {**_kept(search), **(kept if integer else {})}
 
 
 def mixed(
-    model: Model, data: Calibration, options: Options, settings: Settings, helpers: Helpers, progress: Progress
-) -> Mixed:
-    """Finds the precisions of a model's layers and applies them; the model given stays as it is.
+    model: Model, data: Calibration, options: Options, settings: Settings, helpers: Helpers, progress: Progress,
+    nested_int8: NestedInt8,
+) -> Mixed:  # fmt: skip
+    """Finds the precisions of a model's layers and applies them; the model given stays as it is. nested_int8: gives a
+    model with its nested graphs in integers, and {label: why} of what stays in float there.
 
     Raises ValueError for limits that cannot be held, pins that fit nothing, and options that do not go together.
     """
     wanted = options.precisions
+    model = own_constants(model)
     settings = replace(settings, exclude=())  # what is excluded is pinned to float32
     before = replace(helpers, adaround="off", bias="off")
     real, found, kept = model, None, {}
@@ -70,6 +80,9 @@ def mixed(
     names = {*wanted, *(pin.rpartition("=")[2] for pin in options.pin)}
     models = variants(real, sorted(names), options, improve.Fitting(data))
     step()
+    unmade: dict[str, str] = {}
+    if "int8" in models and has_nested(real.graph):
+        models["int8"], unmade = nested_int8(models["int8"])
     layers = layers_of(real, found, models)
     pins = pins_of(real.graph, layers, options.pin, options.exclude)
     costs = _costs(model, data, options, settings, models, progress)
@@ -88,7 +101,7 @@ def mixed(
         math.inf if options.max_latency is None else latency_limit(options.max_latency, search.float_us),
     )
     best = search.run(progress)
-    return _fitted(search, best, data, settings, helpers, kept, progress)
+    return _fitted(search, best, data, settings, helpers, kept, unmade, progress)
 
 
 def measure_profile(
@@ -115,10 +128,10 @@ def _costs(
 
 def _fitted(
     search: Search, best: Candidate, data: Calibration, settings: Settings, helpers: Helpers, kept: dict[str, float],
-    progress: Progress,
+    unmade: Mapping[str, str], progress: Progress,
 ) -> Mixed:  # fmt: skip
     """The result, with the helpers that fit int8 layers' weights and biases where these lower the loss."""
-    plain = Mixed(best.model, search.real, best.found, search, best, kept)
+    plain = Mixed(best.model, search.real, best.found, search, best, kept, unmade)
     if best.found is None or helpers.adaround == helpers.bias == "off":
         return plain
     ratios = search.found.ratios
@@ -137,7 +150,7 @@ def _fitted(
         return plain
     if not search.goal.holds(candidate.loss):
         return plain
-    return Mixed(candidate.model, real, candidate.found, search, candidate, {**kept, **more})
+    return Mixed(candidate.model, real, candidate.found, search, candidate, {**kept, **more}, unmade)
 
 
 def size_limit(text: str, whole: int) -> float:
@@ -174,10 +187,6 @@ def _share(text: Any) -> float | None:
 def _kept(search: Search) -> dict[str, str]:
     """{label: why} of the products that have no other precision than float32."""
     known = {out for layer in search.layers for out in layer.outputs}
-    outermost = search.real.graph
-    return {
-        node.label(): "it has no other precision" if graph is outermost else "it is in a nested graph"
-        for graph in graphs_of(outermost)
-        for node in graph.nodes
-        if node.op in PRODUCTS and not node.domain and (graph is not outermost or node.outputs[0] not in known)
-    }
+    rest = [node for node in search.real.graph.nodes if node.outputs[0] not in known]
+    rest += [inner for node in rest for sub in node.subgraphs() for g in graphs_of(sub) for inner in g.nodes]
+    return {n.label(): "it has no other precision" for n in rest if n.op in PRODUCTS and not n.domain}

@@ -3,6 +3,8 @@
 A branch of an If reads tensors of the graph around it. These become inputs, and their values in those calibration
 samples that take the branch its calibration data. The body of a Loop or a Scan has inputs of its own, too: a copy of it
 gives them on as scan outputs, so that each iteration is a sample.
+
+What may be lost is of the whole model's outputs, also where a nested graph's layers are undone for it (`Inside`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from evort_tools.passes.shapes import Shapes
 from evort_tools.quantization.by_range import is_by_range, layers_by_range
 from evort_tools.quantization.capture import Capture
 from evort_tools.quantization.data import Calibration, CalibrationError, open_calibration
+from evort_tools.quantization.metric import Goal
 from evort_tools.quantization.qdq import copy_graph, copy_model, own_constants
 from evort_tools.quantization.select import is_product
 
@@ -31,7 +34,29 @@ NOT_TAKEN = {"If": "no calibration sample takes this branch", "Loop": "no calibr
              "Scan": "no calibration sample runs this body"}  # fmt: skip
 _ITERATIONS = 32  # of a sample that are calibrated on, evenly spread
 
-Quantize = Callable[[Model, Calibration], Model]
+UNDONE = "the model would lose more than it may"
+_SHARE = 0.5  # of what may be lost, for all nested graphs together
+
+Quantize = Callable[[Model, Calibration, "Goal | None"], Model]
+
+
+class Inside(Goal):
+    """What a model may lose, as a nested graph sees it, whose quantized forms are put in the model's place for it.
+
+    place: a model of the nested graph -> the whole model. share: the part of the limit that may be used."""
+
+    def __init__(self, whole: Goal, place: Callable[[Model], Model], share: float = 1.0):
+        self.whole = whole
+        self.place = place
+        self.metric = whole.metric
+        self.base = whole.base
+        self.limit = share * whole.limit
+
+    def ratio(self, model: Model) -> float:
+        return self.whole.ratio(self.place(model))
+
+    def loss(self, model: Model) -> float:
+        return self.whole.loss(self.place(model))
 
 
 def has_layers(graph: Graph) -> bool:
@@ -61,13 +86,18 @@ def _fits(nodes: Collection[Node], pattern: str) -> bool:
 
 
 def quantized_nested(
-    model: Model, data: Calibration, shapes: Shapes, quantize: Quantize, threads: int | None = None
+    model: Model,
+    data: Calibration,
+    shapes: Shapes,
+    quantize: Quantize,
+    threads: int | None = None,
+    goal: Goal | None = None,
 ) -> tuple[Model, dict[str, str]]:
     """A copy of a model whose nested graphs are quantized, and {label of a product: why it stays in float} of those
-    that no sample runs.
+    that no sample runs, or with which the model would lose too much.
 
-    quantize: gives the quantized model of a nested graph, for that as a model and its calibration data. shapes: of the
-    model's graph.
+    quantize: gives the quantized model of a nested graph, for that as a model, its calibration data and its own view of
+    the goal. shapes: of the model's graph. goal: of which the nested graphs together may use a half.
     """
     model = own_constants(model)
     taken = names_of(model.graph).taken
@@ -78,22 +108,39 @@ def quantized_nested(
             if not has_layers(body):
                 continue
             inner, reads = _as_model(body, model, shapes)
+
+            def place(made: Model, at: Node = node, key: str = key, reads: list[str] = reads) -> Model:
+                """The whole model with another form of this graph."""
+                whole = copy_model(model)
+                (twin,) = (n for n in whole.graph.nodes if n.outputs == at.outputs)
+                twin.attrs[key] = _as_body(copy_graph(made.graph), at.attrs[key], reads, taken)
+                return whole
+
             samples: _Samples | _Iterations
             if node.op == "If":
                 samples = _Samples(model, node.inputs[0], BRANCHES[key], reads, threads)
             else:
                 samples = _Iterations(model, node, reads, threads)
             try:
-                made = quantize(inner, open_calibration(lambda s=samples: s.of(data), inner.graph))
+                inside = None if goal is None else Inside(goal, place, _SHARE)
+                made = quantize(inner, open_calibration(lambda s=samples: s.of(data), inner.graph), inside)
             except CalibrationError:
                 if samples.seen:
                     raise
                 why = samples.why or NOT_TAKEN[node.op]
-                layers = [*filter(is_product, body.nodes), *layers_by_range(body)]
-                kept |= {n.label(): why for n in layers}
+                kept |= {n.label(): why for n in _layers(body)}
+                continue
+            if inside is not None and not inside.holds(
+                inside.loss(made)
+            ):  # it alone would hold it, but not with others
+                kept |= {n.label(): UNDONE for n in _layers(body)}
                 continue
             node.attrs[key] = _as_body(made.graph, body, reads, taken)
     return model, kept
+
+
+def _layers(body: Graph) -> list[Node]:
+    return [*filter(is_product, body.nodes), *layers_by_range(body)]
 
 
 class _Samples:

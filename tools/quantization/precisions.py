@@ -6,6 +6,9 @@
     int8      weights and activations in integers, as in the static scheme; embeddings, LSTM, GRU as in the dynamic one
     int4      weights of 4 bits in groups, rounded with GPTQ where there is calibration data
 
+The layers of a nested graph (a branch of an If, the body of a Loop or Scan) go together: what holds the graphs is one
+layer, whose int8 is the static scheme's, of layers that are faster so.
+
 All but int8 read and give float32. So no precision needs a cast of its own: an int8 layer quantizes what it reads from
 others, and gives float32 where others read it (`integers.integer_model`).
 """
@@ -19,6 +22,7 @@ import numpy as np
 
 from evort.graph import Graph, Model, Node
 from evort.types import BITS, DType
+from evort_tools.passes import graphs_of
 from evort_tools.quantization import static
 from evort_tools.quantization.by_range import BY_RANGE
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
@@ -33,13 +37,14 @@ from evort_tools.quantization.weights import WeightOptions, weight_only
 
 
 class Layer:
-    """A node with weights, or several that share them; or a product of two activations.
+    """A node with weights, or several that share them; a product of two activations; or a node with nested graphs.
 
     name: how users name it: the node's name, or else its output's. outputs: the first outputs of its nodes. bytes: of
-    its constants, by the precisions that it has. static: whether its int8 is that of the static scheme.
+    its constants, by the precisions that it has. static: whether its int8 is that of the static scheme, with operands
+    and results that may be integers. timed: whether its time is known, as that of nested graphs is not.
     """
 
-    __slots__ = ("bytes", "name", "op", "outputs", "static")
+    __slots__ = ("bytes", "name", "op", "outputs", "static", "timed")
 
     def __init__(self, node: Node):
         self.name = node.name or node.outputs[0]
@@ -47,6 +52,7 @@ class Layer:
         self.outputs: list[str] = []
         self.bytes: dict[str, int] = {}
         self.static = False
+        self.timed = not any(True for _ in node.subgraphs())
 
 
 def variants(
@@ -86,7 +92,8 @@ def layers_of(real: Model, found: Calibrated | None, models: Mapping[str, Model]
     for node in real.graph.nodes:
         out = node.outputs[0]
         if (out in chosen and out in integers) or any(out in names for names in others.values()):
-            w = node.inputs[0 if node.op == "Gather" else 1]
+            nested = any(True for _ in node.subgraphs())
+            w = out if nested else node.inputs[0 if node.op == "Gather" else 1]
             groups.setdefault(w if real.graph.constant(w) is not None else out, []).append(node)
     layers = []
     for group in groups.values():
@@ -105,9 +112,12 @@ def layers_of(real: Model, found: Calibrated | None, models: Mapping[str, Model]
 
 
 def _bytes(graph: Graph, nodes: Sequence[Node]) -> int:
-    """Bytes of all constants that these nodes read."""
+    """Bytes of all constants that these nodes read, and their nested graphs hold."""
     names = dict.fromkeys(name for node in nodes for name in node.inputs if name)
-    constants = [t for t in (graph.tensors.get(name) for name in names) if t is not None and t.data is not None]
+    tensors = [graph.tensors.get(name) for name in names]
+    inner = [g for node in nodes for sub in node.subgraphs() for g in graphs_of(sub)]
+    tensors += [t for g in inner for t in g.tensors.values()]
+    constants = [t for t in tensors if t is not None and t.data is not None]
     return sum((t.data.size * BITS.get(t.dtype, 64) + 7) // 8 for t in constants)
 
 
@@ -115,7 +125,10 @@ def pins_of(graph: Graph, layers: Sequence[Layer], pins: Sequence[str], exclude:
     """{index of a layer: the precision that it must have}, from "PATTERN=PRECISION" (where several fit a layer, the
     last) and patterns of what stays in float32. Raises ValueError for a pattern that fits no layer, for an unknown
     precision, and for one that a layer does not have."""
-    nodes = {node.outputs[0]: node for node in graph.nodes}
+    named: dict[str, list[str]] = {}  # what names a node, or one in its nested graphs
+    for node in graph.nodes:
+        inner = [n for sub in node.subgraphs() for g in graphs_of(sub) for n in g.nodes]
+        named[node.outputs[0]] = [text for n in (node, *inner) for text in (n.name, n.op, *n.outputs) if text]
     found: dict[int, str] = {}
     for pin in (*(f"{pattern}=float32" for pattern in exclude), *pins):
         pattern, equals, precision = pin.rpartition("=")
@@ -127,7 +140,7 @@ def pins_of(graph: Graph, layers: Sequence[Layer], pins: Sequence[str], exclude:
             i
             for i, layer in enumerate(layers)
             for o in layer.outputs
-            if any(fnmatchcase(text, pattern) for text in (nodes[o].name, nodes[o].op, *nodes[o].outputs) if text)
+            if any(fnmatchcase(text, pattern) for text in named[o])
         ]
         if not fits:
             names = [layer.name for layer in layers]

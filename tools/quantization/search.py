@@ -179,6 +179,8 @@ class Search:
         )
 
     def _own(self, layer: Layer, precision: str) -> float:
+        if not layer.timed:
+            precision = "float32"
         return sum(self.costs.profile.of(o, precision) for o in layer.outputs)
 
     def _beside(self, chosen: Sequence[str]) -> list[list[float]]:
@@ -324,7 +326,8 @@ class Search:
             noted |= {key: self.costs.profile.machine.get(key) for key in ("isa", "threads")}
         for layer, precision in zip(self.layers, chosen, strict=True):
             noted.setdefault(precision, []).append(layer.name)
-        model.metadata[NOTED] = json.dumps(noted, separators=(",", ":"))
+        if set(chosen) != {"float32"}:
+            model.metadata[NOTED] = json.dumps(noted, separators=(",", ":"))
         return model, left
 
     def attempt(self, objective: str, noise: float) -> Candidate | None:
@@ -340,10 +343,31 @@ class Search:
             room -= max(found.bytes - self.max_bytes, _STEP * self.max_bytes)
         return None
 
+    def _plainest(self) -> Candidate:
+        """What is pinned, and all else in float32: of a tiny model the smallest file, as names and scales of integer
+        layers then take more than their weights gain."""
+        return self.candidate([c[0] if len(c) == 1 else "float32" for c in self._choices])
+
     def run(self, progress: Progress) -> Candidate:
         """The best model. Raises ValueError, with what can be reached, where there is none."""
+        best, plain = self._best(progress), self._plainest()
+        if self.objective != "bytes" or plain.bytes > best.bytes:
+            return best
+        free = any(len(choices) > 1 for choices in self._choices)
+        # Else it is so for what may be lost.
+        if free and (best is not plain or plain.bytes <= self._fewest_constants()):
+            self.notes.append(
+                f"all in float32 is the smallest file, {bytes_text(plain.bytes)}: names and scales of other precisions "
+                "take more than such small weights gain"
+            )
+        return plain
+
+    def _best(self, progress: Progress) -> Candidate:
         step = progress("trying precisions", None)
         first = self.attempt(self.objective, math.inf)
+        plain = self._plainest()
+        if first is None and plain.bytes <= self.max_bytes and plain.us <= self.max_us * (1 + 1e-9):
+            first = plain
         step()
         if first is None:
             slower = self._slower()
@@ -407,9 +431,12 @@ class Search:
                 )
         smallest = self._smallest()
         if smallest > self.max_bytes:
+            plain = f"float32 takes {bytes_text(self.float_bytes)}"
+            if smallest >= self.float_bytes:
+                plain = "that in float32: names and scales of other precisions take more than such small weights gain"
             return (
                 f"max_size: {bytes_text(self.max_bytes)} cannot be reached: the smallest file is "
-                f"{bytes_text(smallest)}, float32 takes {bytes_text(self.float_bytes)}"
+                f"{bytes_text(smallest)}, {plain}"
             )
         if self.costs is None:
             return (
@@ -425,7 +452,12 @@ class Search:
 
     def _smallest(self) -> int:
         """Bytes of the smallest file, whatever it loses and takes."""
-        chosen = knapsack.solve(self._tables("bytes"), [])
+        return min(self._fewest_constants(), self._plainest().bytes)
+
+    def _fewest_constants(self) -> int:
+        """Bytes of the file whose layers have the precisions in which their constants take least."""
+        bytes_of = [[layer.bytes[p] for p in c] for layer, c in zip(self.layers, self._choices, strict=True)]
+        chosen = knapsack.solve(bytes_of, [])
         return len(etm.write(self._built(self._named(chosen), self.real, self.found)[0]))
 
     def rows(self, chosen: Sequence[str]) -> list[dict[str, Any]]:
