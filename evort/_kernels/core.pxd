@@ -239,7 +239,6 @@ cdef extern from "qnhwc.h" nogil:
         int16_t *v
         int64_t ldv, step_v
         const int8_t *w
-        int64_t quads, step_w
         int16_t *u
         int64_t step_u
         const int32_t *o

@@ -109,8 +109,7 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.staged = not (g.x_last and (depthwise or not g.wide) and g.pad_h == g.pad_w == 0 and (depthwise or g.c % 4 == 0)
                     and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
     g.winograd = not depthwise and v[I_SMALL] and takes_winograd(g)
-    if g.winograd:               # whole tiles are staged, of bytes
-        g.staged = g.wide = True
+    g.staged = g.staged or g.winograd            # whole tiles, of bytes
     g.pitch = (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 if g.staged else g.w
     if g.winograd:
         g.pitch = up_to(g.out_w, 4) + 2
@@ -518,7 +517,7 @@ def pack_dense(weights, int flip, ints):
     cdef Geometry g
     read_ints(ints, values)
     make_geometry(&g, values, 1, False)
-    cdef int64_t turn, each = 4 * g.each * g.quads * g.segments, bytes_ = g.turns * (4 * g.each + each)
+    cdef int64_t turn, each = g.each * (9 * g.c if g.winograd else 4 * g.quads * g.segments), bytes_ = g.turns * (4 * g.each + each)
     cdef int64_t all_ = g.c * g.kernel_h * g.kernel_w
     found = _aligned(numpy, bytes_)
     weights = numpy.ascontiguousarray(weights)
@@ -528,7 +527,9 @@ def pack_dense(weights, int flip, ints):
     if line == NULL:
         raise MemoryError()
     memset(to, 0, bytes_)
-    for turn in range(g.turns):
+    if g.winograd:
+        pack_kernels(&g, w, flip, <int32_t *> to, <int8_t *> (to + 4 * g.each), line)
+    for turn in range(0 if g.winograd else g.turns):
         pack_rows(&g, w + turn * g.m * all_, flip, <int32_t *> to + turn * g.each,
                   <int8_t *> (to + 4 * g.turns * g.each) + turn * each, line)
     free(line)

@@ -14,30 +14,32 @@
 
 cdef enum:
     WINOGRAD_BYTES = 640 * 1024          # of V, O and U together, which stay in L2, more or less
-    WINOGRAD_PAIRS = 64                  # of input channels in a block of U
+    WINOGRAD_PAIRS = 32                  # of input channels in a block of U
     WINOGRAD_APART = 32                  # bytes between the 36 elements, so that they do not fall into one set of the cache
-    # Cycles, about: of a tile's image, and of its results, for each channel; of a kernel; products of 16 bits and of bytes
-    # (by Winograd's and by direct convolution) in each.
+    # Cycles, about: of a tile's image, and of its results, for each channel; of a kernel. Products in a cycle where those of
+    # bytes are made in pairs, and with VNNI: Winograd's, and those of a direct convolution.
     IMAGE_CYCLES = 5
-    RESULT_CYCLES = 14
-    KERNEL_CYCLES = 3
-    WINOGRAD_PRODUCTS = 27
-    WIDE_PRODUCTS = 30
-    BYTE_PRODUCTS = 80
+    RESULT_CYCLES = 16
+    KERNEL_CYCLES = 4
+    WINOGRAD_WIDE = 22
+    WINOGRAD_VNNI = 27
+    DIRECT_WIDE = 23
+    DIRECT_VNNI = 63
 
 
 cdef bint takes_winograd(const Geometry *g) noexcept nogil:
     """Whether it is faster than the direct convolution, in a call."""
     cdef int64_t tiles = ceil_div(g.out_h, 4) * ceil_div(g.out_w, 4), channels = up_to(g.m, EV_NHWC_VECTOR)
     cdef double here, direct
-    if g.kernel_h != 3 or g.kernel_w != 3 or g.c % 4 != 0 or g.turns > 1 or g.sums:
+    if g.kernel_h != 3 or g.kernel_w != 3 or g.c % 2 != 0 or g.turns > 1 or g.sums:
         return False
     if g.stride_h * g.stride_w * g.dilation_h * g.dilation_w != 1:
         return False
-    here = (tiles * (36.0 * g.c * channels / WINOGRAD_PRODUCTS + IMAGE_CYCLES * g.c + RESULT_CYCLES * channels)
+    here = (tiles * (36.0 * g.c * channels / (WINOGRAD_WIDE if g.wide else WINOGRAD_VNNI) + IMAGE_CYCLES * g.c
+                     + RESULT_CYCLES * channels)
             + <double> KERNEL_CYCLES * g.c * channels * ceil_div(tiles, winograd_tiles(g)))
-    direct = 9.0 * g.c * channels * g.out_h * g.out_w / (WIDE_PRODUCTS if g.wide else BYTE_PRODUCTS)
-    return here < direct
+    direct = 9.0 * g.c * up_to(g.m, EV_NHWC_VECTOR // 2) * g.out_h * g.out_w / (DIRECT_WIDE if g.wide else DIRECT_VNNI)
+    return here < 0.95 * direct
 
 
 cdef int64_t winograd_tiles(const Geometry *g) noexcept nogil:
@@ -92,7 +94,7 @@ cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) 
     k.c, k.pitch = g.c, g.pitch * g.c
     k.v, k.ldv, k.step_v = <int16_t *> (scratch + g.at_v), g.ldv, g.step_v
     k.u, k.step_u, k.o, k.step_o = <int16_t *> (scratch + g.at_u), g.step_u, o, g.step_o
-    k.quads, k.finish = g.quads, &job.finish
+    k.finish = &job.finish
     for item in range(begin, end):
         first = item // g.parts % g.bands * g.band
         image = item // g.parts // g.bands
@@ -106,7 +108,6 @@ cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) 
         while block < last:
             i = block * EV_NHWC_NR
             channels = min(<int64_t> EV_NHWC_NR, g.m - i)
-            k.step_w = 4 * up_to(channels, EV_NHWC_VECTOR)
             z = NULL
             if g.y_last:
                 at = (image * g.out_h + first) * g.out_w * g.m + i
@@ -122,7 +123,7 @@ cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) 
             c = 0
             while c < channels:
                 k.channels = min(<int64_t> EV_NHWC_VECTOR, channels - c)
-                k.w = t.w + i * 12 * g.quads + 4 * c
+                k.w = t.w + (i + c) * 9 * g.c
                 k.add = <const int32_t *> (shared + g.at_add) + i + c
                 k.scale = <const float *> (shared + g.at_scale) + i + c
                 k.y, k.z = <uint8_t *> y + c, NULL if z == NULL else z + c
@@ -132,3 +133,15 @@ cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) 
             if not g.y_last:
                 K.move_transpose(1, channels, n, y, EV_NHWC_NR, <char *> job.o.y.data + at, plane)
             block += 1
+
+
+cdef void pack_kernels(const Geometry *g, const uint8_t *w, int flip, int32_t *sums, int8_t *to, int8_t *line) noexcept nogil:
+    """The weights [m, c, 3, 3] as pack_dense gives them; `line` holds those of a channel."""
+    cdef int64_t m, c, t
+    cdef int8_t *at
+    for m in range(g.m):
+        K.qc_weights(9 * g.c, 1, flip, w + m * 9 * g.c, line, &sums[m])
+        at = to + m // EV_NHWC_VECTOR * EV_NHWC_VECTOR * 9 * g.c + m % EV_NHWC_VECTOR * 2
+        for c in range(g.c):
+            for t in range(9):
+                at[(c // 2 * 9 + t) * 2 * EV_NHWC_VECTOR + c % 2] = line[9 * c + t]

@@ -290,7 +290,7 @@ def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
         name = f"channels last, {cycle_of(ints)}, {int(wide())}"
         return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: pack_depthwise(w, flip, ints))])
     small = winograd(ints)
-    name = f"channels last, {int(small or wide())}"
+    name = "channels last, " + ("Winograd" if small else str(int(wide())))
     packed = [(name, lambda: pack_dense(_turned(w) if transposed else w, flip, ints))]
     return Kernel("qnhwc.winograd" if small else "qnhwc.linear", ints, reals, scratch, packed)
 

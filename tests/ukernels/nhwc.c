@@ -135,29 +135,29 @@ void check_nhwc_depthwise(void)
 /* All of a band, with the products between: kernels of 112 channels, whose sums just fit, among them. */
 void check_nhwc_winograd(void)
 {
-    static const int64_t IN[] = {4, 12, 16, 20, 112}, OUT[] = {1, 15, 16, 33}, HEIGHTS[] = {1, 4, 6}, WIDTHS[] = {2, 8, 27};
+    static const int64_t IN[] = {2, 12, 16, 22, 112}, OUT[] = {1, 15, 16, 33}, HEIGHTS[] = {1, 4, 6}, WIDTHS[] = {2, 8, 27};
     char what[96];
     EACH(i, IN) EACH(o, OUT) EACH(h, HEIGHTS) EACH(w, WIDTHS) for (int kind = 0; kind < 12; kind += 5) {
         const int64_t c = IN[i_], channels = OUT[o_], height = HEIGHTS[h_], width = WIDTHS[w_], rows = (height + 3) / 4;
         const int64_t cols = (width + 3) / 4, pitch = (4 * cols + 2) * c + kind, tiles = rows * cols, ldv = (c + 15) / 16 * 16;
-        const int64_t lanes = (channels + 15) / 16 * 16, quads = 3 * c / 4, ldy = channels + kind % 2 * 5, size = (4 * rows + 2) * pitch;
+        const int64_t lanes = (channels + 15) / 16 * 16, ldy = channels + kind % 2 * 5, size = (4 * rows + 2) * pitch;
         const int64_t block = 8; /* pairs of U */
         uint8_t *x = guarded((size_t)(size + 16)), *y = guarded((size_t)((height * width - 1) * ldy + channels));
-        int8_t *weights = guarded((size_t)(3 * quads * 4 * lanes)), *z = guarded((size_t)((height * width - 1) * ldy + channels));
+        int8_t *weights = guarded((size_t)(9 * c * lanes)), *z = guarded((size_t)((height * width - 1) * ldy + channels));
         int32_t *add = guarded((size_t)lanes * 4), *products = guarded((size_t)(36 * tiles * 16) * 4);
         int16_t *v = guarded((size_t)(36 * tiles * ldv) * 2), *u = guarded((size_t)(36 * block * 32) * 2);
         float *scale = guarded((size_t)lanes * 4);
-        fill_bytes(x, size + 16, 0), fill_bytes(weights, 3 * quads * 4 * lanes, 1);
+        fill_bytes(x, size + 16, 0), fill_bytes(weights, 9 * c * lanes, 1);
         fill_bytes(z, (height * width - 1) * ldy + channels, 1);
-        if (kind == 5) memset(x, 255, (size_t)size), memset(weights, 127, (size_t)(3 * quads * 4 * lanes));
+        if (kind == 5) memset(x, 255, (size_t)size), memset(weights, 127, (size_t)(9 * c * lanes));
         fill_finish(lanes, channels, 9 * c, add, scale);
         const ev_qfinish f = some_finish(kind);
         memset(y, 0x5a, (size_t)((height * width - 1) * ldy + channels));
-        ev_nhwc_winograd g = {rows, cols, height, width, x, c, pitch, v, ldv, tiles * ldv, weights, quads, 4 * lanes, u, block * 32,
+        ev_nhwc_winograd g = {rows, cols, height, width, x, c, pitch, v, ldv, tiles * ldv, weights, u, block * 32,
                               products, tiles * 16, add, scale, 0, &f, NULL, ldy, ldy, y};
         K->nhwc_winograd_image(&g);
         for (int64_t m = 0; m < channels; m += 16) {
-            g.w = weights + 4 * m, g.add = add + m, g.scale = scale + m, g.y = y + m, g.channels = channels - m < 16 ? channels - m : 16;
+            g.w = weights + 9 * c * m, g.add = add + m, g.scale = scale + m, g.y = y + m, g.channels = channels - m < 16 ? channels - m : 16;
             g.z = f.folds || channels % 2 ? NULL : z + m;
             for (int64_t p = 0; p < c / 2; p += block) {
                 const int64_t pairs = c / 2 - p < block ? c / 2 - p : block;
@@ -174,10 +174,10 @@ void check_nhwc_winograd(void)
             uint32_t sum = 0x5a;
             if (m < channels) {
                 sum = (uint32_t)add[m];
-                for (int64_t t = 0; t < 3; t++)
-                    for (int64_t k = 0; k < 3 * c; k++)
-                        sum += (uint32_t)(x[(p / width + t) * pitch + p % width * c + k] *
-                                          weights[(t * quads + k / 4) * 4 * lanes + m / 16 * 64 + k % 4 / 2 * 32 + m % 16 * 2 + k % 2]);
+                for (int64_t t = 0; t < 9; t++)
+                    for (int64_t k = 0; k < c; k++)
+                        sum += (uint32_t)(x[(p / width + t / 3) * pitch + (p % width + t % 3) * c + k] *
+                                          weights[m / 16 * 144 * c + (k / 2 * 9 + t) * 32 + m % 16 * 2 + k % 2]);
                 sum = (uint32_t)finished(&f, (int32_t)sum, scale[m], g.z ? z + at : NULL);
             }
             if (!same_i32("nhwc_winograd", what, at, y[at], (uint8_t)sum)) return;

@@ -20,6 +20,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .nhwc_conv = EV_FN(nhwc_conv),
     .nhwc_quads = EV_FN(nhwc_quads),
     .nhwc_columns = EV_FN(nhwc_columns),
+    .qgemm_i16 = EV_FN(qgemm_i16),
     .qgemm_u8 = EV_FN(qgemm_u8),
     .qhas_u8 = EV_FN(qhas_u8),
     .qrow_sums = EV_FN(qrow_sums),

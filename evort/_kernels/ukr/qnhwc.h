@@ -10,7 +10,11 @@
  * Tables without a product of bytes that is exact for all of them take numbers of 16 bits, in pairs (`wide`):
  *
  *   W [blocks of 64][quads][up to 4 vectors][2 pairs][16 channels][2]   dense; the image is staged as int16
- *   W [blocks of 64][quads of taps][2 pairs][64 channels][2 taps]       depthwise; the image is of bytes */
+ *   W [blocks of 64][quads of taps][2 pairs][64 channels][2 taps]       depthwise; the image is of bytes
+ *
+ * Winograd's convolution takes them by 16 channels, of a 3x3 kernel each:
+ *
+ *   W [blocks of 16][pairs][9 taps][16 channels][2] */
 #ifndef EV_QNHWC_H
 #define EV_QNHWC_H
 
@@ -62,11 +66,10 @@ typedef struct {
     int64_t height, width;
     const uint8_t *x;         /* the image under them, 4 * rows + 2 rows of 4 * cols + 2 pixels; bytes up to a vector
                                * behind a pixel may be read */
-    int64_t c, pitch;         /* channels of a pixel, a multiple of 4; bytes from a row to the next */
+    int64_t c, pitch;         /* channels of a pixel; bytes from a row to the next */
     int16_t *v;               /* [36][tiles][ldv]: tiles, transformed; elements are step_v apart */
     int64_t ldv, step_v;
-    const int8_t *w;          /* in pairs, of 3x3; quads are step_w bytes apart, `quads` of them in a row of the kernel */
-    int64_t quads, step_w;
+    const int8_t *w;          /* [pairs][9][16][2] */
     int16_t *u;               /* [36][pairs][16][2]: kernels, transformed */
     int64_t step_u;
     const int32_t *o;         /* [36][tiles][16]: their products */

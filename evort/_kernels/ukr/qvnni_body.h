@@ -210,3 +210,37 @@ static void EV_FN(qd_map)(const ev_qdmap *g, const uint8_t *x, const int8_t *w, 
 #undef QUADS
     }
 }
+
+/* Products of pairs of 16 bits, as qgemm_body.h has them: a row of sums is a vector, rows are named variables. */
+#define EV_ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+static inline __attribute__((always_inline)) void EV_FN(qpairs)(int64_t pairs, const int16_t *a, int64_t lda, const int16_t *b,
+                                                                int add, int32_t *c, const int mr)
+{
+    typedef int32_t pair __attribute__((may_alias, aligned(2)));
+#define X(i) __m512i s##i = i < mr && add ? _mm512_loadu_si512(c + i * EV_QNR) : _mm512_setzero_si512();
+    EV_ROWS(X)
+#undef X
+    for (; pairs > 0; pairs--, a += 2, b += 2 * EV_QNR) {
+        const __m512i w = _mm512_loadu_si512(b);
+#define X(i) \
+    if (i < mr) s##i = _mm512_dpwssd_epi32(s##i, w, _mm512_set1_epi32(*(const pair *)(a + 2 * i * lda)));
+        EV_ROWS(X)
+#undef X
+    }
+#define X(i) if (i < mr) _mm512_storeu_si512(c + i * EV_QNR, s##i);
+    EV_ROWS(X)
+#undef X
+}
+#undef EV_ROWS
+
+static void EV_FN(qgemm_i16)(int64_t m, int64_t n, int64_t pairs, const int16_t *a, int64_t lda, const int16_t *b, int add,
+                             int32_t *c)
+{
+    (void)n; /* of 16 columns, those that are not wanted cost nothing */
+#define STEP(mr) \
+    for (; m >= mr; m -= mr, a += 2 * mr * lda, c += mr * EV_QNR) EV_FN(qpairs)(pairs, a, lda, b, add, c, mr);
+    STEP(8)
+    STEP(4)
+    STEP(1)
+#undef STEP
+}

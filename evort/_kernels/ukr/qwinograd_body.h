@@ -14,15 +14,20 @@
 typedef int16_t EV_FN(wh) __attribute__((vector_size(EV_QBYTES), may_alias, aligned(2)));
 typedef uint8_t EV_FN(wub) __attribute__((vector_size(EV_QBYTES / 2), may_alias, aligned(1)));
 typedef int8_t EV_FN(wb) __attribute__((vector_size(EV_QBYTES / 2), may_alias, aligned(1)));
-#define EV_W_WIDE(x) __builtin_convertvector(x, EV_FN(wh))
+#if defined(__AVX2__) /* for a conversion that compilers take apart */
+#define EV_W_SIGNED(p) ((EV_FN(wh))_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p))))
+#define EV_W_UNSIGNED(p) ((EV_FN(wh))_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(p))))
+#else
+#define EV_W_SIGNED(p) __builtin_convertvector(*(const EV_FN(wb) *)(p), EV_FN(wh))
+#define EV_W_UNSIGNED(p) __builtin_convertvector(*(const EV_FN(wub) *)(p), EV_FN(wh))
+#endif
 typedef int32_t EV_FN(wi) __attribute__((vector_size(EV_QBYTES), may_alias, aligned(4)));
 enum { EV_FN(W_HALVES) = EV_QBYTES / 2, EV_FN(W_INTS) = EV_QBYTES / 4 };
 #else
 typedef int16_t EV_FN(wh);
-typedef uint8_t EV_FN(wub);
-typedef int8_t EV_FN(wb);
 typedef int32_t EV_FN(wi);
-#define EV_W_WIDE(x) (x)
+#define EV_W_SIGNED(p) (*(const int8_t *)(p))
+#define EV_W_UNSIGNED(p) (*(const uint8_t *)(p))
 enum { EV_FN(W_HALVES) = 1, EV_FN(W_INTS) = 1 };
 #endif
 
@@ -43,6 +48,7 @@ static inline __attribute__((always_inline)) void EV_FN(wino_b)(EV_FN(wh) *x, co
 /* Tiles of the image, channels up to a vector of them. */
 static void EV_FN(nhwc_winograd_image)(const ev_nhwc_winograd *g)
 {
+    const int64_t step = g->step_v;
     int16_t *v = g->v;
     for (int64_t row = 0; row < g->rows; row++)
         for (int64_t col = 0; col < g->cols; col++, v += g->ldv) {
@@ -53,14 +59,14 @@ static void EV_FN(nhwc_winograd_image)(const ev_nhwc_winograd *g)
                 for (int i = 0; i < 6; i++) {
 #pragma GCC unroll 6
                     for (int j = 0; j < 6; j++)
-                        d[6 * i + j] = EV_W_WIDE(*(const EV_FN(wub) *)(x + i * g->pitch + j * g->c + c));
+                        d[6 * i + j] = EV_W_UNSIGNED(x + i * g->pitch + j * g->c + c);
                     EV_FN(wino_b)(d + 6 * i, 1);
                 }
 #pragma GCC unroll 6
                 for (int j = 0; j < 6; j++) {
                     EV_FN(wino_b)(d + j, 6);
 #pragma GCC unroll 6
-                    for (int i = 0; i < 6; i++) *(EV_FN(wh) *)(v + (6 * i + j) * g->step_v + c) = d[6 * i + j];
+                    for (int i = 0; i < 6; i++) *(EV_FN(wh) *)(v + (6 * i + j) * step + c) = d[6 * i + j];
                 }
             }
         }
@@ -82,26 +88,22 @@ static inline __attribute__((always_inline)) void EV_FN(wino_g)(const EV_FN(wh) 
 /* Kernels of 16 channels of the result and pairs [p0, p0 + pairs) of those of the image. */
 static void EV_FN(nhwc_winograd_kernels)(const ev_nhwc_winograd *g, int64_t p0, int64_t pairs)
 {
-    enum { LANES = EV_FN(W_HALVES) };
-    for (int64_t p = p0; p < p0 + pairs; p++)
-        for (int64_t i = 0; i < 2 * EV_NHWC_VECTOR; i += LANES) {
+    enum { PAIR = 2 * EV_NHWC_VECTOR };
+    const int8_t *w = g->w + 9 * p0 * PAIR;
+    const int64_t step = g->step_u;
+    int16_t *to = g->u;
+    for (; pairs > 0; pairs--, w += 9 * PAIR, to += PAIR)
+        for (int64_t i = 0; i < PAIR; i += EV_FN(W_HALVES)) {
             EV_FN(wh) k[9], d[18], u[6];
+#pragma GCC unroll 9
+            for (int t = 0; t < 9; t++) k[t] = EV_W_SIGNED(w + t * PAIR + i);
 #pragma GCC unroll 3
-            for (int h = 0; h < 3; h++)
-#pragma GCC unroll 3
-                for (int w = 0; w < 3; w++) {
-                    const int64_t at = w * g->c + 2 * p; /* along a row of the kernel */
-                    k[3 * h + w] = EV_W_WIDE(*(const EV_FN(wb) *)(g->w + (h * g->quads + at / 4) * g->step_w +
-                                                                  at % 4 * EV_NHWC_VECTOR + i));
-                }
-#pragma GCC unroll 3
-            for (int w = 0; w < 3; w++) EV_FN(wino_g)(k + w, 3, d + w, 3);
-            int16_t *to = g->u + (p - p0) * 2 * EV_NHWC_VECTOR + i;
+            for (int j = 0; j < 3; j++) EV_FN(wino_g)(k + j, 3, d + j, 3);
 #pragma GCC unroll 6
-            for (int h = 0; h < 6; h++) {
-                EV_FN(wino_g)(d + 3 * h, 1, u, 1);
+            for (int j = 0; j < 6; j++) {
+                EV_FN(wino_g)(d + 3 * j, 1, u, 1);
 #pragma GCC unroll 6
-                for (int w = 0; w < 6; w++) *(EV_FN(wh) *)(to + (6 * h + w) * g->step_u) = u[w];
+                for (int t = 0; t < 6; t++) *(EV_FN(wh) *)(to + (6 * j + t) * step + i) = u[t];
             }
         }
 }
@@ -160,4 +162,5 @@ static void EV_FN(nhwc_winograd_results)(const ev_nhwc_winograd *g)
                 }
         }
 }
-#undef EV_W_WIDE
+#undef EV_W_SIGNED
+#undef EV_W_UNSIGNED
