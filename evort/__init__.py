@@ -5,28 +5,25 @@ session = evort.load("lenet.etm")
 logits = session(image)
 """
 
-import gc
-
-# Making hundreds of classes and functions sets off collections of garbage, which find none: a sixth of the import. They
-# are old at once (frozen, and thawed to the oldest generation), as the next collection of young ones would walk them.
-_collecting = gc.isenabled()
-gc.disable()
 try:
     from evort._kernels import SHARED_OBJECT
     from evort._kernels.core import available_isas, isa
 
     __path__ += SHARED_OBJECT  # for evort._records
-    from evort.errors import (
-        ConversionError,
-        EtmFormatError,
-        EvortError,
-        ExecutionError,
-        InputError,
-        MemoryBudgetError,
-        ShapeError,
-        UnsupportedError,
-    )
-    from evort.session import Session, load
+    from evort._records import Uncollected
+
+    with Uncollected():
+        from evort.errors import (
+            ConversionError,
+            EtmFormatError,
+            EvortError,
+            ExecutionError,
+            InputError,
+            MemoryBudgetError,
+            ShapeError,
+            UnsupportedError,
+        )
+        from evort.session import Session, load
 except ModuleNotFoundError as error:
     if not (error.name or "").startswith("evort."):
         raise
@@ -34,12 +31,6 @@ except ModuleNotFoundError as error:
         f"{error}: this is evort's source tree, whose kernels are not built. Install it (pip install .) and run from "
         "another folder, or build in place (python setup.py build_ext --inplace)"
     ) from error
-finally:
-    if _collecting:
-        if not gc.get_freeze_count():  # what others froze stays so
-            gc.freeze()
-            gc.unfreeze()
-        gc.enable()
 
 __all__ = [
     "ConversionError",

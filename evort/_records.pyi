@@ -11,6 +11,10 @@ REQUIRED: Any
 
 def set_item_sizes(sizes: dict[DType, int]) -> None: ...
 
+class Uncollected:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+
 class Spec:
     dtype: DType
     shape: tuple[int, ...]

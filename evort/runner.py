@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from evort._kernels.executor import INPUT, Program, StepFailed
+from evort._records import Uncollected
 from evort.backends import CpuBackend
 from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph
@@ -126,7 +127,8 @@ class Runner:
             with self._lock:
                 found = stage.plans.get(key)
                 if found is None:
-                    found = Planned(build(stage, specs, self.backend, self.threads), self.graph.outputs)
+                    with Uncollected():
+                        found = Planned(build(stage, specs, self.backend, self.threads), self.graph.outputs)
                     self._check_memory(found.plan)
                     while len(stage.plans) >= MAX_PLANS:
                         stage.plans.pop(next(iter(stage.plans)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from typing import Any
 
 import numpy as np
 
 from evort._kernels import core
+from evort._records import Uncollected
 from evort.backends import CpuBackend
 from evort.errors import InputError, UnsupportedError
 from evort.etm import read
@@ -378,10 +378,7 @@ def load(
     """
     if shadow is not None and adaptive:
         raise ValueError("shadow compares with ranges that stay; adaptive moves them")
-    # What loading makes has no cycles: the collections of garbage that it sets off find none, and take a third of it.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with Uncollected():
         file = read(source, checksum=checksum)
         make = Session
         if shadow is not None:
@@ -404,9 +401,6 @@ def load(
         elif adaptive:
             session.adapt(adaptive)
         return session
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _reload(source: str | bytes, options: dict[str, Any]) -> Session:

@@ -493,8 +493,9 @@ cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums
         vectors = min(<int64_t> 4, ceil_div(g.m - block * EV_NHWC_NR, EV_NHWC_VECTOR))
         at = to + block * EV_NHWC_NR * length * g.segments + m % EV_NHWC_NR // EV_NHWC_VECTOR * 4 * EV_NHWC_VECTOR
         step = 4 * EV_NHWC_VECTOR * vectors
-        K.qc_weights(all_, 1, flip, w + m * all_, line + all_ + 4, &sums[m])
-        K.move_transpose(1, taps, g.c, line + all_ + 4, taps, line, g.c)
+        K.qc_weights(all_, 1, flip, w + m * all_, line if taps == 1 else line + all_ + 4, &sums[m])
+        if taps > 1:
+            K.move_transpose(1, taps, g.c, line + all_ + 4, taps, line, g.c)
         memset(line + all_, 0, 4)
         for s in range(g.segments):
             from_ = line + s * run
