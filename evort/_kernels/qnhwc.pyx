@@ -436,15 +436,26 @@ def small_sums(weights, int flip) -> bool:
     """Whether sums of products of these weights (as for pack_dense) with bytes are below 2^25, for any bytes."""
     import numpy
 
-    cdef int64_t k = weights.size // max(1, weights.shape[0])
+    cdef int64_t m = weights.shape[0], k = weights.size // max(1, m), first = 0, rows, i
+    cdef int64_t step = max(1, 32768 // max(1, k))  # what is made of weights stays in the core's nearest cache
     if 255 * 128 * k < 1 << 25:
         return True
-    signed = (weights ^ flip).view(numpy.int8) if flip else weights
-    sums = numpy.empty(weights.shape[0], numpy.int32)
-    for part in (numpy.maximum(signed, 0), numpy.minimum(signed, 0)):
-        K.qrow_sums(sums.size, k, <const int8_t *> <size_t> part.ctypes.data, k, False, <int32_t *> <size_t> sums.ctypes.data)
-        if 255 * int(numpy.abs(sums).max()) >= 1 << 25:
-            return False
+    matrix = weights.reshape(m, k)
+    zeros = numpy.zeros((step, k), numpy.int8)  # a matrix, with which NumPy compares by vectors
+    found = numpy.empty((2, step), numpy.int32)
+    cdef int32_t *above = <int32_t *> <size_t> found.ctypes.data
+    cdef int32_t *all_ = above + step
+    while first < m:
+        part = matrix[first : first + step]
+        part = (part ^ flip).view(numpy.int8) if flip else part
+        rows = part.shape[0]
+        positive = numpy.maximum(part, zeros[:rows])
+        K.qrow_sums(rows, k, <const int8_t *> <size_t> positive.ctypes.data, k, False, above)
+        K.qrow_sums(rows, k, <const int8_t *> <size_t> part.ctypes.data, k, False, all_)
+        for i in range(rows):
+            if 255 * max(<int64_t> above[i], <int64_t> above[i] - all_[i]) >= 1 << 25:
+                return False
+        first += rows
     return True
 
 

@@ -226,12 +226,17 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
     ints = _ints(c, _X, window.ints(), y.shape[1], number[0], False)
     if ints is None:
         return None
-    from evort._kernels.qnhwc import scratch_bytes, small_sums, wide
+    from evort._kernels.qnhwc import scratch_bytes, small_sums, wide, winograd
 
     pixel = _pixels(c)
-    small = not depthwise and window.kernel == (3, 3) and small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
-    ints = (*ints, int(c.ins[_X].channels_last or pixel), int(y.channels_last or pixel), int(wide()), 1, y.shape[1],
-            int(small))  # fmt: skip
+    ints = (*ints, int(c.ins[_X].channels_last or pixel), int(y.channels_last or pixel), int(wide()), 1, y.shape[1])
+    small = (
+        not depthwise
+        and window.kernel == (3, 3)
+        and winograd((*ints, 1))  # looking at the weights takes longer
+        and small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
+    )
+    ints = (*ints, int(small))
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
 
