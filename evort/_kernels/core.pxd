@@ -205,7 +205,7 @@ cdef extern from "qconv.h" nogil:
         float *range
 
 cdef extern from "qnhwc.h" nogil:
-    int EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_NHWC_TAPS
+    int EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_NHWC_TAPS
     ctypedef struct ev_nhwc_conv:
         const void *x
         int64_t wide

@@ -55,8 +55,8 @@ def isa() -> str:
 
 
 def channels_last() -> int:
-    """Whether the instruction set in use is better off with integer images that lie channels last: EV_NHWC_BYTES or
-    EV_NHWC_WIDE of ukr/qnhwc.h, or 0."""
+    """Whether the instruction set in use is better off with integer images that lie channels last: EV_NHWC_BYTES
+    or another form of ukr/qnhwc.h, or 0."""
     cdef int has = 0
     ev_active.nhwc_has(&has)
     return has

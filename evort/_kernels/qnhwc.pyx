@@ -18,8 +18,9 @@ pixel gives to a row of the result, [kernel's width][channels], are the channels
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call,
-                                  ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_depthwise, ev_nhwc_winograd, ev_ukr,
+from evort._kernels.core cimport (EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK,
+                                  EV_UINT8, ev_call, ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_depthwise,
+                                  ev_nhwc_winograd, ev_ukr,
                                   parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
                                      row_add, row_scale, take_linear)

@@ -31,14 +31,20 @@ cdef bint takes_winograd(const Geometry *g) noexcept nogil:
     """Whether it is faster than the direct convolution, in a call."""
     cdef int64_t tiles = ceil_div(g.out_h, 4) * ceil_div(g.out_w, 4), channels = up_to(g.m, EV_NHWC_VECTOR)
     cdef double here, direct
+    cdef int has = 0
+    cdef bint wide
     if g.kernel_h != 3 or g.kernel_w != 3 or g.c % 2 != 0 or g.turns > 1 or g.sums:
         return False
     if g.stride_h * g.stride_w * g.dilation_h * g.dilation_w != 1:
         return False
-    here = (tiles * (36.0 * g.c * channels / (WINOGRAD_WIDE if g.wide else WINOGRAD_VNNI) + IMAGE_CYCLES * g.c
+    K.nhwc_has(&has)
+    if has == EV_NHWC_DOTS:
+        return False
+    wide = g.wide or has == EV_NHWC_HALVES
+    here = (tiles * (36.0 * g.c * channels / (WINOGRAD_WIDE if wide else WINOGRAD_VNNI) + IMAGE_CYCLES * g.c
                      + RESULT_CYCLES * channels)
             + <double> KERNEL_CYCLES * g.c * channels * ceil_div(tiles, winograd_tiles(g)))
-    direct = 9.0 * g.c * up_to(g.m, EV_NHWC_VECTOR // 2) * g.out_h * g.out_w / (DIRECT_WIDE if g.wide else DIRECT_VNNI)
+    direct = 9.0 * g.c * up_to(g.m, EV_NHWC_VECTOR // 2) * g.out_h * g.out_w / (DIRECT_WIDE if wide else DIRECT_VNNI)
     return here < 0.95 * direct
 
 

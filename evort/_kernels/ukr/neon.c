@@ -9,6 +9,7 @@
 
 #include "gemm_body.h"
 #include "qneon_body.h"
+#include "qnhwc_neon_body.h"
 #include "qneon_pairs_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
@@ -21,5 +22,9 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .qc_plain = EV_FN(qc_plain),
     .qgemm_u8 = EV_FN(qgemm_u8),
     .qhas_u8 = EV_FN(qhas_u8),
+    .nhwc_has = EV_FN(nhwc_has),
+    .nhwc_conv = EV_FN(nhwc_conv),
+    .nhwc_quads = EV_FN(nhwc_quads),
+    .nhwc_columns = EV_FN(nhwc_columns),
     .qgemm_i16 = EV_FN(qgemm_i16),
 };

@@ -5,6 +5,7 @@
 
 #define EV_ISA neon_dotprod
 #include "qneon_body.h"
+#include "qnhwc_neon_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
@@ -12,4 +13,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .qc_plain = EV_FN(qc_plain),
     .qgemm_u8 = EV_FN(qgemm_u8),
     .qhas_u8 = EV_FN(qhas_u8),
+    .nhwc_has = EV_FN(nhwc_has),
+    .nhwc_conv = EV_FN(nhwc_conv),
+    .nhwc_columns = EV_FN(nhwc_columns),
 };

@@ -20,7 +20,9 @@
 
 #include "qconv.h"
 
-enum { EV_NHWC_BYTES = 1, EV_NHWC_WIDE = 2 }; /* what nhwc_has says: which form of W; 0: none */
+/* What nhwc_has says: which form of W; 0: none. The last two are of bytes, too: where their products are no faster than
+ * those of 16 bits, and where they are so much faster that Winograd's convolution does not pay. */
+enum { EV_NHWC_BYTES = 1, EV_NHWC_WIDE = 2, EV_NHWC_HALVES = 3, EV_NHWC_DOTS = 4 };
 
 #define EV_NHWC_NR 64     /* channels of a block */
 #define EV_NHWC_VECTOR 16 /* to a multiple of so many, channels are filled up */
