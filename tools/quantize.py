@@ -60,12 +60,11 @@ class Result:
     model: the graph that goes into the file. real: the float model that the encodings are for (with the changes of
     the helpers); plain: the same before helpers fitted weights and biases to integers, where one did. encodings: of
     the tensors that are integers. layers: what changed, each with its name; kept: {label of a node: why it stays in
-    float}. sqnr: {output: signal-to-noise ratio in dB against float32}, on `samples` samples, which were `held_out`
-    from calibration or not (`judges`: the data they are of); empty where it was not measured. worst: the same for the
-    sample of them that has least, where they were gone through one by one. sizes: bytes of constants before and after;
-    `source` and `file` of the files, where there are such. methods: noise over signal by calibration method, where
-    those were compared; helpers: noise over signal with each helper that was kept, in the order in which they were
-    applied.
+    float}. sqnr: {output: signal-to-noise ratio in dB against float32}, the lowest of what was `measured` on {kind of
+    samples: how many, `sqnr_db` of all together and `worst_db` of the worst one}; empty where it was not measured.
+    judges: the samples of each kind. sizes: bytes of constants before and after; `source` and `file` of the files,
+    where there are such. methods: noise over signal by calibration method, where those were compared; helpers: noise
+    over signal with each helper that was kept, in the order in which they were applied.
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
     know.
@@ -80,10 +79,8 @@ class Result:
         self.kept: dict[str, str] = {}
         self.integer_nodes = 0
         self.sqnr: dict[str, float] = {}
-        self.samples = 0
-        self.held_out = False
-        self.worst: dict[str, float] = {}
-        self.judges: Calibration | None = None
+        self.measured: dict[str, dict[str, Any]] = {}
+        self.judges: dict[str, Calibration] = {}
         self.sizes: dict[str, int] = {}
         self.methods: dict[str, float] = {}
         self.layers: list[dict[str, object]] = []
@@ -102,10 +99,8 @@ class Result:
         return {
             "options": asdict(self.options),
             "sizes": self.sizes,
-            "samples": self.samples,
-            "held_out": self.held_out,
-            "worst_sample_db": self.worst,
             "sqnr_db": self.sqnr,
+            "measured": self.measured,
             "integer_nodes": self.integer_nodes,
             "layers": self.layers,
             "kept_in_float": self.kept,
@@ -163,7 +158,8 @@ def _write_report(
 ) -> None:
     """Compares both models layer by layer, measures both, and writes the page."""
     options = result.options
-    samples = result.judges.head(min(_REPORTED, trials.trial_count(source, result.judges)))
+    kind, judges = next(iter(result.judges.items()))
+    samples = judges.head(min(_REPORTED, trials.trial_count(source, judges)))
     step = (progress or silent)("comparing layers", len(samples))
     real = result.plain or result.real
     found = layers.compare(
@@ -183,25 +179,24 @@ def _write_report(
     if options.metric is not None and result.loss:
         reached = result.loss["float"] - result.loss["loss"]
         rows.append(("metric", f"{result.loss['float']:.6g}", f"{reached:.6g}"))
-    notes = [f"Scheme {options.scheme}; compared on {len(samples)} {_kind(result)}."]
+    notes = [f"Scheme {options.scheme}; compared on {len(samples)} {kind}."]
     if result.helpers:
         notes.append(f"Helpers that lowered the error: {', '.join(result.helpers)}.")
     notes += result.notes
     write_page(path, title, rows, found, notes, result.kept, result.layers if options.scheme == "mixed" else ())
 
 
-def _kind(result: Result) -> str:
-    """What the samples are that a result is measured on."""
-    return "samples held out from calibration" if result.held_out else "calibration samples"
-
-
 def _judged(result: Result, name: str) -> str:
     """An output's SQNR, what it was measured on, and the worst sample's."""
-    worst = f", the worst {result.worst[name]:.1f} dB" if name in result.worst and result.samples > 1 else ""
-    return f"{result.sqnr[name]:.1f} dB ({result.samples} {_kind(result)}{worst})"
+    parts = []
+    for kind, found in result.measured.items():
+        worst = f" (the worst {found['worst_db'][name]:.1f})" if found["samples"] > 1 and found["worst_db"] else ""
+        parts.append(f"{found['sqnr_db'][name]:.1f} on {found['samples']} {kind}{worst}")
+    return f"{result.sqnr[name]:.1f} dB: {', '.join(parts)}"
 
 
 _REPORTED = 8  # samples on which layers are compared
+_CALIBRATION, _HELD_OUT, _SAMPLES = "calibration samples", "samples held out from calibration", "samples"
 _HELD_FROM = 32  # samples of which some are held out
 _JUDGES = 64  # samples at most on which the result is measured
 
@@ -216,10 +211,11 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     progress = progress or silent
     data = None if calib is None else _calibration(calib, model, options)
     result = Result(model, options)
-    result.judges = data
+    if data is not None:
+        result.judges = {_CALIBRATION if learns(options) else _SAMPLES: data}
     if data is not None and learns(options) and options.hold_out and len(data) >= _HELD_FROM:
-        data, result.judges = data.split(options.hold_out)
-        result.held_out = True
+        data, held = data.split(options.hold_out)
+        result.judges = {_HELD_OUT: held, _CALIBRATION: data}
     result.sizes["weights_before"] = total_bytes(model.graph)
     if options.scheme == "static":
         _static(data, result, progress)
@@ -229,8 +225,11 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
         result.model, result.layers, result.kept = by_layer(model, data, options)
     result.integer_nodes = sum(row.get("precision") != "float32" for row in result.layers)
     result.sizes["weights_after"] = total_bytes(result.model.graph)
-    if options.verify and result.judges is not None:
-        _verify(model, result, progress)
+    if options.verify:
+        for kind, samples in result.judges.items():
+            result.measured[kind] = _measured(model, result.model, samples, options.threads, progress)
+        found = [measured["sqnr_db"] for measured in result.measured.values()]
+        result.sqnr = {name: min(sqnr[name] for sqnr in found) for name in (found[0] if found else ())}
     return result
 
 
@@ -374,21 +373,21 @@ def _note_speed(result: Result, costs: placement.Costs, integer: set[str]) -> No
     result.model.metadata[NOTED] = json.dumps(noted, separators=(",", ":"))
 
 
-def _verify(model: Model, result: Result, progress: Progress) -> None:
+def _measured(real: Model, model: Model, data: Calibration, threads: int | None, progress: Progress) -> dict[str, Any]:
+    """How far a model's outputs are from the float model's: an entry of `Result.measured`."""
     step = progress("measuring the result", None)
-    threads = result.options.threads
-    if total_bytes(model.graph) > trials.LARGE:  # not both at once in memory
-        samples = result.judges.head(trials.trial_count(model, result.judges))
-        errors = output_errors(result.model, samples, expected_outputs(model, samples, threads), threads)
-        result.samples = len(samples)
-        step()
+    worst: dict[str, float] = {}
+    if total_bytes(real.graph) > trials.LARGE:  # not both at once in memory
+        samples = data.head(trials.trial_count(real, data))
+        errors, count = output_errors(model, samples, expected_outputs(real, samples, threads), threads), len(samples)
     else:
-        found = Comparison(model, result.model, threads)
-        for feeds in islice(result.judges, _JUDGES):
+        found = Comparison(real, model, threads)
+        for feeds in islice(data, _JUDGES):
             found.add(feeds)
             step()
-        errors, result.samples, result.worst = found.errors, found.samples, found.worst
-    result.sqnr = {name: error.sqnr for name, error in errors.items()}
+        errors, count, worst = found.errors, found.samples, found.worst
+    sqnr = {name: error.sqnr for name, error in errors.items()}
+    return {"samples": count, "sqnr_db": sqnr, "worst_db": worst}
 
 
 def open_model(model: Any, options: Options) -> tuple[Model, int | None]:

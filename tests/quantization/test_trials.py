@@ -63,13 +63,16 @@ def test_the_samples_that_tell_most_come_first(few):
 def test_of_many_samples_some_measure_the_result_only():
     options = {"prefer": "size", "method": "minmax"}
     result = evort_tools.quantize(classifier(), calib=inputs(), **options)
-    assert result.held_out and result.samples == 6 and result.worst["y"] <= result.sqnr["y"]
+    (held, few), (seen, most) = result.measured.items()
+    assert ("held out" in held, few["samples"], "calibration" in seen, most["samples"]) == (True, 6, True, 42)
+    assert result.sqnr["y"] == min(few["sqnr_db"]["y"], most["sqnr_db"]["y"])  # the figure that flatters least
+    assert most["worst_db"]["y"] <= most["sqnr_db"]["y"]
     x = inputs()
     x[7::8] *= 3  # those that are held out: the ranges do not know of them
     assert evort_tools.quantize(classifier(), calib=x, **options).encodings["x"].range == result.encodings["x"].range
     for calib, more in ((inputs(), {"hold_out": 0}), (inputs()[:31], {})):
         result = evort_tools.quantize(classifier(), calib=calib, **options, **more)
-        assert not result.held_out and result.samples == len(calib)
+        assert {kind: m["samples"] for kind, m in result.measured.items()} == {"calibration samples": len(calib)}
     # Without calibration all samples are strangers.
     result = evort_tools.quantize(classifier(), calib=inputs(), scheme="dynamic")
-    assert not result.held_out and result.samples == 48
+    assert {kind: m["samples"] for kind, m in result.measured.items()} == {"samples": 48}
