@@ -38,7 +38,18 @@ from evort.session import Session
 from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, progress_bar, silent
 from evort_tools.passes.fitting import shapes_of
-from evort_tools.quantization import accuracy, by_range, improve, layers, mixed, nested, placement, static, trials
+from evort_tools.quantization import (
+    accuracy,
+    by_range,
+    improve,
+    layers,
+    mixed,
+    nested,
+    placement,
+    static,
+    trials,
+    widen,
+)
 from evort_tools.quantization import latency as latency_profile
 from evort_tools.quantization.adaptive import add_levels
 from evort_tools.quantization.compare import Comparison, expected_outputs, output_errors
@@ -195,6 +206,7 @@ def _judged(result: Result, name: str) -> str:
     return f"{result.sqnr[name]:.1f} dB: {', '.join(parts)}"
 
 
+_TOO_FEW = "8 bits are too few for what it reads, and 16 take longer than float32"
 _REPORTED = 8  # samples on which layers are compared
 _CALIBRATION, _HELD_OUT, _SAMPLES = "calibration samples", "samples held out from calibration", "samples"
 _HELD_FROM = 32  # samples of which some are held out
@@ -300,9 +312,13 @@ def _static(
     changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
     wide = costs is not None and not options.profile and helpers.int16 == "auto" and "int16" in result.helpers
     if wide and placement.slower(real, changed, found, data, settings):
-        result.notes.append("16 bits for a few activations make it slower than in float32, and are left out")
-        helpers = replace(helpers, int16="off")
-        changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
+        # What 8 bits are too few for stays in float, where that is fast enough.
+        helpers, wanted = replace(helpers, int16="off"), widen.readers(found)
+        fitting = replace(settings, floats={**settings.floats, **dict.fromkeys(wanted, _TOO_FEW)})
+        changed, found, result.helpers = improve.quantize(real, data, fitting, helpers, progress)
+        if placement.slower(real, changed, found, data, settings):
+            result.notes.append("16 bits for a few activations make it slower than in float32, and are left out")
+            changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
     products: list[str] = []
     if options.method == "auto" and not options.adaptive and found.encodings:
         samples = data.head(trials.trial_count(changed, data))

@@ -27,6 +27,7 @@ from evort_tools.quantization.static import FEW, Calibrated
 
 GOOD = 35.0  # dB of the outputs from which all activations stay at 8 bits
 _UNSURE = 10.0  # more of them, where the samples are too few to tell
+WIDE = "16 bits"  # the encodings' method
 MOST_MACS = 0.3
 _TRIED = 10
 _ROOM = 1.5  # how much further than what was seen the range goes
@@ -63,6 +64,12 @@ def widened(
     return replace(found, encodings={**found.encodings, **chosen})
 
 
+def readers(found: Calibrated) -> list[str]:
+    """The first outputs of the products that read what has 16 bits."""
+    wide = {name for name, encoding in found.encodings.items() if encoding.method == WIDE}
+    return [node.outputs[0] for node in found.selection.nodes if is_product(node) and node.inputs[0] in wide]
+
+
 def _worst(model: Model, found: Calibrated, sample: Mapping[str, Any], threads: int | None) -> list[str]:
     """The activations of products that lose most by themselves, the worst first; those that only products read."""
     selection = found.selection
@@ -91,7 +98,7 @@ def _worst(model: Model, found: Calibrated, sample: Mapping[str, Any], threads: 
 def _wide(found: Calibrated, name: str) -> Encoding:
     histogram = found.histograms[found.selection.representative(name, [name])]
     most = _ROOM * max(-float(histogram.low.min()), float(histogram.high.max()), float(np.finfo(np.float32).tiny))
-    return Encoding.of_range(-most, most, DType.INT16, True, method="16 bits")
+    return Encoding.of_range(-most, most, DType.INT16, True, method=WIDE)
 
 
 def multiply_adds(model: Model, sample: Mapping[str, Any]) -> dict[str, int]:
