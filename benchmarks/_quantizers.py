@@ -161,12 +161,19 @@ def quantize(job: Job, own: Any, peer: Any, data: list[Arrays]) -> float | None:
             "per_channel": True, "activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8,
             "calibrate_method": getattr(ort.CalibrationMethod, methods[job.way.method]),
         }  # fmt: skip
-        try:
-            ort.quantize_static(prepared, job.file, _Reader(data), **settings)
-        except ValueError:  # it fails in a step of its own that can be left out (onnxruntime 1.32, magika)
-            settings["extra_options"] = {"QDQDisableWeightAdjustForInt32Bias": True}
-            ort.quantize_static(prepared, job.file, _Reader(data), **settings)
+        static_by_peer(prepared, job.file, data, settings)
         return None
+
+
+def static_by_peer(source: str, target: str, data: list[Arrays], settings: dict[str, Any]) -> None:
+    """A model that onnxruntime quantizes, from file to file."""
+    from onnxruntime import quantization as ort
+
+    try:
+        ort.quantize_static(source, target, Reader(data), **settings)
+    except ValueError:  # it fails in a step of its own that can be left out (onnxruntime 1.32, magika)
+        settings = {**settings, "extra_options": {"QDQDisableWeightAdjustForInt32Bias": True}}
+        ort.quantize_static(source, target, Reader(data), **settings)
 
 
 def prepare(source: str, folder: Path) -> str:
@@ -188,7 +195,7 @@ def prepare(source: str, folder: Path) -> str:
     return source
 
 
-class _Reader:
+class Reader:
     """The samples as onnxruntime's calibration reads them."""
 
     def __init__(self, data: list[Arrays]):
