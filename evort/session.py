@@ -385,15 +385,22 @@ def load(
             from evort.shadow import ShadowedSession as make
         elif adaptive:
             from evort.adaptive import AdaptiveSession as make
+        model, widened = file.model, 0
+        for node in model.graph.nodes:
+            if node.op == "DequantizeLinear":
+                from evort.weights import with_floats
+
+                model, widened = with_floats(model)
+                break
         session = make(
-            file.model,
+            model,
             source=os.fspath(source) if isinstance(source, str | os.PathLike) else bytes(source),
             threads=threads,
             device=device,
             max_memory=max_memory,
             shapes=shapes,
             mapped=file.nbytes_mapped,
-            copied=file.nbytes_copied,
+            copied=file.nbytes_copied + widened,
             file=file,
         )
         if shadow is not None:

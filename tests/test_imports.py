@@ -12,7 +12,7 @@ import evort
 
 PACKAGE = Path(evort.__file__).parent
 
-# types <- graph <- sparse <- ops <- quant <- {etm, plan, tuning} <- backends <- runner
+# types <- graph <- sparse <- ops <- quant <- {etm, plan, tuning, weights} <- backends <- runner
 # <- {session, config, shadow, adaptive} <- train; a module may import from its own layer and from those before it. The
 # compiled kernels stand apart: they import no Python layer.
 LAYERS = [
@@ -25,7 +25,7 @@ LAYERS = [
     "blas",
     "ops",
     "quant",
-    "etm plan tuning",
+    "etm plan tuning weights",
     "backends",
     "runner",
     "session config shadow adaptive",

@@ -35,6 +35,7 @@ from evort import etm
 from evort.graph import Model
 from evort.quant import decibels
 from evort.session import Session
+from evort.weights import with_floats
 from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, progress_bar, silent
 from evort_tools.passes.fitting import shapes_of
@@ -47,6 +48,7 @@ from evort_tools.quantization import (
     nested,
     placement,
     static,
+    stored,
     trials,
     widen,
 )
@@ -78,7 +80,7 @@ class Result:
     over signal with each helper that was kept, in the order in which they were applied.
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
-    know.
+    know. stored: the layers that run in float32 with weights that the file holds in 8 bits.
     levels: of precision, with `adaptive`: see `evort_tools.quantization.adaptive`.
     """
 
@@ -99,6 +101,7 @@ class Result:
         self.latency: dict[str, Any] = {}
         self.loss: dict[str, float] = {}
         self.notes: list[str] = []
+        self.stored: list[str] = []
         self.levels: dict[str, Any] = {}
 
     def to_bytes(self) -> bytes:
@@ -120,6 +123,7 @@ class Result:
             "latency": self.latency,
             "loss": self.loss,
             "notes": self.notes,
+            "stored_in_8_bits": self.stored,
             "adaptive": self.levels,
             "encodings": {name: e.as_dict() for name, e in self.encodings.items()},
         }
@@ -181,7 +185,7 @@ def _write_report(
         if before in result.sizes and after in result.sizes:
             rows.append((what, bytes_text(result.sizes[before]), bytes_text(result.sizes[after])))
     feeds, measured = samples[0], []
-    for model in (source, result.model):
+    for model in (source, with_floats(result.model)[0]):
         session = Session(model, threads=options.threads or 1)
         spent = latency(session, feeds, 0.5)["p50_ms"]
         measured.append((bytes_text(session.memory().arena), f"{spent:.3f} ms"))
@@ -333,6 +337,9 @@ def _static(
     result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal, options.attention, products)
     if goal is not None and ranged:
         result.loss["loss"] = goal.loss(result.model)
+    if costs is not None and not options.adaptive:
+        integer = {node.outputs[0] for node in found.selection.nodes}.union(products)
+        _store(result, {n.outputs[0] for n in costs.selection.nodes} & settings.floats.keys() - integer, goal)
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
     result.plain = found.plain
     ranged_too = {node.label() for node in changed.graph.nodes if node.outputs[0] in products}
@@ -373,6 +380,18 @@ def _nested(data: Calibration, result: Result, progress: Progress, goal: Goal | 
     return kept
 
 
+def _store(result: Result, floats: set[str], goal: Goal | None) -> None:
+    """Stores the weights of these products in 8 bits, where the goal bears that."""
+    made, changed = stored.stored(result.model, floats)
+    loss = None if goal is None or not changed else goal.loss(made)
+    if not changed or (loss is not None and not goal.holds(loss)):
+        return
+    if loss is not None:
+        result.loss["loss"] = loss
+    result.model = made
+    result.stored = [n.name or n.outputs[0] for n in made.graph.nodes if n.outputs[0] in changed]
+
+
 def _note_speed(result: Result, costs: placement.Costs, integer: set[str]) -> None:
     """Writes down what was decided by measured times, in the result and in the file's metadata. integer: the first
     outputs of what is in integers."""
@@ -397,7 +416,7 @@ def _measured(real: Model, model: Model, data: Calibration, threads: int | None,
         samples = data.head(trials.trial_count(real, data))
         errors, count = output_errors(model, samples, expected_outputs(real, samples, threads), threads), len(samples)
     else:
-        found = Comparison(real, model, threads)
+        found = Comparison(real, with_floats(model)[0], threads)
         for feeds in islice(data, _JUDGES):
             found.add(feeds)
             step()
@@ -472,6 +491,8 @@ def _print(result: Result, output: str) -> None:
         console.print(f"output {name!r}: signal to quantization noise {_judged(result, name)}")
     nodes = len(result.model.graph.nodes)
     console.print(f"{result.integer_nodes} operators changed, {nodes} nodes in the file")
+    if result.stored:
+        console.print(f"{len(result.stored)} layers in float for speed, with weights in 8 bits in the file")
     if result.helpers:
         console.print(f"helpers that lowered the error: {', '.join(result.helpers)}")
     if result.latency:

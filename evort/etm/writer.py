@@ -295,15 +295,17 @@ class _Metadata:
             data = self._blob(tensor.data, tensor.dtype, where)
         quantization = None if tensor.quant is None else self._quantization(tensor.quant, where)
         sparsity = None if tensor.sparsity is None else self._sparsity(tensor.sparsity, where)
-        return self._table(
+        name = self._name(tensor.name)
+        shape = None if tensor.shape is None else self._dims(tensor.shape)
+        return self._table(  # in the order that takes least padding
             "Tensor",
-            Name=self._name(tensor.name),
-            Shape=None if tensor.shape is None else self._dims(tensor.shape),
-            Data=data,
             Layout=self._name(tensor.layout),
+            Name=name,
             Quantization=quantization,
             Sparsity=sparsity,
+            Data=data,
             Dtype=int(tensor.dtype),
+            Shape=shape,
         )
 
     def _quantization(self, q: Quantization, where: str) -> int:

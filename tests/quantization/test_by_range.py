@@ -97,9 +97,9 @@ def test_weights_that_are_not_finite_stay_in_float():
 def between() -> Model:
     """y = Conv(Sin x), global maximum: a product that reads and gives float32, and does not bear what is cut off."""
     rng = np.random.default_rng(0)
-    w = rng.normal(size=(32, 16, 3)).astype(np.float32)
+    w = rng.normal(size=(64, 32, 3)).astype(np.float32)
     g = Graph("between")
-    g.add(Tensor("x", DType.FLOAT, (1, 16, 64)))
+    g.add(Tensor("x", DType.FLOAT, (1, 32, 256)))
     g.add(Tensor("w", DType.FLOAT, w.shape, w))
     g.nodes = [Node("Sinh", ["x"], ["s"]), Node("Conv", ["s", "w"], ["c"]), Node("Cosh", ["c"], ["y"])]
     g.inputs, g.outputs = ["x"], ["y"]
@@ -108,7 +108,7 @@ def between() -> Model:
 
 def test_a_product_between_operators_in_float_takes_the_range_of_each_run():
     rng = np.random.default_rng(2)
-    seen = [{"x": rng.normal(size=(1, 16, 64)).astype(np.float32) / 4} for _ in range(16)]
+    seen = [{"x": rng.normal(size=(1, 32, 256)).astype(np.float32) / 4} for _ in range(16)]
     plain = {key: value for key, value in FAST.items() if key != "method"} | {"prefer": "size"}
     result = evort_tools.quantize(between(), calib=seen, **plain)
     assert [n.op for n in result.model.graph.nodes] == ["Sinh", "DynamicQuantizeConv", "Cosh"]

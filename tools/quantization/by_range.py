@@ -29,7 +29,8 @@ from evort_tools.quantization.static import Calibrated
 from evort_tools.quantization.widen import multiply_adds
 
 BY_RANGE = frozenset({"Attention", "Gather", "LSTM", "GRU"})
-_LEAST_USE = 64  # multiply-adds of each number that is read, from which finding its range costs next to nothing
+# Multiply-adds, in all and for each number that is read, from which finding the range costs next to nothing.
+_LEAST_WORK, _LEAST_USE = 1 << 20, 64
 # The error with the range of a run, in parts of that with the calibrated one: calibration's does not show what other
 # values will be cut off.
 _AS_GOOD = 1.25
@@ -73,7 +74,7 @@ def products_by_range(
             continue
         if any(other is not None and selection.integer(other) for other in inner) or BITS[found.encodings[x].dtype] > 8:
             continue
-        if macs.get(y, 0) < _LEAST_USE * sizes.get(x, math.inf):
+        if macs.get(y, 0) < max(_LEAST_WORK, _LEAST_USE * sizes.get(x, math.inf)):
             continue
         calibrated, of_run = _errors(model, found, node, samples, threads)
         if of_run.ratio <= _AS_GOOD * calibrated.ratio:

@@ -1,0 +1,87 @@
+"""Weights that a file holds in 8 bits and that are floats when it is loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+from support import ROOT, make_model
+
+import evort
+import evort_tools
+from evort import etm
+from evort.graph import Node
+from evort.types import DType
+from evort.weights import with_floats
+from evort_tools.quantization.stored import stored
+
+RNG = np.random.default_rng(0)
+W = RNG.normal(size=(16, 8)).astype(np.float32)
+
+
+def model():
+    """Two products by W, of which the second reads it turned, and one by V, whose weights are too few."""
+    nodes = [
+        Node("Gemm", ["x", "w"], ["a"], {"transB": 1, "activation": "Relu"}),
+        Node("MatMul", ["a", "u"], ["b"]),
+        Node("MatMul", ["b", "v"], ["y"]),
+    ]
+    return make_model(nodes, {"x": (DType.FLOAT, ("N", 8))}, ["y"],
+                      {"w": W, "u": W.copy(), "v": np.ones((8, 2), np.float32)})  # fmt: skip
+
+
+def test_weights_are_stored_in_8_bits_and_become_floats_when_loaded(tmp_path):
+    real = model()
+    made, changed = stored(real, ["a", "b", "y"])
+    assert changed == ["a", "b"] and real.graph.tensors["w"].dtype == DType.FLOAT
+    assert [n.op for n in made.graph.nodes] == ["DequantizeLinear", "DequantizeLinear", "Gemm", "MatMul", "MatMul"]
+    assert made.graph.constant("w").dtype == np.int8 and made.graph.constant("v").dtype == np.float32
+    etm.write(made, tmp_path / "m.etm")
+    session = evort.load(tmp_path / "m.etm", threads=1)
+    assert [n.op for n in session.model.graph.nodes] == ["Gemm", "MatMul", "MatMul"]
+    assert session.memory().weights_copied >= 2 * W.nbytes
+    x = RNG.normal(size=(3, 8)).astype(np.float32)
+    # One scale for each output channel: rows of w, columns of u. Half a step of each weight.
+    for name, axis in (("w/float", 1), ("u/float", 0)):
+        got = session.model.graph.constant(name)
+        assert (np.abs(got - W) <= np.abs(W).max(axis, keepdims=True) / 254 * (1 + 1e-5)).all()
+    whole = evort.session.Session(made).run({"x": x})["y"]  # each run makes the floats anew
+    np.testing.assert_array_equal(session.run({"x": x})["y"], whole)
+
+
+def test_what_is_no_stored_weight_stays():
+    scale = np.float32(0.5)
+    nodes = [
+        Node("DequantizeLinear", ["q", "s"], ["a"], {"axis": 1, "block_size": 2}),
+        Node("DequantizeLinear", ["x", "s0"], ["b"]),
+        Node("DequantizeLinear", ["q", "s0"], ["z"]),
+        Node("Add", ["a", "b"], ["y"]),
+    ]
+    q = np.arange(8, dtype=np.int8).reshape(2, 4)
+    constants = {"q": q, "s": np.full((2, 2), scale), "s0": scale}
+    given = make_model(nodes, {"x": (DType.INT8, (2, 4))}, ["y", "z"], constants)
+    # By blocks, of an input, and one that is an output.
+    assert with_floats(given) == (given, 0)
+
+
+def test_layers_that_are_faster_in_float_have_small_weights_too(tmp_path):
+    """By a profile in which integers are slower everywhere."""
+    lenet = ROOT / "models" / "lenet.onnx"
+    with np.load(ROOT / "models" / "mnist_500.npz") as found:
+        digits = (found["images"][:40, None] / np.float32(255)).astype(np.float32)
+    real = evort_tools.convert(lenet)
+    layers = {
+        node.outputs[0]: {"name": node.label(), "operator": node.op,
+                          "microseconds": {"float32": 1.0, "int8": 9.0, "int8_beside_float": 9.0}}
+        for node in etm.read(real).model.graph.nodes
+    }  # fmt: skip
+    import json
+
+    profile = tmp_path / "p.json"
+    profile.write_text(json.dumps({"evort_latency_profile": 1, "machine": {}, "inputs": {}, "layers": layers}))
+    result = evort_tools.quantize(lenet, tmp_path / "m.etm", calib=digits, profile=str(profile), method="minmax")
+    assert len(result.stored) == 5 and result.sqnr["logits"] > 35
+    assert (tmp_path / "m.etm").stat().st_size < 0.28 * len(real)
+    session = evort.load(tmp_path / "m.etm", threads=1)
+    assert {n.op for n in session.model.graph.nodes} <= {"Conv", "MaxPool", "Flatten", "Gemm"}
+    # A limit that 8 bits do not hold leaves the floats.
+    strict = evort_tools.quantize(lenet, calib=digits, profile=str(profile), method="minmax", max_drop="70dB")
+    assert not strict.stored and strict.loss["loss"] == 0

@@ -1,0 +1,54 @@
+"""Layers that stay in float32 for speed have their weights in 8 bits in the file: loading it makes floats of them once.
+
+    W [float32]    becomes    W [int8, a scale for each output channel] -> DequantizeLinear
+
+so that the file is as small as with the layer in integers, and a run takes what it takes in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from evort.graph import Graph, Model, Node, Tensor
+from evort.types import DType
+from evort_tools.passes import names_of
+from evort_tools.quantization.encodings import Encoding
+from evort_tools.quantization.qdq import copy_model
+from evort_tools.quantization.select import is_product, weight_axis
+
+LEAST = 64  # weights: less is not worth the operands
+
+
+def stored(model: Model, floats: Collection[str]) -> tuple[Model, list[str]]:
+    """A copy of a model in which these products (by first output) have stored weights, and which of them do."""
+    copied = copy_model(model)
+    graph, names = copied.graph, names_of(copied.graph)
+    changed: list[str] = []
+    made: list[Node] = []
+    for node in graph.nodes:
+        if not is_product(node) or node.outputs[0] not in floats:
+            continue
+        name = node.inputs[1]
+        w = graph.constant(name)
+        if w is None or w.dtype != np.float32 or w.size < LEAST or not np.isfinite(w).all() or _shared(graph, name):
+            continue
+        encoding = Encoding.of_weights(w, weight_axis(node, w))
+        q = encoding.quantize(w)
+        graph.add(Tensor(name, encoding.dtype, q.shape, q))
+        scale = Tensor(names.fresh(f"{name}/scale"), DType.FLOAT, encoding.scale.shape, encoding.scale)
+        attrs = {} if encoding.axis in (None, 1) else {"axis": encoding.axis}
+        operands = [name, graph.add(scale)]  # without a zero point, which is 0
+        made.append(Node("DequantizeLinear", operands, [names.fresh(f"{name}/float")], attrs))
+        node.inputs = [node.inputs[0], made[-1].outputs[0], *node.inputs[2:]]
+        changed.append(node.outputs[0])
+    graph.nodes[:0] = made
+    return copied, changed
+
+
+def _shared(graph: Graph, name: str) -> bool:
+    """Whether a constant is read by anything but one node's second operand."""
+    reads = sum(node.inputs.count(name) for node in graph.nodes)
+    inner = any(name in sub.free_names() for node in graph.nodes for sub in node.subgraphs())
+    return reads > 1 or inner or name in graph.outputs
