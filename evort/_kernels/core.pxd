@@ -473,8 +473,8 @@ cdef extern from "ukr.h" nogil:
         void (*nhwc_winograd_results)(const ev_nhwc_winograd *g) noexcept nogil
         void (*nhwc_quads)(int64_t n, const uint8_t *const *rows, uint8_t *q) noexcept nogil
         void (*nhwc_columns)(const ev_nhwc_columns *g, int64_t n) noexcept nogil
-        void (*nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x,
-                         uint8_t *y) noexcept nogil
+        void (*nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x, int64_t step,
+                         int64_t pixels, uint8_t *y) noexcept nogil
         void (*winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,
                                      int64_t ldu, int64_t step) noexcept nogil
         void (*winograd_input_f32)(int64_t rows, int64_t cols, const float *x, int64_t pitch, float *v, int64_t ld,

@@ -34,10 +34,10 @@ cdef enum:
     QUAD_KC = 1024
     VECTOR_K = 4096              # one row or column: elements of it at a time
     VECTOR_N = 1024              # and results
-    VECTOR_MACS_PER_THREAD = 1 << 16
+    VECTOR_MACS_PER_THREAD = 1 << 18     # some 4 us
     B_BYTES = 80 * 1024
     SUM_BYTES = 128 * 1024
-    MACS_PER_THREAD = 1 << 17
+    MACS_PER_THREAD = 1 << 20    # some 8 us
     SHARES_PER_THREAD = 3
 
 ctypedef struct Plan:

@@ -186,6 +186,8 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t first,
             memset(made, <int> job.x_zero, begin * g.c)
             if g.x_last:
                 memcpy(made + begin * g.c, x + h * g.w * g.c, n * g.c)
+            elif g.c == 1:
+                K.qc_stage(job.o.x.dtype, n, 1, x + h * g.w * size, job.stage, made + begin)
             elif job.o.x.dtype == EV_UINT8:
                 K.move_transpose(1, n, g.c, x + h * g.w, plane, made + begin * g.c, g.c)
             else:

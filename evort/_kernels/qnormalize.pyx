@@ -49,6 +49,23 @@ cdef void finish(const Kinds *k, int64_t n, const float *x, float factor, float 
 
 # Mean ------------------------------------------------------------------------------------------------------------
 
+cdef void sum_columns(int dtype, int64_t n, int64_t inner, int64_t m, const uint8_t *x, int32_t *sums) noexcept nogil:
+    """sums[j] = the sum of n bytes, `inner` apart, from x[j] on, for j < m. Where there are few columns, several rows are
+    one."""
+    cdef int64_t together = min(n, TILE // inner) if m == inner <= TILE // 4 else 1, rest = n // together * together, i, j
+    cdef int32_t[TILE] wide
+    memset(sums, 0, m * sizeof(int32_t))
+    if together == 1:
+        K.q_sum_cols(dtype, n, inner, m, x, sums)
+        return
+    memset(wide, 0, sizeof(wide))
+    K.q_sum_cols(dtype, n // together, inner * together, inner * together, x, wide)
+    for i in range(together):
+        for j in range(m):
+            sums[j] += wide[i * inner + j]
+    K.q_sum_cols(dtype, n - rest, inner, m, x + rest * inner, sums)
+
+
 cdef void mean_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = <const ev_call *> ctx
     cdef const Kinds *k = <const Kinds *> c.ints
@@ -71,8 +88,7 @@ cdef void mean_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
     for item in range(item, end):
         at = item % tiles * TILE
         m = min(<int64_t> TILE, inner - at)
-        memset(sums, 0, m * sizeof(int32_t))
-        K.q_sum_cols(<int> k.dtype, n, inner, m, x + item // tiles * n * inner + at, sums)
+        sum_columns(<int> k.dtype, n, inner, m, x + item // tiles * n * inner + at, sums)
         for j in range(m):
             real[j] = <float> (sums[j] - n * k.zero)
         finish(k, m, real, <float> c.reals[0], c.range, y + (item // tiles * inner + at) * size)

@@ -212,7 +212,7 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
         or not (depthwise or c["group"] == 1)
         or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO))
         or _shifted(c)
-        or (not depthwise and 2 * y.shape[1] < -(-y.shape[1] // _LANES) * _LANES)
+        or not (depthwise or _fills(y.shape[1]))
         or (depthwise and (c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS))
     ):
         return None
@@ -241,6 +241,14 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
     return None if scratch < 0 else (ints, depthwise, scratch)
 
 
+def _fills(channels: int) -> bool:
+    """Whether so many channels of a result fill half of their vectors; products of bytes take half a vector, too."""
+    from evort._kernels.qnhwc import wide
+
+    lanes = _LANES // 2 if channels <= _LANES // 2 and not wide() else _LANES
+    return 2 * channels >= -(-channels // lanes) * lanes
+
+
 def _pixels(c: Call) -> bool:
     """Whether images have one pixel each, which lie the same either way."""
     return math.prod(c.ins[_X].shape[2:]) == 1 == math.prod(c.outs[0].shape[2:])
@@ -264,7 +272,7 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] |
         or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO))
         or _shifted(c)
         or (many and y.dtype not in _BYTES)
-        or (2 * columns < -(-columns // _LANES) * _LANES if many else columns > _MOST_COLUMNS)
+        or not (_fills(columns) if many else columns <= _MOST_COLUMNS)
     ):
         return None
     turns, image = (1, (1, 1, *window.out)) if len(window.kernel) == 1 else (window.kernel[0], (1, *window.out))

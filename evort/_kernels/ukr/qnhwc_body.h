@@ -84,17 +84,33 @@ static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
 
 #endif
 
-/* y[c] = the largest x[offset[t] + c] of all taps, c < n. is_signed: int8. */
-static void EV_FN(nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x, uint8_t *y)
+/* y[p*n + c] = the largest x[p*step + offset[t] + c] of all taps, for c < n and `pixels` pixels p. is_signed: int8. Where
+ * pixels of fewer than 16 bytes are several, so many bytes behind them may be read. */
+static void EV_FN(nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x, int64_t step,
+                            int64_t pixels, uint8_t *y)
 {
     const uint8_t flip = is_signed ? 0x80 : 0;
-    for (int64_t c = 0; c < n; c++) y[c] = flip ^ flip;
-    for (int64_t t = 0; t < taps; t++) {
-        const uint8_t *from = x + offset[t];
+    for (int64_t p = 0; p < pixels; p++, x += step, y += n) {
+#if defined(__SSE2__)
+        const __m128i f = _mm_set1_epi8((char)flip);
+        if (n >= 16 || (pixels - p) * n >= 16) {
+            for (int64_t c = 0; c < n; c += 16) {
+                if (c + 16 > n && n >= 16) c = n - 16;
+                __m128i v = _mm_setzero_si128();
+                for (int64_t t = 0; t < taps; t++)
+                    v = _mm_max_epu8(v, _mm_xor_si128(f, _mm_loadu_si128((const __m128i *)(x + offset[t] + c))));
+                _mm_storeu_si128((__m128i *)(y + c), _mm_xor_si128(f, v));
+            }
+            continue;
+        }
+#endif
         for (int64_t c = 0; c < n; c++) {
-            const uint8_t v = from[c] ^ flip;
-            y[c] = y[c] > v ? y[c] : v;
+            uint8_t v = 0;
+            for (int64_t t = 0; t < taps; t++) {
+                const uint8_t u = x[offset[t] + c] ^ flip;
+                v = v > u ? v : u;
+            }
+            y[c] = v ^ flip;
         }
     }
-    for (int64_t c = 0; c < n; c++) y[c] ^= flip;
 }

@@ -114,7 +114,8 @@ static __attribute__((noinline)) void EV_FN(nhwc_pass)(const ev_nhwc_conv *g, EV
                                                        int64_t n, int64_t first, EV_FN(nhwc_seen) *noted)
 {
     const ev_qfinish *f = g->finish;
-    float real[8 * EV_NHWC_NR] __attribute__((aligned(64))), *r = real; /* nhwc_columns has eight */
+    enum { MOST = 8 };
+    float real[MOST * EV_NHWC_NR] __attribute__((aligned(64))), *r = real;
     const char *z = g->z ? (const char *)g->z + first * g->ldz : NULL;
     uint8_t *y = g->y + first * g->ldy;
     EV_FN(nhwc_seen) seen = *noted;
@@ -129,7 +130,9 @@ static __attribute__((noinline)) void EV_FN(nhwc_pass)(const ev_nhwc_conv *g, EV
         for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR, r += EV_NHWC_VECTOR) {
             const __mmask16 there = EV_FN(nhwc_there)(g->channels - c);
             const __m512i v = EV_FN(nhwc_whole)(k, _mm512_load_ps(r), there, &seen);
-            _mm_mask_storeu_epi8(y + i * g->ldy + c, there, _mm512_cvtepi32_epi8(v));
+            __m128i b = _mm512_cvtepi32_epi8(v);
+            __asm__("" : "+v"(b)); /* as in nhwc_column */
+            _mm_mask_storeu_epi8(y + i * g->ldy + c, there, b);
         }
     *noted = seen;
 }
@@ -150,38 +153,109 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_column)(const ev_nh
             _mm_storeu_si128((__m128i *)y, _mm512_cvtepi32_epi8(EV_FN(nhwc_round)(
                 k, _mm512_load_si512(sum + i * EV_NHWC_NR + c), scale, there, z, &seen)));
     else
-        for (int64_t i = 0; i < n; i++, y += ldy, z += ldz)
-            _mm_mask_storeu_epi8(y, there, _mm512_cvtepi32_epi8(EV_FN(nhwc_round)(
-                k, _mm512_load_si512(sum + i * EV_NHWC_NR + c), scale, there, z, &seen)));
+        for (int64_t i = 0; i < n; i++, y += ldy, z += ldz) {
+            __m128i v = _mm512_cvtepi32_epi8(EV_FN(nhwc_round)(k, _mm512_load_si512(sum + i * EV_NHWC_NR + c), scale, there, z, &seen));
+            __asm__("" : "+v"(v)); /* not one instruction with the store, which takes some forty cycles */
+            _mm_mask_storeu_epi8(y, there, v);
+        }
     *noted = seen;
 }
 
-/* 64 sums of a result that is folded, in the order of v0[0-3] v1[0-3] v2[0-3] v3[0-3] v0[4-7] ...; noted where seen is
- * not NULL. */
-static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_fold)(const ev_qfinish *f, __m512i v0, __m512i v1,
-                                                                      __m512i v2, __m512i v3, const __m512 *scale,
-                                                                      EV_FN(nhwc_seen) *seen)
+/* The smaller one of each lane, where those of b are positive, and the larger of it and zero: as integers, which floats of
+ * one sign are ordered like. The units that multiply have no part in it. */
+static inline __attribute__((always_inline)) __m512 EV_FN(nhwc_least)(__m512 a, __m512 b)
+{
+    return (__m512)_mm512_min_epi32((__m512i)a, (__m512i)b);
+}
+
+static inline __attribute__((always_inline)) __m512 EV_FN(nhwc_positive)(__m512 a)
+{
+    return (__m512)_mm512_max_epi32((__m512i)a, _mm512_setzero_si512());
+}
+
+/* Four vectors of results, as what is rounded: 64 bytes in order. */
+static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_bytes)(const ev_qfinish *f, __m512 s0, __m512 s1, __m512 s2,
+                                                                       __m512 s3)
 {
     const __m512 top = _mm512_set1_ps(65536.0f);
     const __m512i zero = _mm512_set1_epi16((int16_t)f->zero);
     const __m512i lo = _mm512_set1_epi8((char)f->lo), hi = _mm512_set1_epi8((char)f->hi);
-    const __m512 s0 = _mm512_mul_ps(_mm512_cvtepi32_ps(v0), scale[0]);
-    const __m512 s1 = _mm512_mul_ps(_mm512_cvtepi32_ps(v1), scale[1]);
-    const __m512 s2 = _mm512_mul_ps(_mm512_cvtepi32_ps(v2), scale[2]);
-    const __m512 s3 = _mm512_mul_ps(_mm512_cvtepi32_ps(v3), scale[3]);
-    if (seen) {
-        seen->lo = _mm512_min_ps(seen->lo, _mm512_min_ps(_mm512_min_ps(s0, s1), _mm512_min_ps(s2, s3)));
-        seen->hi = _mm512_max_ps(seen->hi, _mm512_max_ps(_mm512_max_ps(s0, s1), _mm512_max_ps(s2, s3)));
-    }
-    const __m512i r0 = _mm512_cvtps_epi32(_mm512_min_ps(top, s0)), r1 = _mm512_cvtps_epi32(_mm512_min_ps(top, s1));
-    const __m512i r2 = _mm512_cvtps_epi32(_mm512_min_ps(top, s2)), r3 = _mm512_cvtps_epi32(_mm512_min_ps(top, s3));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i r0 = _mm512_cvtps_epi32(EV_FN(nhwc_least)(s0, top)), r1 = _mm512_cvtps_epi32(EV_FN(nhwc_least)(s1, top));
+    const __m512i r2 = _mm512_cvtps_epi32(EV_FN(nhwc_least)(s2, top)), r3 = _mm512_cvtps_epi32(EV_FN(nhwc_least)(s3, top));
     const __m512i u = _mm512_adds_epi16(_mm512_packs_epi32(r0, r1), zero);
     const __m512i v = _mm512_adds_epi16(_mm512_packs_epi32(r2, r3), zero);
-    if (f->type == EV_UINT8) return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(u, v), lo), hi);
-    return _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(u, v), lo), hi);
+    const __m512i b = f->type == EV_UINT8 ? _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(u, v), lo), hi)
+                                          : _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(u, v), lo), hi);
+    return _mm512_permutexvar_epi32(order, b);
 }
 
-/* n positions of up to four vectors of sums, 64 apart. */
+/* What nhwc_bytes takes: a vector of sums whose result folds (swish: 0), or becomes HardSwish. */
+static inline __attribute__((always_inline)) __m512 EV_FN(nhwc_scaled)(__m512i sum, __m512 scale, const int swish, __m512 per_unit)
+{
+    const __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    if (!swish) return r;
+    const __m512 y = _mm512_add_ps(_mm512_mul_ps(r, _mm512_set1_ps(1.0f / 6.0f)), _mm512_set1_ps(0.5f));
+    return _mm512_mul_ps(_mm512_mul_ps(r, EV_FN(nhwc_least)(EV_FN(nhwc_positive)(y), _mm512_set1_ps(1.0f))), per_unit);
+}
+
+/* n positions of nv vectors (half: of half a one), as many of which as fill four vectors at a time: `step`. Sums of up to
+ * `step` - 1 positions more are read. */
+static inline __attribute__((always_inline)) void EV_FN(nhwc_some)(const ev_nhwc_conv *g, const ev_qfinish *f, const int32_t *sum,
+                                                                   int64_t n, uint8_t *y, const int swish, const int nv,
+                                                                   const int half)
+{
+    const int step = half ? 8 : 4 / nv;
+    const int64_t c = g->channels, ldy = g->ldy;
+    const __m512 per_unit = _mm512_set1_ps(1.0f / f->unit);
+    const __mmask64 there = c >= 64 ? ~0ull : (1ull << c) - 1;
+    const int run = step > 1 && c == 64 / step && ldy == c; /* positions are one run of bytes */
+#define SCALE(v) _mm512_maskz_loadu_ps(EV_FN(nhwc_there)(c > 16 * (v) ? c - 16 * (v) : 0), g->scale + 16 * (v))
+    const __m512 s0 = half ? _mm512_broadcast_f32x8(_mm512_castps512_ps256(SCALE(0))) : SCALE(0);
+    const __m512 s1 = nv > 1 ? SCALE(1) : s0, s2 = nv > 2 ? SCALE(2) : s0, s3 = nv > 2 ? SCALE(3) : s1;
+#undef SCALE
+#pragma GCC unroll 1
+    for (int64_t i = 0; i < n; i += step, sum += step * EV_NHWC_NR, y += step * ldy) {
+#define SUM(v)                                                                                                         \
+    (half ? _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_load_si256((const __m256i *)(sum + 2 * v * EV_NHWC_NR))), \
+                               _mm256_load_si256((const __m256i *)(sum + (2 * v + 1) * EV_NHWC_NR)), 1)                \
+          : _mm512_load_si512(sum + v / nv * EV_NHWC_NR + v % nv * 16))
+        __m512i b = EV_FN(nhwc_bytes)(f, EV_FN(nhwc_scaled)(SUM(0), s0, swish, per_unit),
+                                      EV_FN(nhwc_scaled)(SUM(1), s1, swish, per_unit),
+                                      EV_FN(nhwc_scaled)(SUM(2), s2, swish, per_unit),
+                                      EV_FN(nhwc_scaled)(SUM(3), s3, swish, per_unit));
+#undef SUM
+        const int64_t some = n - i < step ? n - i : step;
+        if (step == 1) {
+            if (c == 64) _mm512_storeu_si512(y, b);
+            else _mm512_mask_storeu_epi8(y, there, b);
+        } else if (run) {
+            _mm512_mask_storeu_epi8(y, some == step ? ~0ull : (1ull << some * c) - 1, b);
+        } else if (step == 2) {
+            _mm256_mask_storeu_epi8(y, (__mmask32)there, _mm512_castsi512_si256(b));
+            if (some > 1) _mm256_mask_storeu_epi8(y + ldy, (__mmask32)there, _mm512_extracti64x4_epi64(b, 1));
+        } else {
+            uint8_t bytes[64] __attribute__((aligned(64)));
+            _mm512_store_si512(bytes, b);
+            for (int64_t k = 0; k < some; k++)
+                _mm_mask_storeu_epi8(y + k * ldy, (__mmask16)there, _mm_loadu_si128((const __m128i *)(bytes + 64 / step * k)));
+        }
+    }
+}
+
+/* The same by how many there are. */
+static inline __attribute__((always_inline)) void EV_FN(nhwc_together)(const ev_nhwc_conv *g, const ev_qfinish *f,
+                                                                       const int32_t *sum, int64_t n, int64_t first,
+                                                                       const int swish)
+{
+    uint8_t *y = g->y + first * g->ldy;
+    if (g->channels > 32) EV_FN(nhwc_some)(g, f, sum, n, y, swish, 4, 0);
+    else if (g->channels > 16) EV_FN(nhwc_some)(g, f, sum, n, y, swish, 2, 0);
+    else if (g->channels > 8) EV_FN(nhwc_some)(g, f, sum, n, y, swish, 1, 0);
+    else EV_FN(nhwc_some)(g, f, sum, n, y, swish, 1, 1);
+}
+
+/* n positions of up to four vectors of sums, 64 apart; those of up to seven positions more can be read. */
 static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, const int32_t *sum, int64_t n,
                                                          int64_t first, EV_FN(nhwc_seen) *noted)
 {
@@ -194,30 +268,18 @@ static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, 
     }
     const ev_qfinish own = *g->finish, *f = &own; /* which stores to y do not change */
     const char *z = g->z;
-    if (f->folds && g->channels == EV_NHWC_NR) {
-        uint8_t *y = g->y + first * g->ldy;
-        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        const __m512 scale[4] = {_mm512_loadu_ps(g->scale), _mm512_loadu_ps(g->scale + 16),
-                                 _mm512_loadu_ps(g->scale + 32), _mm512_loadu_ps(g->scale + 48)};
-#define ROWS(noting)                                                                                              \
-    for (int64_t i = 0; i < n; i++, sum += EV_NHWC_NR, y += g->ldy) {                                             \
-        const __m512i r = EV_FN(nhwc_fold)(f, _mm512_load_si512(sum), _mm512_load_si512(sum + 16),                \
-                                           _mm512_load_si512(sum + 32), _mm512_load_si512(sum + 48), scale, noting); \
-        _mm512_storeu_si512(y, _mm512_permutexvar_epi32(order, r));                                               \
+    if (!f->range && !z && f->folds) {
+        EV_FN(nhwc_together)(g, f, sum, n, first, 0);
+        return;
     }
-        if (!f->range) {
-            ROWS(NULL)
-        } else {
-            EV_FN(nhwc_seen) seen = *noted;
-            ROWS(&seen)
-            *noted = seen;
-        }
-#undef ROWS
+    if (!f->range && !z && f->activation == EV_ACT_HARD_SWISH) {
+        EV_FN(nhwc_together)(g, f, sum, n, first, 1);
         return;
     }
     EV_FN(nhwc_known) k = EV_FN(nhwc_know)(f);
     if (EV_FN(nhwc_passes)(f)) {
-        EV_FN(nhwc_pass)(g, k, sum, n, first, noted);
+        for (int64_t i = 0; i < n; i += 8)
+            EV_FN(nhwc_pass)(g, k, sum + i * EV_NHWC_NR, n - i < 8 ? n - i : 8, first + i, noted);
         return;
     }
 #define COLUMNS(z)                                                         \
@@ -225,21 +287,16 @@ static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, 
         EV_FN(nhwc_column)(g, k, z, sum, n, c, first, noted);
     if (k.noting || z) {
         COLUMNS(z)
-    } else if (k.folds) { /* each loop for itself, without what it has not */
-        k.noting = 0, k.folds = 1;
-        COLUMNS(NULL)
-    } else if (k.activation == EV_ACT_HARD_SWISH) {
-        k.noting = k.folds = 0, k.activation = EV_ACT_HARD_SWISH;
-        COLUMNS(NULL)
-    } else {
+    } else { /* a loop for itself, without what it has not */
         k.noting = k.folds = 0;
         COLUMNS(NULL)
     }
 #undef COLUMNS
 }
 
-/* Seven positions by nv vectors; half: of the second one (nv 2) the first half, which takes half the time. Sums are named variables, as GCC keeps arrays of vectors in memory; the last of four
- * vectors of weights is an operand in memory, as 28 sums, three of weights and one of the image are all registers. */
+/* Seven positions by nv vectors; half: of the last one (nv 1 or 2) the first half, which takes half the time. Sums are named
+ * variables, as GCC keeps arrays of vectors in memory; the last of four vectors of weights is an operand in memory, as 28
+ * sums, three of weights and one of the image are all registers. */
 #define EV_POSITIONS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6)
 static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc_conv *g, const uint8_t *const *x,
                                                                    int32_t *sum, const int nv, const int half)
@@ -253,7 +310,7 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
     const __m512i s2 = nv > 2 ? _mm512_loadu_si512(g->add + 32) : s0, s3 = nv > 3 ? _mm512_loadu_si512(g->add + 48) : s0;
 #define X(i)                                              \
     __m512i a##i = s0, b##i = s1, c##i = s2, d##i = s3; \
-    __m256i h##i = _mm512_castsi512_si256(s1);
+    __m256i h##i = _mm512_castsi512_si256(nv > 1 ? s1 : s0);
     EV_POSITIONS(X)
 #undef X
     for (int64_t left = g->segments; left > 0; left--, offset++)
@@ -272,8 +329,8 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
         int32_t four;                                                                                             \
         memcpy(&four, x##i + at, 4);                                                                              \
         const __m512i t = _mm512_set1_epi32(four);                                                                \
-        a##i = _mm512_dpbusd_epi32(a##i, t, w0);                                                                  \
-        if (half) h##i = _mm256_dpbusd_epi32(h##i, _mm512_castsi512_si256(t), _mm512_castsi512_si256(w1));         \
+        if (!half || nv > 1) a##i = _mm512_dpbusd_epi32(a##i, t, w0);                                             \
+        if (half) h##i = _mm256_dpbusd_epi32(h##i, _mm256_set1_epi32(four), _mm512_castsi512_si256(w1));          \
         else if (nv > 1) b##i = _mm512_dpbusd_epi32(b##i, t, w1);                                                 \
         if (nv > 2) c##i = _mm512_dpbusd_epi32(c##i, t, w2);                                                      \
     }
@@ -281,6 +338,7 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
 #undef X
         }
 #define X(i)                                                                 \
+    if (half && nv == 1) a##i = _mm512_zextsi256_si512(h##i);                \
     _mm512_store_si512(sum + i * EV_NHWC_NR, a##i);                          \
     if (half) b##i = _mm512_zextsi256_si512(h##i);                           \
     if (nv > 1) _mm512_store_si512(sum + i * EV_NHWC_NR + 16, b##i);         \
@@ -293,8 +351,8 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
 
 static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 {
-    enum { MR = 7 };
-    int32_t sum[MR * EV_NHWC_NR] __attribute__((aligned(64)));
+    enum { MR = 7, TOGETHER = 4 * MR }; /* positions in registers, and those that are finished together */
+    int32_t sums[(TOGETHER + 7) * EV_NHWC_NR] __attribute__((aligned(64)));
     const uint8_t *x[MR];
     int64_t row = begin / g->width, column = begin % g->width;
     EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
@@ -302,22 +360,25 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
         ev_ukr_table__scalar.nhwc_conv(g, begin, end);
         return;
     }
-    for (int64_t p = begin; p < end; p += MR) {
-        const int64_t n = end - p < MR ? end - p : MR;
-        for (int64_t i = 0; i < MR; i++) { /* beyond the last, it again */
-            x[i] = i < n ? (const uint8_t *)g->x + row * g->row_step + column * g->step : x[n - 1];
-            if (++column == g->width) column = 0, row++;
+    for (int64_t p = begin; p < end; p += TOGETHER) {
+        const int64_t n = end - p < TOGETHER ? end - p : TOGETHER;
+        for (int64_t at = 0; at < n; at += MR) {
+            int32_t *sum = sums + at * EV_NHWC_NR;
+            for (int64_t i = 0; i < MR; i++) { /* beyond the last, it again */
+                x[i] = at + i < n ? (const uint8_t *)g->x + row * g->row_step + column * g->step : x[i - 1];
+                if (++column == g->width) column = 0, row++;
+            }
+            switch ((g->channels + 7) / 8) {
+            case 1: EV_FN(nhwc_dots)(g, x, sum, 1, 1); break;
+            case 2: EV_FN(nhwc_dots)(g, x, sum, 1, 0); break;
+            case 3: EV_FN(nhwc_dots)(g, x, sum, 2, 1); break;
+            case 4: EV_FN(nhwc_dots)(g, x, sum, 2, 0); break;
+            case 5:
+            case 6: EV_FN(nhwc_dots)(g, x, sum, 3, 0); break;
+            default: EV_FN(nhwc_dots)(g, x, sum, 4, 0); break;
+            }
         }
-        switch ((g->channels + 7) / 8) {
-        case 1:
-        case 2: EV_FN(nhwc_dots)(g, x, sum, 1, 0); break;
-        case 3: EV_FN(nhwc_dots)(g, x, sum, 2, 1); break;
-        case 4: EV_FN(nhwc_dots)(g, x, sum, 2, 0); break;
-        case 5:
-        case 6: EV_FN(nhwc_dots)(g, x, sum, 3, 0); break;
-        default: EV_FN(nhwc_dots)(g, x, sum, 4, 0); break;
-        }
-        EV_FN(nhwc_finish)(g, sum, n, p, &seen);
+        EV_FN(nhwc_finish)(g, sums, n, p, &seen);
     }
     if (g->finish && g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
 }
@@ -394,24 +455,25 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_eight)(const uint8_
 
 static void EV_FN(nhwc_columns)(const ev_nhwc_columns *g, int64_t n)
 {
-    enum { MR = 8 };
+    enum { MR = 8, TOGETHER = 4 * MR };
     int8_t w[EV_NHWC_TAPS * 4 * EV_NHWC_NR] __attribute__((aligned(64)));
-    int32_t sum[MR * EV_NHWC_NR] __attribute__((aligned(64))), add[EV_NHWC_NR] __attribute__((aligned(64)));
+    int32_t sums[TOGETHER * EV_NHWC_NR] __attribute__((aligned(64))), add[EV_NHWC_NR] __attribute__((aligned(64)));
     int64_t offset[EV_NHWC_TAPS];
     const int64_t taps = g->groups * g->kernel_w;
     const ev_nhwc_conv k = {.scale = g->scale, .channels = g->channels, .finish = g->finish, .ldy = g->y_step, .y = g->y};
     EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
     for (int64_t t = 0; t < taps; t++) offset[t] = t / g->kernel_w * g->group_step + t % g->kernel_w * g->tap_step;
     for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR) EV_FN(nhwc_shifted)(g, c, w + 4 * c, add + c);
-    for (int64_t p = 0; p < n; p += MR) {
-        const int64_t some = n - p < MR ? n - p : MR;
-        for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR) {
-            const uint8_t *x[MR];
-            for (int64_t i = 0; i < MR; i++) /* beyond the last, it again */
-                x[i] = g->q + (p + (i < some ? i : some - 1)) * g->step + 4 * c;
-            EV_FN(nhwc_eight)(x, offset, taps, w + 4 * c, _mm512_load_si512(add + c), sum + c);
-        }
-        EV_FN(nhwc_finish)(&k, sum, some, p, &seen);
+    for (int64_t p = 0; p < n; p += TOGETHER) {
+        const int64_t some = n - p < TOGETHER ? n - p : TOGETHER;
+        for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR)
+            for (int64_t at = 0; at < some; at += MR) {
+                const uint8_t *x[MR];
+                for (int64_t i = 0; i < MR; i++) /* beyond the last, it again */
+                    x[i] = g->q + (p + (at + i < some ? at + i : some - 1)) * g->step + 4 * c;
+                EV_FN(nhwc_eight)(x, offset, taps, w + 4 * c, _mm512_load_si512(add + c), sums + at * EV_NHWC_NR + c);
+            }
+        EV_FN(nhwc_finish)(&k, sums, some, p, &seen);
     }
     if (g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
 }

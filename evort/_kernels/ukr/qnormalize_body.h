@@ -59,15 +59,33 @@ static void EV_FN(q_moments)(int dtype, int64_t n, const void *x, int32_t zero, 
     }
 }
 
-/* sum[j] += the j-th byte of each of `rows` rows, `step` bytes apart. */
+typedef uint16_t EV_FN(q16h) __attribute__((vector_size(32), aligned(1), may_alias));
+
+/* sum[j] += the j-th byte of each of `rows` rows, `step` bytes apart: of 32 columns at a time, the last ones with some before
+ * them, sums that fit 16 bits. */
 static void EV_FN(q_sum_cols)(int dtype, int64_t rows, int64_t step, int64_t n, const void *x, int32_t *sum)
 {
-    for (int64_t r = 0; r < rows; r++) {
-        const uint8_t *p = (const uint8_t *)x + r * step;
-        if (dtype == EV_UINT8)
-            for (int64_t j = 0; j < n; j++) sum[j] += p[j];
-        else
-            for (int64_t j = 0; j < n; j++) sum[j] += (int8_t)p[j];
+    enum { MOST = 256, COLUMNS = 32 };
+    const uint8_t flip = dtype == EV_UINT8 ? 0 : 0x80, *p = x;
+    const EV_FN(q16h) flips = (EV_FN(q16h)){0} + (uint16_t)(flip * 0x101);
+    if (n < COLUMNS) {
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t j = 0; j < n; j++) sum[j] += (int32_t)(p[r * step + j] ^ flip) - flip;
+        return;
+    }
+    for (int64_t j = 0; j < n; j += COLUMNS) {
+        const int64_t at = j + COLUMNS <= n ? j : n - COLUMNS;
+        for (int64_t r0 = 0; r0 < rows; r0 += MOST) {
+            const int64_t some = rows - r0 < MOST ? rows - r0 : MOST;
+            const uint8_t *from = p + r0 * step + at;
+            EV_FN(q16h) even = {0}, odd = {0};
+            for (int64_t r = 0; r < some; r++, from += step) {
+                const EV_FN(q16h) two = *(const EV_FN(q16h) *)from ^ flips;
+                even += two & 0xff, odd += two >> 8;
+            }
+            for (int64_t i = j - at; i < COLUMNS; i++)
+                sum[at + i] += (i % 2 ? odd : even)[i / 2] - (int32_t)(flip * some);
+        }
     }
 }
 

@@ -54,6 +54,94 @@ static void EV_FN(qc_tile)(int64_t m, int64_t n, int s, int64_t k, const void *a
     }
 }
 
+/* One row by a matrix (qgemm_body.h) by vpdpwssd: numbers of 16 bits, two at a time ------------------------------------ */
+
+/* 32 bytes as int16. */
+static inline __attribute__((always_inline)) __m512i EV_FN(q_wide)(__m256i v, const int is_signed)
+{
+    return is_signed ? _mm512_cvtepi8_epi16(v) : _mm512_cvtepu8_epi16(v);
+}
+
+/* Eight rows of W at a time; their sums are added up across the lanes together. */
+static inline __attribute__((always_inline)) void EV_FN(q_dot_rows)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w,
+                                                                    int64_t ld, const int is_signed, int32_t *sums, int64_t inc)
+{
+    for (int64_t j = 0; j < n; j += 8, w += 8 * ld) {
+        const uint8_t *r[8];
+        __m512i acc[8];
+        for (int i = 0; i < 8; i++) r[i] = w + (j + i < n ? i : 0) * ld, acc[i] = _mm512_setzero_si512();
+        int64_t p = 0;
+        for (; p + 32 <= k; p += 32) {
+            const __m512i v = _mm512_loadu_si512(x + p);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++)
+                acc[i] = _mm512_dpwssd_epi32(acc[i], v, EV_FN(q_wide)(_mm256_loadu_si256((const __m256i *)(r[i] + p)), is_signed));
+        }
+        if (p < k) {
+            const __mmask32 left = (__mmask32)((1ull << (k - p)) - 1);
+            const __m512i v = _mm512_maskz_loadu_epi16(left, x + p);
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; i++)
+                acc[i] = _mm512_dpwssd_epi32(acc[i], v, EV_FN(q_wide)(_mm256_maskz_loadu_epi8(left, r[i] + p), is_signed));
+        }
+        __m256i h[8];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++)
+            h[i] = _mm256_add_epi32(_mm512_castsi512_si256(acc[i]), _mm512_extracti64x4_epi64(acc[i], 1));
+        const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(h[0], h[1]), _mm256_hadd_epi32(h[2], h[3]));
+        const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(h[4], h[5]), _mm256_hadd_epi32(h[6], h[7]));
+        const __m256i total = _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+        if (inc == 1) {
+            const __mmask8 there = (__mmask8)(n - j >= 8 ? 0xff : (1u << (n - j)) - 1);
+            _mm256_mask_storeu_epi32(sums + j, there, _mm256_add_epi32(total, _mm256_maskz_loadu_epi32(there, sums + j)));
+        } else {
+            int32_t t[8];
+            _mm256_storeu_si256((__m256i *)t, total);
+            for (int64_t i = 0; i < 8 && j + i < n; i++) sums[(j + i) * inc] += t[i];
+        }
+    }
+}
+
+static void EV_FN(qdot)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed, int32_t *sums,
+                        int64_t inc)
+{
+    if (is_signed) EV_FN(q_dot_rows)(n, k, x, w, ld, 1, sums, inc);
+    else EV_FN(q_dot_rows)(n, k, x, w, ld, 0, sums, inc);
+}
+
+/* Sixteen columns of two rows of W at a time, up to four times: sums stay in registers over all rows. */
+static inline __attribute__((always_inline)) void EV_FN(q_axpy_columns)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w,
+                                                                        int64_t ld, const int is_signed, int32_t *sums)
+{
+    for (int64_t j = 0; j < n; j += 64) {
+        __m512i s[4];
+        __mmask16 there[4];
+        for (int b = 0; b < 4; b++) {
+            const int64_t left = n - j - 16 * b;
+            there[b] = (__mmask16)(left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1);
+            s[b] = _mm512_maskz_loadu_epi32(there[b], sums + j + 16 * b);
+        }
+        for (int64_t p = 0; p < k; p += 2) {
+            const uint8_t *u = w + p * ld + j, *v = p + 1 < k ? u + ld : u;
+            const __m512i xs = _mm512_set1_epi32((int32_t)((uint16_t)x[p] | (p + 1 < k ? (uint32_t)(uint16_t)x[p + 1] << 16 : 0)));
+#pragma GCC unroll 4
+            for (int b = 0; b < 4; b++) {
+                if (b > 0 && n - j <= 16 * b) break;
+                const __m128i p0 = _mm_maskz_loadu_epi8(there[b], u + 16 * b), p1 = _mm_maskz_loadu_epi8(there[b], v + 16 * b);
+                const __m256i both = _mm256_set_m128i(_mm_unpackhi_epi8(p0, p1), _mm_unpacklo_epi8(p0, p1));
+                s[b] = _mm512_dpwssd_epi32(s[b], xs, EV_FN(q_wide)(both, is_signed));
+            }
+        }
+        for (int b = 0; b < 4; b++) _mm512_mask_storeu_epi32(sums + j + 16 * b, there[b], s[b]);
+    }
+}
+
+static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed, int32_t *sums)
+{
+    if (is_signed) EV_FN(q_axpy_columns)(n, k, x, w, ld, 1, sums);
+    else EV_FN(q_axpy_columns)(n, k, x, w, ld, 0, sums);
+}
+
 /* Products of qgemm_body.h ------------------------------------------------------------------------------------------ */
 
 static inline __attribute__((always_inline)) void EV_FN(q_dots)(
