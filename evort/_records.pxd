@@ -49,7 +49,7 @@ cdef class OpInfo:
     cdef dict kinds, defaults
     cdef frozenset needed
     cdef list allowed
-    cdef bint expands, views, places, lasts, deterministic, anything
+    cdef bint expands, views, places, lasts, joins, deterministic, anything
     cdef tuple inplace
 
     cdef bint arity_fits(self, int64_t n_in, int64_t n_out, uint64_t absent) noexcept

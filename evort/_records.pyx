@@ -414,7 +414,7 @@ cdef OpInfo info_of(object definition):
     info.anything = not dtypes or not info.allowed
     own = type(definition)
     info.expands, info.views = own.expand is not Op.expand, own.view is not Op.view
-    info.lasts = own.channels_last is not Op.channels_last
+    info.lasts, info.joins = own.channels_last is not Op.channels_last, own.join is not Op.join
     info.places, info.deterministic = own.placement is not Op.placement, definition.deterministic
     info.inplace = tuple(definition.inplace)
     _infos[id(definition)] = info

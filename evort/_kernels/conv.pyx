@@ -8,6 +8,7 @@
     im2col_f32      any other: the right operand is packed from the image, panel by panel, never built as a whole
     depthwise_f32   one input channel a group: no product, a stencil over the image: 3x3 and 5x5 along rows, others some
                     channels at a time (where rows are very long, channel by channel)
+    separable_f32   a depthwise convolution and the pointwise ones before and after it, in strips of rows
     transpose_f32   ConvTranspose: products in blocks, then their sums row by row of the output
 
 Weights are read where the file has them. All take ints (activation, groups, then a Window of evort/ops/conv.py) and
@@ -16,10 +17,10 @@ reals (activation parameters a, b); in: X, W, B or NULL, Z or NULL, slope or NUL
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_DEPTHWISE_CHANNELS, EV_DIRECT_LANES, EV_OK, ev_call,
+from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_DEPTHWISE_CHANNELS, EV_DIRECT_LANES, EV_NR_F32, EV_OK, ev_call,
                                   ev_conv_window, ev_depthwise, ev_depthwise_floats, ev_depthwise_rows, ev_direct, ev_direct_image,
                                   ev_epilogue, ev_tile, ev_ukr, ev_winograd_output, parallel_for, register, ukernels)
-from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
+from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch, l2_bytes
 
 cdef const ev_ukr *K = ukernels()
 
@@ -80,17 +81,25 @@ cdef void fill_epilogue(const ev_call *c, const Shape *s, int64_t image, int64_t
     e.a, e.b = <float> c.reals[0], <float> c.reals[1]
 
 
-cdef void clamp_of(const ev_call *c, float *lo, float *hi) noexcept nogil:
-    """The activation as a clamp, where it is one."""
+cdef void as_clamp(int64_t activation, double a, double b, float *lo, float *hi) noexcept nogil:
+    """An activation as a clamp, where it is one."""
     lo[0], hi[0] = -INFINITY, INFINITY
-    if c.ints[0] == EV_ACT_RELU:
+    if activation == EV_ACT_RELU:
         lo[0] = 0
-    elif c.ints[0] == EV_ACT_CLIP:
-        lo[0], hi[0] = <float> c.reals[0], <float> c.reals[1]
+    elif activation == EV_ACT_CLIP:
+        lo[0], hi[0] = <float> a, <float> b
+
+
+cdef inline void clamp_of(const ev_call *c, float *lo, float *hi) noexcept nogil:
+    as_clamp(c.ints[0], c.reals[0], c.reals[1], lo, hi)
+
+
+cdef inline bint clamps(int64_t activation) noexcept nogil:
+    return activation in (EV_ACT_NONE, EV_ACT_RELU, EV_ACT_CLIP)
 
 
 cdef inline bint is_clamp(const ev_call *c) noexcept nogil:
-    return c.ints[0] in (EV_ACT_NONE, EV_ACT_RELU, EV_ACT_CLIP)
+    return clamps(c.ints[0])
 
 
 # Products ------------------------------------------------------------------------------------------------------------
@@ -187,14 +196,18 @@ ctypedef struct Depthwise:
     int64_t floats               # scratch of a thread for depthwise_block_f32; 0 where it is not used
 
 
+cdef void set_stencil(ev_depthwise *d, const ev_conv_window *g, int64_t multiplier) noexcept nogil:
+    d.h, d.w, d.oh, d.ow, d.kh, d.kw = g.image[1], g.image[2], g.out[1], g.out[2], g.kernel[1], g.kernel[2]
+    d.sh, d.sw, d.dh, d.dw = g.stride[1], g.stride[2], g.dilation[1], g.dilation[2]
+    d.pad_h, d.pad_w, d.multiplier, d.plane = g.pad[1], g.pad[2], multiplier, d.h * d.w
+
+
 cdef void plan_depthwise(Depthwise *job, const ev_conv_window *g, int64_t c, int64_t m, int64_t items, bint clamp,
                          int32_t threads) noexcept nogil:
     """Sizes for c channels in and m out; items: images. clamp: no other activation follows."""
     cdef ev_depthwise *d = &job.stencil
     cdef int64_t rows
-    d.h, d.w, d.oh, d.ow, d.kh, d.kw = g.image[1], g.image[2], g.out[1], g.out[2], g.kernel[1], g.kernel[2]
-    d.sh, d.sw, d.dh, d.dw = g.stride[1], g.stride[2], g.dilation[1], g.dilation[2]
-    d.pad_h, d.pad_w, d.multiplier = g.pad[1], g.pad[2], max(<int64_t> 1, m // max(<int64_t> 1, c))
+    set_stencil(d, g, max(<int64_t> 1, m // max(<int64_t> 1, c)))
     job.along_rows = ev_depthwise_rows(d)
     if job.along_rows:
         job.floats = 0
@@ -403,6 +416,7 @@ def transpose_scratch(int64_t c, int64_t m, ints, int32_t threads) -> int:
 
 include "conv_direct.pxi"
 include "conv_few.pxi"
+include "conv_separable.pxi"
 include "conv_winograd.pxi"
 
 DRIVERS = {}
@@ -413,4 +427,5 @@ register(DRIVERS, "direct_f32", direct_f32)
 register(DRIVERS, "direct_lanes_f32", direct_lanes_f32)
 register(DRIVERS, "winograd_f32", winograd_f32)
 register(DRIVERS, "depthwise_f32", depthwise_f32)
+register(DRIVERS, "separable_f32", separable_f32)
 register(DRIVERS, "transpose_f32", transpose_f32)

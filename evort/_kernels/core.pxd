@@ -144,7 +144,7 @@ cdef extern from "conv.h" nogil:
         int64_t dilation[3]
         int64_t pad[3]
     ctypedef struct ev_depthwise:
-        int64_t h, w, oh, ow, kh, kw, sh, sw, dh, dw, pad_h, pad_w, multiplier
+        int64_t h, w, oh, ow, kh, kw, sh, sw, dh, dw, pad_h, pad_w, multiplier, plane
         float lo, hi
     int EV_DEPTHWISE_CHANNELS
     bint ev_depthwise_rows(const ev_depthwise *d)

@@ -50,3 +50,6 @@ cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int6
 cdef void gemm_batch_f64(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
                          int64_t stride_c) noexcept nogil
 cdef bint gemm_packs(const ev_gemm *g, int64_t size) noexcept nogil
+
+# Bytes of the second cache of a core; 0 or -1 where the system does not tell.
+cdef int64_t l2_bytes() noexcept nogil

@@ -44,6 +44,7 @@ cdef extern from *:
     void copy_rows(int64_t rows, int64_t nbytes, const char *source, int64_t ldf, char *to, int64_t ldt) noexcept nogil
 
 cdef const ev_ukr *K = ukernels()
+cdef int64_t L2_BYTES = EV_L2_BYTES    # asked once: some C libraries ask the processor each time
 
 cdef enum:
     KC = 320                     # a panel of B (KC x 64 bytes) and MR rows of A fit a 32 KB L1
@@ -109,6 +110,10 @@ ctypedef struct Job:
     gemv_dot_fn gemv_dot
 
 
+cdef int64_t l2_bytes() noexcept nogil:
+    return L2_BYTES
+
+
 cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
     return (a + b - 1) // b
 
@@ -141,7 +146,7 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.step_n = max(plan.step_n, nr)
     plan.parts_m = ceil_div(m, plan.step_m)
     plan.parts_n = ceil_div(n, plan.step_n)
-    cdef bint roomy = K.mr >= 12 and EV_L2_BYTES >= ROOMY_L2_BYTES
+    cdef bint roomy = K.mr >= 12 and L2_BYTES >= ROOMY_L2_BYTES
     plan.kc = even_block(k, (ROOMY_KC if roomy else KC) * 4 // size, 16)   # pack functions rely on the 16
     plan.mc = even_block(plan.step_m, MC, EV_MR_UNIT)
     cdef int64_t b_bytes = ROOMY_B_BYTES if roomy else B_BYTES

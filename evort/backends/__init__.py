@@ -39,6 +39,7 @@ class CpuBackend:
     """
 
     name = "cpu"
+    joins = True  # nodes that one driver does better at once
 
     def __init__(self) -> None:
         self.tuned: dict[tuple[str, tuple[int, ...]], str] | None = None

@@ -122,6 +122,12 @@ class Op:
         marks the specifications (`Spec.channels_last`) before `bind`, which must then give a driver."""
         return ()
 
+    def join(self, calls: Sequence[Call]) -> tuple[int, Node] | None:
+        """For a chain of nodes of this operator, up to three, each the only reader of the one before it (as its first
+        input): how many of the last of them are better done at once, and the node that does it; None to keep them. Its
+        inputs are among theirs, its outputs the last one's."""
+        return None
+
     def expand(self, c: Call) -> Graph | None:
         """A graph that replaces the node at planning time: its inputs are the node's inputs, its outputs the node's.
         (If, when its condition is known.) None to keep the node."""

@@ -368,6 +368,13 @@ class Conv(Op):
         scratch = products_scratch(images * group, *sizes, threads)
         return Kernel("conv.pointwise_f32" if plain else "conv.im2col_f32", ints, reals, scratch)
 
+    def join(self, calls: Sequence[Call]) -> tuple[int, Node] | None:
+        if all(c["group"] == 1 for c in calls[-2:]):
+            return None
+        from evort.ops.separable import join
+
+        return join(calls)
+
     def macs(self, c: Call) -> int:
         return c.outs[0].size * math.prod(c.ins[1].shape[1:])
 

@@ -33,6 +33,7 @@ cdef dict bits_of = BITS
 cdef Kernel COPY = Kernel("executor.copy")
 
 include "_trace.pxi"
+include "_join.pxi"
 include "_layout.pxi"
 include "_storage.pxi"
 
@@ -145,6 +146,8 @@ cdef class _Builder:
         cdef Bound bound
         cdef Py_ssize_t step, last
         cdef set produced = set()
+        if self.binder.joins:
+            join_chains(self.found, {*self.stage.outputs, *self.later})
         for c in self.found.calls:
             produced.update(c.node.outputs)
         for name in self.stage.reads:

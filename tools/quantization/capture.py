@@ -26,7 +26,7 @@ LIMIT = 1 << 28
 class _Unbound(CpuBackend):
     """Plans shapes alone: no step has a kernel."""
 
-    channels_last = False
+    channels_last = joins = False
 
     def bind(self, definition: Op, c: Call) -> tuple[None, Callable[[list[Any]], Sequence[Any]]]:
         return None, lambda arrays: run_reference(definition, c, arrays)

@@ -15,6 +15,7 @@ typedef struct {
 typedef struct {
     int64_t h, w, oh, ow, kh, kw, sh, sw, dh, dw, pad_h, pad_w;
     int64_t multiplier;
+    int64_t plane;                    /* from one channel of x to the next, for depthwise_rows_f32 */
     float lo, hi;
 } ev_depthwise;
 

@@ -87,7 +87,7 @@ static inline __attribute__((always_inline)) V EV_FN(kept_at)(const EV_FN(kept) 
 typedef struct {
     int64_t lanes;
     int edge;                   /* some loads reach beyond the image's columns */
-    EV_FN(between) loads[2][6]; /* of each vector: one for each tap; with stride 2 two for each pair of taps */
+    EV_FN(between) loads[2][6]; /* of each vector: one for each tap, or those of part_columns */
 } EV_FN(place);
 
 static EV_FN(place) EV_FN(make_place)(const ev_depthwise *d, int64_t column, int64_t lanes, int vectors)
@@ -96,33 +96,50 @@ static EV_FN(place) EV_FN(make_place)(const ev_depthwise *d, int64_t column, int
     EV_FN(place) p = {.lanes = lanes, .edge = w0 < 0 || w0 + vectors * VW * d->sw + d->kw - 1 > d->w};
     for (int v = 0; v < vectors; v++)
         for (int64_t i = 0; i < taps; i++) {
-            const int64_t w = w0 + v * VW * d->sw + (d->sw == 1 ? i : i / 2 * 2 + i % 2 * VW);
+            int64_t w = w0 + v * VW * d->sw + (d->sw == 1 ? i : i / 2 * 2 + i % 2 * VW);
+            if (EV_VECTOR_BYTES == 64 && d->sw == 2) w = w0 + v * VW * 2 + d->kw / 2 + (i - 1) * VW;
             p.loads[v][i] = EV_FN(make_between)(-w, d->w - w);
         }
     return p;
 }
 
-/* The columns of the image that taps t and, with stride 2, t + 1 of a vector of outputs meet, the first of them at x. */
-static inline __attribute__((always_inline)) void EV_FN(tap_columns)(
-    const float *x, const EV_FN(between) *loads, const int t, const int S, const int edge, V *to)
+/* With a stride of 2, the columns of the image that the K taps of a vector of outputs meet, the first of them at x. */
+static inline __attribute__((always_inline)) void EV_FN(part_columns)(
+    const float *x, const EV_FN(between) *loads, const int K, const int edge, V *to)
 {
-    const V a = edge ? EV_FN(load_between)(x + t, loads[t]) : *(const VU *)(x + t);
-    if (S == 1) {
-        to[0] = a;
-    } else {
-        const V b = edge ? EV_FN(load_between)(x + t + VW, loads[t + 1]) : *(const VU *)(x + t + VW);
 #if EV_VECTOR_BYTES == 64
-        to[0] = __builtin_shuffle(a, b, (VI){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30});
-        to[1] = __builtin_shuffle(a, b, (VI){1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
-#elif EV_VECTOR_BYTES == 32
-        to[0] = __builtin_shuffle(a, b, (VI){0, 2, 4, 6, 8, 10, 12, 14});
-        to[1] = __builtin_shuffle(a, b, (VI){1, 3, 5, 7, 9, 11, 13, 15});
+    /* Taps beside those in the middle see the same lanes but for one: that costs less than to load and part them, too. */
+#define EV_LANES(low, high, n) ((V)_mm512_alignr_epi32((__m512i)(high), (__m512i)(low), n))
+#define EV_AT(i, at) (edge ? EV_FN(load_between)(c + (i - 1) * VW, loads[i]) : _mm512_set1_ps(c[at]))
+    const float *c = x + K / 2;
+    const V a = edge ? EV_FN(load_between)(c, loads[1]) : _mm512_loadu_ps(c);
+    const V b = edge ? EV_FN(load_between)(c + VW, loads[2]) : _mm512_loadu_ps(c + VW);
+    const V even = __builtin_shuffle(a, b, (VI){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30});
+    const V odd = __builtin_shuffle(a, b, (VI){1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31});
+    const V before = EV_AT(0, -1);
+    to[K / 2 - 1] = EV_LANES(before, odd, 15);
+    to[K / 2] = even;
+    to[K / 2 + 1] = odd;
+    if (K == 5) {
+        to[0] = EV_LANES(edge ? EV_LANES(before, before, 15) : _mm512_set1_ps(c[-2]), even, 15);
+        to[4] = EV_LANES(even, EV_AT(3, 2 * VW), 1);
+    }
+#undef EV_AT
+#undef EV_LANES
 #else
-        to[0] = __builtin_shuffle(a, b, (VI){0, 2, 4, 6});
-        to[1] = __builtin_shuffle(a, b, (VI){1, 3, 5, 7});
+#pragma GCC unroll 3
+    for (int t = 0; t < K; t += 2) {
+        const V a = edge ? EV_FN(load_between)(x + t, loads[t]) : *(const VU *)(x + t);
+        const V b = edge ? EV_FN(load_between)(x + t + VW, loads[t + 1]) : *(const VU *)(x + t + VW);
+#if EV_VECTOR_BYTES == 32
+        to[t] = __builtin_shuffle(a, b, (VI){0, 2, 4, 6, 8, 10, 12, 14});
+        to[t + 1] = __builtin_shuffle(a, b, (VI){1, 3, 5, 7, 9, 11, 13, 15});
+#else
+        to[t] = __builtin_shuffle(a, b, (VI){0, 2, 4, 6});
+        to[t + 1] = __builtin_shuffle(a, b, (VI){1, 3, 5, 7});
 #endif
     }
-    EV_IN_REGISTER(to[0]);
+#endif
 }
 
 /* The first n outputs of a vector. */
@@ -155,22 +172,24 @@ static inline __attribute__((always_inline)) void EV_FN(rows_tile)(
 #pragma GCC unroll 11
     for (int r = 0; r < (ROWS - 1) * SH + K; r++, row += w) {
         if ((uint64_t)(h0 + r) >= (uint64_t)d->h) continue;
+#pragma GCC unroll 2
+        for (int v = 0; v < VT; v++) {
+            V columns[6];
+            if (S == 2) EV_FN(part_columns)(row + v * VW * S, p->loads[v], K, edge, columns);
 #pragma GCC unroll 5
-        for (int t = 0; t < K; t += S)
-#pragma GCC unroll 2
-            for (int v = 0; v < VT; v++) {
-                V columns[2];
-                EV_FN(tap_columns)(row + v * VW * S, p->loads[v], t, S, edge, columns);
-#pragma GCC unroll 2
-                for (int i = 0; i < S; i++)
+            for (int t = 0; t < K; t++) {
+                const float *at = row + v * VW + t;
+                if (S == 1) columns[t] = edge ? EV_FN(load_between)(at, p->loads[v][t]) : *(const VU *)at;
+                EV_IN_REGISTER(columns[t]);
 #pragma GCC unroll 4
-                    for (int o = 0; o < ROWS; o++) {
-                        if (t + i >= K || r - o * SH < 0 || r - o * SH >= K) continue;
-                        const int at = (r - o * SH) * K + t + i;
-                        if (K * K <= EV_KEPT) acc[o][v] += columns[i] * EV_FN(kept_at)(kept, at);
-                        else acc[o][v] += columns[i] * k[at];
-                    }
+                for (int o = 0; o < ROWS; o++) {
+                    if (r - o * SH < 0 || r - o * SH >= K) continue;
+                    const int tap = (r - o * SH) * K + t;
+                    if (K * K <= EV_KEPT) acc[o][v] += columns[t] * EV_FN(kept_at)(kept, tap);
+                    else acc[o][v] += columns[t] * k[tap];
+                }
             }
+        }
     }
     const V lo = d->lo - (V){0}, hi = d->hi - (V){0};
     const int64_t lanes = p->lanes, step = d->ow;
@@ -289,7 +308,7 @@ static void EV_FN(depthwise_rows_f32)(const ev_depthwise *d, int64_t begin, int6
     /* Large maps in bands of rows that stay in L1 from one column of tiles to the next. */
     const int64_t band = 12 * (1 + 256 / d->ow);
     for (int64_t c = begin; c < end; c++) {
-        const float *plane = x + c / d->multiplier * d->h * d->w, *taps = k + c * d->kh * d->kw;
+        const float *plane = x + c / d->multiplier * d->plane, *taps = k + c * d->kh * d->kw;
         const int64_t at = c * d->oh * d->ow;
         if (columns.count == 1 && residual != y)
             columns.end = y + ((first == 0 && last == d->oh ? end - 1 : c) * d->oh + last) * d->ow;

@@ -45,12 +45,13 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
 #define X(i) V p##i = {0}, q##i = {0};
     EV_EACH_ROW(X)
 #undef X
-    if (mr == EV_MR && width != NARROW && t->k >= EV_FETCH_C_K) {
+    if (t->k >= EV_FETCH_C_K) {
         const T *old = t->add ? (const T *)t->add + i0 * t->ldadd + j0 : (const T *)t->c + i0 * t->ldc + j0;
         const int64_t step = t->add ? t->ldadd : t->ldc;
+#pragma GCC unroll 1
         for (int i = 0; i < mr; i++, old += step) {
             EV_FETCH(old);
-            if (2 * VW * sizeof(T) > 64) EV_FETCH(old + VW);
+            if (width != NARROW) EV_FETCH(old + VW);
         }
     }
     EV_UNROLL

@@ -1,0 +1,50 @@
+# Chains of nodes that one node does better (Op.join): what they hand on is read by nobody else, and needs no memory of its
+# own. Part of _planner.pyx.
+
+cdef enum:
+    LONGEST = 3
+
+
+cdef int join_chains(Trace found, set kept) except -1:
+    """Replaces chains among the calls. kept: names that others read."""
+    cdef Py_ssize_t k, j, count
+    cdef Call c
+    cdef Bound bound
+    cdef dict readers = {}, made = {}
+    cdef list chain
+    cdef set gone = set()
+    for k in range(len(found.calls)):
+        bound, c = found.bounds[k], found.calls[k]
+        for name in names_read(c.node):
+            readers[name] = readers.get(name, 0) + 1
+        if bound.info.joins and len(c.node.outputs) == 1:
+            made[c.node.outputs[0]] = k
+    if len(made) < 2:
+        return 0
+    for k in range(len(found.calls) - 1, -1, -1):
+        bound = found.bounds[k]
+        if not bound.info.joins or k in gone:
+            continue
+        chain = [k]
+        while len(chain) < LONGEST:
+            name = (<Call> found.calls[chain[0]]).node.inputs[0]
+            if name in kept or readers[name] != 1 or name not in made:
+                break
+            j = made[name]
+            if (<Bound> found.bounds[j]).definition is not bound.definition:
+                break
+            chain.insert(0, j)
+        joined = bound.definition.join([found.calls[j] for j in chain]) if len(chain) > 1 else None
+        if joined is None:
+            continue
+        count, node = joined
+        gone.update(chain[len(chain) - count : len(chain) - 1])
+        bound = found.bounds[k] = Bound(node)
+        c = Call(node, bound.attrs, [found.specs[name] if name else None for name in node.inputs],
+                 (<Call> found.calls[k]).threads)
+        c.outs = (<Call> found.calls[k]).outs
+        found.calls[k] = c
+    if gone:
+        found.calls = [found.calls[k] for k in range(len(found.calls)) if k not in gone]
+        found.bounds = [found.bounds[k] for k in range(len(found.bounds)) if k not in gone]
+    return 0
