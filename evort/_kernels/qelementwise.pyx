@@ -190,12 +190,26 @@ cdef inline int64_t tables_of(const ev_call *c) noexcept nogil:
 cdef void join_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = (<const Joining *> ctx).c
     cdef const Part *parts = <const Part *> (c.ints + C_OPERANDS)
-    cdef int64_t row, k
-    cdef char *y = <char *> c.out[0].data + begin * c.ints[C_ROW] * c.ints[C_SIZE]
-    for row in range(begin, end):
-        for k in range(c.n_in - tables_of(c)):
-            place(c, k, parts[k].items, <const char *> c.in_[k].data + row * parts[k].items * parts[k].size, y)
-            y += parts[k].items * c.ints[C_SIZE]
+    cdef int64_t k, row, some, each, n, size = c.ints[C_SIZE], pitch = c.ints[C_ROW] * size, offset = 0
+    cdef const char *x
+    cdef char *y
+    cdef char block[TILE]
+    for k in range(c.n_in - tables_of(c)):
+        n, y = parts[k].items, <char *> c.out[0].data + begin * pitch + offset
+        x, each = <const char *> c.in_[k].data + begin * n * parts[k].size, n * size
+        offset += each
+        if parts[k].kind == COPY:
+            K.move_rows(end - begin, each, x, each, y, pitch)
+            continue
+        row, some = begin, TILE // max(1, each)
+        while row < end:             # short rows by the block, long ones each where it belongs
+            if some <= 1:
+                place(c, k, n, x, y)
+            else:
+                some = min(some, end - row)
+                place(c, k, some * n, x, block)
+                K.move_rows(some, each, block, each, y, pitch)
+            x, y, row = x + max(1, some) * n * parts[k].size, y + max(1, some) * pitch, row + max(1, some)
 
 
 cdef void join_part(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:

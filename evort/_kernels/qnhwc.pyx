@@ -9,8 +9,9 @@ channels follow one another, and so do those of the weights, which are packed on
 
 An image with padding, or with channels first, is staged: copied to scratch with its padding, channels last, as uint8,
 or as int16 where the instruction set has no product of bytes that is exact. A row of the kernel is then one run (a
-segment) of it, where taps follow one another. A result with channels
-first is computed block by block into scratch, and transposed from there.
+segment) of it, where taps follow one another. Of volumes, a plane of the result is computed at a time; the planes that it
+reads stay where they were staged as long as one needs them, in a ring of as many as the kernel has. A result with
+channels first is computed block by block into scratch, and transposed from there; where it is not of bytes, its sums are.
 
 A transposed convolution whose kernel is its stride is a convolution of single pixels for each row of the kernel: what one
 pixel gives to a row of the result, [kernel's width][channels], are the channels of that, and lie side by side.
@@ -33,6 +34,7 @@ cdef enum:
     I_WIDE                       # whether weights are in pairs, and images of dense ones staged as int16
     I_TURNS                      # rows of a transposed convolution's kernel; the window and I_M are those of one row. Else 1
     I_RESULT                     # channels of the result
+    I_ANY                        # whether the result, or its residual, is not of bytes: they have channels first
     I_SMALL                      # whether all sums of products fit 25 bits and a sign: Winograd's convolution takes them
     ALL_INTS
     BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
@@ -40,6 +42,7 @@ cdef enum:
     MOST_SEGMENTS = 1 << 12
     MOST_TAPS = 256
     MOST_CYCLE = 1 << 12         # bytes of a run of pixels after which weights repeat
+    POSITIONS = 252              # whose sums are transposed at a time
 
 
 cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
@@ -54,6 +57,8 @@ ctypedef struct Geometry:
     int64_t n, c, m              # images, channels in and out
     int64_t turns, result        # see I_TURNS, I_RESULT
     bint sums                    # of one channel: sums are finished by the row
+    bint any_type                # see I_ANY
+    int64_t d, out_d, kernel_d, stride_d, dilation_d, pad_d
     int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
     bint x_last, y_last, staged, wide, widens
     int64_t segments, quads      # runs of bytes that a position reads, and quads of each
@@ -62,6 +67,8 @@ ctypedef struct Geometry:
     int64_t cycle                # after so many of which weights repeat, a multiple of a vector
     int64_t pitch                # pixels of a row of what is read
     int64_t band, bands, parts   # output rows; shares of the blocks of channels
+    int64_t chunk, chunks        # output planes
+    int64_t plane                # elements from a plane of what is read to the next
     bint winograd
     int64_t ldv, step_v, step_u, step_o
     # Offsets into scratch: shared, then of each thread.
@@ -69,17 +76,19 @@ ctypedef struct Geometry:
 
 
 cdef bint take_window(Geometry *g, const int64_t *v, bint columns) noexcept nogil:
-    """The window; False where it has more than two axes. columns: a single axis is that of columns."""
+    """The window. columns: depthwise, by columns; False for three axes, and a single axis is that of columns."""
     cdef const int64_t *a = v + I_WINDOW
     g.n, g.c, g.m = v[I_N], v[I_C], v[I_M]
-    g.x_last, g.y_last, g.wide = v[I_X_LAST], v[I_Y_LAST], v[I_WIDE]
+    g.x_last, g.y_last, g.wide, g.any_type = v[I_X_LAST], v[I_Y_LAST], v[I_WIDE], v[I_ANY]
     g.turns, g.result = v[I_TURNS], v[I_RESULT]
     g.sums = g.result == 1       # convolutions to one channel, which fill no vector, are not for here
-    if a[0] != 1 or a[3] != 1 or a[6] != 1 or a[15] != 0:
-        return False
+    g.d, g.out_d, g.kernel_d, g.stride_d, g.dilation_d, g.pad_d = a[0], a[3], a[6], a[9], a[12], a[15]
     g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = a[1], a[4], a[7], a[10], a[13], a[16]
     g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w = a[2], a[5], a[8], a[11], a[14], a[17]
-    if g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0 and g.turns == 1 and not g.sums and not columns:   # bands cut it
+    if columns and (g.d != 1 or g.out_d != 1 or g.kernel_d != 1 or g.pad_d != 0):
+        return False
+    if (g.d == g.out_d == g.kernel_d == g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0 and g.turns == 1
+            and not g.sums and not columns):     # one axis: bands cut it
         g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = (
             g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w)
         g.w = g.out_w = g.kernel_w = g.stride_w = g.dilation_w = 1
@@ -101,13 +110,14 @@ cdef inline int64_t common(int64_t a, int64_t b) noexcept nogil:
 
 cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint depthwise) noexcept nogil:
     """False where these drivers do not take the window."""
-    cdef int64_t row, items, at, size
-    if not take_window(g, v, False):
+    cdef int64_t row, items, at, size, positions
+    if not take_window(g, v, False) or depthwise and g.d * g.out_d * g.kernel_d != 1:
         return False
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
-    g.segments = g.kernel_h if g.rows else g.kernel_h * g.kernel_w
+    g.segments = g.kernel_d * g.kernel_h * (1 if g.rows else g.kernel_w)
     g.quads = ceil_div(g.c * (g.kernel_w if g.rows else 1), 4)
-    g.staged = not (g.x_last and (depthwise or not g.wide) and g.pad_h == g.pad_w == 0 and (depthwise or g.c % 4 == 0)
+    g.staged = not (g.x_last and (depthwise or not g.wide) and g.pad_d == g.pad_h == g.pad_w == 0
+                    and (depthwise or g.c % 4 == 0) and (g.out_d - 1) * g.stride_d + (g.kernel_d - 1) * g.dilation_d < g.d
                     and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
     g.winograd = not depthwise and v[I_SMALL] and takes_winograd(g)
     g.staged = g.staged or g.winograd            # whole tiles, of bytes
@@ -119,16 +129,22 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     row = g.pitch * g.c * size
     if row * g.stride_h > (1 << 24) or reach_h(g, 1) * row > (1 << 28) or g.segments > MOST_SEGMENTS:
         return False
-    g.band = min(g.out_h, max(<int64_t> 1, (BAND_BYTES // row - reach_h(g, 1)) // g.stride_h + 1))
-    items = g.n * ceil_div(g.out_h, g.band)
+    g.band = min(g.out_h, max(<int64_t> 1, (BAND_BYTES // (g.kernel_d * row) - reach_h(g, 1)) // g.stride_h + 1))
+    g.chunks = min(g.out_d, ceil_div(2 * threads, g.n * ceil_div(g.out_h, g.band))) if threads > 1 else 1
+    g.chunk = ceil_div(g.out_d, g.chunks)
+    g.chunks = ceil_div(g.out_d, g.chunk)
+    items = g.n * g.chunks * ceil_div(g.out_h, g.band)
     if threads > 1 and items < 2 * threads:
-        g.band = max(<int64_t> 1, min(g.band, ceil_div(g.out_h, ceil_div(2 * threads, g.n))))
+        g.band = max(<int64_t> 1, min(g.band, ceil_div(g.out_h, ceil_div(2 * threads, g.n * g.chunks))))
     g.bands = ceil_div(g.out_h, g.band)
     g.band = ceil_div(g.out_h, g.bands)
     if g.winograd:
         plan_winograd(g, threads)
+    g.plane = (reach_h(g, g.band) * g.pitch if g.staged else g.h * g.w) * g.c
+    if g.kernel_d * g.dilation_d * g.plane * size > (1 << 30):
+        return False
     g.parts = 1
-    if threads > 1 and g.n * g.bands < threads and not depthwise:
+    if threads > 1 and g.n * g.chunks * g.bands < threads and not depthwise:
         g.parts = min(<int64_t> threads, ceil_div(g.m, EV_NHWC_NR))
     g.cycle = g.c * EV_NHWC_NR // common(g.c, EV_NHWC_NR)
     g.run = g.stride_w == 1 and g.out_w > 1 and g.cycle <= MOST_CYCLE
@@ -140,15 +156,19 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.at_channel = 2 * g.at_scale
     g.shared = g.at_channel + (up_to(8 * (g.c + 4), 64) if depthwise else 0)
     g.at_stage = 0
-    at = up_to(reach_h(g, g.band) * row + SLACK, 64) if g.staged else 0
+    at = up_to(g.kernel_d * g.plane * size + SLACK, 64) if g.staged else 0
     g.at_line = at
     at += up_to(g.w * g.c, 64) if g.staged and not g.x_last else 0
     g.at_row = at
     at += up_to(g.pitch * g.c, 64) if g.widens else 0
     g.at_y = at
-    at += 0 if g.y_last else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
+    positions = up_to(min(g.band * g.out_w, <int64_t> POSITIONS) if g.any_type else g.band * g.out_w, 8)
+    at += 0 if g.y_last else positions * EV_NHWC_NR * (4 if g.any_type else 1)
     g.at_z = at
-    at += 0 if g.y_last or depthwise else up_to(g.band * g.out_w, 8) * EV_NHWC_NR
+    if g.any_type:               # sums in rows, behind which 31 more are read
+        at += (positions + 32) * EV_NHWC_NR * 4
+    elif not g.y_last and not depthwise:
+        at += positions * EV_NHWC_NR
     g.at_sums = at
     at += up_to(4 * (g.out_w * g.m + SLACK), 64) if g.sums else 0
     if g.winograd:
@@ -160,142 +180,8 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     return True
 
 
-# The image -----------------------------------------------------------------------------------------------------------
-
-cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t first, int64_t rows,
-                char *scratch) noexcept nogil:
-    """What `rows` rows of positions from `first` on read, with padding, channels last."""
-    cdef int64_t h, top = first * g.stride_h - g.pad_h, begin, n, c, size = ev_item_size(job.o.x.dtype)
-    cdef int64_t row = g.pitch * g.c, plane = g.h * g.w
-    cdef const char *x = <const char *> job.o.x.data + image * g.c * plane * size
-    cdef char *line = scratch + g.at_line
-    cdef char *to = scratch + g.at_stage
-    cdef char *made = scratch + g.at_row
-    begin = min(g.pad_w, g.pitch)
-    n = max(<int64_t> 0, min(g.w, g.pitch - begin))
-    h = reach_h(g, rows)
-    if n == g.w == g.pitch and top >= 0 and top + h <= g.h and job.o.x.dtype == EV_UINT8 and not g.x_last and not g.widens:
-        K.move_transpose(1, h * n, g.c, x + top * n, plane, to, g.c)
-        return
-    for h in range(top, top + reach_h(g, rows)):
-        if not g.widens:
-            made = to
-        if h < 0 or h >= g.h:
-            memset(made, <int> job.x_zero, row)
-        else:
-            memset(made, <int> job.x_zero, begin * g.c)
-            if g.x_last:
-                memcpy(made + begin * g.c, x + h * g.w * g.c, n * g.c)
-            elif g.c == 1:
-                K.qc_stage(job.o.x.dtype, n, 1, x + h * g.w * size, job.stage, made + begin)
-            elif job.o.x.dtype == EV_UINT8:
-                K.move_transpose(1, n, g.c, x + h * g.w, plane, made + begin * g.c, g.c)
-            else:
-                for c in range(g.c):
-                    K.qc_stage(job.o.x.dtype, n, 1, x + (c * plane + h * g.w) * size, job.stage, line + c * n)
-                K.move_transpose(1, n, g.c, line, n, made + begin * g.c, g.c)
-            memset(made + (begin + n) * g.c, <int> job.x_zero, (g.pitch - begin - n) * g.c)
-        if g.widens:
-            K.nhwc_widen(row, <const uint8_t *> made, <int16_t *> to)
-            to += row
-        to += row
-
-
-cdef const char *image_of(const Job *job, const Geometry *g, int64_t image, int64_t first, int64_t rows,
-                          char *scratch) noexcept nogil:
-    """Where the taps of position (first, 0) begin."""
-    if not g.staged:
-        return <const char *> job.o.x.data + ((image * g.h + first * g.stride_h) * g.w) * g.c
-    stage(job, g, image, first, rows, scratch)
-    return scratch + g.at_stage
-
-
-# Dense ---------------------------------------------------------------------------------------------------------------
-
-ctypedef struct Task:
-    Job job
-    Geometry g
-    const int32_t *sums          # of the weights of each channel
-    const int8_t *w
-
-
-cdef void turned_rows(const Task *t, ev_nhwc_conv *k, int64_t image, int64_t first, int64_t rows, int64_t block,
-                      char *scratch) noexcept nogil:
-    """The rows of a transposed convolution's result that `rows` rows of the image from `first` on give: one for each row
-    of the kernel."""
-    cdef const Job *job = &t.job
-    cdef const Geometry *g = &t.g
-    cdef int64_t turn, row, at, size = ev_item_size(job.o.y.dtype)
-    cdef const char *x = <const char *> k.x
-    cdef const int8_t *w = k.w
-    cdef const int32_t *add = k.add
-    cdef int32_t *sums = <int32_t *> (scratch + g.at_sums)
-    for turn in range(g.turns):
-        k.w = w + turn * g.each * 4 * g.quads
-        k.add = add + turn * g.each
-        for row in range(rows):
-            k.x = x + row * k.row_step * (2 if g.wide else 1)
-            at = ((image * g.out_h + first + row) * g.turns + turn) * g.out_w * g.m
-            k.y = <uint8_t *> sums if g.sums else <uint8_t *> job.o.y.data + at + block * EV_NHWC_NR
-            K.nhwc_conv(k, 0, g.out_w)
-            if g.sums:
-                K.qc_finish(&job.finish, g.out_w * g.m, sums, NULL, 0, k.scale[0], NULL, <char *> job.o.y.data + at * size)
-    k.x = x
-
-
-cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    """Items [begin, end): shares of the blocks, bands and images, the first fastest."""
-    cdef Task *t = <Task *> ctx
-    cdef const Job *job = &t.job
-    cdef const Geometry *g = &t.g
-    cdef char *shared = <char *> job.call.scratch
-    cdef char *scratch = shared + g.shared + worker * g.slot
-    cdef int32_t[MOST_SEGMENTS] offset
-    cdef int64_t item, image, first, rows, n, i, block, last, blocks = ceil_div(g.m, EV_NHWC_NR), at, plane
-    cdef ev_nhwc_conv k
-    memset(&k, 0, sizeof(k))
-    plane = g.out_h * g.out_w
-    for i in range(g.segments):
-        if g.rows:
-            offset[i] = <int32_t> (i * g.dilation_h * g.pitch * g.c)
-        else:
-            offset[i] = <int32_t> ((i // g.kernel_w * g.dilation_h * g.pitch + i % g.kernel_w * g.dilation_w) * g.c)
-    k.offset, k.segments, k.quads, k.finish = offset, g.segments, g.quads, NULL if g.sums else &job.finish
-    k.wide = g.wide
-    k.width, k.step, k.row_step = g.out_w, g.stride_w * g.c, g.stride_h * g.pitch * g.c
-    for item in range(begin, end):
-        first = item // g.parts % g.bands * g.band
-        image = item // g.parts // g.bands
-        rows = min(g.band, g.out_h - first)
-        n = rows * g.out_w
-        k.x = image_of(job, g, image, first, rows, scratch)
-        block = item % g.parts * ceil_div(blocks, g.parts)
-        last = min(blocks, block + ceil_div(blocks, g.parts))
-        while block < last:
-            i = block * EV_NHWC_NR
-            k.channels = min(<int64_t> EV_NHWC_NR, g.m - i)
-            k.w = t.w + i * 4 * g.quads * g.segments
-            k.add, k.scale = <const int32_t *> (shared + g.at_add) + i, <const float *> (shared + g.at_scale) + i
-            if g.turns > 1 or g.sums:
-                k.ldy = g.m
-                turned_rows(t, &k, image, first, rows, block, scratch)
-            elif g.y_last:
-                at = ((image * g.out_h + first) * g.out_w) * g.m + i
-                k.y, k.ldy, k.ldz = <uint8_t *> job.o.y.data + at, g.m, g.m
-                k.z = NULL if job.o.z == NULL else <const char *> job.o.z.data + at
-                K.nhwc_conv(&k, 0, n)
-            else:
-                at = (image * g.m + i) * plane + first * g.out_w
-                k.y, k.ldy, k.ldz = <uint8_t *> (scratch + g.at_y), EV_NHWC_NR, EV_NHWC_NR
-                if job.o.z != NULL:
-                    k.z = scratch + g.at_z
-                    K.move_transpose(1, n, k.channels, <const char *> job.o.z.data + at, plane, scratch + g.at_z,
-                                     EV_NHWC_NR)
-                K.nhwc_conv(&k, 0, n)
-                K.move_transpose(1, k.channels, n, k.y, EV_NHWC_NR, <char *> job.o.y.data + at, plane)
-            block += 1
-
-
+include "qnhwc_image.pxi"
+include "qnhwc_dense.pxi"
 include "qnhwc_winograd.pxi"
 
 
@@ -320,7 +206,7 @@ cdef int linear(const ev_call *c) noexcept nogil:
             i = turn * g.each + m
             add[i] = <int32_t> row_add(&t.job, m % g.result, t.sums[i])
             scale[i] = row_scale(&t.job, m % g.result)
-    items = g.n * g.bands * g.parts
+    items = g.n * g.chunks * g.bands * g.parts
     i = MACS_PER_TASK // max(1, t.job.o.y.size * 4 * g.quads * g.segments // items)
     parallel_for(winograd_items if g.winograd else dense_items, &t, items, max(1, i), c.threads)
     return EV_OK
@@ -351,7 +237,11 @@ cdef void depthwise_items(void *ctx, int64_t begin, int64_t end, int32_t worker)
         first = item % g.bands * g.band
         image = item // g.bands
         rows = min(g.band, g.out_h - first)
-        x = <const uint8_t *> image_of(job, g, image, first, rows, scratch)
+        if g.staged:
+            stage(job, g, image, 0, first, rows, scratch + g.at_stage, scratch)
+            x = <const uint8_t *> (scratch + g.at_stage)
+        else:
+            x = <const uint8_t *> job.o.x.data + (image * g.h + first * g.stride_h) * g.w * g.c
         y = <uint8_t *> job.o.y.data + (image * g.out_h + first) * g.out_w * g.c
         at = 0
         while at < min(round_, length):
@@ -497,7 +387,7 @@ cdef inline void put_quad(bint wide_, int64_t m, const int8_t *four, int8_t *to)
 
 cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums, int8_t *to, int8_t *line) noexcept nogil:
     """The dense weights [m, c, kernel]; `line` holds those of a channel, and a quad."""
-    cdef int64_t m, block, vectors, step, s, q, taps = g.kernel_h * g.kernel_w, length = 4 * g.quads
+    cdef int64_t m, block, vectors, step, s, q, taps = g.kernel_d * g.kernel_h * g.kernel_w, length = 4 * g.quads
     cdef int64_t run = g.c * (g.kernel_w if g.rows else 1), all_ = g.c * taps
     cdef int8_t *at
     cdef int8_t *from_
@@ -533,7 +423,7 @@ def pack_dense(weights, int flip, ints):
     read_ints(ints, values)
     make_geometry(&g, values, 1, False)
     cdef int64_t turn, each = g.each * (9 * g.c if g.winograd else 4 * g.quads * g.segments), bytes_ = g.turns * (4 * g.each + each)
-    cdef int64_t all_ = g.c * g.kernel_h * g.kernel_w
+    cdef int64_t all_ = g.c * g.kernel_d * g.kernel_h * g.kernel_w
     found = _aligned(numpy, bytes_)
     weights = numpy.ascontiguousarray(weights)
     cdef char *to = <char *> <size_t> found.ctypes.data

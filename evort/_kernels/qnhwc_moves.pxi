@@ -3,72 +3,66 @@
 # Largest of a window -------------------------------------------------------------------------------------------------
 
 cdef enum:
-    M_SIGNED = 0, M_N = 1, M_C = 2, M_H = 3, M_W = 4, M_OUT_H = 5, M_OUT_W = 6, M_KERNEL_H = 7, M_KERNEL_W = 8
-    M_STRIDE_H = 9, M_STRIDE_W = 10, M_DILATION_H = 11, M_DILATION_W = 12, M_PAD_H = 13, M_PAD_W = 14
-    LINE_BYTES = 4096            # of the largest of a few rows, which stay in L1
+    M_SIGNED = 0, M_N = 1, M_C = 2, M_SCRATCH = 3, M_AXES = 4
+
+ctypedef struct PoolAxis:        # as in pooling.pyx
+    int64_t size, out, kernel, stride, dilation, pad, count_from, count_to
 
 
-cdef int64_t taps_of(const int64_t *v, int64_t left, int64_t from_, int32_t *offset) noexcept nogil:
-    """Offsets, from column `from_` on, of the columns of a window that begins at column `left`; how many there are."""
-    cdef int64_t i, w, n = 0
-    for i in range(v[M_KERNEL_W]):
-        w = left + i * v[M_DILATION_W]
-        if 0 <= w < v[M_W]:
-            offset[n] = <int32_t> ((w - from_) * v[M_C])
-            n += 1
-    return n
+cdef int64_t places(const PoolAxis *a, int64_t o, int64_t step, int64_t n, int32_t *offset) noexcept nogil:
+    """Appends to each of n offsets those of the elements under output o that are there, `step` apart: n * so many."""
+    cdef int64_t k, j, at, count = 0
+    cdef int32_t[MOST_TAPS] given
+    memcpy(given, offset, n * sizeof(int32_t))
+    for k in range(a.kernel):
+        at = o * a.stride - a.pad + k * a.dilation
+        if 0 <= at < a.size:
+            for j in range(n):
+                offset[count] = given[j] + <int32_t> (at * step)
+                count += 1
+    return count
 
 
 cdef void max_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    """Rows [begin, end) of the result: the largest of a window's rows first, for a run of the image, then of its columns."""
+    """Rows of results: first the largest of the rows under one, then of neighbours among those."""
     cdef const ev_call *c = <const ev_call *> ctx
     cdef const int64_t *v = c.ints
-    cdef int64_t item, ow, o, i, j, h, n, m, some, same, left, first, last, channels = v[M_C], step = v[M_STRIDE_W]
-    cdef int64_t reach = (v[M_KERNEL_W] - 1) * v[M_DILATION_W] + 1
-    cdef int is_signed = <int> v[M_SIGNED]
+    cdef const PoolAxis *D = <const PoolAxis *> (v + M_AXES)
+    cdef const PoolAxis *H = D + 1
+    cdef const PoolAxis *W = D + 2
+    cdef int64_t item, ow, n, rows, some, left, right, channels = v[M_C], row = W.size * channels
+    cdef int sign = <int> v[M_SIGNED]
     cdef const uint8_t *x
-    cdef uint8_t *y = <uint8_t *> c.out[0].data + begin * v[M_OUT_W] * channels
-    cdef int32_t[MOST_TAPS] rows, taps
-    cdef uint8_t[LINE_BYTES + 16] line
+    cdef uint8_t *y = <uint8_t *> c.out[0].data + begin * W.out * channels
+    cdef uint8_t *line = <uint8_t *> c.scratch + worker * v[M_SCRATCH]
+    cdef int32_t[MOST_TAPS] offset
+    # Windows of columns from `left` to `right` lie inside.
+    left = min(W.out, ceil_div(W.pad, W.stride))
+    right = W.size + W.pad - (W.kernel - 1) * W.dilation
+    right = max(left, min(W.out, ceil_div(right, W.stride))) if right > 0 else left
     for item in range(begin, end):
-        x = <const uint8_t *> c.in_[0].data + item // v[M_OUT_H] * v[M_H] * v[M_W] * channels
-        n = 0
-        for i in range(v[M_KERNEL_H]):
-            h = item % v[M_OUT_H] * v[M_STRIDE_H] - v[M_PAD_H] + i * v[M_DILATION_H]
-            if 0 <= h < v[M_H]:
-                rows[n] = <int32_t> (h * v[M_W] * channels)
-                n += 1
+        offset[0] = 0
+        n = places(D, item // H.out % D.out, H.size * row, 1, offset)
+        n = rows = places(H, item % H.out, row, n, offset)
+        x = <const uint8_t *> c.in_[0].data + item // H.out // D.out * D.size * H.size * row
+        if n > 0:
+            K.nhwc_max(row, n, offset, sign, x, 0, 1, line)
         ow = 0
-        while ow < v[M_OUT_W]:
-            some = min(v[M_OUT_W] - ow, max(<int64_t> 1, (LINE_BYTES // channels - reach) // step + 1))
-            left = ow * step - v[M_PAD_W]
-            first = max(<int64_t> 0, left)
-            last = min(v[M_W], left + (some - 1) * step + reach)
-            if (last - first) * channels > LINE_BYTES:       # under a single pixel: all taps at once
-                m = taps_of(v, left, 0, taps)
-                for i in range(n - 1, -1, -1):
-                    for j in range(m):
-                        taps[i * m + j] = taps[j] + rows[i]
-                K.nhwc_max(channels, n * m, taps, is_signed, x, 0, 1, y)
-            elif last > first:
-                K.nhwc_max((last - first) * channels, n, rows, is_signed, x + first * channels, 0, 1, line)
-            o = 0
-            while o < some and (last - first) * channels <= LINE_BYTES:
-                same = 1                                     # those that have all of their columns are done together
-                if left + o * step >= 0 and left + o * step + reach <= last:
-                    same = min(some - o, (last - reach - left - o * step) // step + 1)
-                m = taps_of(v, left + o * step, first, taps)
-                K.nhwc_max(channels, m, taps, is_signed, line, step * channels, same, y + o * channels)
-                o += same
-            y += some * channels
+        while ow < W.out:
+            offset[0] = 0
+            n = places(W, ow, channels, 1, offset) if rows > 0 else 0
+            some = right - left if ow == left < right else 1
+            K.nhwc_max(channels, n, offset, sign, line, W.stride * channels, some, y + ow * channels)
             ow += some
+        y += W.out * channels
 
 
 cdef int max_pool(const ev_call *c) noexcept nogil:
-    """in: X [N, H, W, C] of bytes; out: Y, the like. ints: see M_*."""
-    cdef const int64_t *v = c.ints
-    cdef int64_t row = max(1, v[M_OUT_W] * v[M_C] * v[M_KERNEL_H] * v[M_KERNEL_W])
-    parallel_for(max_rows, <void *> c, v[M_N] * v[M_OUT_H], max(1, MACS_PER_TASK // row), c.threads)
+    """in: X [N, D..., C] of bytes; out: Y, the like; ints: (whether they are signed, N, C, scratch of a thread, then the
+    three axes as in pooling.pyx)."""
+    cdef const PoolAxis *a = <const PoolAxis *> (c.ints + M_AXES)
+    cdef int64_t row = max(1, a[2].out * c.ints[M_C] * a[0].kernel * a[1].kernel)
+    parallel_for(max_rows, <void *> c, c.ints[M_N] * a[0].out * a[1].out, max(1, MACS_PER_TASK // row), c.threads)
     return EV_OK
 
 

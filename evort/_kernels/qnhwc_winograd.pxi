@@ -107,7 +107,8 @@ cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) 
         rows = min(g.band, g.out_h - first)
         n = rows * g.out_w
         k.rows, k.height = ceil_div(rows, 4), rows
-        k.x = <const uint8_t *> image_of(job, g, image, first, 4 * k.rows, scratch)
+        stage(job, g, image, 0, first, 4 * k.rows, scratch + g.at_stage, scratch)
+        k.x = <const uint8_t *> (scratch + g.at_stage)
         K.nhwc_winograd_image(&k)
         block = item % g.parts * ceil_div(blocks, g.parts)
         last = min(blocks, block + ceil_div(blocks, g.parts))

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 
-from evort.ops.base import Kernel
+from evort.ops.base import Call, Kernel
 from evort.types import STORAGE, Spec
 
 # How the innermost axis is walked (K_* in layout.pyx).
@@ -28,6 +28,14 @@ WIDER = (2, 4, 8, 16)
 def itemsize(spec: Spec) -> int:
     """Bytes of one element at run time."""
     return STORAGE[spec.dtype].itemsize
+
+
+def joined_shapes(c: Call, axis: int, *specs: Spec) -> tuple[int, list[tuple[int, ...]]]:
+    """An axis and the shapes of tensors, in the order that the memory of output 0 has."""
+    if not c.outs[0].channels_last:
+        return axis, [spec.shape for spec in specs]
+    axes = [0, *range(2, c.outs[0].rank), 1]
+    return axes.index(axis), [tuple(spec.shape[a] for a in axes) for spec in specs]
 
 
 def row_major(dims: Sequence[int]) -> list[int]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
-from evort.ops.copies import itemsize, row_major, strided_kernel
+from evort.ops.copies import itemsize, joined_shapes, row_major, strided_kernel
 from evort.ops.views import ALL_VIEW, INDEX, INT64, as_ints, optional_ints
-from evort.types import Spec
+from evort.types import DType, Spec
 
 if TYPE_CHECKING:
     from evort.ops.gradients import Gradients
@@ -304,12 +304,17 @@ class Concat(Op):
     def reference(self, c: Call, *inputs: np.ndarray) -> np.ndarray:
         return np.concatenate(inputs, c["axis"])
 
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        bytes_ = c.outs[0].dtype in (DType.INT8, DType.UINT8) and c.outs[0].size > 0
+        return ((*range(len(c.ins)), ~0),) if bytes_ and self.joined(c) == 1 and c.outs[0].rank > 2 else ()
+
     def bind(self, c: Call) -> Kernel:
-        axis, out = self.joined(c), c.outs[0]
-        rows = prod(out.shape[:axis])
+        out = c.outs[0]
+        axis, (shape, *shapes) = joined_shapes(c, self.joined(c), out, *c.ins)
+        rows = prod(shape[:axis])
         item = itemsize(out)
-        parts = [prod(s.shape[axis:]) * item for s in c.ins]
-        return Kernel("layout.concat", ints=(rows if out.size else 0, prod(out.shape[axis:]) * item, *parts))
+        parts = [prod(s[axis:]) * item for s in shapes]
+        return Kernel("layout.concat", ints=(rows if out.size else 0, prod(shape[axis:]) * item, *parts))
 
     def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
         axis = self.joined(c)
@@ -322,7 +327,8 @@ class Concat(Op):
         return ALL_VIEW if len(c.ins) == 1 else None
 
     def placement(self, c: Call) -> dict[int, int] | None:
-        if prod(c.outs[0].shape[: self.joined(c)]) != 1:
+        axis, (shape,) = joined_shapes(c, self.joined(c), c.outs[0])
+        if prod(shape[:axis]) != 1:
             return None
         places, offset = {}, 0
         for i, spec in enumerate(c.ins):

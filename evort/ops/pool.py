@@ -6,7 +6,6 @@ MaxPool, AveragePool and LpPool may carry an activation (evort.ops.activation).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -203,16 +202,16 @@ class MaxPool(_Pool):
     def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
         axes, dtype = windows(c), c.ins[0].dtype
         taps = prod(w.kernel for w in axes)
-        if dtype not in _BYTES or c.wants(1) or len(axes) > 2 or taps > _LAST_TAPS or c.ins[0].size >= LIMIT:
+        if dtype not in _BYTES or c.wants(1) or len(axes) > 3 or taps > _LAST_TAPS or c.ins[0].size >= LIMIT:
             return ()
         return ((0, ~0),)
 
     def bind_last(self, c: Call) -> Kernel:
         """The driver for an image of bytes that lies channels last."""
-        axes = [Window(1, 1, 1, 1, 0, 0, 1)] * (2 - len(windows(c))) + windows(c)
-        sizes = [(w.size, w.out, w.kernel, w.stride, w.dilation, w.pad) for w in axes]
-        ints = (int(c.ins[0].dtype == DType.INT8), *c.ins[0].shape[:2], *chain.from_iterable(zip(*sizes, strict=True)))
-        return Kernel("qnhwc.max_pool", ints)
+        axes, ints = axis_ints(windows(c), False)
+        row = aligned(axes[2].size * c.ins[0].shape[1] + 16)  # as much is read behind it
+        ints = (int(c.ins[0].dtype == DType.INT8), *c.ins[0].shape[:2], row, *ints)
+        return Kernel("qnhwc.max_pool", ints, scratch=row * c.threads)
 
     def bind(self, c: Call) -> Kernel | None:
         if c.ins[0].channels_last or c.outs[0].channels_last:

@@ -205,10 +205,10 @@ def _is_depthwise(c: Call) -> bool:
 def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
     """(parameters, depthwise?, scratch bytes) of the drivers for operands that lie channels last, or None where those
     do not take them."""
-    w, y, dtypes = c.ins[_W], c.outs[0], [c.ins[i].dtype for i in (_X, _Z) if c.has(i)]
-    depthwise = _is_depthwise(c)
+    w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
     if (
-        not {y.dtype, w.dtype, c.ins[_X_ZERO].dtype, *(dtypes[1:])} <= _BYTES
+        not {w.dtype, c.ins[_X_ZERO].dtype} <= _BYTES
+        or (depthwise and y.dtype not in _BYTES)
         or not (depthwise or c["group"] == 1)
         or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO))
         or _shifted(c)
@@ -228,10 +228,12 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
         return None
     from evort._kernels.qnhwc import scratch_bytes, small_sums, wide, winograd
 
-    pixel = _pixels(c)
-    ints = (*ints, int(c.ins[_X].channels_last or pixel), int(y.channels_last or pixel), int(wide()), 1, y.shape[1])
+    pixel, bytes_ = _pixels(c), _of_bytes(c)
+    x_last, y_last = c.ins[_X].channels_last or pixel, y.channels_last or (pixel and bytes_)
+    ints = (*ints, int(x_last), int(y_last), int(wide()), 1, y.shape[1], int(not bytes_))
     small = (
         not depthwise
+        and bytes_
         and window.kernel == (3, 3)
         and winograd((*ints, 1))  # looking at the weights takes longer
         and small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
@@ -239,6 +241,11 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
     ints = (*ints, int(small))
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
+
+
+def _of_bytes(c: Call) -> bool:
+    """Whether the result and what is added to it are of bytes, so that they may lie channels last."""
+    return {c.outs[0].dtype, *(c.ins[i].dtype for i in (_Z,) if c.has(i))} <= _BYTES
 
 
 def _fills(channels: int) -> bool:
@@ -282,7 +289,7 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] |
         return None
     from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m, 0)
+    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m, 0, 0)
     scratch = scratch_bytes(ints, c.threads, False)
     return None if scratch < 0 else (ints, False, scratch)
 
@@ -399,7 +406,8 @@ class QLinearConv(Op):
         image = c.ins[_X].dtype == DType.UINT8
         if found[1]:
             return ((_X, ~0),) if image else ()
-        return ((_X,), (_Z, ~0) if c.has(_Z) else (~0,)) if image else ((_Z, ~0) if c.has(_Z) else (~0,),)
+        result = ((_Z, ~0) if c.has(_Z) else (~0,),) if _of_bytes(c) else ()
+        return ((_X,), *result) if image else result
 
     def bind(self, c: Call) -> Kernel | None:
         window, _ = conv_shapes(c, c.ins[_X], c.ins[_W])

@@ -22,6 +22,7 @@ from evort.ops.activation import (
 )
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
 from evort.ops.broadcast import MAX_LOOPS, broadcast, channels_last, loops
+from evort.ops.copies import joined_shapes
 from evort.ops.qoperands import (
     BYTES,
     INTEGERS,
@@ -287,11 +288,21 @@ class QLinearConcat(Op):
         dtype = c.outs[0].dtype
         return None if dtype == DType.FLOAT else Quantity.of(c, -1, dtype)
 
+    def constant(self, c: Call) -> bool:
+        """Whether all scales and zero points are."""
+        return known(c, 0, 1, *(i + k for i in self.tensors(c) for k in (1, 2)))
+
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        out = c.outs[0]
+        bytes_ = out.size > 0 and all(spec.dtype in BYTES for spec in (out, *(c.ins[i] for i in self.tensors(c))))
+        takes = bytes_ and self.constant(c) and self.joined(c) == 1 and out.rank > 2
+        return ((*self.tensors(c), ~0),) if takes else ()
+
     def bind(self, c: Call) -> Kernel | None:
-        scales = [i + k for i in self.tensors(c) for k in (1, 2)]
-        if not known(c, 0, 1, *scales):
+        if not self.constant(c):
             return None
-        out, y, axis = c.outs[0], self.whole(c), self.joined(c)
+        out, y = c.outs[0], self.whole(c)
+        axis, (shape, *shapes) = joined_shapes(c, self.joined(c), out, *(c.ins[i] for i in self.tensors(c)))
         ints, reals, tables = [], [], []
         for i in self.tensors(c):
             spec, q = c.ins[i], Quantity.of(c, i)
@@ -302,16 +313,16 @@ class QLinearConcat(Op):
             if q != y:
                 at = len(tables)
                 tables.append((f"table {at}", lambda q=q: table(q, y)))
-            items = prod(spec.shape[axis:])
+            items = prod(shapes[len(reals)][axis:])
             ints += [kind, items, STORAGE[spec.dtype].itemsize, at, q.dtype, q.zero]
             reals.append(q.scale)
-        rows = prod(out.shape[:axis]) if out.size else 0
-        ints = [rows, prod(out.shape[axis:]), STORAGE[out.dtype].itemsize, *ints]
+        rows = prod(shape[:axis]) if out.size else 0
+        ints = [rows, prod(shape[axis:]), STORAGE[out.dtype].itemsize, *ints]
         return Kernel("qelementwise.concat", ints=ints, reals=reals, packed=tables, inputs=tuple(self.tensors(c)))
 
     def placement(self, c: Call) -> dict[int, int] | None:
-        scales = [i + k for i in self.tensors(c) for k in (1, 2)]
-        if prod(c.outs[0].shape[: self.joined(c)]) != 1 or not known(c, 0, 1, *scales):
+        axis, (shape,) = joined_shapes(c, self.joined(c), c.outs[0])
+        if prod(shape[:axis]) != 1 or not self.constant(c):
             return None
         y, places, offset = self.whole(c), {}, 0
         for i in self.tensors(c):

@@ -6,6 +6,7 @@ result's, and rounded. A result without scale and zero point is float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -14,6 +15,7 @@ from evort.errors import ExecutionError
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.interpolate import Axis, Resize
 from evort.ops.qoperands import (
+    BYTES,
     INTEGERS,
     SIDES,
     Quantity,
@@ -95,6 +97,13 @@ class QLinearResize(Resize):
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         return None
 
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+        x, out = c.ins[0], c.outs[0]
+        if not known(c, 1, 2, 3, 4) or not {x.dtype, out.dtype} <= BYTES or x.rank < 3 or out.size == 0:
+            return ()
+        axes = self.resized(c, x.shape, *self.values(c))
+        return ((0, ~0),) if not all(a.same for a in axes) else ()
+
     def bind(self, c: Call) -> Kernel | None:
         x, out = c.ins[0], c.outs[0]
         if not known(c, 1, 2, 3, 4) or x.dtype not in INTEGERS or out.size == 0:
@@ -102,6 +111,8 @@ class QLinearResize(Resize):
         axes = self.resized(c, x.shape, *self.values(c))
         if all(a.same for a in axes):
             return None
+        if out.channels_last:
+            axes = [axes[0], *axes[2:], axes[1]]
         q = Quantity.of(c, 0)
         y = None if out.dtype == DType.FLOAT else Quantity.of(c, 2, out.dtype)
         low, high = (0, 0) if y is None else y.bounds

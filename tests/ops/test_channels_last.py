@@ -38,6 +38,7 @@ class Network:
         self.shape = shape
         self.scale = self.constant(np.float32(0.05))
         self.zero = self.constant(np.uint8(117))
+        self.scales = [self.scale, self.constant(np.float32(0.03))]
         self.count = 0
 
     def constant(self, value: Any) -> str:
@@ -57,10 +58,18 @@ class Network:
         inputs = [x, self.scale, self.zero, self.constant(w)]
         inputs.append(self.constant(self.rng.uniform(0.5, 1.5, m).astype(np.float32) / np.float32(60 * terms**0.5)))
         inputs.append(self.constant(np.full(m, 128 if w_type is np.uint8 else 0, w_type)))
-        inputs += [self.scale, self.zero if y_type is np.uint8 else self.constant(np.int8(-7))]
+        zero = {
+            np.uint8: self.zero,
+            np.int8: self.constant(np.int8(-7)),
+            np.int16: self.constant(np.int16(9)),
+            np.float32: "",
+        }
+        inputs += [self.scale if zero[y_type] else "", zero[y_type]]
         inputs.append(self.constant(self.rng.integers(-3000, 3000, m).astype(np.int32)))
-        if z:
-            inputs += [z, self.constant(np.float32(0.031)), self.zero]
+        if z and y_type is np.float32:
+            inputs.append(z)
+        elif z:
+            inputs += [z, self.constant(np.float32(0.031)), zero[y_type]]
         return self.add("QLinearConv", inputs, {"group": group, **attrs})
 
     def same(self, x: str, c: int) -> str:
@@ -102,13 +111,13 @@ def networks(draw: st.DrawFn) -> tuple[Network, list[str]]:
     """Some convolutions of random windows in a row, with what stands between them in real networks."""
     c = draw(st.sampled_from([1, 3, 4, 8, 20, 32]))
     size = [draw(st.integers(1, 13)), draw(st.integers(5, 18))]
-    if draw(st.integers(0, 4)) == 0:
-        size = size[1:]
+    if (rank := draw(st.integers(0, 4))) < 2:
+        size = size[1:] if rank == 0 else [draw(st.integers(1, 5)), *(s // 2 + 1 for s in size)]
     rank = len(size)
     network, x = Network((draw(st.integers(1, 2)), c, *size), draw(st.integers(0, 99))), "x"
     outputs = []
     for _ in range(draw(st.integers(2, 5))):
-        m = draw(st.sampled_from([1, 4, 12, 16, 33, 64, 70, 96, 144]))
+        m = draw(st.sampled_from([1, 3, 8, 12, 16, 33, 64, 70, 96, 144]))
         act = draw(st.sampled_from(
             [{}, {"activation": "Relu"}, {"activation": "Clip", "activation_alpha": -1.0, "activation_beta": 2.0},
              {"activation": "LeakyRelu", "activation_alpha": 0.125}]
@@ -126,28 +135,55 @@ def networks(draw: st.DrawFn) -> tuple[Network, list[str]]:
         if min(after) < 1:
             kernel, after, window = (1,) * rank, size, {}
         kind = draw(
-            st.sampled_from(["dense", "dense", "dense", "depthwise", "pool", "add", "scale", "twice", "up", "resize"])
+            st.sampled_from(
+                [
+                    "dense",
+                    "dense",
+                    "dense",
+                    "depthwise",
+                    "pool",
+                    "add",
+                    "scale",
+                    "twice",
+                    "up",
+                    "resize",
+                    "linear",
+                    "join",
+                ]
+            )
         )
         if kind == "dense":
             x, c, size = network.conv(x, c, m, kernel, **window, **act), m, after
         elif kind == "depthwise":
             x, size = network.conv(x, c, c, kernel, group=c, **window, **act), after
-        elif kind == "up":
+        elif kind == "up" and rank < 3:
             m = min(m, 70)
             kernel = tuple(draw(st.sampled_from([1, 2, 2, 3])) for _ in size)
             w_type = draw(st.sampled_from([np.int8, np.uint8]))
             x, c = network.conv_transpose(x, c, m, kernel, w_type=w_type, **act), m
             size = [a * k for a, k in zip(size, kernel, strict=True)]
-        elif kind == "resize":
+        elif kind in ("resize", "linear"):
             scales = [draw(st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0])) for _ in size]
             operands = ["", network.constant(np.array([1, 1, *scales], np.float32))]
-            how = draw(st.sampled_from(["floor", "round_prefer_ceil"]))
-            x = network.add("Resize", [x, *operands], {"mode": "nearest", "nearest_mode": how})
+            if kind == "linear":
+                quantity = [network.scale, network.zero]
+                x = network.add("QLinearResize", [x, *quantity, *quantity, *operands], {"mode": "linear"}, "evort")
+            else:
+                how = draw(st.sampled_from(["floor", "round_prefer_ceil"]))
+                x = network.add("Resize", [x, *operands], {"mode": "nearest", "nearest_mode": how})
             size = [int(a * s) for a, s in zip(size, scales, strict=True)]
             if min(size) == 0:
                 return network, [*dict.fromkeys([*outputs, x])]
         elif kind == "pool":
             x, size = network.add("MaxPool", [x], {"kernel_shape": list(kernel), **window}), after
+        elif kind == "join":
+            others = [network.conv(x, c, m, (1,) * rank), x]
+            if draw(st.booleans()):
+                x = network.add("Concat", others, {"axis": 1})
+            else:
+                triples = [v for k, name in enumerate(others) for v in (name, network.scales[k], network.zero)]
+                x = network.add("QLinearConcat", [network.scale, network.zero, *triples], {"axis": 1}, "com.microsoft")
+            c += m
         elif kind == "add":
             quantity = [network.scale, network.zero]
             other = network.conv(x, c, c, (1,) * rank)
@@ -212,6 +248,39 @@ def test_resize_of_pixels(isa: str) -> None:
     names = check(network, network.conv(x, 24, 24), threads=2)
     if core.channels_last():
         assert names[:2] == ["qnhwc.linear", "qnhwc.nearest"] and names[2].startswith("qnhwc.")
+
+
+def test_volumes(isa: str) -> None:
+    """A small U-Net: planes staged in a ring, windows beyond all planes, joins and trilinear resizing in between."""
+    network = Network((2, 1, 6, 7, 9))
+    pads, quantity = [1] * 6, [network.scale, network.zero]
+    skip = network.conv(network.conv("x", 1, 8, (3, 3, 3), pads=pads), 8, 8, (3, 3, 3), pads=pads, activation="Relu")
+    x = network.add("MaxPool", [skip], {"kernel_shape": [2, 2, 3], "strides": [2, 2, 3]})
+    x = network.conv(x, 8, 16, (3, 2, 2), dilations=[2, 1, 2], strides=[1, 2, 1], pads=[2, 1, 1, 2, 1, 1])
+    x = network.conv(x, 16, 20, (1, 1, 1))
+    sizes = network.constant(np.array([2, 20, 6, 7, 9], np.int64))
+    x = network.add("QLinearResize", [x, *quantity, *quantity, "", "", sizes], {"mode": "linear"}, "evort")
+    triples = [x, network.scales[1], network.zero, skip, *quantity]
+    x = network.add("QLinearConcat", [*quantity, *triples], {"axis": 1}, "com.microsoft")
+    x = network.conv(x, 28, 8, (3, 3, 3), pads=pads, activation="Relu")
+    x = network.conv(x, 8, 9, (1, 1, 1), y_type=np.float32)
+    for threads in (1, 3):
+        names = check(network, x, threads=threads)
+    if core.channels_last():
+        others = ["qnhwc.max_pool", "qsample.resize", "qelementwise.concat"]
+        assert sorted(names) == sorted(["qnhwc.linear"] * 6 + others)
+
+
+@pytest.mark.parametrize("y_type", [np.float32, np.int16])
+@pytest.mark.parametrize("z", [False, True])
+def test_a_region_ends_in_any_type(isa: str, y_type: Any, z: bool) -> None:
+    """300 positions: more than are transposed at a time."""
+    network = Network((1, 4, 15, 20))
+    x = network.conv("x", 4, 24, (1, 1))
+    added = network.conv("x", 4, 70, (1, 1), y_type=y_type) if z else ""
+    names = check(network, network.conv(x, 24, 70, (1, 1), z=added, y_type=y_type))
+    if core.channels_last():
+        assert names[-1] == "qnhwc.linear"
 
 
 def test_single_pixels_need_no_region(isa: str) -> None:
