@@ -257,7 +257,13 @@ def _settings(
         what = f"the {options.scheme} scheme needs calibration data"
         raise CalibrationError(f"{what} (--calib FILE): a few hundred typical inputs")
     settings = static.Settings(
-        options.method, options.activations, options.percentile, exclude, options.per_channel, options.threads
+        options.method,
+        options.activations,
+        options.percentile,
+        exclude,
+        options.per_channel,
+        options.threads,
+        options.isa,
     )
     channels = options.per_channel_activations
     helpers = improve.Helpers(

@@ -13,6 +13,7 @@ from support import ROOT
 import evort
 import evort_tools
 from evort import etm
+from evort._kernels import core
 from evort.session import Session
 from evort_tools.cli import main
 from evort_tools.convert import convert_model
@@ -219,3 +220,25 @@ def test_a_whole_that_is_slower_goes_back_to_float(digits, monkeypatch):
     assert found.layers == [] and len(found.kept) == 5 and 1 < len(asked) <= 8
     monkeypatch.setattr(placement, "ratio", lambda *_: 0.9)
     assert len(evort_tools.quantize(LENET, calib=digits, **FAST).layers) == 8
+
+
+def test_several_instruction_sets(digits, monkeypatch):
+    """A layer's time is the mean of its shares with each, and the whole model counts where it does worst."""
+    own, isas = core.isa(), core.available_isas()[:2]
+    slow = core.available_isas()[-1]
+
+    def measured(*_):
+        factor, int8 = (10.0, 8.0) if core.isa() == slow else (1.0, 0.4)
+        times = {"a": {"float32": factor, "int8": factor * int8}, "b": {"float32": 3 * factor}}
+        return Profile(times, {}, {"isa": core.isa()}, {})
+
+    monkeypatch.setattr(latency, "_measure", measured)
+    monkeypatch.setattr(latency, "_ratio", lambda *_: 1.5 if core.isa() == slow else 0.5)
+    both = latency.measure(None, None, {}, isas=(own, slow))
+    assert both.times == {"a": {"float32": 1.0, "int8": pytest.approx(4.2)}, "b": {"float32": 3.0}} or own == slow
+    assert both.machine["isa"] == f"{own}, {slow}" and core.isa() == own
+    assert latency.ratio(None, None, {}, isas=(own, slow)) == 1.5 and core.isa() == own
+    with pytest.raises(ValueError, match="isa: 'z80' is not one that this machine runs"):
+        evort_tools.quantize(LENET, calib=digits, isa=("z80",))
+    with pytest.raises(ValueError, match="a profile has been measured"):
+        evort_tools.quantize(LENET, calib=digits, isa=isas, profile="p.json")

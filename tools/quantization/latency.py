@@ -22,7 +22,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -135,14 +136,49 @@ def measure(
     threads: int | None = None,
     others: Mapping[str, Callable[[], Model]] | None = None,
     progress: Progress = silent,
+    isas: Sequence[str] = (),
 ) -> Profile:
-    """Times a model's layers in float32 and int8, and in other precisions.
+    """Times a model's layers in float32 and int8, and in other precisions, with each of the instruction sets (by
+    default that in use): a layer's time is the mean of its shares of the float32 model's, in the first one's microseconds.
 
     found: what calibration found; any ranges do, since times do not depend on them. feeds: the inputs of a run.
     others: {precision: what makes the model with all layers in it that have it}, whose nodes have the outputs of
     the float model's.
     """
-    threads = threads or 1
+    profiles = []
+    for isa in isas or (core.isa(),):
+        with _selected(isa):
+            profiles.append(_measure(model, found, feeds, threads or 1, others, progress))
+    first = profiles[0]
+    weights = [first.total() / (profile.total() or 1.0) for profile in profiles]
+    for layer, times in first.times.items():
+        for precision in times:
+            found_times = [w * profile.times[layer][precision] for w, profile in zip(weights, profiles, strict=True)]
+            times[precision] = round(sum(found_times) / len(profiles), 3)
+    first.machine["isa"] = ", ".join(profile.machine["isa"] for profile in profiles)
+    return first
+
+
+@contextmanager
+def _selected(isa: str) -> Iterator[None]:
+    """With another instruction set in use. Raises ValueError for one that this machine does not run."""
+    own = core.isa()
+    core.select_isa(isa)
+    try:
+        yield
+    finally:
+        core.select_isa(own)
+
+
+def _measure(
+    model: Model,
+    found: Calibrated,
+    feeds: Mapping[str, np.ndarray],
+    threads: int,
+    others: Mapping[str, Callable[[], Model]] | None,
+    progress: Progress,
+) -> Profile:
+    """The times of `measure` with the instruction set in use."""
 
     def integer(floats: Mapping[str, str]) -> tuple[Model, set[str]]:
         made, left = integer_model(model, restricted(found, floats) if floats else found)
@@ -187,8 +223,20 @@ def measure(
     )
 
 
-def ratio(first: Model, second: Model, feeds: Mapping[str, Any], threads: int | None = None) -> float:
-    """How much longer the second model takes than the first: the ratio of the shortest runs, in turns."""
+def ratio(
+    first: Model, second: Model, feeds: Mapping[str, Any], threads: int | None = None, isas: Sequence[str] = ()
+) -> float:
+    """How much longer the second model takes than the first, at most, with any of the instruction sets (by default with
+    that in use)."""
+    found = []
+    for isa in isas or (core.isa(),):
+        with _selected(isa):
+            found.append(_ratio(first, second, feeds, threads))
+    return max(found)
+
+
+def _ratio(first: Model, second: Model, feeds: Mapping[str, Any], threads: int | None) -> float:
+    """The ratio of the shortest runs, in turns."""
     best = [math.inf, math.inf]
     large = total_bytes(first.graph) > _LARGE
     for turn in ((0,), (1,)) if large else ((0, 1),):

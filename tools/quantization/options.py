@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from evort._kernels.core import available_isas
 from evort_tools.quantization.metric import Drop
 
 SCHEMES = ("static", "dynamic", "weight-only", "mixed")
@@ -105,6 +106,11 @@ class Options:
         "without measuring",
         choices=("speed", "size"),
     )
+    isa: tuple[str, ...] = _option(
+        (), "static, mixed: instruction sets to measure with, such as avx2,avx512vnni, of those that this machine runs: "
+        "the file is for processors of each of them, and no slower than in float with any (the best one)",
+        read=_names, metavar="NAME,NAME",
+    )  # fmt: skip
     profile: str = _option(
         "", "a latency profile of the target (`evort profile MODEL --precisions -o FILE`), instead of measuring here: "
         "the same profile gives the same file", metavar="FILE.json",
@@ -189,6 +195,11 @@ class Options:
                 raise ValueError(f"{name} is not for the {self.scheme} scheme; the mixed scheme has it")
         if self.profile and (self.scheme not in only_timed or (self.prefer == "size" and not self.max_latency)):
             raise ValueError("profile: nothing is chosen by latency with this scheme and what it prefers")
+        if self.isa and self.profile:
+            raise ValueError("isa is for what is measured here; a profile has been measured")
+        missing = [isa for isa in self.isa if isa not in available_isas()]
+        if missing:
+            raise ValueError(f"isa: {missing[0]!r} is not one that this machine runs: {', '.join(available_isas())}")
         unknown = [p for p in self.precisions if p not in PRECISIONS]
         if unknown:
             raise ValueError(f"precisions: {unknown[0]!r} is not one of {', '.join(PRECISIONS)}")

@@ -158,7 +158,7 @@ def costs_of(
     found = static.calibrate(model, open_calibration(samples, model.graph), replace(settings, method="minmax"))
     if profile is None:
         makers = {f"{name}/alone": lambda made=made: made for name, made in (others or {}).items()}
-        profile = measure(model, found, samples[0], settings.threads, makers, progress)
+        profile = measure(model, found, samples[0], settings.threads, makers, progress, settings.isas)
     profile.require(node.outputs[0] for node in model.graph.nodes)
     return Costs(found.selection, profile, room=_ROOM)
 
@@ -188,7 +188,7 @@ def decide(
         chosen = static.restricted(found, floats)
         if not any(node.op in PRODUCTS for node in chosen.selection.nodes):
             return costs, floats
-        took = ratio(model, integer_model(model, chosen)[0], samples[0], settings.threads)
+        took = ratio(model, integer_model(model, chosen)[0], samples[0], settings.threads, settings.isas)
         step()
         if took <= _SCATTER:
             return costs, floats
@@ -200,7 +200,8 @@ def decide(
 
 def slower(real: Model, changed: Model, found: static.Calibrated, data: Calibration, settings: Settings) -> bool:
     """Whether the integer model of `changed` is measured to take longer than the float model, on the first sample."""
-    return ratio(real, integer_model(changed, found)[0], data.head(1)[0], settings.threads) > _SCATTER
+    changed = integer_model(changed, found)[0]
+    return ratio(real, changed, data.head(1)[0], settings.threads, settings.isas) > _SCATTER
 
 
 def _float_nodes(costs: Costs, tie: float, room: float, given: Mapping[str, str]) -> set[str]:

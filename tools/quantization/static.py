@@ -48,7 +48,8 @@ class Settings:
 
     method: one of METHODS. activations: one of ACTIVATIONS. percentile: what the method of that name keeps, in %.
     exclude: names or patterns of what stays in float. per_channel: weights have a scale for each output channel.
-    threads: of the runs. floats: more that stays in float, {first output of a node: why}.
+    threads: of the runs. isas: instruction sets to measure with, none for that in use. floats: more that stays in float,
+    {first output of a node: why}.
     """
 
     method: str = "auto"
@@ -57,6 +58,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     per_channel: bool = True
     threads: int | None = None
+    isas: tuple[str, ...] = ()
     floats: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
