@@ -139,7 +139,7 @@ def measure(
     isas: Sequence[str] = (),
 ) -> Profile:
     """Times a model's layers in float32 and int8, and in other precisions, with each of the instruction sets (by
-    default that in use): a layer's time is the mean of its shares of the float32 model's, in the first one's microseconds.
+    default that in use): a layer's time is the mean of its shares of the float32 model's, in microseconds of the first.
 
     found: what calibration found; any ranges do, since times do not depend on them. feeds: the inputs of a run.
     others: {precision: what makes the model with all layers in it that have it}, whose nodes have the outputs of

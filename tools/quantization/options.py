@@ -107,7 +107,7 @@ class Options:
         choices=("speed", "size"),
     )
     isa: tuple[str, ...] = _option(
-        (), "static, mixed: instruction sets to measure with, such as avx2,avx512vnni, of those that this machine runs: "
+        (), "static, mixed: instruction sets to measure with, such as avx2,avx512vnni, of those that this machine has: "
         "the file is for processors of each of them, and no slower than in float with any (the best one)",
         read=_names, metavar="NAME,NAME",
     )  # fmt: skip

@@ -48,8 +48,8 @@ class Settings:
 
     method: one of METHODS. activations: one of ACTIVATIONS. percentile: what the method of that name keeps, in %.
     exclude: names or patterns of what stays in float. per_channel: weights have a scale for each output channel.
-    threads: of the runs. isas: instruction sets to measure with, none for that in use. floats: more that stays in float,
-    {first output of a node: why}.
+    threads: of the runs. isas: instruction sets to measure with, none for that in use. floats: more that stays in
+    float, {first output of a node: why}.
     """
 
     method: str = "auto"
