@@ -1,5 +1,14 @@
-"""Attention in float32 and in integers, block by block of queries, so that only a block's scores are held; rotary
-embedding."""
+"""Attention in float32 and in integers; rotary embedding.
+
+In float32 (as FlashAttention, Dao et al. 2022, has it):
+
+    for keys in tiles of KEYS                    K transposed, so that products read it as it lies
+      for queries in blocks of ROWS
+        scores = scale Q K^T; cap, masks          in L2: nothing of the size of queries x keys is ever held
+        weights = exp(scores - the largest so far), and what is in Y so far to the new scale
+        Y += weights V
+    Y /= sums of the weights
+"""
 from libc.math cimport INFINITY
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
@@ -14,8 +23,10 @@ cdef extern from "elementwise.h" nogil:
 cdef const ev_ukr *K = ukernels()
 
 cdef enum:
-    ROWS = 64    # queries of a block
-    KEYS = 256   # keys of a product: those that no query of a block sees are left out by so many
+    ROWS = 64              # queries of a block
+    KEYS = 256             # of a tile, a multiple of 16
+    KEY_PAD = 16           # between rows of K^T, which would fall into few sets of a cache if 1024 bytes apart
+    TURNED_FROM = 16       # queries from which on K is transposed
 
 
 cdef struct Sizes:
@@ -36,15 +47,34 @@ cdef inline int64_t padded(int64_t nbytes) noexcept nogil:
     return (nbytes + 63) // 64 * 64
 
 
-def thread_scratch(int64_t queries, int64_t keys, int64_t past, int64_t head, int64_t v_head) -> int:
-    """Scratch bytes of a thread: a block's scores, and what its products need at worst."""
-    cdef int64_t m, n, i, j, found = 0
-    for i in range(2):
-        m = min(<int64_t> ROWS, queries) if i else queries % ROWS
-        for j in range(4):
-            n = min(<int64_t> KEYS, past if j < 2 else keys) if j & 1 else (past if j < 2 else keys) % KEYS
-            found = max(found, gemm_scratch(4, m, n, head, 1), gemm_scratch(4, m, v_head, n, 1))
-    return padded(min(<int64_t> ROWS, queries) * (past + keys) * 4) + padded(found)
+def thread_scratch(int64_t queries, int64_t keys, int64_t head, int64_t v_head) -> int:
+    """Scratch bytes of a thread: of all queries the largest score and the sum of weights; of a block what these change
+    by, and its scores; a tile of K^T; and what products need. keys: with those of the past."""
+    cdef int64_t m = min(<int64_t> ROWS, queries), n, found = 0
+    for n in range(16, tile_of(keys) + 1, 16):
+        found = max(found, gemm_scratch(4, m, n, head, 1), gemm_scratch(4, m, v_head, n, 1))
+    return at_gemm(queries, keys, head) + padded(found)
+
+
+cdef inline int64_t tile_of(int64_t keys) noexcept nogil:
+    """Keys of a tile's rows."""
+    return min(<int64_t> KEYS, (keys + 15) // 16 * 16)
+
+
+cdef inline int64_t at_keep(int64_t queries) noexcept nogil:
+    return 2 * padded(4 * queries)
+
+
+cdef inline int64_t at_scores(int64_t queries) noexcept nogil:
+    return at_keep(queries) + 4 * ROWS
+
+
+cdef inline int64_t at_turned(int64_t queries, int64_t keys) noexcept nogil:
+    return at_scores(queries) + 4 * tile_of(keys) * min(<int64_t> ROWS, queries)
+
+
+cdef inline int64_t at_gemm(int64_t queries, int64_t keys, int64_t head) noexcept nogil:
+    return at_turned(queries, keys) + (padded(4 * (tile_of(keys) + KEY_PAD) * head) if queries >= TURNED_FROM else 0)
 
 
 cdef struct Segment:
@@ -130,87 +160,119 @@ cdef void bound(const ev_call *c, const Sizes *z, const Block *w, int64_t i, int
                 float *x) noexcept nogil:
     """The scores of query i of a block with n keys from `first` on: capped, and with what the mask adds."""
     cdef float cap = <float> c.reals[1]
-    cdef int64_t at = w.b * z.mask_b + w.h * z.mask_h + (w.q0 + i) * z.mask_q + first, j
-    cdef const uint8_t *bits
+    cdef int64_t at = w.b * z.mask_b + w.h * z.mask_h + (w.q0 + i) * z.mask_q + first
+    cdef float hidden = -INFINITY
     if cap > 0:
         K.binary_f32(EV_DIV, n, x, 1, &cap, 0, x)
         K.unary_f32(EV_ACT_TANH, n, x, x, 0, 0)
         K.binary_f32(EV_MUL, n, x, 1, &cap, 0, x)
     if z.mask == 1:
-        bits = <const uint8_t *> operand(c, 3) + at
-        for j in range(n):
-            if not bits[j]:
-                x[j] = -INFINITY
+        K.select(4, n, <const uint8_t *> operand(c, 3) + at, 1, x, 1, &hidden, 0, x)
     elif z.mask == 2:
         K.binary_f32(EV_ADD, n, x, 1, <const float *> operand(c, 3) + at, 1, x)
 
 
+cdef inline int64_t shares_of(const Sizes *z, int32_t threads) noexcept nogil:
+    """Parts of a head's queries that threads take."""
+    cdef int64_t heads = z.batch * z.q_heads, blocks = (z.queries + ROWS - 1) // ROWS
+    return 1 if threads == 1 else max(<int64_t> 1, min(blocks, (3 * threads + heads - 1) // heads))
+
+
 cdef void attend(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    """Shares [begin, end) of the heads' queries."""
     cdef const ev_call *c = <const ev_call *> ctx
     cdef const Sizes *z = <const Sizes *> c.ints
-    cdef int64_t total = z.past + z.keys
-    cdef int64_t item, i, j, n, part, at, first, last, left, right
-    cdef float *scores = <float *> (<char *> c.scratch + worker * z.slot)
-    cdef void *scratch = <char *> scores + padded(min(<int64_t> ROWS, z.queries) * total * 4)
-    cdef float *row
-    cdef ev_gemm g
+    cdef int64_t total = z.past + z.keys, blocks = (z.queries + ROWS - 1) // ROWS, parts = shares_of(z, c.threads)
+    cdef int64_t item, share, b0, b1, i, t0, t1, b
+    cdef char *scratch = <char *> c.scratch + worker * z.slot
+    cdef float *most = <float *> scratch
+    cdef float *sums = <float *> (scratch + padded(4 * z.queries))
+    cdef float factor
+    cdef bint turned
     cdef Block w
     cdef Segment segment[2]
-    cdef int s
     for item in range(begin, end):
-        place(c, z, item, ROWS, &w)
-        segments(c, z, w.b, w.h // (z.q_heads // z.kv_heads), segment)
-
-        # The products' scores are those of keys [first, last).
-        first, last = total, 0
-        for s in range(2):
-            at = s * z.past
-            for part in range((segment[s].n + KEYS - 1) // KEYS):
-                j = part * KEYS
-                n = min(<int64_t> KEYS, segment[s].n - j)
-                if at + j + n <= w.low or at + j >= w.high:
+        share = item % parts
+        b0, b1 = share * blocks // parts, (share + 1) * blocks // parts
+        for i in range(b0 * ROWS, min(b1 * ROWS, z.queries)):
+            most[i], sums[i] = -INFINITY, 0
+        t0 = 0
+        while t0 < total:
+            t1 = min(t0 + KEYS, total)
+            turned = False
+            for b in range(b0, b1):
+                place(c, z, item // parts * blocks + b, ROWS, &w)
+                if t1 <= w.low or t0 >= w.high:
                     continue
-                first, last = min(first, at + j), at + j + n
-                gemm_init(&g, w.m, n, z.head, w.q, w.ldq, segment[s].k + j * segment[s].ldk, 1, scores + at + j, total)
-                g.csb, g.alpha, g.scratch = segment[s].ldk, c.reals[0], scratch
-                gemm_f32(&g)
-        if first >= last:
+                segments(c, z, w.b, w.h // (z.q_heads // z.kv_heads), segment)
+                if z.queries >= TURNED_FROM and not turned:
+                    turned = True
+                    turn(z, segment, t0, t1, <float *> (scratch + at_turned(z.queries, total)))
+                attend_tile(c, z, &w, segment, t0, min(t1, w.high), turned, scratch)
+            t0 += KEYS
+        for b in range(b0, b1):
+            place(c, z, item // parts * blocks + b, ROWS, &w)
             for i in range(w.m):
-                memset(w.y + i * w.ldy, 0, <size_t> z.v_head * 4)
+                factor = 1 / sums[w.q0 + i] if sums[w.q0 + i] != 0 else 0
+                if w.low >= w.high:
+                    memset(w.y + i * w.ldy, 0, <size_t> z.v_head * 4)
+                else:
+                    K.binary_f32(EV_MUL, z.v_head, w.y + i * w.ldy, 1, &factor, 0, w.y + i * w.ldy)
+
+
+cdef void turn(const Sizes *z, const Segment *segment, int64_t t0, int64_t t1, float *to) noexcept nogil:
+    """Keys [t0, t1) as columns."""
+    cdef int64_t first, last
+    cdef int s
+    for s in range(2):
+        first, last = max(t0, s * z.past), min(t1, s * z.past + segment[s].n)
+        if first < last:
+            K.move_transpose(4, z.head, last - first, segment[s].k + (first - s * z.past) * segment[s].ldk,
+                             segment[s].ldk, to + first - t0, tile_of(z.past + z.keys) + KEY_PAD)
+
+
+cdef void attend_tile(const ev_call *c, const Sizes *z, const Block *w, const Segment *segment, int64_t t0, int64_t t1,
+                      bint turned, char *scratch) noexcept nogil:
+    """What keys [t0, t1) add to a block of queries."""
+    cdef float *most = <float *> scratch + w.q0
+    cdef float *sums = <float *> (scratch + padded(4 * z.queries)) + w.q0
+    cdef float *keep = <float *> (scratch + at_keep(z.queries))
+    cdef float *scores = <float *> (scratch + at_scores(z.queries))
+    cdef float *row
+    cdef int64_t total = z.past + z.keys, ld = tile_of(total), n = t1 - t0, wide = (n + 15) // 16 * 16, i, j, left, right, first, last
+    cdef bint begun = t0 > w.low // KEYS * KEYS      # Y has something of the tiles before
+    cdef ev_gemm g
+    cdef int s
+    for s in range(1 if turned else 2):
+        first, last = (t0, t1) if turned else (max(t0, s * z.past), min(t1, s * z.past + segment[s].n))
+        if first >= last:
             continue
-
-        for i in range(w.m):
-            row = scores + i * total
-            left = max(first, first_key(z, w.start + i))
-            right = max(left, min(last, end_key(z, w.start + i, w.count)))
-            bound(c, z, &w, i, left, right - left, row + left)
-            if not takes_part(right - left, row + left):
-                memset(row + first, 0, <size_t> (last - first) * 4)
-                continue
-            K.softmax_rows_f32(0, 1, right - left, row + left, row + left)
-            memset(row + first, 0, <size_t> (left - first) * 4)
-            memset(row + right, 0, <size_t> (last - right) * 4)
-
-        for s in range(2):
-            at = s * z.past
-            for part in range((segment[s].n + KEYS - 1) // KEYS):
-                j = part * KEYS
-                n = min(<int64_t> KEYS, segment[s].n - j)
-                if at + j < first or at + j >= last:
-                    continue
-                gemm_init(&g, w.m, z.v_head, n, scores + at + j, total, segment[s].v + j * segment[s].ldv,
-                          segment[s].ldv, w.y, w.ldy)
-                g.beta, g.scratch = at + j > first, scratch
-                gemm_f32(&g)
-
-
-cdef bint takes_part(int64_t n, const float *row) noexcept nogil:
-    """Whether any of these scores is above -infinity, or NaN."""
-    cdef int64_t i
-    for i in range(n):
-        if not row[i] <= -INFINITY:
-            return True
-    return False
+        gemm_init(&g, w.m, last - first, z.head, w.q, w.ldq, scratch + at_turned(z.queries, total), ld + KEY_PAD,
+                  scores + first - t0, ld)
+        if not turned:
+            g.b, g.rsb, g.csb = segment[s].k + (first - s * z.past) * segment[s].ldk, 1, segment[s].ldk
+        g.alpha, g.scratch = c.reals[0], scratch + at_gemm(z.queries, total, z.head)
+        gemm_f32(&g)
+    for i in range(w.m):
+        row = scores + i * ld
+        left = min(max(first_key(z, w.start + i), t0), t1) - t0
+        right = max(left, min(end_key(z, w.start + i, w.count), t1) - t0)
+        bound(c, z, w, i, t0 + left, right - left, row + left)
+        for j in range(left):
+            row[j] = -INFINITY
+        for j in range(right, wide):
+            row[j] = -INFINITY
+    K.softmax_part_f32(w.m, wide, scores, ld, most, sums, keep)
+    for i in range(w.m if begun else 0):
+        if keep[i] != 1:
+            K.binary_f32(EV_MUL, z.v_head, w.y + i * w.ldy, 1, keep + i, 0, w.y + i * w.ldy)
+    for s in range(2):
+        first, last = max(t0, s * z.past), min(t1, s * z.past + segment[s].n)
+        if first < last:
+            gemm_init(&g, w.m, z.v_head, last - first, scores + first - t0, ld,
+                      segment[s].v + (first - s * z.past) * segment[s].ldv, segment[s].ldv, w.y, w.ldy)
+            g.beta, g.scratch = begun or first > t0, scratch + at_gemm(z.queries, total, z.head)
+            gemm_f32(&g)
 
 
 include "attention_integer.pxi"
@@ -246,7 +308,7 @@ cdef int attention(const ev_call *c) noexcept nogil:
     NULL; ints: Sizes; reals: (scale, softcap)."""
     cdef const Sizes *z = <const Sizes *> c.ints
     keep_all(c, z)
-    parallel_for(attend, <void *> c, z.batch * z.q_heads * ((z.queries + ROWS - 1) // ROWS), 1, c.threads)
+    parallel_for(attend, <void *> c, z.batch * z.q_heads * shares_of(z, c.threads), 1, c.threads)
     return EV_OK
 
 

@@ -42,10 +42,11 @@ def packing(int64_t queries, int64_t keys, int64_t head, int64_t v_head) -> tupl
     p.at_v = p.at_less + 4 * p.keys
     p.at_v_scale = p.at_v + p.columns * p.keys * p.size
     p.bytes = padded(p.at_v_scale + 4 * p.columns)
-    p.at_q_scale = padded(max(p.rows * p.depth, PACKED_KEYS * max(p.depth, v_head)))
+    # Rows of bytes are written in parts of 64.
+    p.at_q_scale = padded(max(p.rows * p.depth, PACKED_KEYS * max(p.depth, v_head)) + 63)
     p.at_scores = p.at_q_scale + padded(4 * p.rows)
     p.at_weights = p.at_scores + padded(4 * p.rows * p.keys)
-    p.at_sums = p.at_weights + padded(p.rows * p.keys)
+    p.at_sums = p.at_weights + padded(p.rows * p.keys + 63)
     p.at_wide = p.at_sums + padded(4 * p.rows * EV_QNR)
     slot = p.at_wide + (padded(2 * p.rows * max(p.depth, p.keys)) if p.size == 2 else 0)
     return tuple([(<int64_t *> &p)[i] for i in range(sizeof(Packing) // 8)]), slot, p.bytes
@@ -146,7 +147,7 @@ cdef void attend_integer(void *ctx, int64_t begin, int64_t end, int32_t worker) 
     cdef const ev_call *c = <const ev_call *> ctx
     cdef const Sizes *z = <const Sizes *> c.ints
     cdef const Packing *p = <const Packing *> (c.ints + sizeof(Sizes) // 8)
-    cdef int64_t heads = z.batch * z.kv_heads, item, i, j, at, first, last, left, right, begins
+    cdef int64_t heads = z.batch * z.kv_heads, item, i, j, at, first, last, left, right, begins, ends
     cdef char *scratch = <char *> c.scratch + heads * p.bytes + worker * z.slot
     cdef uint8_t *q = <uint8_t *> scratch
     cdef float *row_scale = <float *> (scratch + p.at_q_scale)
@@ -187,7 +188,10 @@ cdef void attend_integer(void *ctx, int64_t begin, int64_t end, int32_t worker) 
             for j in range(begins, left):
                 scores[at + j] = -INFINITY
             if right > left:
-                K.qa_weights(right - begins, scores + at + begins, weights + at + begins, &total)
+                ends = (right + 15) // 16 * 16
+                for j in range(right, ends):
+                    scores[at + j] = -INFINITY
+                K.qa_weights(ends - begins, scores + at + begins, weights + at + begins, &total)
             row_scale[i] = 1 / total if total != 0 else 0
             if left > first:
                 memset(weights + at + first, 0, left - first)

@@ -529,6 +529,8 @@ cdef extern from "ukr.h" nogil:
                           int32_t *sums, int64_t inc) noexcept nogil
         void (*qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
                           int32_t *sums) noexcept nogil
+        void (*softmax_part_f32)(int64_t rows, int64_t n, float *x, int64_t ld, float *most, float *total,
+                          float *keep) noexcept nogil
         void (*qa_rows)(int64_t rows, int64_t n, const float *x, int64_t ld, int flip, uint8_t *y, int64_t ldy,
                           float *scale) noexcept nogil
         void (*qa_most)(int64_t rows, int64_t n, const float *x, int64_t ld, int32_t *most) noexcept nogil

@@ -49,7 +49,7 @@ class DynamicQuantizeAttention(Attention):
     }
     attrs = {
         **{k: v for k, v in Attention.attrs.items() if k not in ("qk_matmul_output_mode", "softmax_precision")},
-        "min_queries": Attr("int", 32),
+        "min_queries": Attr("int", 64),
     }
     lower = Op.lower
 

@@ -93,10 +93,39 @@ def test_counted_keys(lens) -> None:
             np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(v).max())
 
 
-def test_only_a_block_of_scores_is_held() -> None:
-    q, k, v = arrays((1, 4, 1024, 32), (1, 4, 1024, 32), (1, 4, 1024, 32))
-    session = Session(node_model("Attention", [q, k, v]), threads=1)
-    assert session.memory().scratch < 1 << 20  # all scores are 16 MiB
+def test_only_a_tile_of_scores_is_held() -> None:
+    held = []
+    for tokens in (1024, 4096):
+        q, k, v = arrays((1, 4, tokens, 32), (1, 4, tokens, 32), (1, 4, tokens, 32))
+        held.append(Session(node_model("Attention", [q, k, v]), threads=1).memory().scratch)
+    assert held[0] < 1 << 18  # all scores are 16 MiB
+    assert held[1] - held[0] == 8 * 3072  # two numbers of each query, whatever the keys
+
+
+def test_large_scores_in_any_order_of_tiles() -> None:
+    """Weights of the tiles before are brought to the scale of a larger score in a later one, or the other way round."""
+    q, k, v = arrays((1, 1, 70, 8), (1, 1, 900, 8), (1, 1, 900, 5))
+    for factors in (
+        np.linspace(0.01, 30, 900),
+        np.linspace(30, 0.01, 900),
+        np.where(np.arange(900) % 300 < 2, 40, 1e-3),
+    ):
+        keys = (k * factors[:, None]).astype(np.float32)
+        (want,) = by_reference("Attention", [q, keys, v])
+        for (got,) in compiled("attention.attention", "Attention", [q, keys, v]):
+            # Scores go up to 200, with an error of 2^-24 of that for each of 8 terms.
+            np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * np.abs(v).max())
+
+
+def test_numbers_that_are_none_stay_in_their_rows() -> None:
+    q, k, v = arrays((1, 1, 80, 4), (1, 1, 600, 4), (1, 1, 600, 3))
+    mask = np.zeros((80, 600), np.float32)
+    mask[3], mask[4, 500:], mask[5, :300] = -np.inf, -np.inf, -np.inf
+    mask[6, 400], mask[7, 10], mask[8, 10] = np.nan, np.inf, np.nan
+    (want,) = run_node("Attention", [q, k, v, mask], device="reference")
+    for (got,) in compiled("attention.attention", "Attention", [q, k, v, mask]):
+        assert np.isnan(got[0, 0, 6:9]).all() and not got[0, 0, 3].any()
+        np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE * np.abs(v).max())
 
 
 BAD = [

@@ -15,11 +15,11 @@ from evort_tools.quantization.latency import Profile
 from evort_tools.quantization.weights import snr
 
 FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off", "wide_activations": "off"}
-HEADS, SIZE, WIDTH = 3, 16, 48
+HEADS, SIZE, WIDTH = 3, 32, 96
 
 
 def block(size: int = SIZE, heads: int = HEADS, **attrs: object) -> Model:
-    """y = Attention(x Wq, x Wk, x Wv) Wo, x [N, L, 48]."""
+    """y = Attention(x Wq, x Wk, x Wv) Wo, x [N, L, 96]."""
     rng = np.random.default_rng(0)
     width = size * heads
     attrs = {"q_num_heads": heads, "kv_num_heads": heads, **attrs}
@@ -33,7 +33,7 @@ def block(size: int = SIZE, heads: int = HEADS, **attrs: object) -> Model:
     return make_model(nodes, {"x": (DType.FLOAT, ("N", "L", WIDTH))}, ["y"], constants)
 
 
-def samples(count: int, length: int = 40) -> list[dict[str, np.ndarray]]:
+def samples(count: int, length: int = 70) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(1)
     return [{"x": rng.standard_normal((1, length, WIDTH)).astype(np.float32)} for _ in range(count)]
 
@@ -64,8 +64,8 @@ def test_the_dynamic_scheme() -> None:
         (block(), {"bits": 16}, None),
         (block(), {"activations": 16}, None),
         (block(), {"skip": lambda name: name == "attend"}, None),
-        (block(size=8), {}, None),
-        (block(size=8), {"attention": "on"}, 0),
+        (block(size=16), {}, None),
+        (block(size=16), {"attention": "on"}, 0),
         (block(softmax_precision=11), {"attention": "on"}, None),
         (block(is_causal=1, softcap=3.0, left_window_size=9), {}, MIN_QUERIES),
     ],

@@ -35,8 +35,8 @@ from evort_tools.quantization.weighted import Layer, node_like, rewrite
 from evort_tools.quantization.weights import WeightOptions, replaced, round_to_nearest, snr
 
 MIN_CHANNELS = 8
-MIN_HEAD = 16
-MIN_QUERIES = 32
+MIN_HEAD = 32
+MIN_QUERIES = 64
 _GATES = {"LSTM": (4, 8, ["sigmoid", "tanh", "tanh"]), "GRU": (3, 6, ["sigmoid", "tanh"])}
 
 

@@ -15,7 +15,7 @@
 #include "nbits_body.h"
 #include "direct_body.h"
 #include "depthwise_rows_body.h"
-#include "qattention_body.h"
+#include "attention_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
 
@@ -36,6 +36,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .depthwise_rows_f32 = EV_FN(depthwise_rows_f32),
     .direct_f32 = EV_FN(direct_f32),
     .direct_lanes_f32 = EV_FN(direct_lanes_f32),
+    .softmax_part_f32 = EV_FN(softmax_part_f32),
     .qa_rows = EV_FN(qa_rows),
     .qa_columns = EV_FN(qa_columns),
     .qa_real = EV_FN(qa_real),

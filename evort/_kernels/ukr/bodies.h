@@ -22,7 +22,7 @@
 #include "qpack_body.h"
 #include "qgemm_body.h"
 #include "requant_body.h"
-#include "qattention_body.h"
+#include "attention_body.h"
 #include "layout_body.h"
 #include "conv_body.h"
 #include "direct_copy_body.h"
