@@ -38,6 +38,7 @@ cdef enum:
     I_SMALL                      # whether all sums of products fit 25 bits and a sign: Winograd's convolution takes them
     ALL_INTS
     BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
+    WHOLE_BYTES = 32 * 1024
     SLACK = 64                   # bytes behind a staged image that may be read
     MOST_SEGMENTS = 1 << 12
     MOST_TAPS = 256
@@ -61,6 +62,7 @@ ctypedef struct Geometry:
     int64_t d, out_d, kernel_d, stride_d, dilation_d, pad_d
     int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
     bint x_last, y_last, staged, wide, widens
+    bint whole                   # an image with channels first is made bytes of at once
     int64_t segments, quads      # runs of bytes that a position reads, and quads of each
     bint rows                    # a segment is a row of the kernel, else a tap
     bint run                     # depthwise: the pixels of a row are one run of bytes,
@@ -119,6 +121,9 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.staged = not (g.x_last and (depthwise or not g.wide) and g.pad_d == g.pad_h == g.pad_w == 0
                     and (depthwise or g.c % 4 == 0) and (g.out_d - 1) * g.stride_d + (g.kernel_d - 1) * g.dilation_d < g.d
                     and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
+    row = g.kernel_h * g.kernel_w if depthwise else 4 * g.quads * g.segments
+    if g.n * g.out_d * g.out_h * g.out_w * g.turns * g.m * row < 2 * MACS_PER_TASK:
+        threads = 1
     g.winograd = not depthwise and v[I_SMALL] and takes_winograd(g)
     g.staged = g.staged or g.winograd            # whole tiles, of bytes
     g.pitch = (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 if g.staged else g.w
@@ -158,7 +163,8 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.at_stage = 0
     at = up_to(g.kernel_d * g.plane * size + SLACK, 64) if g.staged else 0
     g.at_line = at
-    at += up_to(g.w * g.c, 64) if g.staged and not g.x_last else 0
+    g.whole = not g.x_last and g.d == g.bands == 1 and g.h * g.w * g.c <= WHOLE_BYTES
+    at += up_to((g.h if g.whole else 1) * g.w * g.c, 64) if g.staged and not g.x_last else 0
     g.at_row = at
     at += up_to(g.pitch * g.c, 64) if g.widens else 0
     g.at_y = at

@@ -31,6 +31,8 @@ cdef bint make_columns(Columns *g, const int64_t *v, int32_t threads) noexcept n
     cdef int64_t items, reach
     if not take_window(w, v, True):
         return False
+    if w.n * w.c * w.out_h * w.out_w * w.kernel_h * w.kernel_w < 2 * MACS_PER_TASK:
+        threads = 1
     g.quads = ceil_div(w.kernel_h, 4)
     g.groups = g.quads
     g.block = 1

@@ -15,6 +15,9 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t d, int
             and not g.widens):
         K.move_transpose(1, h * n, g.c, x + top * n, all_, to, g.c)
         return
+    if g.whole and job.o.x.dtype != EV_UINT8:
+        K.qc_stage(job.o.x.dtype, g.c * all_, 1, x, job.stage, line)
+        x = line
     for h in range(top, top + reach_h(g, rows)):
         if not g.widens:
             made = to
@@ -22,11 +25,9 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t d, int
             memset(made, <int> job.x_zero, row)
         else:
             memset(made, <int> job.x_zero, begin * g.c)
-            if g.x_last:
+            if g.x_last or g.c == 1 and (x == line or job.o.x.dtype == EV_UINT8):
                 memcpy(made + begin * g.c, x + h * g.w * g.c, n * g.c)
-            elif g.c == 1:
-                K.qc_stage(job.o.x.dtype, n, 1, x + h * g.w * size, job.stage, made + begin)
-            elif job.o.x.dtype == EV_UINT8:
+            elif x == line or job.o.x.dtype == EV_UINT8:
                 K.move_transpose(1, n, g.c, x + h * g.w, all_, made + begin * g.c, g.c)
             else:
                 for c in range(g.c):

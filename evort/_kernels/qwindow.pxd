@@ -5,7 +5,7 @@ from evort._kernels.core cimport ev_call, ev_qfinish, ev_qtaps, ev_tensor
 cdef enum:
     WIDE_K = 256                 # products of int16 and the difference of bytes that 32 bits hold
     CHUNK = 2048                 # depthwise sums at a time
-    MACS_PER_TASK = 1 << 20      # some 10 us: less work is not worth waking a thread
+    MACS_PER_TASK = 1 << 20      # some 10 us: less work is not worth waking a thread, nor cutting into bands
     PHASES = 1024                # the largest stride
 
 # Parameters of the drivers, in order.

@@ -96,6 +96,8 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
     p.transposed = v[I_TRANSPOSED]
     p.channels, p.rows = p.c // p.group, p.m // p.group
     p.taps = g[6] * g[7] * g[8]
+    if v[I_N] * v[I_M] * g[3] * g[4] * g[5] * p.channels * p.taps < 2 * MACS_PER_TASK and not p.transposed:
+        threads = 1
     p.direct = not p.transposed and not v[I_FLOAT] and not depthwise
     for i in range(3):
         a = &p.axis[i]

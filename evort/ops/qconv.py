@@ -36,6 +36,7 @@ _FLOAT = frozenset({DType.FLOAT})
 _SIZE = 24  # where the drivers' parameters say how many bytes a staged element takes
 _MOST_TAPS = 256  # of a depthwise convolution, in its drivers
 _LANES = 16  # channels of a vector in those for channels last: fewer than half are a waste
+_FEW = 64  # positions of a result, of which a matrix product is faster for one channel
 _MOST_COLUMNS = 64  # of one channel's row of a transposed kernel there
 
 _FIRST = ("qconv.linear", "qdepthwise.linear", "sparse.convolution_s8")  # drivers for operands that lie channels first
@@ -347,6 +348,8 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
 
     packed: list[tuple[str, Callable[[], np.ndarray]]] = []
     depthwise = not transposed and w.shape[1] == 1 and 0 < w.size <= _MOST_TAPS * w.shape[0]
+    if c["group"] == 1 and math.prod(c.outs[0].shape[2:]) < _FEW:
+        depthwise = False  # its vectors are positions
     if depthwise and ints[_SIZE] == 1:  # bytes
         depthwise = w.value is not None
         packed = [("taps", lambda: _depthwise_program(c))]

@@ -57,7 +57,8 @@ static inline __attribute__((always_inline)) __m512 EV_FN(nhwc_real)(const EV_FN
 {
     const __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
     if (k.folds || !z) return r;
-    const __m128i bytes = _mm_maskz_loadu_epi8(there, z);
+    /* eight bytes by themselves: what was stored to eight before them is not waited for */
+    const __m128i bytes = there == 0xff ? _mm_loadl_epi64(z) : _mm_maskz_loadu_epi8(there, z);
     const __m512i wide = k.z_unsigned ? _mm512_cvtepu8_epi32(bytes) : _mm512_cvtepi8_epi32(bytes);
     return _mm512_add_ps(r, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(wide, k.z_zero)), k.z_scale));
 }
@@ -155,8 +156,9 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_column)(const ev_nh
     else
         for (int64_t i = 0; i < n; i++, y += ldy, z += ldz) {
             __m128i v = _mm512_cvtepi32_epi8(EV_FN(nhwc_round)(k, _mm512_load_si512(sum + i * EV_NHWC_NR + c), scale, there, z, &seen));
-            __asm__("" : "+v"(v)); /* not one instruction with the store, which takes some forty cycles */
-            _mm_mask_storeu_epi8(y, there, v);
+            __asm__("" : "+v"(v)); /* not one instruction with the store, which takes longer */
+            if (there == 0xff) _mm_storel_epi64((__m128i *)y, v);
+            else _mm_mask_storeu_epi8(y, there, v);
         }
     *noted = seen;
 }
@@ -235,10 +237,13 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_some)(const ev_nhwc
             _mm256_mask_storeu_epi8(y, (__mmask32)there, _mm512_castsi512_si256(b));
             if (some > 1) _mm256_mask_storeu_epi8(y + ldy, (__mmask32)there, _mm512_extracti64x4_epi64(b, 1));
         } else {
-            uint8_t bytes[64] __attribute__((aligned(64)));
+            uint8_t bytes[64 + 8] __attribute__((aligned(64)));
             _mm512_store_si512(bytes, b);
-            for (int64_t k = 0; k < some; k++)
-                _mm_mask_storeu_epi8(y + k * ldy, (__mmask16)there, _mm_loadu_si128((const __m128i *)(bytes + 64 / step * k)));
+            for (int64_t k = 0; k < some; k++) {
+                /* where the next pixel follows, what is written beyond this one is written again */
+                if (half && (c == 8 || (ldy == c && 2 * c >= 8 && i + k + 1 < n))) memcpy(y + k * ldy, bytes + 8 * k, 8);
+                else _mm_mask_storeu_epi8(y + k * ldy, (__mmask16)there, _mm_loadu_si128((const __m128i *)(bytes + 64 / step * k)));
+            }
         }
     }
 }
