@@ -15,6 +15,7 @@ Exits with 1 where an operator is off by more.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -190,7 +191,8 @@ def quantized(name: str, form: str, per_channel: bool) -> tuple[onnx.ModelProto,
         "per_channel": per_channel, "activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8,
         "quant_format": ort.QuantFormat.QDQ if form == "qdq" else ort.QuantFormat.QOperator,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    # onnxruntime leaves files in the working directory.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         source, target = str(Path(folder) / "source.onnx"), str(Path(folder) / "quantized.onnx")
         onnx.save(peer, source)
         static_by_peer(prepare(source, Path(folder)), target, seen, settings)

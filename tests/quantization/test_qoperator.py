@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import onnx
 import pytest
+import quantized_nodes
 from onnx import TensorProto, helper, numpy_helper
 from support import import_onnxruntime
 
@@ -143,6 +144,54 @@ def test_each_operator_is_equal_within_one_step(quantized):
         assert np.abs(got.astype(int) - want).max() <= 1, node.op_type
         checked += 1
     assert checked >= 12
+
+
+def test_each_operator_between_pairs_is_equal_within_one_step(tmp_path):
+    """The same of the QDQ form; `benchmarks/quantized_nodes.py` does so for real models. Weights of 8 bits, as the peer
+    runs these in float."""
+    rng = np.random.default_rng(1)
+    onnx.save(network(rng), tmp_path / "float.onnx")
+    samples = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(8)]
+    logging.disable(logging.WARNING)
+    quantization.quantize_static(
+        str(tmp_path / "float.onnx"),
+        str(tmp_path / "quantized.onnx"),
+        Samples(samples[1:]),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+    )
+    logging.disable(logging.NOTSET)
+    found = quantized_nodes.outcomes(onnx.load(tmp_path / "quantized.onnx"), samples[0])
+    operators = {outcome.operators for outcome in found}
+    assert {"Conv", "MaxPool", "Add", "Mul", "Sigmoid", "Concat", "AveragePool", "Gemm", "Softmax"} <= operators
+    bad = [outcome for outcome in found if not outcome.good or outcome.floats]
+    assert not bad and sum(outcome.values for outcome in found) > 8_000
+
+
+def test_an_operator_that_is_off_is_found():
+    """What the peer gives with another scale of the output is not what evort gives."""
+    given = {"s": np.float32(0.05), "t": np.float32(0.05), "z": np.uint8(128)}
+    node = helper.make_node
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        node("Relu", ["d"], ["r"]),
+        node("QuantizeLinear", ["r", "t", "z"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])
+    y = helper.make_tensor_value_info("y", TensorProto.UINT8, [1, 64])
+    graph = helper.make_graph(nodes, "one", [x], [y], [numpy_helper.from_array(v, n) for n, v in given.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    feeds = {"x": np.linspace(-6, 6, 64, dtype=np.float32)[None]}
+    assert [outcome.steps for outcome in quantized_nodes.outcomes(model, feeds)] == [0, 0]
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    other.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.float32(0.055), "t"))
+    values = {**feeds, **quantized_nodes.tensors_of(other, feeds, ["q", "y"])}
+    found = {o.name: o for o in (quantized_nodes.compared(model, p, values) for p in quantized_nodes.parts(model))}
+    assert found["q"].good and not found["y"].good and found["y"].more > 10
 
 
 def test_unknown_operators_of_the_domain_are_named():
