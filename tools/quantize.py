@@ -229,6 +229,8 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     result = Result(model, options)
     if data is not None:
         result.judges = {_CALIBRATION if learns(options) else _SAMPLES: data}
+    if data is not None and learns(options):
+        result.notes += data.oddities()
     if data is not None and learns(options) and options.hold_out and len(data) >= _HELD_FROM:
         data, held = data.split(options.hold_out)
         result.judges = {_HELD_OUT: held, _CALIBRATION: data}
@@ -289,7 +291,7 @@ def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None
         result.encodings, result.methods = found.found.encodings, found.found.ratios
     if math.isfinite(found.goal.limit):
         result.loss = {"limit": found.goal.limit, "float": found.goal.base, "loss": found.loss}
-    result.notes = found.notes
+    result.notes += found.notes
     if found.profile is not None:
         source = found.profile.source or "measured here"
         result.latency = {"float32_us": found.us_float, "predicted_us": found.us, "profile": source}

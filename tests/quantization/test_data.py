@@ -162,3 +162,13 @@ def test_the_order_says_what_is_tried_first(graph):
     data.order = [4, 1, 0]
     assert [np.flatnonzero([np.array_equal(s["x"][0], x) for x in X])[0] for s in data.head(2)] == [4, 1]
     assert len(data.head(9)) == 6  # all that there are, in their own order
+
+
+def test_data_that_says_little_is_pointed_out(graph):
+    assert open_calibration(X, graph).oddities() == []
+    (said,) = open_calibration(np.zeros_like(X), graph).oddities()
+    assert "'x' is 0 throughout" in said
+    far = X.copy()
+    far[4] *= 1e6
+    (said,) = open_calibration(far, graph).oddities()
+    assert "sample 4 of input 'x' reaches" in said and "(1 of 6 do so)" in said

@@ -23,6 +23,7 @@ from evort.types import STORAGE, DType
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 Sample = dict[str, np.ndarray]
+_FAR = 100.0  # times the median reach of samples, beyond which one is pointed out
 
 
 class CalibrationError(EvortError, ValueError):
@@ -142,6 +143,33 @@ class Calibration:
             if len(found) >= len(wanted):
                 break
         return [found[number] for number in wanted if number in found]
+
+    def oddities(self) -> list[str]:
+        """What is odd about the data, in words: inputs of floats that are the same number throughout, and samples that
+        reach far beyond what the others do."""
+        floats = [name for name, tensor in self.inputs.items() if tensor.dtype in (DType.FLOAT, DType.DOUBLE)]
+        ends: dict[str, list[tuple[float, float]]] = {name: [] for name in floats}
+        for sample in self:
+            for name in floats:
+                value = sample[name]
+                ends[name].append((float(value.min(initial=np.inf)), float(value.max(initial=-np.inf))))
+        found = []
+        for name, pairs in ends.items():
+            low, high = min(p[0] for p in pairs), max(p[1] for p in pairs)
+            tensor = self.inputs[name]
+            if low == high and tensor.shape != ():
+                found.append(
+                    f"input {name!r} is {low:g} throughout the calibration data: ranges found from it mean nothing"
+                )
+            reach = [max(-a, b) for a, b in pairs]
+            usual = float(np.median(reach))
+            far = [i for i, r in enumerate(reach) if r > _FAR * usual > 0]
+            if far:
+                found.append(
+                    f"sample {far[0]} of input {name!r} reaches {reach[far[0]]:g}, where half of them stay below "
+                    f"{usual:g} ({len(far)} of {len(reach)} do so): leave it out unless it is typical"
+                )
+        return found
 
     def _checked(self, given: Any, number: int) -> Sample:
         names = list(self.inputs)
