@@ -11,6 +11,7 @@ from evort.graph import Graph, Model, Node, Tensor
 from evort.session import Session
 from evort.types import DType
 from evort_tools.quantization.latency import Profile
+from evort_tools.quantization.layers import compare
 
 FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off"}
 
@@ -117,5 +118,8 @@ def test_a_product_between_operators_in_float_takes_the_range_of_each_run():
     further = {"x": np.float32(3) * seen[0]["x"]}
     wanted, got = (np.arccosh(Session(m).run(further)["y"]) for m in (between(), result.model))
     assert np.linalg.norm(got - wanted) < 0.03 * np.linalg.norm(wanted)
+    # A report says what the layer costs by itself: here all that there is.
+    [layer] = [found for found in compare(between(), result.model, {}, seen) if found.after == "DynamicQuantizeConv"]
+    assert layer.alone.ratio == layer.accumulated.ratio > 0
     calibrated = evort_tools.quantize(between(), calib=seen, **plain, method="minmax")
     assert [n.op for n in calibrated.model.graph.nodes] == ["Sinh", "QLinearConv", "Cosh"]

@@ -126,6 +126,7 @@ def compare(
         if layer.after not in ("", layer.op) and (n in encodings or any(i in encodings for i in reads.get(n, ())))
     ]
     alone, twins = _isolated(real, encodings, integer, fitted or real.graph)
+    twins |= _beside_floats(alone.graph, quantized.graph, [n for n in layers if n not in twins], encodings)
     for name in twins:
         layers[name].alone = Error()
     scales = dict(integer_tensors(quantized.graph))
@@ -232,6 +233,32 @@ def _isolated(
         twins[name] = twin
     graph.nodes = nodes
     return Model(graph, dict(real.opsets), dict(real.metadata), real.producer), twins
+
+
+def _beside_floats(
+    graph: Graph, quantized: Graph, names: Iterable[str], encodings: Mapping[str, Encoding]
+) -> dict[str, str]:
+    """Adds to the float graph those of these layers that have other operators than in it and read float tensors, as in
+    the dynamic scheme: {layer: its output there}."""
+    taken = names_of(graph)
+    own = {o: node.op for node in graph.nodes for o in node.outputs}
+    twins: dict[str, str] = {}
+    wanted = set(names)
+    for node in quantized.nodes:
+        name = node.outputs[0]
+        if name not in wanted or own.get(name, node.op) == node.op or any(node.outputs[1:]):
+            continue
+        constants = {n: quantized.tensors[n] for n in node.inputs if n and quantized.constant(n) is not None}
+        computed = [n for n in node.inputs if n and n not in constants]
+        if any(n in encodings or (n not in own and n not in graph.inputs) for n in computed):
+            continue
+        renamed = {n: taken.fresh(f"{n}/alone") for n in constants}
+        for n, tensor in constants.items():
+            graph.add(Tensor(renamed[n], tensor.dtype, tensor.shape, tensor.data))
+        twins[name] = taken.fresh(f"{name}/alone")
+        inputs = [renamed.get(n, n) for n in node.inputs]
+        graph.nodes.append(Node(node.op, inputs, [twins[name]], dict(node.attrs), node.domain))
+    return twins
 
 
 def integer_range(layer: Layer) -> tuple[float, float] | None:

@@ -15,11 +15,11 @@ from evort_tools.common import bytes_text, write_atomically
 from evort_tools.quantization.layers import Layer, integer_range, used_share
 
 _STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #1b2733; }
+body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 84em; padding: 0 1em; color: #1b2733; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; width: 100%; } td, th { padding: .3em .6em; border-bottom: 1px solid #dde3ea; }
 th { text-align: left; background: #f3f6f9; position: sticky; top: 0; } td.n, th.n { text-align: right; }
-td.n { font-variant-numeric: tabular-nums; } td.name { word-break: break-all; max-width: 22em; }
+td.n { font-variant-numeric: tabular-nums; } td.name { word-break: break-all; min-width: 10em; max-width: 22em; }
 .bad { background: #fbe3e0; } .fair { background: #fdf3d8; } .note { color: #5a6978; }
 svg text { font: 10px system-ui, sans-serif; fill: #5a6978; }
 """
