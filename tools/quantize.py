@@ -190,11 +190,11 @@ def _write_report(
         spent = latency(session, feeds, 0.5)["p50_ms"]
         measured.append((bytes_text(session.memory().arena), f"{spent:.3f} ms"))
     rows += [("arena", measured[0][0], measured[1][0]), ("latency, median", measured[0][1], measured[1][1])]
-    for which, found in result.measured.items():
-        for name, sqnr in found["sqnr_db"].items():
-            rows.append((f"output {name!r}: SQNR, {found['samples']} {which}", "", f"{sqnr:.1f} dB"))
-            if name in found["worst_db"]:
-                rows.append(("the worst of these", "", f"{found['worst_db'][name]:.1f} dB"))
+    for which, judged in result.measured.items():
+        for name, sqnr in judged["sqnr_db"].items():
+            rows.append((f"output {name!r}: SQNR, {judged['samples']} {which}", "", f"{sqnr:.1f} dB"))
+            if name in judged["worst_db"]:
+                rows.append(("the worst of these", "", f"{judged['worst_db'][name]:.1f} dB"))
     if options.metric is not None and result.loss:
         reached = result.loss["float"] - result.loss["loss"]
         rows.append(("metric", f"{result.loss['float']:.6g}", f"{reached:.6g}"))
