@@ -179,7 +179,7 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     at += up_to(4 * (g.out_w * g.m + SLACK), 64) if g.sums else 0
     if g.winograd:
         g.at_v = up_to(at, 64)
-        g.at_u = up_to(g.at_v + 72 * g.step_v, 64)
+        g.at_u = up_to(g.at_v + 72 * g.kernel_d * g.step_v, 64)
         g.at_o = up_to(g.at_u + 72 * g.step_u, 64)
         at = up_to(g.at_o + 144 * g.step_o, 64)
     g.slot = at
@@ -428,7 +428,7 @@ def pack_dense(weights, int flip, ints):
     cdef Geometry g
     read_ints(ints, values)
     make_geometry(&g, values, 1, False)
-    cdef int64_t turn, each = g.each * (9 * g.c if g.winograd else 4 * g.quads * g.segments), bytes_ = g.turns * (4 * g.each + each)
+    cdef int64_t turn, each = g.each * (9 * g.kernel_d * g.c if g.winograd else 4 * g.quads * g.segments), bytes_ = g.turns * (4 * g.each + each)
     cdef int64_t all_ = g.c * g.kernel_d * g.kernel_h * g.kernel_w
     found = _aligned(numpy, bytes_)
     weights = numpy.ascontiguousarray(weights)

@@ -235,7 +235,7 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
     small = (
         not depthwise
         and bytes_
-        and window.kernel == (3, 3)
+        and window.kernel[-2:] == (3, 3)
         and winograd((*ints, 1))  # looking at the weights takes longer
         and small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
     )

@@ -14,7 +14,7 @@
  *
  * Winograd's convolution takes them by 16 channels, of a 3x3 kernel each:
  *
- *   W [blocks of 16][pairs][9 taps][16 channels][2] */
+ *   W [blocks of 16][depth][pairs][9 taps][16 channels][2] */
 #ifndef EV_QNHWC_H
 #define EV_QNHWC_H
 
