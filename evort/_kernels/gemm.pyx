@@ -60,7 +60,7 @@ cdef enum:
     ROOMY_KC = 512
     ROOMY_B_BYTES = 160 * 1024
     ROOMY_BIG_A_BYTES = 1 << 20
-    ROOMY_BIG_A_B_BYTES = 480 * 1024
+    ROOMY_BIG_A_B_BYTES = 640 * 1024
     FEW_ROWS = 16                # products of up to so many rows read B in place,
     SHALLOW_ROWS = 64            # or of up to so many where K is at most
     IN_PLACE_KC = 160            # the rows of B that they take at a time
