@@ -13,14 +13,17 @@ cdef int join_chains(Trace found, set kept) except -1:
     cdef dict readers = {}, made = {}
     cdef list chain
     cdef set gone = set()
+    cdef bint near = False
     for k in range(len(found.calls)):
         bound, c = found.bounds[k], found.calls[k]
+        if bound.info.joins and len(c.node.outputs) == 1:
+            near = near or c.node.inputs[0] in made
+            made[c.node.outputs[0]] = k
+    if not near:
+        return 0
+    for c in found.calls:
         for name in names_read(c.node):
             readers[name] = readers.get(name, 0) + 1
-        if bound.info.joins and len(c.node.outputs) == 1:
-            made[c.node.outputs[0]] = k
-    if len(made) < 2:
-        return 0
     for k in range(len(found.calls) - 1, -1, -1):
         bound = found.bounds[k]
         if not bound.info.joins or k in gone:
