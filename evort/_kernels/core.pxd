@@ -403,6 +403,7 @@ cdef extern from "ukr.h" nogil:
         void (*divide_cols_f32)(int64_t n, const float *x, const float *d, float *y) noexcept nogil
         void (*lrn_f32)(int64_t n, int64_t rows, int64_t step, const float *x, const float *own, float bias,
                         float alpha, float beta, float *y) noexcept nogil
+        void (*pool_2x2_f32)(int64_t lines, int64_t out, int64_t width, const float *x, float *y, int *done) noexcept nogil
         void (*pool_row_f32)(int op, int64_t rows, const float *const *row, const ev_window *w, float *buf,
                              float *y) noexcept nogil
         void (*pool_max_row_i8)(int64_t rows, const int8_t *const *row, const ev_window *w, int8_t *buf,

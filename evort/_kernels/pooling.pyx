@@ -43,6 +43,11 @@ cdef ev_window window_of(const Axis *a) noexcept nogil:
     return w
 
 
+cdef inline bint is_paired(const Axis *a) noexcept nogil:
+    """Whether windows of two lie side by side, all of them inside the image."""
+    return a.kernel == 2 == a.stride and a.dilation == 1 and a.pad == 0 and 2 * a.out <= a.size
+
+
 cdef void pool_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = <const ev_call *> ctx
     cdef int op = <int> c.ints[0]
@@ -57,7 +62,15 @@ cdef void pool_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
     cdef const char *x = NULL
     cdef char *y = <char *> c.out[0].data + begin * w.out * size
     cdef ev_epilogue e
+    cdef bint pairs = op == EV_POOL_MAX and w.out >= 4 and is_paired(D + 2) and is_paired(H) and D.size == D.kernel == 1
+    cdef int done = 0
     e.activation, e.a, e.b = <int32_t> c.ints[4 + 3 * AXIS_INTS], <float> c.reals[0], <float> c.reals[1]
+    if pairs and H.size == 2 * H.out and D.out == 1:  # all rows at once
+        K.pool_2x2_f32(end - begin, w.out, w.width, <const float *> c.in_[0].data + begin * 2 * w.width, <float *> y, &done)
+        if done:
+            if e.activation:
+                K.activate_f32(&e, 1, (end - begin) * w.out, 0, <float *> y, 0)
+            return
     for item in range(begin, end):
         if row == 0 or row == H.out:  # another plane
             row, i = item % H.out, item // H.out
@@ -84,7 +97,11 @@ cdef void pool_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noex
             K.pool_max_row_u8(nd * nh, <const uint8_t **> rows, &w, <uint8_t *> buf, <uint8_t *> y)
         else:
             w.weight = <double> (wide * part(H, row, H.count_from, H.count_to, &j))
-            K.pool_row_f32(op, nd * nh, <const float **> rows, &w, <float *> buf, <float *> y)
+            done = 0
+            if pairs and nd == 1:
+                K.pool_2x2_f32(1, w.out, w.width, <const float *> rows[0], <float *> y, &done)
+            if not done:
+                K.pool_row_f32(op, nd * nh, <const float **> rows, &w, <float *> buf, <float *> y)
         if e.activation:
             K.activate_f32(&e, 1, w.out, 0, <float *> y, w.out)
         y += w.out * size

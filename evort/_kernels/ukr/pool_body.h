@@ -101,24 +101,36 @@ static int ev_max_down(int64_t rows, const float *const *row, int64_t n, float *
     return any;
 }
 
-/* Windows of 2 x 2 side by side: y[0..out) from rows a and b of 2 * out numbers, out >= 8. Returns 0 where there may be
- * a NaN, after which y is to be computed in another way. */
-static int ev_max_2x2(const float *a, const float *b, int64_t out, float *y)
+/* The largest of each 2 x 2 numbers of a0 over b0, and of a1 over b1; their sum is added to sums. */
+static inline ev_v8f ev_max_pairs(ev_v8f a0, ev_v8f a1, ev_v8f b0, ev_v8f b1, ev_v8f *sums)
 {
-    ev_v8f sums = {0};
-    for (int64_t i = 0; i < out; i += 8) {
-        const int64_t o = i < out - 8 ? i : out - 8; /* the last eight may overlap those before */
-        const ev_v8f a0 = EV_LOAD8(a + 2 * o), a1 = EV_LOAD8(a + 2 * o + 8);
-        const ev_v8f b0 = EV_LOAD8(b + 2 * o), b1 = EV_LOAD8(b + 2 * o + 8);
-        const ev_v8f m0 = EV_MAX8(a0, b0), m1 = EV_MAX8(a1, b1);
-        const ev_v8f even = __builtin_shuffle(m0, m1, (ev_v8i){0, 2, 4, 6, 8, 10, 12, 14});
-        const ev_v8f odd = __builtin_shuffle(m0, m1, (ev_v8i){1, 3, 5, 7, 9, 11, 13, 15});
-        *(ev_v8f *)(y + o) = EV_MAX8(even, odd);
-        sums += (a0 + b0) + (a1 + b1); /* NaN where any is, or where infinities meet */
+    const ev_v8f m0 = EV_MAX8(a0, b0), m1 = EV_MAX8(a1, b1);
+    *sums += (a0 + b0) + (a1 + b1);
+    return EV_MAX8(__builtin_shuffle(m0, m1, (ev_v8i){0, 2, 4, 6, 8, 10, 12, 14}),
+                   __builtin_shuffle(m0, m1, (ev_v8i){1, 3, 5, 7, 9, 11, 13, 15}));
+}
+
+/* Maximum of windows of 2 x 2 side by side: y[lines][out] from x[2 * lines][width], 4 <= out, 2 * out <= width. `done`
+ * is 0 where there may be a NaN, after which y is to be computed in another way. */
+static void EV_FN(pool_2x2_f32)(int64_t lines, int64_t out, int64_t width, const float *x, float *y, int *done)
+{
+    ev_v8f sums = {0}; /* NaN where any is, or where infinities meet */
+    for (int64_t r = 0; r < lines; r++, x += 2 * width, y += out) {
+        if (out < 8) { /* the first four and the last four */
+            const float *a = x + 2 * (out - 4);
+            const ev_v8f z = ev_max_pairs(EV_LOAD8(x), EV_LOAD8(a), EV_LOAD8(x + width), EV_LOAD8(a + width), &sums);
+            memcpy(y, &z, 16);
+            memcpy(y + out - 4, (const float *)&z + 4, 16);
+            continue;
+        }
+        for (int64_t i = 0; i < out; i += 8) {
+            const int64_t o = i < out - 8 ? i : out - 8; /* the last eight may overlap those before */
+            const float *a = x + 2 * o, *b = a + width;
+            *(ev_v8f *)(y + o) = ev_max_pairs(EV_LOAD8(a), EV_LOAD8(a + 8), EV_LOAD8(b), EV_LOAD8(b + 8), &sums);
+        }
     }
-    int32_t good = 1;
-    for (int j = 0; j < 8; j++) good &= sums[j] == sums[j];
-    return good;
+    *done = 1;
+    for (int j = 0; j < 8; j++) *done &= sums[j] == sums[j];
 }
 
 #define EV_SQUARE1(x) ((x) * (x))
@@ -148,8 +160,6 @@ static void EV_FN(pool_row_f32)(int op, int64_t rows, const float *const *row, c
     const int64_t n = w->width;
     switch (op) {
     case EV_POOL_MAX: {
-        const int side_by_side = rows == 2 && w->kernel == 2 && w->stride == 2 && w->dilation == 1 && w->pad == 0;
-        if (side_by_side && w->out >= 8 && 2 * w->out <= n && ev_max_2x2(row[0], row[1], w->out, y)) return;
         if (ev_max_down(rows, row, n, buf)) {
             EV_DOWN(float, EV_LARGER_OR_NAN, EV_SAME);
             ev_along_max_nan(w, buf, y, -INFINITY);
