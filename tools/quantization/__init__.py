@@ -8,7 +8,7 @@
     qdq         writes encodings into a graph as QuantizeLinear and DequantizeLinear
     static      which tensors of a graph get which encoding
     integers    the integer model of a calibrated one, without casts as nodes of their own
-    by_range    embeddings and recurrent layers, which the static scheme takes from the dynamic one
+    by_range    embeddings, recurrent layers and attention, which the static scheme takes from the dynamic one
     nested      branches of If, bodies of Loop and Scan: calibrated on what runs bring to them
     latency     times of layers in each precision: measured, or from a file
     placement   what is slower in integers stays in float: a minimum cut
