@@ -341,14 +341,21 @@ cdef int winograd_f32(const ev_call *c) noexcept nogil:
 
 
 cdef bint winograd_pays(const Winograd *job, int64_t images) noexcept nogil:
-    """Whether F(4x4, 3x3) is expected to be faster than the direct convolution, in cycles of 8 multiply-adds."""
+    """Whether F(4x4, 3x3) is expected to be faster than the direct convolution, in cycles of 8 multiply-adds.
+
+    What transforms cost was fitted to 180 shapes (Zen 4, AVX-512). Without Winograd, one or two output channels take
+    the time of three; where the image of a band does not fit the direct convolution, im2col packs it, for which eight
+    channels could be computed: 0.35 of the time for 3 and 4 channels of 64 and 128.
+    """
     cdef const ev_conv_window *w = &job.window
     cdef int64_t tiles = images * w.out[0] * (job.tiles_h * job.tiles_w if job.few_tiles else
                                               job.blocks_h * job.blocks_w * job.tiles)
-    cdef int64_t pairs = job.channels * job.rows * job.taps
-    cdef int64_t winograd = tiles * (36 * pairs // 8 + 70 * job.channels + 70 * job.rows)
+    cdef int64_t pairs = job.channels * job.rows * job.taps, rows = max(<int64_t> 3, job.rows)
+    cdef int64_t winograd = tiles * (36 * pairs // 8 + 55 * job.channels + 55 * job.rows)
     winograd += 16 * pairs * (images if job.kernels_last else 1)
-    return winograd * 10 < images * w.out[0] * w.out[1] * w.out[2] * 9 * pairs // 8 * 9
+    if 4 * job.channels * job.taps * 3 * (w.out[2] + 2) > DIRECT_MOST:
+        rows += 8
+    return winograd * 10 < images * w.out[0] * w.out[1] * w.out[2] * 9 * job.channels * job.taps * rows // 8 * 9
 
 
 def winograd_scratch(int64_t c, int64_t m, int64_t images, ints, int32_t threads, bint chosen) -> int:

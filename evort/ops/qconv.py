@@ -40,7 +40,7 @@ _FEW = 64  # positions of a result, of which a matrix product is faster for one 
 _MOST_COLUMNS = 64  # of one channel's row of a transposed kernel there
 
 _FIRST = ("qconv.linear", "qdepthwise.linear", "sparse.convolution_s8")  # drivers for operands that lie channels first
-_CHOICES = (*_FIRST, "qnhwc.linear", "qnhwc.depthwise")
+_CHOICES = (*_FIRST, "qnhwc.linear", "qnhwc.winograd", "qnhwc.depthwise")
 
 # Indices of the inputs.
 _X, _X_SCALE, _X_ZERO, _W, _W_SCALE, _W_ZERO, _Y_SCALE, _Y_ZERO, _B, _Z, _Z_SCALE, _Z_ZERO = range(12)

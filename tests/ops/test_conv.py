@@ -191,6 +191,7 @@ def test_depthwise_with_a_kernel_beyond_its_strips(isa: str) -> None:
         ({"pads": [1, 1, 1, 1]}, (1, 4, 5, 5), (6, 4, 3, 3), "conv.direct_f32"),
         ({"strides": [2, 2]}, (1, 300, 9, 9), (300, 300, 3, 3), "conv.im2col_f32"),
         ({}, (1, 30, 18, 18), (30, 30, 3, 3), "conv.winograd_f32"),
+        ({"pads": [1, 1, 1, 1]}, (1, 128, 8, 120), (3, 128, 3, 3), "conv.winograd_f32"),  # im2col would pack all
         ({"strides": [2, 2]}, (1, 4, 5, 5), (6, 4, 1, 1), "conv.im2col_f32"),
         ({"group": 4}, (1, 4, 5, 5), (8, 1, 3, 3), "conv.depthwise_f32"),
         ({"group": 4}, (1, 4, 5), (8, 1, 3), "conv.depthwise_f32"),
