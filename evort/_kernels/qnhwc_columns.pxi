@@ -167,10 +167,10 @@ cdef int columns(const ev_call *c) noexcept nogil:
 
 
 cdef void pack_columns(const Columns *g, const uint8_t *w, int flip, int8_t *to) noexcept nogil:
-    """[quads][kernel_w][cycle][4] from [C, kernel]; `to` is of zeros."""
+    """[quads][kernel_w][cycle][4] from [C, kernel]; `to` is of zeros. Plans of one cycle share them, whether they run or not."""
     cdef int64_t e, i, j, taps = g.w.kernel_h * g.w.kernel_w
     for i in range(g.w.kernel_h):
         for j in range(g.w.kernel_w):
-            for e in range(g.cycle if g.run else g.w.c):
+            for e in range(g.cycle):
                 to[((i // 4 * g.w.kernel_w + j) * g.cycle + e) * 4 + i % 4] = <int8_t> (
                     w[e % g.w.c * taps + i * g.w.kernel_w + j] ^ flip)
