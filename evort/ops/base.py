@@ -124,8 +124,8 @@ class Op:
 
     def join(self, calls: Sequence[Call]) -> tuple[int, Node] | None:
         """For a chain of nodes of this operator, up to three, each the only reader of the one before it (as its first
-        input): how many of the last of them are better done at once, and the node that does it; None to keep them. Its
-        inputs are among theirs, its outputs the last one's."""
+        input), where they hand on more than some caches hold: how many of the last of them are better done at once, and
+        the node that does it; None to keep them. Its inputs are among theirs, its outputs the last one's."""
         return None
 
     def expand(self, c: Call) -> Graph | None:

@@ -30,7 +30,6 @@ _LIMIT = 1 << 31  # of strides, dilations and pads, so that 64-bit index arithme
 _MOST = (1 << 30) - 1  # of a spatial axis in the drivers, where lanes are counted in 32 bits
 _DEPTHWISE, _DIRECT, _LANES = "conv.depthwise_f32", "conv.direct_f32", "conv.direct_lanes_f32"
 _ALONE = 1 << 20  # multiply-adds that are not worth a second thread
-_JOINED = 3 << 17  # bytes that convolutions hand on, of which less stays in any cache (conv_separable.pxi)
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
 
@@ -370,7 +369,7 @@ class Conv(Op):
         return Kernel("conv.pointwise_f32" if plain else "conv.im2col_f32", ints, reals, scratch)
 
     def join(self, calls: Sequence[Call]) -> tuple[int, Node] | None:
-        if all(c["group"] == 1 for c in calls[-2:]) or sum(c.outs[0].nbytes for c in calls[:-1]) < _JOINED:
+        if all(c["group"] == 1 for c in calls[-2:]):
             return None
         from evort.ops.separable import join
 

@@ -3,11 +3,13 @@
 
 cdef enum:
     LONGEST = 3
+    HANDED_ON = 3 << 17          # bytes between the nodes of a chain: less is not worth looking at
 
 
 cdef int join_chains(Trace found, set kept) except -1:
     """Replaces chains among the calls. kept: names that others read."""
     cdef Py_ssize_t k, j, count
+    cdef int64_t handed_on
     cdef Call c
     cdef Bound bound
     cdef dict readers = {}, made = {}
@@ -17,7 +19,8 @@ cdef int join_chains(Trace found, set kept) except -1:
     for k in range(len(found.calls)):
         bound, c = found.bounds[k], found.calls[k]
         if bound.info.joins and len(c.node.outputs) == 1:
-            near = near or c.node.inputs[0] in made
+            name = c.node.inputs[0]
+            near = near or (name in made and 2 * (<Spec> found.specs[name]).bytes() >= HANDED_ON)
             made[c.node.outputs[0]] = k
     if not near:
         return 0
@@ -29,6 +32,7 @@ cdef int join_chains(Trace found, set kept) except -1:
         if not bound.info.joins or k in gone:
             continue
         chain = [k]
+        handed_on = 0
         while len(chain) < LONGEST:
             name = (<Call> found.calls[chain[0]]).node.inputs[0]
             if name in kept or readers[name] != 1 or name not in made:
@@ -37,7 +41,10 @@ cdef int join_chains(Trace found, set kept) except -1:
             if (<Bound> found.bounds[j]).definition is not bound.definition:
                 break
             chain.insert(0, j)
-        joined = bound.definition.join([found.calls[j] for j in chain]) if len(chain) > 1 else None
+            handed_on += (<Spec> found.specs[name]).bytes()
+        if handed_on < HANDED_ON:
+            continue
+        joined = bound.definition.join([found.calls[j] for j in chain])
         if joined is None:
             continue
         count, node = joined
