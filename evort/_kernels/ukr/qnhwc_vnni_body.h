@@ -335,7 +335,8 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
         memcpy(&four, x##i + at, 4);                                                                              \
         const __m512i t = _mm512_set1_epi32(four);                                                                \
         if (!half || nv > 1) a##i = _mm512_dpbusd_epi32(a##i, t, w0);                                             \
-        if (half) h##i = _mm256_dpbusd_epi32(h##i, _mm256_set1_epi32(four), _mm512_castsi512_si256(w1));          \
+        const __m256i u = nv > 1 ? _mm512_castsi512_si256(t) : _mm256_set1_epi32(four); /* one broadcast is enough */  \
+        if (half) h##i = _mm256_dpbusd_epi32(h##i, u, _mm512_castsi512_si256(w1));                                \
         else if (nv > 1) b##i = _mm512_dpbusd_epi32(b##i, t, w1);                                                 \
         if (nv > 2) c##i = _mm512_dpbusd_epi32(c##i, t, w2);                                                      \
     }
