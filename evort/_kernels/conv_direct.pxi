@@ -88,7 +88,7 @@ cdef void plan_direct(Direct *job, const ev_conv_window *w, int64_t channels, in
     k = max(<int64_t> 1, channels * w.kernel[0] * w.kernel[1] * w.kernel[2])
     job.block_m = max(<int64_t> 6, DIRECT_WEIGHT_BYTES // (4 * k) // 6 * 6)
     job.offset_bytes = round64(4 * k)
-    job.copy_bytes = round64(g.planes * g.rows * row_bytes + 4 * (g.pitch + 16))
+    job.copy_bytes = round64(g.planes * g.rows * row_bytes + 4 * (g.pitch + 32))
     job.slot, job.lanes, job.in_place, job.panel_bytes = job.copy_bytes, lanes, False, 0
     if lanes:
         job.in_place = channels * w.image[0] * w.image[1] * w.image[2] < <int64_t> 1 << 31  # offsets have 32 bits
