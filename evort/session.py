@@ -18,6 +18,7 @@ from evort.runner import MAX_PLANS, Planned, Runner
 from evort.types import STORAGE, SUBBYTE_INTS, DType, Spec, dtype_of
 
 DEVICES = ("cpu", "reference")
+_MAY_STORE = frozenset({"DequantizeLinear", "If", "Loop", "Scan"})  # see evort.weights
 
 
 class Value:
@@ -387,7 +388,7 @@ def load(
             from evort.adaptive import AdaptiveSession as make
         model, widened = file.model, 0
         for node in model.graph.nodes:
-            if node.op == "DequantizeLinear":
+            if node.op in _MAY_STORE:
                 from evort.weights import with_floats
 
                 model, widened = with_floats(model)

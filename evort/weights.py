@@ -14,25 +14,40 @@ _STORED = (DType.INT8, DType.UINT8)
 
 
 def with_floats(model: Model) -> tuple[Model, int]:
-    """(the model without the DequantizeLinear nodes of its outermost graph that read constants of 8 bits, with what
-    they give as constants instead; the bytes of these). All else is shared; a model without such nodes is returned as
-    it is."""
-    graph = model.graph
-    stored = [node for node in graph.nodes if node.op == "DequantizeLinear" and _constant(graph, node)]
-    if not stored:
+    """(the model without the DequantizeLinear nodes that read constants of 8 bits of their own graph, nested ones
+    included, with what they give as constants instead; the bytes of these). All else is shared; a model without such
+    nodes is returned as it is."""
+    graph, nbytes = _with_floats(model.graph)
+    if graph is model.graph:
         return model, 0
-    gone = set(map(id, stored))
+    return Model(graph, model.opsets, model.metadata, model.producer, model.bounds, model.golden), nbytes
+
+
+def _with_floats(graph: Graph) -> tuple[Graph, int]:
+    nodes: list[Node] = []
+    floats: list[Tensor] = []
+    nbytes, same = 0, True
+    for node in graph.nodes:
+        if node.op == "DequantizeLinear" and _constant(graph, node):
+            q, scale, *zero = (graph.tensors[name].data for name in node.inputs if name)
+            axis = None if scale.ndim == 0 else node.attrs.get("axis", 1) % q.ndim
+            value = dequantize(q, scale, zero[0] if zero else None, axis)
+            floats.append(Tensor(node.outputs[0], DType.FLOAT, value.shape, value))
+            nbytes += value.nbytes
+            continue
+        inner = {key: _with_floats(sub) for key, sub in node.attrs.items() if isinstance(sub, Graph)}
+        if any(made is not node.attrs[key] for key, (made, _) in inner.items()):
+            attrs = {**node.attrs, **{key: made for key, (made, _) in inner.items()}}
+            nbytes += sum(more for _, more in inner.values())
+            node, same = Node(node.op, node.inputs, node.outputs, attrs, node.domain, node.name), False
+        nodes.append(node)
+    if same and not floats:
+        return graph, 0
     made = Graph(graph.name)
-    made.tensors, made.inputs, made.outputs = dict(graph.tensors), graph.inputs, graph.outputs
-    made.nodes = [node for node in graph.nodes if id(node) not in gone]
-    nbytes = 0
-    for node in stored:
-        q, scale, *zero = (graph.tensors[name].data for name in node.inputs if name)
-        axis = None if scale.ndim == 0 else node.attrs.get("axis", 1) % q.ndim
-        value = dequantize(q, scale, zero[0] if zero else None, axis)
-        made.add(Tensor(node.outputs[0], DType.FLOAT, value.shape, value))
-        nbytes += value.nbytes
-    return Model(made, model.opsets, model.metadata, model.producer, model.bounds, model.golden), nbytes
+    made.tensors, made.inputs, made.outputs, made.nodes = dict(graph.tensors), graph.inputs, graph.outputs, nodes
+    for tensor in floats:
+        made.add(tensor)
+    return made, nbytes
 
 
 def _constant(graph: Graph, node: Node) -> bool:

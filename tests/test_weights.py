@@ -8,7 +8,7 @@ from support import ROOT, make_model
 import evort
 import evort_tools
 from evort import etm
-from evort.graph import Node
+from evort.graph import Node, Tensor
 from evort.types import DType
 from evort.weights import with_floats
 from evort_tools.quantization.stored import stored
@@ -45,6 +45,27 @@ def test_weights_are_stored_in_8_bits_and_become_floats_when_loaded(tmp_path):
         assert (np.abs(got - W) <= np.abs(W).max(axis, keepdims=True) / 254 * (1 + 1e-5)).all()
     whole = evort.session.Session(made).run({"x": x})["y"]  # each run makes the floats anew
     np.testing.assert_array_equal(session.run({"x": x})["y"], whole)
+
+
+def test_weights_of_branches_become_floats_too():
+    """silero-vad is an If whose branches have all layers."""
+    made, _ = stored(model(), ["a", "b"])
+    inner = made.graph
+    inner.inputs, inner.tensors["x"] = [], Tensor("x", DType.FLOAT, (3, 8), RNG.normal(size=(3, 8)).astype(np.float32))
+    outer = make_model([Node("If", ["c"], ["z"], {"then_branch": inner, "else_branch": inner})],
+                       {"c": (DType.BOOL, ())}, ["z"])  # fmt: skip
+    got, nbytes = with_floats(outer)
+    assert nbytes == 2 * 2 * W.nbytes
+    for branch in ("then_branch", "else_branch"):
+        assert [n.op for n in got.graph.nodes[0].attrs[branch].nodes] == ["Gemm", "MatMul", "MatMul"]
+        assert len(outer.graph.nodes[0].attrs[branch].nodes) == 5  # what was given is as it was
+    feeds = {"c": np.array(True)}
+    both = [evort.session.Session(m).run(feeds)["z"] for m in (outer, got)]
+    np.testing.assert_array_equal(*both)
+    session = evort.load(etm.write(outer), threads=1)
+    assert all(n.op != "DequantizeLinear" for plan in session.plans() for n in [s.call.node for s in plan.steps])
+    np.testing.assert_array_equal(session.run(feeds)["z"], both[0])
+    assert not any(s.call.node.op == "DequantizeLinear" for plan in session.plans() for s in plan.steps)
 
 
 def test_what_is_no_stored_weight_stays():
