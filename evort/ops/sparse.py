@@ -35,13 +35,17 @@ def height(weights: Spec, transposed: bool) -> int:
     return GROUP if sparsity.block[int(transposed)] % GROUP == 0 else 1
 
 
-def worth(c: Call, weights: Spec, of: int, driver: str, kind: str) -> bool:
-    """Whether skipping zeros is faster, as measured or as expected. kind: a key of _WORTH. Weights of 4 bits have no
-    dense kernel."""
-    if c.kernel is not None and weights.dtype != DType.INT4:
-        return c.kernel == f"sparse.{driver}"
+def worth(weights: Spec, of: int, kind: str) -> bool:
+    """Whether skipping zeros is expected to be faster. kind: a key of _WORTH. There is no dense kernel of 4 bits."""
     kept = weights.sparse.data.size / max(1, weights.size)
     return weights.dtype == DType.INT4 or kept <= _WORTH[kind][of > 1]
+
+
+def _skips(c: Call, weights: Spec, of: int, driver: str, kind: str) -> bool:
+    """Whether a node skips zeros: as was measured for it (evort.tuning), or as is expected."""
+    if c.kernel is not None and weights.dtype != DType.INT4:
+        return c.kernel == f"sparse.{driver}"
+    return worth(weights, of, kind)
 
 
 def _pack(weights: Spec, parts: int, of: int, transposed: bool = False) -> tuple[tuple[str, Callable[[], np.ndarray]]]:
@@ -65,7 +69,7 @@ def bind_convolution(c: Call, ints: tuple[int, ...], w: int, inputs: tuple[int, 
     of = height(weights, False)
     if rows < of or columns > _MOST_COLUMNS or weights.shape[1] == 1 != c.ins[0].shape[1]:
         return None
-    if not worth(c, weights, of, driver, driver):
+    if not _skips(c, weights, of, driver, driver):
         return None
     from evort._kernels.sparse import convolution_scratch
 
@@ -83,7 +87,7 @@ def bind_product(c: Call, m: int, w: int, transposed: bool, inputs: tuple[int, .
     n, k = weights.shape[::-1] if transposed else weights.shape
     of = height(weights, transposed)
     kind = driver.replace("product", "row") if m < _FEW_ROWS else driver
-    if k > _MOST_COLUMNS or not (m and n and k) or not worth(c, weights, of, driver, kind):
+    if k > _MOST_COLUMNS or not (m and n and k) or not _skips(c, weights, of, driver, kind):
         return None
     from evort._kernels.sparse import product_scratch
 
