@@ -446,8 +446,6 @@ cdef extern from "ukr.h" nogil:
                         const int32_t *offset, int64_t step, const ev_qextra *const *extra, const int32_t *extras,
                         int32_t *sum, int64_t ld) noexcept nogil
         void (*qc_interleave)(int64_t n, const uint8_t *x, int64_t step, uint8_t *y) noexcept nogil
-        void (*qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,
-                            int64_t ld) noexcept nogil
         void (*qc_pack)(int64_t k, const uint8_t *image, const int32_t *offset, const ev_qrun *run, int runs,
                         int careful, int flip, uint8_t *rows, uint8_t *dst) noexcept nogil
         void (*qc_pack_i16)(int64_t k, const int16_t *image, const int32_t *offset, const ev_qrun *run, int runs,

@@ -17,10 +17,10 @@ taps), whose results are put at their places. With x' = x + 128 for int8, w' = w
     sum (x - x_zero)(w - w_zero) = sum x'w' - x_zero' sum(w' - w_zero') - w_zero' sum x'.
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
-from libc.string cimport memmove, memset
+from libc.string cimport memcpy, memmove, memset
 from evort._kernels.core cimport (EV_INT8, EV_OK, EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, ev_call, ev_item_size,
                                   ev_qextra, ev_qrun, ev_ukr, parallel_for, register, ukernels)
-from evort._kernels.qwindow cimport (MACS_PER_TASK, WIDE_K, Axis, Job, Plan, list_taps, make_plan, operand,
+from evort._kernels.qwindow cimport (MACS_PER_TASK, WIDE_K, WIDE_ROWS, Axis, Job, Plan, list_taps, make_plan, operand,
                                      read_operands, row_add, row_scale, stage, take_linear, zero_of)
 
 cdef const ev_ukr *K = ukernels()
@@ -310,33 +310,46 @@ cdef void rows_of_bytes(const Job *job, const Block *k) noexcept nogil:
 
 
 cdef void rows_of_i16(const Job *job, const Block *k) noexcept nogil:
-    """One row of W at a time, in blocks of WIDE_K, whose sums are added up in 64 bits."""
+    """Some rows of W at a time, in blocks of WIDE_K; where there are several, their sums are added up in 64 bits."""
     cdef const Plan *p = &job.plan
-    cdef int8_t *narrow = <int8_t *> (k.scratch + p.at_a)
-    cdef int16_t *a = <int16_t *> (narrow + k.kp)
+    cdef int8_t *narrow = <int8_t *> (k.scratch + p.at_rows)
+    cdef int16_t *a = <int16_t *> (k.scratch + p.at_a)
+    cdef int16_t *row
     cdef const int16_t *panel = <const int16_t *> (k.scratch + p.at_panel)
-    cdef int64_t *sum = <int64_t *> (k.scratch + p.at_sum)
-    cdef int32_t part[16]
-    cdef int64_t m, i, j, q, w_zero, channel, total, kb
-    for m in range(k.m0, k.m1):
-        channel = k.group * p.rows + m
-        w_zero = zero_of(job.o.w_zero, channel) - job.w_shift
-        total = weights_row(job, k, m, narrow) - k.k * w_zero
-        for i in range(k.kp):
-            a[i] = <int16_t> (narrow[i] - w_zero) if i < k.k else 0
+    cdef int32_t *sum = <int32_t *> (k.scratch + p.at_sum)
+    cdef int64_t *long_sum = <int64_t *> sum
+    cdef bint is_long = k.kp > WIDE_K
+    cdef int32_t part[WIDE_ROWS * 16]
+    cdef int64_t total[WIDE_ROWS]
+    cdef int64_t m = k.m0, rows, i, j, r, q, w_zero, channel, kb
+    while m < k.m1:
+        rows = min(<int64_t> WIDE_ROWS, k.m1 - m)
+        for r in range(rows):
+            w_zero = zero_of(job.o.w_zero, k.group * p.rows + m + r) - job.w_shift
+            total[r] = weights_row(job, k, m + r, narrow) - k.k * w_zero
+            row = a + r * k.kp
+            for i in range(k.kp):
+                row[i] = <int16_t> (narrow[i] - w_zero) if i < k.k else 0
         j = 0
         while j < k.n:
-            for i in range(EV_QC_NR):
-                sum[j + i] = 0
             q = 0
             while q < k.kp:
                 kb = min(<int64_t> WIDE_K, k.kp - q)
-                K.qc_tile_i16(1, kb, a + q, k.kp, panel + j * k.kp + q * EV_QC_NR, part, EV_QC_NR)
-                for i in range(EV_QC_NR):
-                    sum[j + i] += part[i]
+                K.qgemm_i16(rows, EV_QC_NR, kb // 2, a + q, k.kp // 2, panel + j * k.kp + q * EV_QC_NR, 0, part)
+                for r in range(rows):
+                    if not is_long:
+                        memcpy(sum + r * p.columns + j, part + r * EV_QC_NR, EV_QC_NR * sizeof(int32_t))
+                        continue
+                    for i in range(EV_QC_NR):
+                        long_sum[r * p.columns + j + i] = (part[r * EV_QC_NR + i]
+                                                           + (0 if q == 0 else long_sum[r * p.columns + j + i]))
                 q += kb
             j += EV_QC_NR
-        put_row(job, k, m, NULL, sum, row_add(job, channel, total), row_scale(job, channel))
+        for r in range(rows):
+            channel = k.group * p.rows + m + r
+            put_row(job, k, m + r, NULL if is_long else sum + r * p.columns,
+                    long_sum + r * p.columns if is_long else NULL, row_add(job, channel, total[r]), row_scale(job, channel))
+        m += rows
 
 
 cdef void phase_of_band(const Job *job, Block *k, int64_t last) noexcept nogil:

@@ -3,6 +3,7 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
 from evort._kernels.core cimport ev_call, ev_qfinish, ev_qtaps, ev_tensor
 
 cdef enum:
+    WIDE_ROWS = 8                # of weights that are multiplied by int16 at once
     WIDE_K = 256                 # products of int16 and the difference of bytes that 32 bits hold
     CHUNK = 2048                 # depthwise sums at a time
     MACS_PER_TASK = 1 << 20      # some 10 us: less work is not worth waking a thread, nor cutting into bands

@@ -166,13 +166,13 @@ cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) 
         p.at_a = at
         p.slot = round64(at + 2 * p.taps)
         return
-    at += round64((EV_QC_PLAIN_MR * p.columns + EV_QD_LANES) * 4)  # or one row of 64 bits
+    at += round64((max(<int64_t> EV_QC_PLAIN_MR, 2 * WIDE_ROWS * (p.size - 1)) * p.columns + EV_QD_LANES) * 4)
     p.at_panel = at
     at += 0 if p.quads else round64(p.kp * p.columns * p.size)
     p.at_rows = at               # or a row of W
     at += round64(p.kp + 64 if p.quads else (p.kp + 1) * EV_QC_NR * p.size)
     p.at_a = at
-    at += round64(max(<int64_t> 3 * EV_QC_MR, <int64_t> EV_QC_PLAIN_MR) * p.kp + 64)
+    at += round64(max(<int64_t> 3 * EV_QC_MR, <int64_t> EV_QC_PLAIN_MR, 2 * WIDE_ROWS * (p.size - 1)) * p.kp + 64)
     p.at_extra = at
     at += round64(EV_QC_MR * p.kp * 4) if p.size == 1 else 0
     p.at_column = at

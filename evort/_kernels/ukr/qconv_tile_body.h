@@ -214,37 +214,3 @@ static void EV_FN(qc_plain)(int *plain)
     *plain = 1;
 #endif
 }
-
-/* The same for int16: rows of W and panels in pairs, [k/2][16][2]; k is even and at most 510, so that 32 bits hold the
- * sums. */
-#if defined(__AVX2__)
-#define EV_QC_BYTES 32
-#define EV_QC_MADD(x, y) ((EV_FN(qcv))_mm256_madd_epi16((__m256i)(x), (__m256i)(y)))
-#elif defined(__SSE2__)
-#define EV_QC_BYTES 16
-#define EV_QC_MADD(x, y) ((EV_FN(qcv))_mm_madd_epi16((__m128i)(x), (__m128i)(y)))
-#else
-#define EV_QC_BYTES 16
-#define EV_QC_MADD(x, y) (((x) << 16 >> 16) * ((y) << 16 >> 16) + ((x) >> 16) * ((y) >> 16))
-#endif
-typedef int32_t EV_FN(qcv) __attribute__((vector_size(EV_QC_BYTES), may_alias));
-typedef int32_t EV_FN(qcvu) __attribute__((vector_size(EV_QC_BYTES), may_alias, aligned(2)));
-
-static void EV_FN(qc_tile_i16)(int64_t m, int64_t k, const int16_t *a, int64_t lda, const int16_t *b, int32_t *sum,
-                               int64_t ld)
-{
-    enum { W = EV_QC_BYTES / 4 };
-    for (int64_t i = 0; i < m; i++, a += lda, sum += ld)
-        for (int j = 0; j < EV_QC_NR; j += 2 * W) {
-            EV_FN(qcv) p = {0}, q = {0};
-            for (int64_t t = 0; t < k; t += 2) {
-                int32_t pair;
-                memcpy(&pair, a + t, 4);
-                const int16_t *at = b + t * 16 + 2 * j;
-                p += EV_QC_MADD(*(const EV_FN(qcvu) *)at, pair - (EV_FN(qcv)){0});
-                q += EV_QC_MADD(*(const EV_FN(qcvu) *)(at + 2 * W), pair - (EV_FN(qcv)){0});
-            }
-            *(EV_FN(qcvu) *)(sum + j) = p;
-            *(EV_FN(qcvu) *)(sum + j + W) = q;
-        }
-}
