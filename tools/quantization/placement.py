@@ -175,7 +175,8 @@ def decide(
     `costs_of`.
 
     Without a profile layers are measured here, on the first sample; and then the whole model, with what was chosen:
-    where that is slower than in float, more stays in float. Raises ValueError for another model's profile.
+    where that is slower than in float, more stays in float, and where all in integers is faster, nothing does. Raises
+    ValueError for another model's profile.
     """
     costs = costs_of(model, data, settings, profile, progress, others)
     if profile is not None:
@@ -183,15 +184,21 @@ def decide(
     samples = data.head(1)
     found = static.calibrate(model, open_calibration(samples, model.graph), replace(settings, method="minmax"))
     step = progress("measuring the whole model", None)
+
+    def share(some: static.Calibrated) -> float:
+        """The time of the whole model, in parts of the float model's."""
+        step()
+        return ratio(model, integer_model(model, some)[0], samples[0], settings.threads, settings.isas)
+
     for attempt in range(_CONFIRM):
         floats = slower_in_integers(costs)
         chosen = static.restricted(found, floats)
         if not any(node.op in PRODUCTS for node in chosen.selection.nodes):
             return costs, floats
-        took = ratio(model, integer_model(model, chosen)[0], samples[0], settings.threads, settings.isas)
-        step()
+        took = share(chosen)
         if took <= _SCATTER:
-            return costs, floats
+            # Layers were measured alone; some gain only beside others in integers.
+            return costs, {} if floats and share(found) < min(took, 1.0) else floats
         # At first room still counts: on a busy machine a single measurement may be wrong.
         room = 0.0 if attempt else _ROOM
         costs = Costs(found.selection, costs.profile, costs.factor * took * _TIE, room)

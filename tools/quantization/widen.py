@@ -2,7 +2,7 @@
 
 Which layers lose most alone is measured first; the worst of them are then tried one by one, each by the error that the
 outputs are left with when it alone reads 16 bits. The best are kept, together, as long as products with them are no
-more than MOST_MACS of the model's multiply-adds: an int16 product takes about as long as a float one.
+more than MOST_MACS of the model's multiply-adds, and if they are worth their time together.
 
 Their ranges are wide: with 16 bits nothing needs to be cut off, and what calibration did not see has room.
 """
@@ -31,7 +31,8 @@ WIDE = "16 bits"  # the encodings' method
 MOST_MACS = 0.3
 _TRIED = 10
 _ROOM = 1.5  # how much further than what was seen the range goes
-_WORTH = 0.96  # an activation must lower the error by this share to be kept
+_WORTH = 0.96  # an activation must lower the error to this share to be kept,
+_ALL_WORTH = 0.7  # and all of them together to this one: products of 16 bits take three times as long
 
 
 def widened(
@@ -42,7 +43,7 @@ def widened(
     threads: int | None = None,
 ) -> Calibrated:
     """The calibration with some encodings of 16 bits. ratio: noise over signal of the outputs with encodings."""
-    noise = ratio(found.encodings)
+    noise = before = ratio(found.encodings)
     good = GOOD + (_UNSURE if found.samples < FEW else 0.0)
     if noise <= 10 ** (-good / 10):
         return found
@@ -61,6 +62,8 @@ def widened(
         )
         if got < _WORTH * noise:
             chosen[name], noise = wide[name], got
+    if noise > _ALL_WORTH * before:
+        return found
     return replace(found, encodings={**found.encodings, **chosen})
 
 
