@@ -18,7 +18,7 @@ from evort.runner import MAX_PLANS, Planned, Runner
 from evort.types import STORAGE, SUBBYTE_INTS, DType, Spec, dtype_of
 
 DEVICES = ("cpu", "reference")
-_MAY_STORE = frozenset({"DequantizeLinear", "If", "Loop", "Scan"})  # see evort.weights
+_STORES = frozenset({"DequantizeLinear", "If", "Loop", "Scan"})  # itself, or in a graph that it holds
 
 
 class Value:
@@ -387,12 +387,10 @@ def load(
         elif adaptive:
             from evort.adaptive import AdaptiveSession as make
         model, widened = file.model, 0
-        for node in model.graph.nodes:
-            if node.op in _MAY_STORE:
-                from evort.weights import with_floats
+        if _may_store(model.graph):
+            from evort.weights import with_floats
 
-                model, widened = with_floats(model)
-                break
+            model, widened = with_floats(model)
         session = make(
             model,
             source=os.fspath(source) if isinstance(source, str | os.PathLike) else bytes(source),
@@ -409,6 +407,14 @@ def load(
         elif adaptive:
             session.adapt(adaptive)
         return session
+
+
+def _may_store(graph: Graph) -> bool:
+    """Whether a graph, or one nested in it, may hold weights that become floats at loading, see `evort.weights`."""
+    for node in graph.nodes:
+        if node.op in _STORES and (node.op == "DequantizeLinear" or any(map(_may_store, node.subgraphs()))):
+            return True
+    return False
 
 
 def _reload(source: str | bytes, options: dict[str, Any]) -> Session:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attention_operands import SHAPES, VARIANTS, operands
 from onnx_cases import check_node, node_cases
 from support import by_reference, compiled, node_model, run_node
 
@@ -37,17 +38,6 @@ def test_a_query_without_keys_gives_zeros() -> None:
 # A score is a sum of E products of normal numbers, times 1/sqrt(E): up to about 6, with an error of some E * 2^-24 of
 # its terms' magnitudes, so a weight is off by 1e-5 of itself at most, and with it each of the weighted values.
 TOLERANCE = 3e-5
-SHAPES = [
-    (2, 4, 2, 5, 7, 3, 8, 6),
-    (1, 2, 2, 130, 300, 0, 16, 16),
-    (1, 6, 3, 1, 515, 258, 7, 33),
-    (3, 1, 1, 64, 64, 0, 4, 1),
-]
-VARIANTS = [
-    ({}, None), ({"is_causal": 1}, None), ({"scale": 0.25, "softcap": 1.5}, None), ({}, "float"), ({}, "bool"),
-    ({"is_causal": 1, "left_window_size": 2}, "bool"), ({"left_window_size": 3, "right_window_size": 1}, None),
-    ({"right_window_size": 0, "left_window_size": 2**62}, "short"), ({"is_causal": 1}, "heads"),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("heads_last", [False, True])
@@ -55,28 +45,10 @@ VARIANTS = [
 @pytest.mark.parametrize("sizes", SHAPES)
 def test_the_driver_against_the_reference(sizes, attrs, mask, heads_last) -> None:
     """Blocks of queries and of keys with rests, grouped heads, a cache, masks that broadcast."""
-    batch, heads, kv, queries, keys, past, e, ev = sizes
-    rng = np.random.default_rng(keys)
-    q, k, v, pk, pv = (
-        rng.standard_normal(s).astype(np.float32)
-        for s in ((batch, heads, queries, e), (batch, kv, keys, e), (batch, kv, keys, ev), (batch, kv, past, e),
-                  (batch, kv, past, ev))
-    )  # fmt: skip
-    if heads_last:
-        q, k, v = (x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1).copy() for x in (q, k, v))
-        attrs = {**attrs, "q_num_heads": heads, "kv_num_heads": kv}
-    total = past + keys
-    masks = {
-        None: None,
-        "float": rng.standard_normal((batch, 1, queries, total)).astype(np.float32),
-        "bool": rng.random((queries, total)) < 0.5,
-        "short": rng.random((1, 1, 1, total - 3)) < 0.7,
-        "heads": np.where(rng.random((heads, 1, total)) < 0.5, 0, -np.inf).astype(np.float32),
-    }
-    inputs = [q, k, v, masks[mask], *((pk, pv) if past else (None, None))]
+    inputs, attrs = operands(sizes, attrs, mask, heads_last)
     want = by_reference("Attention", inputs, attrs, 3)
     for got in compiled("attention.attention", "Attention", inputs, attrs, 3, threads=(1, 2)):
-        np.testing.assert_allclose(got[0], want[0], rtol=0, atol=TOLERANCE * np.abs(v).max())
+        np.testing.assert_allclose(got[0], want[0], rtol=0, atol=TOLERANCE * np.abs(inputs[2]).max())
         np.testing.assert_array_equal(got[1], want[1])
         np.testing.assert_array_equal(got[2], want[2])
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attention_operands import SHAPES, VARIANTS, operands
 from support import drivers_of, node_model, run_node
 
 from evort._kernels import core
@@ -18,17 +19,6 @@ from evort.errors import EvortError
 from evort.session import Session
 
 OP, DOMAIN = "DynamicQuantizeAttention", "evort"
-SHAPES = [
-    (2, 4, 2, 5, 7, 3, 8, 6),
-    (1, 2, 2, 130, 300, 0, 16, 16),
-    (1, 6, 3, 1, 515, 258, 7, 33),
-    (3, 1, 1, 64, 64, 0, 4, 1),
-]
-VARIANTS = [
-    ({}, None), ({"is_causal": 1}, None), ({"scale": 0.25, "softcap": 1.5}, None), ({}, "float"), ({}, "bool"),
-    ({"is_causal": 1, "left_window_size": 2}, "bool"), ({"left_window_size": 3, "right_window_size": 1}, None),
-    ({"right_window_size": 0, "left_window_size": 2**62}, "short"), ({"is_causal": 1}, "heads"),
-]  # fmt: skip
 
 
 def everywhere(inputs: list[Any], attrs: dict[str, Any], outputs: int = 1) -> list[list[np.ndarray]]:
@@ -57,29 +47,11 @@ def snr(want: np.ndarray, got: np.ndarray) -> float:
 @pytest.mark.parametrize(("attrs", "mask"), VARIANTS)
 @pytest.mark.parametrize("sizes", SHAPES)
 def test_the_driver_against_the_reference(sizes, attrs, mask, heads_last) -> None:
-    batch, heads, kv, queries, keys, past, e, ev = sizes
-    rng = np.random.default_rng(keys)
-    q, k, v, pk, pv = (
-        rng.standard_normal(s).astype(np.float32)
-        for s in ((batch, heads, queries, e), (batch, kv, keys, e), (batch, kv, keys, ev), (batch, kv, past, e),
-                  (batch, kv, past, ev))
-    )  # fmt: skip
-    if heads_last:
-        q, k, v = (x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1).copy() for x in (q, k, v))
-        attrs = {**attrs, "q_num_heads": heads, "kv_num_heads": kv}
-    total = past + keys
-    masks = {
-        None: None,
-        "float": rng.standard_normal((batch, 1, queries, total)).astype(np.float32),
-        "bool": rng.random((queries, total)) < 0.5,
-        "short": rng.random((1, 1, 1, total - 3)) < 0.7,
-        "heads": np.where(rng.random((heads, 1, total)) < 0.5, 0, -np.inf).astype(np.float32),
-    }
-    inputs = [q, k, v, masks[mask], *((pk, pv) if past else (None, None))]
+    inputs, attrs = operands(sizes, attrs, mask, heads_last)
     attrs = {**attrs, "min_queries": 0}
     want = run_node(OP, inputs, attrs, 3, DOMAIN, device="reference")
     for got in everywhere(inputs, attrs, 3):
-        np.testing.assert_allclose(got[0], want[0], rtol=0, atol=np.abs(v).max() / 255)
+        np.testing.assert_allclose(got[0], want[0], rtol=0, atol=np.abs(inputs[2]).max() / 255)
         # Few weights, if any, lie between two steps.
         assert ((got[0] - want[0]) ** 2).sum() <= 1e-7 * (want[0] ** 2).sum()
         np.testing.assert_array_equal(got[1], want[1])

@@ -67,28 +67,38 @@ def network(rng: np.random.Generator) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def quantize(folder, seed, count, skip=0, **options):
+    """(path of a network that onnxruntime quantized, `count` samples); the first `skip` are not calibrated on."""
+    rng = np.random.default_rng(seed)
+    onnx.save(network(rng), folder / "float.onnx")
+    samples = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(count)]
+    logging.disable(logging.WARNING)
+    quantization.quantize_static(
+        str(folder / "float.onnx"),
+        str(folder / "quantized.onnx"),
+        Samples(samples[skip:]),
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+        **options,
+    )
+    logging.disable(logging.NOTSET)
+    return folder / "quantized.onnx", samples
+
+
 @pytest.fixture(
     scope="module", params=[quantization.QuantType.QUInt8, quantization.QuantType.QInt8], ids=["uint8", "int8"]
 )
 def quantized(request, tmp_path_factory):
     """(path of the quantized model, samples). Weights of 7 bits: the peer's sums of wider ones may saturate."""
     folder = tmp_path_factory.mktemp("qoperator")
-    rng = np.random.default_rng(0)
-    onnx.save(network(rng), folder / "float.onnx")
-    samples = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(16)]
-    logging.disable(logging.WARNING)
-    quantization.quantize_static(
-        str(folder / "float.onnx"),
-        str(folder / "quantized.onnx"),
-        Samples(samples),
+    return quantize(
+        folder,
+        seed=0,
+        count=16,
         quant_format=quantization.QuantFormat.QOperator,
         activation_type=request.param,
-        weight_type=quantization.QuantType.QInt8,
         reduce_range=True,
-        per_channel=True,
     )
-    logging.disable(logging.NOTSET)
-    return folder / "quantized.onnx", samples
 
 
 def test_the_whole_model_is_equal_within_one_step(quantized):
@@ -149,21 +159,15 @@ def test_each_operator_is_equal_within_one_step(quantized):
 def test_each_operator_between_pairs_is_equal_within_one_step(tmp_path):
     """The same of the QDQ form; `benchmarks/quantized_nodes.py` does so for real models. Weights of 8 bits, as the peer
     runs these in float."""
-    rng = np.random.default_rng(1)
-    onnx.save(network(rng), tmp_path / "float.onnx")
-    samples = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(8)]
-    logging.disable(logging.WARNING)
-    quantization.quantize_static(
-        str(tmp_path / "float.onnx"),
-        str(tmp_path / "quantized.onnx"),
-        Samples(samples[1:]),
+    path, samples = quantize(
+        tmp_path,
+        seed=1,
+        count=8,
+        skip=1,
         quant_format=quantization.QuantFormat.QDQ,
         activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
     )
-    logging.disable(logging.NOTSET)
-    found = quantized_nodes.outcomes(onnx.load(tmp_path / "quantized.onnx"), samples[0])
+    found = quantized_nodes.outcomes(onnx.load(path), samples[0])
     operators = {outcome.operators for outcome in found}
     assert {"Conv", "MaxPool", "Add", "Mul", "Sigmoid", "Concat", "AveragePool", "Gemm", "Softmax"} <= operators
     bad = [outcome for outcome in found if not outcome.good or outcome.floats]

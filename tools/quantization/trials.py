@@ -78,7 +78,8 @@ def rank(
 def _in_turns(places: list[int], lost: Mapping[int, Any], count: int) -> list[int]:
     """The worst place, one of the evenly spread rest, the next worst, and so on."""
     hardest = sorted(places, key=lambda place: -lost[place])
-    rest = [place for place in places if place not in set(hardest[: -(-count // 2)])]
+    first = set(hardest[: -(-count // 2)])
+    rest = [place for place in places if place not in first]
     spread = [rest[i * len(rest) // max(1, count // 2)] for i in range(min(len(rest), count // 2))]
     taken: dict[int, None] = {}
     for i in range(len(places)):
