@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -24,3 +25,14 @@ def test_operator_index_is_complete():
 
     own = {key for key, op in registered().items() if type(op).__module__.startswith("evort.ops.")}
     assert own == set(index())
+
+
+def test_documents_name_files_that_exist():
+    """Links of the documents, and paths from the top of the tree in their text."""
+    missing = []
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        text = page.read_text()
+        links = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)[^):]*\)", text)]
+        paths = [ROOT / path for path in re.findall(r"`((?:evort|tools|tests|benchmarks|examples)/[\w/.]+)`", text)]
+        missing += [f"{page.name}: {path}" for path in (*links, *paths) if not path.exists()]
+    assert not missing

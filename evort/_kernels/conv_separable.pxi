@@ -118,7 +118,7 @@ cdef void separable_strips(void *ctx, int64_t begin, int64_t end, int32_t worker
                 fresh = kept_top
                 for i in range(job.hidden):
                     to = hidden + i * job.plane
-                    memcpy(to, to + (low - kept_low) * d.w, <size_t> (4 * (fresh - low) * d.w))
+                    memmove(to, to + (low - kept_low) * d.w, <size_t> (4 * (fresh - low) * d.w))
             kept_image, kept_low, kept_top = image, low, top
             gemm_init(&g, job.hidden, (top - fresh) * d.w, job.c, operand(c, 1), job.c, x + (fresh - low) * d.w, inside,
                       hidden + (fresh - low) * d.w, job.plane)
