@@ -214,9 +214,11 @@ class Mnn(Engine):
     def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
         file = onnx_file.with_suffix(".mnn")
         if not file.exists():
-            tool = shutil.which("mnnconvert", path=str(Path(sys.executable).parent)) or "mnnconvert"
+            # MNN's own command would install a package of its log service into this environment first.
+            convert = "import sys, _tools; _tools.mnnconvert(sys.argv)"
+            names = ["--modelFile", onnx_file, "--MNNModel", file]
             subprocess.run(
-                [tool, "-f", "ONNX", "--modelFile", onnx_file, "--MNNModel", file, "--bizCode", "evort"],
+                [sys.executable, "-c", convert, "-f", "ONNX", *names, "--bizCode", "evort"],
                 check=True,
                 capture_output=True,
                 timeout=300,
