@@ -1,6 +1,8 @@
 """The quantized matrix product against int64 NumPy, and its epilogue against float32 NumPy, bit for bit: every
 instruction set, one and two threads, extremes of all types."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,9 +41,6 @@ cdef const void *at(x) except? NULL:
 
 AXIS = {None: EV_BIAS_NONE, "row": EV_BIAS_ROW, "column": EV_BIAS_COLUMN}
 
-def scratch_bytes(int64_t count, int64_t m, int64_t n, int64_t k, int threads, bint packs, bint wide):
-    return qgemm_scratch(count, m, n, k, threads, packs, wide)
-
 def product(dict o, int threads=1):
     cdef ev_qgemm g
     cdef Panels w
@@ -79,13 +78,16 @@ def product(dict o, int threads=1):
         sb = b.strides[0] // b.itemsize if b.ndim == 3 else 0
         sc = c.strides[0] // c.itemsize
     wide = 5 in types[:2] or 5 in o["as_types"]
-    need = qgemm_scratch(count, m, n, k, threads, g.pack != NULL, wide)
+    as_it_lies = types[1] in (2, 3) and (g.b.rs == 1 or g.b.cs == 1)
+    need = qgemm_scratch(count, m, n, k, threads, g.pack != NULL, wide, as_it_lies)
     memory = o["memory"](need)
     g.threads, g.scratch = threads, <void *> at(memory)
     with nogil:
         qgemm_batch(&g, count, sa, sb, sc)
+    assert (memory[need:] == 0x5A).all(), "written past the scratch memory"
 """
 
+BYTES = (np.int8, np.uint8)
 TYPE = {np.dtype(x): i for x, i in ((np.float32, 1), (np.uint8, 2), (np.int8, 3), (np.int16, 5), (np.int32, 6))}
 
 
@@ -430,9 +432,9 @@ def test_one_row_or_column(client, shape):
     """Beyond the blocks in which vectors are taken."""
     m, n, k = shape
     rng = np.random.default_rng(0)
-    for order in (0, 1):
-        a, b = array(rng, np.int8, (m, k), False, order), array(rng, np.uint8, (k, n), False, order)
-        b_zero, a_zero = array(rng, np.uint8, (n,), False), array(rng, np.int8, (m,), False)
+    for order, extreme, (of_a, of_b) in itertools.product((0, 1), (False, True), itertools.product(BYTES, BYTES)):
+        a, b = array(rng, of_a, (m, k), extreme, order), array(rng, of_b, (k, n), extreme, order)
+        a_zero, b_zero = array(rng, of_a, (m,), extreme), array(rng, of_b, (n,), extreme)
         o = defaults(a, b, np.zeros((m, n), np.int32), a_zero=a_zero, b_zero=b_zero)
         want = (a.astype(int) - a_zero.astype(int)[:, None]) @ (b.astype(int) - b_zero.astype(int))
         np.testing.assert_array_equal(every_way(client, o), want)

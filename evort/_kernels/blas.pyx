@@ -190,7 +190,7 @@ cdef int igemm(int64_t m, int64_t n, int64_t k, int32_t alpha, const void *a, in
     g.ldc, g.q.alpha, g.q.beta = ldc, alpha, beta
     g.weights_in_b = b_signed and not a_signed
     g.threads = threads if threads > 1 else 1
-    if posix_memalign(&scratch, 64, qgemm_scratch(1, m, n, k, g.threads, False, False) + 64) != 0:
+    if posix_memalign(&scratch, 64, qgemm_scratch(1, m, n, k, g.threads, False, False, False) + 64) != 0:
         return -1
     g.scratch = scratch
     qgemm(&g)

@@ -85,7 +85,7 @@ cdef inline const void *operand(const ev_call *c, int64_t i) noexcept nogil:
 def matmul_scratch(int64_t m, int64_t n, int64_t k, int64_t bits, int32_t threads) -> int:
     """Scratch bytes of matmul."""
     return (range_scratch(threads) + round64(m * k * size_of(bits))
-            + qgemm_scratch(1, m, n, k, threads, False, bits == 16))
+            + qgemm_scratch(1, m, n, k, threads, False, bits == 16, True))
 
 
 cdef int matmul(const ev_call *c) noexcept nogil:

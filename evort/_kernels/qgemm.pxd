@@ -55,9 +55,10 @@ ctypedef struct ev_qgemm:
 cdef void qgemm_init(ev_qgemm *g, int64_t m, int64_t n, int64_t k, const void *a, int32_t a_type, const void *b,
                      int32_t b_type, void *c, int32_t c_type) noexcept nogil
 
-# Scratch bytes for any strides, types and epilogue. packs: with a pack function; wide: with an int16 operand.
-cdef int64_t qgemm_scratch(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs,
-                           bint wide) noexcept nogil
+# Scratch bytes for any strides, types and epilogue. packs: with a pack function; wide: with an int16 operand; as_it_lies:
+# B has 8 bits and a stride of 1, so that a product of one row reads it where it lies, and takes little.
+cdef int64_t qgemm_scratch(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs, bint wide,
+                           bint as_it_lies) noexcept nogil
 cdef void qgemm(const ev_qgemm *g) noexcept nogil
 
 # `count` products of one shape; a, b and c (with a residual, which is laid out like c) move on by the strides, in

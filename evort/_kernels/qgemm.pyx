@@ -122,20 +122,23 @@ cdef int64_t plan_bytes(int64_t count, int64_t m, int64_t n, int64_t k, int32_t 
     return plan.slot * min(<int64_t> threads, count * plan.parts_m * plan.parts_n)
 
 
-cdef int64_t qgemm_scratch(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs,
-                           bint wide) noexcept nogil:
+cdef int64_t qgemm_scratch(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint packs, bint wide,
+                           bint as_it_lies) noexcept nogil:
     cdef int64_t bytes
     if m <= 0 or n <= 0 or count <= 0:
         return 0
     if wide:
         return plan_bytes(count, m, n, k, threads, packs, WIDE)
+    if as_it_lies and m == 1:
+        return threads * vector_slot(m, n, k)
     bytes = max(plan_bytes(count, m, n, k, threads, packs, PAIRS), plan_bytes(count, m, n, k, threads, packs, QUADS))
-    return bytes if m > 1 and n > 1 else max(bytes, threads * vector_slot(k))
+    return bytes if m > 1 and n > 1 else max(bytes, threads * vector_slot(m, n, k))
 
 
-cdef inline int64_t vector_slot(int64_t k) noexcept nogil:
-    """Scratch bytes of a thread for one row or column: int16 of it, sums, and sums as a column of rows."""
-    return up_to(2 * min(k, <int64_t> VECTOR_K), 64) + 4 * VECTOR_N + 4 * EV_QMC * EV_QNR
+cdef inline int64_t vector_slot(int64_t m, int64_t n, int64_t k) noexcept nogil:
+    """Scratch bytes of a thread for one row or column: int16 of it, sums, and of a column sums as rows."""
+    return (up_to(2 * min(k, <int64_t> VECTOR_K), 64) + 4 * up_to(min(max(m, n), <int64_t> VECTOR_N), EV_QNR)
+            + (0 if m == 1 else 4 * EV_QMC * EV_QNR))
 
 
 cdef inline bint is_bytes(const ev_qoperand *x) noexcept nogil:
@@ -196,7 +199,7 @@ cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
         i = item % per_matrix // plan.parts_n * plan.step_m
         j = item % plan.parts_n * plan.step_n
         if job.method >= ROW:
-            vector_share(job.method, &g, i, i + plan.step_m, <char *> g.scratch + worker * vector_slot(g.k))
+            vector_share(job.method, &g, i, i + plan.step_m, <char *> g.scratch + worker * vector_slot(g.m, g.n, g.k))
         elif job.method == QUADS:
             quad_share(plan, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n),
                        <char *> g.scratch + worker * plan.slot)
@@ -397,9 +400,10 @@ cdef void vector_share(Method method, const ev_qgemm *g, int64_t begin, int64_t 
     cdef int64_t length = g.n if by_row else g.m, j0, j, nb, p0, kb, p, mb
     cdef int16_t *x = <int16_t *> scratch
     cdef int32_t *sums = <int32_t *> (scratch + up_to(2 * min(g.k, <int64_t> VECTOR_K), 64))
-    cdef int32_t *rows = sums + VECTOR_N
+    cdef int32_t *rows = sums + up_to(min(length, <int64_t> VECTOR_N), EV_QNR)
     cdef const uint8_t *at
     cdef int32_t total
+    cdef bint shifted = w.zero != NULL and (w.zero_step != 0 or zero_point(w, 0) != 0)
     cdef ev_sums s
     memset(&s, 0, sizeof(s))
     s.c, s.ldc, s.m, s.n = g.c, g.ldc, 1, 1
@@ -414,7 +418,7 @@ cdef void vector_share(Method method, const ev_qgemm *g, int64_t begin, int64_t 
         while p0 < g.k:
             kb = min(<int64_t> VECTOR_K, g.k - p0)
             K.qrows(&v, 0, 1, p0, kb, x)
-            for p in range(kb if w.zero != NULL else 0):
+            for p in range(kb if shifted else 0):
                 total += x[p]
             at = <const uint8_t *> w.data + p0 * ks + j0 * js
             if ks == 1:
@@ -422,7 +426,7 @@ cdef void vector_share(Method method, const ev_qgemm *g, int64_t begin, int64_t 
             else:
                 K.qaxpy(nb, kb, x, at, ks, w.type == EV_INT8, sums)
             p0 += kb
-        for j in range(nb if w.zero != NULL else 0):
+        for j in range(nb if shifted else 0):
             sums[j] -= zero_point(w, j0 + j) * total
         j = 0
         while j < nb:

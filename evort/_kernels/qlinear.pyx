@@ -41,9 +41,10 @@ cdef inline int64_t item(int32_t dtype) noexcept nogil:
     return 4 if dtype in (EV_FLOAT, EV_INT32) else 1 if dtype in (EV_UINT8, EV_INT8) else 2
 
 
-def product_scratch(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint wide) -> int:
-    """Scratch bytes of `product`: `count` products [m, k] x [k, n] at a time; wide: with an int16 operand."""
-    return qgemm_scratch(count, m, n, k, threads, False, wide)
+def product_scratch(int64_t count, int64_t m, int64_t n, int64_t k, int32_t threads, bint wide, bint whole) -> int:
+    """Scratch bytes of `product`: `count` products [m, k] x [k, n] at a time; wide: with an int16 operand; whole: B has
+    integers in memory."""
+    return qgemm_scratch(count, m, n, k, threads, False, wide, whole)
 
 
 cdef int product(const ev_call *c) noexcept nogil:

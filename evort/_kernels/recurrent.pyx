@@ -70,8 +70,8 @@ cdef int64_t lay_out(Scratch *s, char *base, const Sizes *z, int32_t threads) no
     s.turned = take(&at, z.hidden * width) if z.batch > 1 and z.steps > 2 and not z.whole else NULL
     s.gemm = at
     if z.whole:
-        at += max(qgemm_scratch(1, z.steps * z.batch, width, z.inputs, threads, False, False),
-                  qgemm_scratch(1, z.batch, width, z.hidden, threads, False, False))
+        at += max(qgemm_scratch(1, z.steps * z.batch, width, z.inputs, threads, False, False, True),
+                  qgemm_scratch(1, z.batch, width, z.hidden, threads, False, False, True))
         at = base + (at - base + 63) // 64 * 64
         s.range = at
         return at + range_scratch(threads) - base

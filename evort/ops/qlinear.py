@@ -196,7 +196,8 @@ class _Product(Op):
             c["presum"] if "presum" in self.attrs else 0, *(v for axis in layout.batch for v in axis),
         )  # fmt: skip
         count = layout.batch[-1][0] if layout.batch else 1
-        scratch = product_scratch(count, layout.m, layout.n, layout.k, c.threads, DType.INT16 in types)
+        whole = self._spec(c, _B).dtype != DType.FLOAT
+        scratch = product_scratch(count, layout.m, layout.n, layout.k, c.threads, DType.INT16 in types, whole)
         return Kernel("qlinear.product", ints, (*reals, self._alpha(c)), scratch)
 
     def _bind_sparse(self, c: Call, types: list[DType], steps: list[int], bias_axis: int) -> Kernel | None:

@@ -62,6 +62,26 @@ static inline __attribute__((always_inline)) __m512i EV_FN(q_wide)(__m256i v, co
     return is_signed ? _mm512_cvtepi8_epi16(v) : _mm512_cvtepu8_epi16(v);
 }
 
+/* sums[i*inc] += the sum of the lanes of acc[i], for n of eight. */
+static inline __attribute__((always_inline)) void EV_FN(q_add_lanes)(const __m512i *acc, int64_t n, int32_t *sums, int64_t inc)
+{
+    __m256i h[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        h[i] = _mm256_add_epi32(_mm512_castsi512_si256(acc[i]), _mm512_extracti64x4_epi64(acc[i], 1));
+    const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(h[0], h[1]), _mm256_hadd_epi32(h[2], h[3]));
+    const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(h[4], h[5]), _mm256_hadd_epi32(h[6], h[7]));
+    const __m256i total = _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    if (inc == 1) {
+        const __mmask8 there = (__mmask8)(n >= 8 ? 0xff : (1u << n) - 1);
+        _mm256_mask_storeu_epi32(sums, there, _mm256_add_epi32(total, _mm256_maskz_loadu_epi32(there, sums)));
+    } else {
+        int32_t t[8];
+        _mm256_storeu_si256((__m256i *)t, total);
+        for (int64_t i = 0; i < 8 && i < n; i++) sums[i * inc] += t[i];
+    }
+}
+
 /* Eight rows of W at a time; their sums are added up across the lanes together. */
 static inline __attribute__((always_inline)) void EV_FN(q_dot_rows)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w,
                                                                     int64_t ld, const int is_signed, int32_t *sums, int64_t inc)
@@ -70,43 +90,65 @@ static inline __attribute__((always_inline)) void EV_FN(q_dot_rows)(int64_t n, i
         const uint8_t *r[8];
         __m512i acc[8];
         for (int i = 0; i < 8; i++) r[i] = w + (j + i < n ? i : 0) * ld, acc[i] = _mm512_setzero_si512();
-        int64_t p = 0;
-        for (; p + 32 <= k; p += 32) {
-            const __m512i v = _mm512_loadu_si512(x + p);
+        for (int64_t p = 0; p < k; p += 32) {
+            const __mmask32 there = k - p >= 32 ? ~0u : (1u << (k - p)) - 1;
+            const __m512i v = _mm512_maskz_loadu_epi16(there, x + p);
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++)
-                acc[i] = _mm512_dpwssd_epi32(acc[i], v, EV_FN(q_wide)(_mm256_loadu_si256((const __m256i *)(r[i] + p)), is_signed));
+                acc[i] = _mm512_dpwssd_epi32(acc[i], v, EV_FN(q_wide)(_mm256_maskz_loadu_epi8(there, r[i] + p), is_signed));
         }
-        if (p < k) {
-            const __mmask32 left = (__mmask32)((1ull << (k - p)) - 1);
-            const __m512i v = _mm512_maskz_loadu_epi16(left, x + p);
+        EV_FN(q_add_lanes)(acc, n - j, sums + j * inc, inc);
+    }
+}
+
+/* The same of int8, by vpdpbusd, where x + less are bytes: what is less, times the sum of each row, is taken off. */
+static inline __attribute__((always_inline)) void EV_FN(q_dot_bytes)(int64_t n, int64_t k, const uint8_t *x, const int less,
+                                                                     const uint8_t *w, int64_t ld, int32_t *sums, int64_t inc)
+{
+    const __m512i ones = _mm512_set1_epi8(1), minus = _mm512_set1_epi32(-less);
+    for (int64_t j = 0; j < n; j += 8, w += 8 * ld) {
+        const uint8_t *r[8];
+        __m512i acc[8], all[8];
+        for (int i = 0; i < 8; i++) r[i] = w + (j + i < n ? i : 0) * ld, acc[i] = all[i] = _mm512_setzero_si512();
+        for (int64_t p = 0; p < k; p += 64) {
+            const __mmask64 there = k - p >= 64 ? ~0ull : (1ull << (k - p)) - 1;
+            const __m512i v = _mm512_maskz_loadu_epi8(there, x + p);
 #pragma GCC unroll 8
-            for (int i = 0; i < 8; i++)
-                acc[i] = _mm512_dpwssd_epi32(acc[i], v, EV_FN(q_wide)(_mm256_maskz_loadu_epi8(left, r[i] + p), is_signed));
+            for (int i = 0; i < 8; i++) {
+                const __m512i row = _mm512_maskz_loadu_epi8(there, r[i] + p);
+                acc[i] = _mm512_dpbusd_epi32(acc[i], v, row);
+                if (less) all[i] = _mm512_dpbusd_epi32(all[i], ones, row);
+            }
         }
-        __m256i h[8];
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)
-            h[i] = _mm256_add_epi32(_mm512_castsi512_si256(acc[i]), _mm512_extracti64x4_epi64(acc[i], 1));
-        const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(h[0], h[1]), _mm256_hadd_epi32(h[2], h[3]));
-        const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(h[4], h[5]), _mm256_hadd_epi32(h[6], h[7]));
-        const __m256i total = _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
-        if (inc == 1) {
-            const __mmask8 there = (__mmask8)(n - j >= 8 ? 0xff : (1u << (n - j)) - 1);
-            _mm256_mask_storeu_epi32(sums + j, there, _mm256_add_epi32(total, _mm256_maskz_loadu_epi32(there, sums + j)));
-        } else {
-            int32_t t[8];
-            _mm256_storeu_si256((__m256i *)t, total);
-            for (int64_t i = 0; i < 8 && j + i < n; i++) sums[(j + i) * inc] += t[i];
-        }
+        for (int i = 0; less && i < 8; i++) acc[i] = _mm512_add_epi32(acc[i], _mm512_mullo_epi32(all[i], minus));
+        EV_FN(q_add_lanes)(acc, n - j, sums + j * inc, inc);
     }
 }
 
 static void EV_FN(qdot)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed, int32_t *sums,
                         int64_t inc)
 {
-    if (is_signed) EV_FN(q_dot_rows)(n, k, x, w, ld, 1, sums, inc);
-    else EV_FN(q_dot_rows)(n, k, x, w, ld, 0, sums, inc);
+    enum { BLOCK = 1024 };
+    uint8_t bytes[BLOCK];
+    if (!is_signed) {
+        EV_FN(q_dot_rows)(n, k, x, w, ld, 0, sums, inc);
+        return;
+    }
+    for (int64_t p = 0; p < k; p += BLOCK, x += BLOCK, w += BLOCK) {
+        const int64_t some = k - p < BLOCK ? k - p : BLOCK;
+        int least = 0, most = 0;
+        for (int64_t i = 0; i < some; i++) {
+            least = x[i] < least ? x[i] : least;
+            most = x[i] > most ? x[i] : most;
+        }
+        if (most - least > 255) { /* no 8 bits less a zero point are that far apart, but x may be any */
+            EV_FN(q_dot_rows)(n, some, x, w, ld, 1, sums, inc);
+            continue;
+        }
+        for (int64_t i = 0; i < some; i++) bytes[i] = (uint8_t)(x[i] - least);
+        if (least == 0) EV_FN(q_dot_bytes)(n, some, bytes, 0, w, ld, sums, inc);
+        else EV_FN(q_dot_bytes)(n, some, bytes, -least, w, ld, sums, inc);
+    }
 }
 
 /* Sixteen columns of two rows of W at a time, up to four times: sums stay in registers over all rows. */
