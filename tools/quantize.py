@@ -26,7 +26,6 @@ import math
 import os
 import sys
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -218,7 +217,7 @@ _TOO_FEW = "8 bits are too few for what it reads, and 16 take longer than float3
 _REPORTED = 8  # samples on which layers are compared
 _CALIBRATION, _HELD_OUT, _SAMPLES = "calibration samples", "samples held out from calibration", "samples"
 _HELD_FROM = 32  # samples of which some are held out
-_JUDGES = 64  # samples at most on which the result is measured
+_JUDGES = 64  # samples at most on which the result is measured, fewer of a large model
 
 
 def _calibration(calib: Any, model: Model, options: Options) -> Calibration:
@@ -429,7 +428,7 @@ def _measured(real: Model, model: Model, data: Calibration, threads: int | None,
         errors, count = output_errors(model, samples, expected_outputs(real, samples, threads), threads), len(samples)
     else:
         found = Comparison(real, with_floats(model)[0], threads)
-        for feeds in islice(data, _JUDGES):
+        for feeds in data.some(min(_JUDGES, trials.run_count(real, data))):
             found.add(feeds)
             step()
         errors, count, worst = found.errors, found.samples, found.worst

@@ -157,6 +157,14 @@ def test_samples_held_out_are_those_of_one_data_set(graph):
     assert np.array_equal(held.head(4)[0]["x"], X[2][None]) and len(held.head(4)) == 1
 
 
+def test_some_samples_are_spread_evenly(graph):
+    data = open_calibration(X, graph)
+    few = data.some(3)
+    assert len(few) == 3 and data.some(len(X)) is data
+    for sample, place in zip(few, data.spread(3), strict=True):
+        assert np.array_equal(sample["x"], X[place][None])
+
+
 def test_the_order_says_what_is_tried_first(graph):
     data = open_calibration(X, graph)
     data.order = [4, 1, 0]

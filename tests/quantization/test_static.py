@@ -17,6 +17,8 @@ from evort.session import Session
 from evort.types import DType
 from evort_tools.convert import convert_model
 from evort_tools.passes.fitting import shapes_of
+from evort_tools.quantization import auto
+from evort_tools.quantization.capture import Capture
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import open_calibration
 from evort_tools.quantization.integers import integer_model
@@ -275,3 +277,42 @@ def test_an_output_that_is_another_output_seen_in_another_shape():
     result = evort_tools.quantize(onnx, calib={"x": x}, prefer="size")
     got = Session(result.model).run({"x": x[:1]})
     assert result.integer_nodes and got["flat"].tobytes() == got["y"].tobytes()
+
+
+def test_a_model_in_stages_gives_what_it_gives_as_a_whole():
+    """Tensors that later stages read, residuals among them, are handed on."""
+    model = convert_model(branches())
+    graph = model.graph
+    x = samples(1, 3, 8, 8)[0]
+    names = [o for n in graph.nodes for o in n.outputs]
+    whole = Capture(model, names)
+    want = whole.run({"x": x})
+    assert len(whole._stages) == 1
+    for limit in (1, 1500, 3000):
+        parts = Capture(model, names, limit=limit)
+        got = parts.run({"x": x})
+        assert len(parts._stages) > 1 and got.keys() == want.keys()
+        assert sorted(n.outputs[0] for s in parts._stages for n in s.session.model.graph.nodes) == sorted(
+            n.outputs[0] for n in graph.nodes
+        )  # each node runs once
+        for name in names:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-6)
+    groups = [["x", names[-1]], [names[0]], [names[0], names[1]]]
+    found = dict(Capture(model, {n for g in groups for n in g}, limit=1).together({"x": x}, groups))
+    assert {i: set(v) for i, v in found.items()} == {i: set(g) for i, g in enumerate(groups)}
+    np.testing.assert_array_equal(found[0]["x"], x)
+
+
+def test_a_window_of_a_large_image_tells_the_ranges_that_the_whole_tells(monkeypatch):
+    """Of operators that look at neighbours alone; others are given all that they read."""
+    model = convert_model(branches())
+    data = open_calibration(samples(3, 8, 8), model.graph)
+    whole = calibrate(model, data, Settings())
+    monkeypatch.setattr(auto, "_WINDOW", 64)
+    monkeypatch.setattr(auto, "_SIDE", 3)
+    seen = []
+    window = auto.Probe.window
+    monkeypatch.setattr(auto.Probe, "window", lambda *a: seen.append(window(*a)) or seen[-1])
+    part = calibrate(model, data, Settings())
+    assert {v.shape[2:] for given in seen for v in given.values()} >= {(5, 5), (3, 3)}
+    assert sqnr(model, part, data)["y"] > sqnr(model, whole, data)["y"] - 1.0

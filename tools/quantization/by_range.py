@@ -9,7 +9,7 @@ that calibration has not seen, and where values seldom reach far, steps are fine
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -63,7 +63,8 @@ def products_by_range(
     """The first outputs of the products that read and give float32 among what is in integers, and whose results on
     samples are about as good with the range of each run as with the calibrated one, or better."""
     selection = found.selection
-    writer, chosen = selection.writer, []
+    writer, probes = selection.writer, dict[str, Probe]()
+    weights = {name: found.encodings[name] for name in selection.weights}
     macs = multiply_adds(model, samples[0])
     sizes = {name: spec.size for name, spec in specs_of(model.graph, samples[0]).items()}
     known = {node.outputs[0] for node in _dynamic(model, is_product).graph.nodes if node.domain}
@@ -76,27 +77,27 @@ def products_by_range(
             continue
         if macs.get(y, 0) < max(_LEAST_WORK, _LEAST_USE * sizes.get(x, math.inf)):
             continue
-        calibrated, of_run = _errors(model, found, node, samples, threads)
-        if of_run.ratio <= _AS_GOOD * calibrated.ratio:
-            chosen.append(y)
-    return chosen
+        probes[y] = Probe(model, selection, node, weights, threads)
+    errors = _errors(model, found, probes, samples, threads)
+    return [y for y, (calibrated, of_run) in errors.items() if of_run.ratio <= _AS_GOOD * calibrated.ratio]
 
 
 def _errors(
-    model: Model, found: Calibrated, node: Node, samples: Sequence[Sample], threads: int | None
-) -> tuple[Error, Error]:
-    """The error of a product's result with its calibrated range, and with that of each sample."""
-    weights = {name: found.encodings[name] for name in found.selection.weights}
-    probe = Probe(model, found.selection, node, weights, threads)
-    capture = Capture(model, probe.inputs, threads)
-    x, encoding = node.inputs[0], found.encodings[node.inputs[0]]
-    errors = Error(), Error()
-    for feeds in samples:
-        given = capture.run(feeds)
-        own = Encoding.of_range(min(0.0, given[x].min()), max(0.0, given[x].max()), DType.UINT8)
-        expected = probe.run(given)
-        for error, e in zip(errors, (encoding, own), strict=True):
-            error.add(expected, probe.run({**given, x: e.fake(given[x])}))
+    model: Model, found: Calibrated, probes: Mapping[str, Probe], samples: Sequence[Sample], threads: int | None
+) -> dict[str, tuple[Error, Error]]:
+    """The errors of products' results with their calibrated ranges, and with those of each sample."""
+    errors = {name: (Error(), Error()) for name in probes}
+    groups = [probe.inputs for probe in probes.values()]
+    capture = Capture(model, (name for group in groups for name in group), threads)
+    for number, feeds in enumerate(samples if probes else ()):
+        for place, values in capture.together(feeds, groups):
+            name, probe = list(probes.items())[place]
+            x = values[probe.x]
+            own = Encoding.of_range(min(0.0, x.min()), max(0.0, x.max()), DType.UINT8)
+            given = probe.window(values, number)
+            expected = probe.run(given)
+            for error, encoding in zip(errors[name], (found.encodings[probe.x], own), strict=True):
+                error.add(expected, probe.run({**given, probe.x: encoding.fake(given[probe.x])}))
     return errors
 
 

@@ -118,14 +118,19 @@ class Calibration:
 
     def split(self, every: int) -> tuple[Calibration, Calibration]:
         """(all samples but each `every`-th, these), for data of `every` samples or more."""
-        parts = []
-        for held in (False, True):
-            part = Calibration(Graph(""), self._start, None, self._limit)
-            part.inputs = self.inputs
-            part._part = lambda number, held=held: (number % every == every - 1) == held
-            part.count = sum(map(part._part, range(len(self))))
-            parts.append(part)
-        return parts[0], parts[1]
+        held = {place for place in range(len(self)) if place % every == every - 1}
+        return self._view(set(range(len(self))) - held), self._view(held)
+
+    def some(self, most: int) -> Calibration:
+        """Up to `most` samples, evenly spread; the data itself where that is all."""
+        return self if len(self) <= most else self._view(set(self.spread(most)))
+
+    def _view(self, places: set[int]) -> Calibration:
+        """The samples at some places."""
+        view = Calibration(Graph(""), self.__iter__, len(places))
+        view.inputs = self.inputs
+        view._part = places.__contains__
+        return view
 
     def spread(self, most: int) -> list[int]:
         """The places of up to `most` samples: evenly spread over all where their number is known, else the first."""

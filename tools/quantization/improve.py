@@ -96,7 +96,7 @@ def quantize(
     steps = [
         ("equalize", helpers.equalize, lambda m, f: _equalized(m, data, again(f), progress)),
         ("smooth", helpers.smooth, lambda m, f: _smoothed(m, data, again(f), helpers.smooth_alpha, progress)),
-        ("int16", helpers.int16, lambda m, f: (m, _widened(m, f, trial, settings))),
+        ("int16", helpers.int16, lambda m, f: _widened(m, f, trial, settings, progress)),
         ("clip", helpers.clip, lambda m, f: (m, clipped(m, f))),
         ("adaround", helpers.adaround, lambda m, f: _rounded(m, f, trial.fitting, settings, progress)),
         ("bias", helpers.bias, lambda m, f: _corrected(m, f, trial.fitting, settings, progress)),
@@ -118,9 +118,14 @@ def quantize(
     for name, switch, make in steps:
         if switch == "off" or (switch == "auto" and name in ("equalize", "adaround") and large):
             continue
-        changed, other = make(model, found)
+        made = make(model, found)
+        if made is None:
+            continue
+        changed, other = made
         got = trial.ratio(changed, other.encodings)
         if switch == "on" or got < _WORTH * ratio:
+            if other.samples < found.samples:
+                other = static.calibrate(changed, data, again(found), progress)
             other.ratios = other.ratios or found.ratios
             model, found, ratio = changed, other, got
             kept[name] = got
@@ -128,18 +133,23 @@ def quantize(
     return model, replace(found, plain=plain), kept
 
 
-def _equalized(model: Model, data: Calibration, settings: Settings, progress: Progress) -> tuple[Model, Calibrated]:
+def _equalized(
+    model: Model, data: Calibration, settings: Settings, progress: Progress
+) -> tuple[Model, Calibrated] | None:
     changed = copy_model(model)
-    equalize.equalize(changed.graph)
-    return changed, static.calibrate(changed, data, settings, progress)
+    if not equalize.equalize(changed.graph):
+        return None
+    return changed, static.calibrate(changed, data, settings, progress, trial=True)
 
 
 def _smoothed(
     model: Model, data: Calibration, settings: Settings, alpha: float, progress: Progress
-) -> tuple[Model, Calibrated]:
+) -> tuple[Model, Calibrated] | None:
     changed = copy_model(model)
-    smooth.smooth(changed, data, alpha, settings.threads, progress("finding the range of channels", data.count))
-    return changed, static.calibrate(changed, data, settings, progress)
+    step = progress("finding the range of channels", data.count)
+    if not smooth.smooth(changed, data, alpha, settings.threads, step):
+        return None
+    return changed, static.calibrate(changed, data, settings, progress, trial=True)
 
 
 def restored(model: Model, found: Calibrated) -> Model:
@@ -161,8 +171,17 @@ def restored(model: Model, found: Calibrated) -> Model:
     return changed
 
 
-def _widened(model: Model, found: Calibrated, trial: Trial, settings: Settings) -> Calibrated:
-    return widen.widened(model, found, lambda e: trial.ratio(model, e), trial.samples[0], settings.threads)
+def _widened(
+    model: Model, found: Calibrated, trial: Trial, settings: Settings, progress: Progress
+) -> tuple[Model, Calibrated] | None:
+    step = progress("trying 16 bits", None)
+
+    def ratio(encodings: Mapping[str, Encoding]) -> float:
+        step()
+        return trial.ratio(model, encodings)
+
+    wide = widen.widened(model, found, ratio, trial.samples[0], settings.threads)
+    return None if wide is found else (model, wide)
 
 
 def with_encodings(found: Calibrated, encodings: Mapping[str, Encoding]) -> Calibrated:

@@ -42,6 +42,7 @@ VERSION = 1
 BESIDE = "int8_beside_float"  # an integer layer whose neighbours are float, where those of "int8" are integers
 _SECONDS = 1.0  # to measure all variants of a model
 _FEWEST, _MOST = 7, 400
+_LEAST, _LONG = 3, 8.0  # runs, where _FEWEST take longer than so many times the seconds
 # Models with more bytes of weights are measured one after the other, not in turns: fewer of them are held at once.
 _LARGE = 1 << 25
 
@@ -243,13 +244,13 @@ def _ratio(first: Model, second: Model, feeds: Mapping[str, Any], threads: int |
         sessions = {i: Session((first, second)[i], threads=threads or 1) for i in turn}
         for session in sessions.values():
             session.run(dict(feeds))
-        end = time.perf_counter() + _SECONDS / 2
+        begin = time.perf_counter()
         for count in range(100 * _MOST):
             for i, session in sessions.items():
                 start = time.perf_counter_ns()
                 session.run(dict(feeds))
                 best[i] = min(best[i], time.perf_counter_ns() - start)
-            if count + 1 >= _FEWEST and time.perf_counter() > end:
+            if _enough(count + 1, time.perf_counter() - begin, _SECONDS / 2):
                 break
     return best[1] / best[0]
 
@@ -276,7 +277,7 @@ def _run(graph: Graph, sessions: Mapping[str, Session], feeds: Mapping[str, Any]
     best: dict[str, Times] = {name: {} for name in sessions}
     for session in sessions.values():
         session.run(dict(feeds))
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
     for count in range(_MOST if sessions else 0):
         for name, session in sessions.items():
             spent: Times = {}
@@ -287,9 +288,14 @@ def _run(graph: Graph, sessions: Mapping[str, Session], feeds: Mapping[str, Any]
                         spent[layer] = spent.get(layer, 0.0) + float(nanoseconds[at]) / 1e3
             for layer, us in spent.items():
                 best[name][layer] = min(us, best[name].get(layer, math.inf))
-        if count + 1 >= _FEWEST and time.perf_counter() > end:
+        if _enough(count + 1, time.perf_counter() - start, seconds):
             break
     return best
+
+
+def _enough(runs: int, spent: float, seconds: float) -> bool:
+    """Whether so many runs of each model, in so many seconds, tell their times."""
+    return spent > (seconds if runs >= _FEWEST else _LONG * seconds) and runs >= _LEAST
 
 
 def _layer(owner: Mapping[str, str], node: Node) -> str | None:

@@ -25,6 +25,7 @@ from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.qdq import copy_graph
 
 BINS = 256
+MOST = 1 << 19  # elements of a tensor that are compared, evenly spread; extremes and what is cut off are those of all
 
 
 class Layer:
@@ -79,7 +80,7 @@ class Layer:
             self.clipped += int(np.count_nonzero(outside))
         if self.edges is None:
             self.edges = (low, high) if high > low else (low - 0.5, low + 0.5)
-        self.histogram += np.histogram(np.clip(real, *self.edges), BINS, self.edges)[0]
+        self.histogram += np.histogram(np.clip(_thinned(real), *self.edges), BINS, self.edges)[0]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; an infinite ratio is None."""
@@ -133,16 +134,27 @@ def compare(
     first = Capture(alone, [*layers, *twins.values()], threads)
     second = Capture(quantized, layers, threads)
     for feeds in samples:
-        values, got = first.run(feeds), second.run(feeds)
-        for name, layer in layers.items():
-            expected = values[name]
-            layer.observe(expected)
-            layer.accumulated.add(expected, _real(got[name], scales.get(name)))
-            if name in twins:
-                layer.alone.add(expected, values[twins[name]])
+        values: dict[str, np.ndarray] = {}
+        for part in first.parts(feeds):
+            for name in part.keys() & layers.keys():
+                layers[name].observe(part[name])
+            values |= {name: _thinned(value) for name, value in part.items()}
+        for name in twins:
+            layers[name].alone.add(values[name], values[twins[name]])
+        for part in second.parts(feeds):
+            for name, got in part.items():
+                layers[name].accumulated.add(values[name], _real(_thinned(got), scales.get(name)))
         if progress is not None:
             progress()
     return list(layers.values())
+
+
+def _thinned(value: np.ndarray) -> np.ndarray:
+    """Some of the elements of a large tensor."""
+    if value.size <= MOST:
+        return value
+    step = -(-value.size // MOST) | 1  # odd, so that it goes through images of even width in all columns
+    return value.reshape(-1)[::step].copy()
 
 
 def _real(value: np.ndarray, scale: tuple[float, int, DType] | None) -> np.ndarray:

@@ -24,7 +24,7 @@ from dataclasses import replace
 from evort.graph import Model, Node
 from evort_tools.common import Progress
 from evort_tools.quantization import static
-from evort_tools.quantization.data import Calibration, open_calibration
+from evort_tools.quantization.data import Calibration, Sample, open_calibration
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.latency import BESIDE, Profile, measure, ratio
 from evort_tools.quantization.qdq import total_bytes
@@ -154,11 +154,29 @@ def costs_of(
 ) -> Costs:
     """What the layers of a model cost, by a profile or as measured here, on the first sample. others: models of other
     precisions to measure, too. Raises ValueError for another model's profile."""
+    return _costs(model, *_calibrated(model, data, settings), settings, profile, progress, others)
+
+
+def _calibrated(model: Model, data: Calibration, settings: Settings) -> tuple[Sample, static.Calibrated]:
+    """The first sample, and ranges from it: times do not depend on them."""
     samples = data.head(1)
-    found = static.calibrate(model, open_calibration(samples, model.graph), replace(settings, method="minmax"))
+    return samples[0], static.calibrate(
+        model, open_calibration(samples, model.graph), replace(settings, method="minmax")
+    )
+
+
+def _costs(
+    model: Model,
+    sample: Sample,
+    found: static.Calibrated,
+    settings: Settings,
+    profile: Profile | None,
+    progress: Progress,
+    others: Mapping[str, Model] | None,
+) -> Costs:
     if profile is None:
         makers = {f"{name}/alone": lambda made=made: made for name, made in (others or {}).items()}
-        profile = measure(model, found, samples[0], settings.threads, makers, progress, settings.isas)
+        profile = measure(model, found, sample, settings.threads, makers, progress, settings.isas)
     profile.require(node.outputs[0] for node in model.graph.nodes)
     return Costs(found.selection, profile, room=_ROOM)
 
@@ -178,17 +196,16 @@ def decide(
     where that is slower than in float, more stays in float, and where all in integers is faster, nothing does. Raises
     ValueError for another model's profile.
     """
-    costs = costs_of(model, data, settings, profile, progress, others)
+    sample, found = _calibrated(model, data, settings)
+    costs = _costs(model, sample, found, settings, profile, progress, others)
     if profile is not None:
         return costs, slower_in_integers(costs)
-    samples = data.head(1)
-    found = static.calibrate(model, open_calibration(samples, model.graph), replace(settings, method="minmax"))
     step = progress("measuring the whole model", None)
 
     def share(some: static.Calibrated) -> float:
         """The time of the whole model, in parts of the float model's."""
         step()
-        return ratio(model, integer_model(model, some)[0], samples[0], settings.threads, settings.isas)
+        return ratio(model, integer_model(model, some)[0], sample, settings.threads, settings.isas)
 
     for attempt in range(_CONFIRM):
         floats = slower_in_integers(costs)

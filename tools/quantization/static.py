@@ -99,30 +99,34 @@ def calibrate(
     data: Calibration,
     settings: Settings,
     progress: Callable[[str, int | None], Callable[[], None]] | None = None,
+    trial: bool = False,
 ) -> Calibrated:
     """Finds encodings for a model by running it on calibration data.
 
-    progress: called with (what, number of steps or None) before each stage; returns what is called after each step.
-    Raises CalibrationError for data that cannot be used, ValueError for an excluded name that fits nothing.
+    trial: only to see what it would give: of a large model by some of the samples, and with the method auto without
+    comparing it as a whole with the others. progress: called with (what, number of steps or None) before each stage;
+    returns what is called after each step. Raises CalibrationError for data that cannot be used, ValueError for an
+    excluded name that fits nothing.
     """
     progress = progress or (lambda what, count: lambda: None)
     shapes = shapes_of(model.graph)
     selection = Selection(model.graph, shapes, settings.exclude).without(settings.floats)
     histograms: dict[str, Histogram] = {}
     samples = 0
+    seen = data.some(trials.run_count(model, data)) if trial else data
     for _ in range(4):  # where values are not finite, what reads them stays in float, which others may depend on
         wanted = _observed(selection)
         new = {name: Histogram() for name in wanted if name not in histograms}
         if new or not samples:
-            step = progress("calibrating", data.count)
-            samples = observe(model, data, new, settings.threads, step)
+            step = progress("calibrating", seen.count)
+            samples = observe(model, seen, new, settings.threads, step)
             histograms.update(new)
         bad = [name for name in wanted if histograms[name].nonfinite]
         if not bad:
             break
         selection = Selection(model.graph, shapes, settings.exclude, {*bad, *selection._bad}).without(settings.floats)
     found = Calibrated({}, histograms, selection, samples)
-    _choose(model, data, settings, found, progress)
+    _choose(model, data, settings, found, progress, trial)
     return found
 
 
@@ -146,6 +150,7 @@ def _choose(
     settings: Settings,
     found: Calibrated,
     progress: Callable[[str, int | None], Callable[[], None]],
+    trial: bool,
 ) -> None:
     """Fills in the encodings."""
     selection = found.selection
@@ -175,6 +180,9 @@ def _choose(
         step,
     )
     candidates = {"auto": _complete(selection, best, settings), **by_method}
+    if trial:
+        found.encodings = candidates["auto"]
+        return
     # What is best for each layer alone is nearly always best for all together; where it is not, one method for all is.
     step = progress("comparing methods", len(candidates))
     expected = expected_outputs(model, samples, settings.threads)

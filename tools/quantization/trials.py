@@ -27,14 +27,23 @@ _FEWEST, _MOST = 2, 128
 # model's size.
 LARGE = 1 << 25
 _RANKED = 256  # samples at most that are run to be put in order
+_RUN = 1 << 32  # elements that all samples together may have where each is run a few times
+
+
+def _elements(model: Model, data: Calibration) -> int:
+    """Of all tensors that a model computes for a sample."""
+    specs = specs_of(model.graph, next(iter(data)))
+    return max(1, sum(spec.size for spec in specs.values()))
 
 
 def trial_count(model: Model, data: Calibration) -> int:
     """How many samples to try things on: fewer of a model with many activations."""
-    first = next(iter(data))
-    specs = specs_of(model.graph, first)
-    elements = max(1, sum(spec.size for spec in specs.values()))
-    return max(_FEWEST, min(_MOST, _ELEMENTS // elements))
+    return max(_FEWEST, min(_MOST, _ELEMENTS // _elements(model, data)))
+
+
+def run_count(model: Model, data: Calibration) -> int:
+    """How many samples to run a few times each, to see what a change gives."""
+    return max(_FEWEST, _RUN // _elements(model, data))
 
 
 def rank(
@@ -53,7 +62,7 @@ def rank(
     count = trial_count(model, data)
     if data.order is not None or len(data) <= 2 * count or total_bytes(model.graph) > LARGE:
         return
-    places = data.spread(_RANKED)
+    places = data.spread(min(_RANKED, max(2 * count, run_count(model, data))))
     step = (progress or (lambda what, count: lambda: None))("looking for telling samples", len(places))
     real = Session(model, threads=threads)
     rounded = [Session(fake_quantized(model, encodings), threads=threads) for encodings in proposals]
