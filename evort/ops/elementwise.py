@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evort.ops.activation import ACTIVATIONS, activation_gradient, erf
+from evort.ops.activation import ACTIVATIONS, activation_gradient
 from evort.ops.base import Attr, Call, Kernel, Op, op, register
 from evort.types import FLOAT8, FLOATS, INTS, NUMERIC, SIGNED_INTS, DType, Spec
 
@@ -151,6 +151,12 @@ def _one_minus_abs_square(g: Gradients, y: str) -> str:
     return g.mul(rest, rest)
 
 
+def _erf(x: np.ndarray) -> np.ndarray:
+    from evort.ops.activation_functions import erf
+
+    return erf(x)
+
+
 def _selu(x: np.ndarray, alpha: float, gamma: float) -> np.ndarray:
     return np.where(x > 0, gamma * x, gamma * alpha * np.expm1(np.minimum(x, 0)))
 
@@ -171,8 +177,8 @@ def _unary(name: str, since: int, *args: Any, **attrs: float) -> None:
 
 def _activation(name: str, since: int, operands: tuple[str, str] = ("X", "Y"), **attrs: float) -> None:
     """Registers an operator that is also an activation of others: one meaning for both."""
-    meaning = ACTIVATIONS[name].reference
-    _unary(name, since, lambda x, a=0.0, b=0.0: meaning(x, a, b), FLOATS, operands, **attrs)
+    activation = ACTIVATIONS[name]
+    _unary(name, since, lambda x, a=0.0, b=0.0: activation.reference(x, a, b), FLOATS, operands, **attrs)
 
 
 _IO = ("input", "output")
@@ -198,7 +204,7 @@ _unary("Cosh", 22, np.cosh, FLOATS, _IO)
 _unary("Asinh", 22, np.arcsinh, FLOATS, _IO)
 _unary("Acosh", 22, np.arccosh, FLOATS, _IO)
 _unary("Atanh", 22, np.arctanh, FLOATS, _IO)
-_unary("Erf", 13, erf, FLOATS, _IO)
+_unary("Erf", 13, _erf, FLOATS, _IO)
 _unary("Selu", 22, _selu, alpha=1.6732631921768188, gamma=1.0507010221481323)
 _unary("Celu", 28, _celu, alpha=1.0)
 _unary("ThresholdedRelu", 22, lambda x, alpha: np.where(x > alpha, x, 0), alpha=1.0)

@@ -24,7 +24,7 @@ import numpy as np
 from evort.graph import Graph, Node
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
-from evort.ops.conv import _finish, conv_attrs, conv_shapes, conv_window, convolve, expect, same_dtype
+from evort.ops.conv import conv_attrs, conv_shapes, conv_window, convolve, expect, finish, same_dtype
 from evort.types import DType, Spec
 
 BITS = (2, 3, 4, 8)
@@ -268,7 +268,7 @@ class ConvNBits(Op):
         shape = self.weights(c).shape
         w = _widened(c, shape[0], math.prod(shape[1:]), q, scales, zeros).reshape(shape)
         window = conv_window(c, x.shape[2:], shape[2:], c["auto_pad"])
-        return _finish(c, convolve(x, w, window, c["group"]), x.dtype, b, z, slope)
+        return finish(c, convolve(x, w, window, c["group"]), x.dtype, b, z, slope)
 
     def expand(self, c: Call) -> Graph | None:
         """Where each weight is used at many positions, all are widened first: the convolution is then the fast one."""

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from evort.ops.gradients import Gradients
 
 LIMIT = 1 << 31  # for each attribute: what follows fits 64 bits
-_DRIVER_MAX, _DRIVER_SUM, _DRIVER_SQUARE, _DRIVER_ABS, _DRIVER_INT8, _DRIVER_UINT8 = 0, 1, 2, 3, 8, 9
-_DRIVER_INT16 = 10
+_DRIVER_MAX, _DRIVER_SUM, _DRIVER_INT8, _DRIVER_UINT8, _DRIVER_INT16 = 0, 1, 8, 9, 10
 _BYTES = frozenset({DType.INT8, DType.UINT8})
 _LAST_TAPS = 256  # most of the driver for channels last
 _WINDOW = {
@@ -122,7 +121,7 @@ def _least(dtype: np.dtype) -> Any:
     return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
 
 
-class _Pool(Op):
+class Pool(Op):
     """Shared by MaxPool, AveragePool and LpPool."""
 
     inputs: tuple[str, ...] = ("X",)
@@ -162,7 +161,7 @@ def aligned(nbytes: int) -> int:
 
 
 @op("MaxPool", since=22)
-class MaxPool(_Pool):
+class MaxPool(Pool):
     """Y = largest element of each window, NaN where there is one; Indices = its position in X, flattened.
 
     `storage_order` 1 flattens the spatial axes in column-major order. -infinity (the least integer) and index -1 where
@@ -236,7 +235,7 @@ class MaxPool(_Pool):
 
 
 @op("AveragePool", since=22)
-class AveragePool(_Pool):
+class AveragePool(Pool):
     """Y = mean of each window, over the elements of X alone, or with `count_include_pad` over the padding too.
 
     0 where a window lies wholly in the padding.
@@ -264,44 +263,3 @@ class AveragePool(_Pool):
         attrs = {k: c[k] for k in (*_WINDOW, "count_include_pad") if c[k] is not None}
         attrs["input_shape"] = list(c.ins[0].shape)
         return [g.emit("AveragePoolGrad", [dy], attrs, "evort")]
-
-
-@op("LpPool", since=22)
-class LpPool(_Pool):
-    """Y = (sum of |X|^p over each window)^(1/p)."""
-
-    attrs = {**_WINDOW, "p": Attr("int", 2), **activation_attrs()}
-
-    def infer(self, c: Call) -> list[Spec | None]:
-        if c["p"] < 1:
-            raise c.error(f"p must be at least 1, not {c['p']}")
-        return super().infer(c)
-
-    def reference(self, c: Call, x: np.ndarray) -> np.ndarray:
-        axes, p = windows(c), c["p"]
-        with np.errstate(all="ignore"):
-            powers = np.abs(wide(x)) ** p
-            y = np.sum(patches(powers, axes, 0), axis=tuple(range(2 - x.ndim, 0))) ** (1 / p)
-            return apply_reference(c, y.astype(x.dtype))
-
-    def bind(self, c: Call) -> Kernel | None:
-        op = {1: _DRIVER_ABS, 2: _DRIVER_SQUARE}.get(c["p"])
-        return self.kernel(c, op, 4) if op is not None and c.ins[0].dtype == DType.FLOAT else None
-
-    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
-        p, x, y = c["p"], c.node.inputs[0], c.node.outputs[0]
-        attrs = {k: c[k] for k in _WINDOW if c[k] is not None}
-        if c["activation"]:
-            y = g.emit("LpPool", [x], {**attrs, "p": p})
-        dy = g.lp_share(y, dy, p)
-        # AveragePoolGrad divides by the number of a window's elements.
-        count = np.ones(())
-        for w in windows(c):
-            at = np.arange(w.out)[:, None] * w.stride - w.pad + np.arange(w.kernel) * w.dilation
-            count = count[..., None] * np.maximum(np.sum((at >= 0) & (at < w.size), 1), 1)
-        dy = g.mul(dy, g.constant(count.astype(STORAGE[c.ins[0].dtype])))
-        total = g.emit("AveragePoolGrad", [dy], {**attrs, "input_shape": list(c.ins[0].shape)}, "evort")
-        return [g.mul(total, g.lp_slope(x, p))]
-
-
-# d/dx of y = (sum |x|^p)^(1/p) is y^(1-p) times sign(x) |x|^(p-1).

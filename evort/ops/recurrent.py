@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evort.ops.activation import sigmoid, softplus
+from evort.ops.activation_functions import sigmoid, softplus
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.conv import same_dtype
 from evort.types import FLOATS, DType, Spec

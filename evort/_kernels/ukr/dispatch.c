@@ -6,38 +6,34 @@
 #include <cpuid.h>
 extern const ev_ukr ev_ukr_table__avx2, ev_ukr_table__avx512, ev_ukr_table__avx512vnni;
 
-/* Whether the operating system saves these parts of the registers (XCR0: 2 and 4 the 256 bits, 0xe0 the 512). */
-static int os_saves(unsigned mask)
+/* What the processor says of itself. Asked once: under a hypervisor each question takes microseconds. */
+static struct {
+    int known;
+    unsigned c1, b7, c7; /* leaf 1, ecx; leaf 7, ebx and ecx; 0 where there is none */
+    unsigned saved;      /* the registers that the operating system saves (XCR0: 6 for 256 bits, 0xe6 for 512) */
+} cpu;
+
+static int has(unsigned c1, unsigned b7, unsigned c7, unsigned saved)
 {
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & (1u << 27))) return 0; /* OSXSAVE */
-    unsigned lo, hi;
-    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    return (lo & mask) == mask;
+    if (!cpu.known) {
+        unsigned a, b, d, high;
+        const unsigned last = __get_cpuid_max(0, NULL);
+        if (last >= 1) __cpuid(1, a, b, cpu.c1, d);
+        if (last >= 7) __cpuid_count(7, 0, a, cpu.b7, cpu.c7, d);
+        if (cpu.c1 & 1u << 27) __asm__ volatile("xgetbv" : "=a"(cpu.saved), "=d"(high) : "c"(0)); /* OSXSAVE */
+        cpu.known = 1;
+    }
+    return (cpu.c1 & c1) == c1 && (cpu.b7 & b7) == b7 && (cpu.c7 & c7) == c7 && (cpu.saved & saved) == saved;
 }
 
-static int has_avx2(void)
-{
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-    const unsigned want = 1u << 12 | 1u << 28 | 1u << 29; /* FMA, AVX, F16C */
-    if ((c & want) != want || !os_saves(6u)) return 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1u << 5));
-}
+static int has_avx2(void) { return has(1u << 12 | 1u << 28 | 1u << 29, 1u << 5, 0, 6); /* FMA, AVX, F16C; AVX2 */ }
 
 static int has_avx512(void)
 {
-    unsigned a, b, c, d;
-    if (!has_avx2() || !os_saves(0xe6u) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    const unsigned want = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
-    return (b & want) == want;
+    return has_avx2() && has(0, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, 0, 0xe6); /* F, DQ, BW, VL */
 }
 
-static int has_avx512vnni(void)
-{
-    unsigned a, b, c, d;
-    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & (1u << 11));
-}
+static int has_avx512vnni(void) { return has_avx512() && has(0, 0, 1u << 11, 0xe6); }
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 extern const ev_ukr ev_ukr_table__neon, ev_ukr_table__neon_dotprod, ev_ukr_table__neon_i8mm;
