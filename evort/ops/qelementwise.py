@@ -18,7 +18,6 @@ from evort.ops.activation import (
     activation_params,
     apply_reference,
     check_activation,
-    sigmoid,
 )
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
 from evort.ops.broadcast import MAX_LOOPS, broadcast, channels_last, loops
@@ -192,6 +191,8 @@ class QLinearSigmoid(_Function):
     """Y = quantize(1 / (1 + exp(-x))) of the real numbers x that X stands for."""
 
     def function(self, c: Call, x: np.ndarray) -> np.ndarray:
+        from evort.ops.activation_functions import sigmoid
+
         return sigmoid(x)
 
 
