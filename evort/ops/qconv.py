@@ -230,7 +230,8 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
     from evort._kernels.qnhwc import scratch_bytes, small_sums, wide, winograd
 
     pixel, bytes_ = _pixels(c), _of_bytes(c)
-    x_last, y_last = c.ins[_X].channels_last or pixel, y.channels_last or (pixel and bytes_)
+    x_last = c.ins[_X].channels_last or (pixel and c.ins[_X].dtype == DType.UINT8)
+    y_last = y.channels_last or (pixel and bytes_)
     ints = (*ints, int(x_last), int(y_last), int(wide()), 1, y.shape[1], int(not bytes_))
     small = (
         not depthwise
@@ -316,15 +317,30 @@ def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     return Kernel("qnhwc.winograd" if small else "qnhwc.linear", ints, reals, scratch, packed)
 
 
+def _packs(c: Call, window: Window) -> bool:
+    """Whether a convolution whose operands lie channels first takes the kernels for those that lie channels last, which
+    move them on the way."""
+    if c.kernel in _FIRST or c["group"] != 1:
+        return False
+    from evort._kernels.core import channels_last
+
+    found = _last_ints(c, window) if channels_last() else None
+    return found is not None and not found[1] and _moving_pays(c, found[0])
+
+
+def _moving_pays(c: Call, ints: tuple[int, ...]) -> bool:
+    """Whether that is expected to be faster: single pixels lie the same either way, and Winograd's convolution makes up
+    for it."""
+    from evort._kernels.qnhwc import winograd
+
+    return c.kernel is not None or _pixels(c) or winograd(ints)
+
+
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     if c.ins[_X].channels_last or c.outs[0].channels_last:
         return _bind_last(c, window, transposed)
-    if not transposed and _pixels(c) and c.ins[_X].dtype == DType.UINT8 and c.kernel not in _FIRST:
-        from evort._kernels.core import channels_last
-
-        found = _last_ints(c, window) if channels_last() else None
-        if found is not None and not found[1]:
-            return _bind_last(c, window, transposed)
+    if not transposed and _packs(c, window):
+        return _bind_last(c, window, transposed)
     if not _good_scales(c) or not _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO):
         return None
     number, reals = activation_ints_reals(c)

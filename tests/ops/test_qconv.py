@@ -86,6 +86,35 @@ def test_conv_equals_the_reference(window: Any, setup: Any, act: Any, z: str, th
     core.select_isa()
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(windows(), setups(), st.sampled_from(ACTIVATIONS), st.sampled_from(["", "f", "u8"]), st.integers(1, 2))
+def test_conv_that_moves_its_operands(window: Any, setup: Any, act: Any, z: str, threads: int) -> None:
+    """Kernels for operands that lie channels last, of operands that do not, of any types."""
+    attrs, x, w = window
+    inputs = operands(x, w, w[0], 0, **{**setup, "zeros": "none"})
+    attrs = {**attrs, **act}
+    inputs = residual(inputs, attrs, z, "QLinearConv", "")
+    for name in core.available_isas():
+        core.select_isa(name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("evort.ops.qconv._moving_pays", lambda c, ints: True)
+            driver = same("QLinearConv", inputs, attrs, threads)
+        taken = core.channels_last() and attrs["group"] == 1 and w[0] in (8, 16)
+        assert driver.startswith("qnhwc") or not taken
+    core.select_isa()
+
+
+@pytest.mark.parametrize("x", [(1, 8, 40, 40), (1, 16, 1, 1)])
+@pytest.mark.parametrize("types", ["u8 s8 u8", "s8 s8 u8"])
+@pytest.mark.parametrize("float_x", [False, True])
+def test_conv_that_moves_what_pays(isa: str, x: tuple[int, ...], types: str, float_x: bool) -> None:
+    """Single pixels, and what is a case for Winograd's convolution on some instruction set."""
+    w = (16, x[1], 3, 3) if x[2] > 1 else (16, x[1], 1, 1)
+    inputs = operands(x, w, w[0], 3, types, float_x, zeros="none")
+    driver = same("QLinearConv", inputs, {"pads": [w[2] // 2] * 4}, 1)
+    assert driver in ({"qnhwc.linear"} if x[2] == 1 and core.channels_last() else {"qconv.linear", "qnhwc.winograd"})
+
+
 @pytest.mark.parametrize("kernel, channels", [(1, 65536), (3, 7281), (4, 4096)])  # K up to 65,536
 @pytest.mark.parametrize("x_value, w_value", [(255, 127), (255, -128), (-128, -128), (127, -128), (255, 255)])
 def test_extremes_of_any_depth(isa: str, kernel: int, channels: int, x_value: int, w_value: int) -> None:
@@ -235,8 +264,11 @@ def test_refuses(change: dict[int, Any], attrs: dict[str, Any], message: str) ->
 )
 @pytest.mark.parametrize(("types", "zeros"), [("u8 s8 u8", "none"), ("s8 s8 s8", "none"), ("u8 u8 f", "any")])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_wide_maps(isa: str, x: Any, w: Any, attrs: Any, types: str, zeros: str, threads: int) -> None:
+def test_wide_maps(
+    isa: str, x: Any, w: Any, attrs: Any, types: str, zeros: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Images of many positions, which are staged in quads of channels where weights have no zero point."""
+    monkeypatch.setattr("evort.ops.qconv._packs", lambda c, window: False)
     inputs = operands(x, w, w[0], 3, types, zeros=zeros)
     assert same("QLinearConv", inputs, attrs, threads) == "qconv.linear"
 

@@ -108,7 +108,8 @@ def test_regions_with_channels_last_are_left_as_a_whole(isa, use_isa):
     assert set(chosen.values()) == {"qconv.linear"}
     session = Session(with_record(model, chosen), threads=1)
     np.testing.assert_array_equal(session.run({"x": x})["y"], want)
-    assert "qconv.linear" in drivers_of(session) and not any(d.startswith("qnhwc") for d in drivers_of(session))
+    assert {"qconv.linear", "pooling.pool"} <= set(drivers_of(session))
+    assert not any(out.channels_last for plan in session.plans() for step in plan.steps for out in step.call.outs)
 
 
 def test_the_command_writes_what_the_planner_follows(tmp_path, capsys, monkeypatch):

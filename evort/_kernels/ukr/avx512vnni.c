@@ -6,9 +6,12 @@
 
 #include "ukr.h"
 
+extern const ev_ukr ev_ukr_table__avx2;
+
 #define EV_ISA avx512vnni
 #include "qvnni_body.h"
 #include "qnhwc_vnni_body.h"
+#include "qlookup_avx512_body.h"
 #include "sparse_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
@@ -16,6 +19,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .qc_tile = EV_FN(qc_tile),
     .qc_plain = EV_FN(qc_plain),
     .qd_map = EV_FN(qd_map),
+    .q_lookup = EV_FN(q_lookup),
     .nhwc_has = EV_FN(nhwc_has),
     .nhwc_conv = EV_FN(nhwc_conv),
     .nhwc_quads = EV_FN(nhwc_quads),

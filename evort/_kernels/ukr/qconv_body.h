@@ -246,6 +246,9 @@ static void EV_FN(qc_stage_halves)(int64_t n, const uint8_t *x, uint8_t flip, ui
     for (; i < n; i++) y[i] = x[2 * i] ^ flip;
 }
 
+static void EV_FN(q_quantize)(int dtype, int64_t n, const float *x, const float *scale, const void *zero,
+                              int64_t stride, int32_t lo, int32_t hi, void *y); /* qelementwise_body.h */
+
 /* n elements of an image's row, `step` apart, to the staged image: uint8 (int8 flipped) or int16. */
 static void EV_FN(qc_stage)(int type, int64_t n, int64_t step, const void *src, const void *params, void *dst)
 {
@@ -263,7 +266,7 @@ static void EV_FN(qc_stage)(int type, int64_t n, int64_t step, const void *src, 
         } else {
             uint8_t *y = dst;
             if (step == 1)
-                for (int64_t i = 0; i < n; i++) y[i] = (uint8_t)(EV_FN(quantized)(x[i] / scale, least, most) + zero);
+                EV_FN(q_quantize)(EV_UINT8, n, x, &scale, &(uint8_t){(uint8_t)zero}, 0, (int32_t)p[2], (int32_t)p[3], y);
             else
                 for (int64_t i = 0; i < n; i++)
                     y[i] = (uint8_t)(EV_FN(quantized)(x[i * step] / scale, least, most) + zero);

@@ -68,16 +68,23 @@ static inline __m256 EV_FN(qf_activate)(const ev_qfinish *f, __m256 x, int *done
     }
 }
 
-/* Bytes with a residual or an activation. Up to 31 sums more than n are read. */
+/* Of eight lanes, those below n. */
+static inline __m256i EV_FN(qf_there)(int64_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* Bytes with a residual or an activation, or float32. Up to 31 sums more than n are read. */
 static void EV_FN(qf_chain)(const ev_qfinish *f, int64_t n, const int32_t *sum, int32_t add, float scale, const void *z,
                             uint8_t *y)
 {
     enum { BLOCK = 256 };
+    float *real = f->type == EV_FLOAT ? (float *)(void *)y : NULL;
     const int64_t z_size = f->z_type == EV_FLOAT ? 4 : f->z_type == EV_INT16 ? 2 : 1;
     const __m256i add8 = _mm256_set1_epi32(add), zero = _mm256_set1_epi32(f->zero);
     const __m256 scale8 = _mm256_set1_ps(scale), inverse = _mm256_set1_ps(1.0f / f->unit);
     const __m256 least = _mm256_set1_ps((float)(f->lo - f->zero)), most = _mm256_set1_ps((float)(f->hi - f->zero));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), at = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     __m256 seen[2] = {_mm256_set1_ps(INFINITY), _mm256_set1_ps(-INFINITY)};
     for (int64_t j = 0; j < n; j += BLOCK) {
         const int64_t m = n - j < BLOCK ? n - j : BLOCK;
@@ -106,14 +113,19 @@ static void EV_FN(qf_chain)(const ev_qfinish *f, int64_t n, const int32_t *sum, 
                         if (!done) _mm256_storeu_ps(buf + i + 8 * q, r);
                     }
                     if (f->range && (pass || done)) { /* of those that are there; NaN: the second operand */
-                        const __m256 there = (__m256)_mm256_cmpgt_epi32(_mm256_set1_epi32((int)(m - i - 8 * q)), at);
+                        const __m256 there = (__m256)EV_FN(qf_there)(m - i - 8 * q);
                         seen[0] = _mm256_min_ps(_mm256_blendv_ps(seen[0], r, there), seen[0]);
                         seen[1] = _mm256_max_ps(_mm256_blendv_ps(seen[1], r, there), seen[1]);
+                    }
+                    if (real) {
+                        if (m - i >= 32) _mm256_storeu_ps(real + j + i + 8 * q, r);
+                        else _mm256_maskstore_ps(real + j + i + 8 * q, EV_FN(qf_there)(m - i - 8 * q), r);
+                        continue;
                     }
                     r = _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(r, inverse), least), most); /* NaN: the second */
                     v[q] = _mm256_add_epi32(_mm256_cvtps_epi32(r), zero);
                 }
-                if (!done && !pass) continue;
+                if (real || (!done && !pass)) continue;
                 const __m256i low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
                 __m256i b = f->type == EV_UINT8 ? _mm256_packus_epi16(low, high) : _mm256_packs_epi16(low, high);
                 b = _mm256_permutevar8x32_epi32(b, order);
@@ -252,7 +264,7 @@ static void EV_FN(qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
         EV_FN(qf_fold)(f, n, sum, (int32_t)add, scale, y);
         return;
     }
-    if (size == 1 && !wide && f->activation != EV_ACT_CLIP) {
+    if ((size == 1 || (f->type == EV_FLOAT && !f->folds)) && !wide && f->activation != EV_ACT_CLIP) {
         EV_FN(qf_chain)(f, n, sum, (int32_t)add, scale, z, y);
         return;
     }
