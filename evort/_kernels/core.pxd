@@ -168,6 +168,17 @@ cdef extern from "conv.h" nogil:
         const float *bias
         const float *residual
         float lo, hi
+    int EV_WINOGRAD_MAPS
+    ctypedef struct ev_winograd_row:
+        int64_t row, c, tiles
+        const float *w
+        int64_t ldw
+        const float *v
+        int64_t panel, ldv, step_v
+        float *u
+        float *o
+        int64_t step
+        int32_t first
     ctypedef struct ev_winograd_output:
         int64_t rows, cols, height, width, step, ldy
         float lo, hi
@@ -476,8 +487,9 @@ cdef extern from "ukr.h" nogil:
                          int64_t pixels, uint8_t *y) noexcept nogil
         void (*winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,
                                      int64_t ldu, int64_t step) noexcept nogil
-        void (*winograd_input_f32)(int64_t rows, int64_t cols, const float *x, int64_t pitch, float *v, int64_t ld,
-                                   int64_t step) noexcept nogil
+        void (*winograd_row_f32)(const ev_winograd_row *g) noexcept nogil
+        void (*winograd_input_f32)(int64_t rows, int64_t cols, const float *x, int64_t pitch, float *v, int64_t panel,
+                                   int64_t ld, int64_t step_i, int64_t step_j) noexcept nogil
         void (*winograd_output_f32)(const ev_winograd_output *g, const float *o, float bias, const float *residual,
                                     float *y) noexcept nogil
         void (*winograd_output_maps_f32)(const ev_winograd_output *g, int64_t n, const float *o, int64_t ldo,

@@ -81,6 +81,7 @@ void check_gemm_f64(void);
 void check_gemm_packing_f32(void);
 void check_gemm_packing_f64(void);
 void check_gemm_few_f32(void);
+void check_winograd_row(void);
 void check_qc_tile(void);
 void check_qgemm_u8(void);
 void check_qgemm_i16(void);
@@ -99,7 +100,7 @@ static const struct {
     {"gemm_packing_f32", check_gemm_packing_f32}, {"gemm_packing_f64", check_gemm_packing_f64},
     {"sp_tile_f32", check_sparse_f32}, {"sp_dot_f32", check_sparse_f32}, {"sp_tile_s8", check_sparse_s8},
     {"sp_dot_s8", check_sparse_s8}, {"qc_tile", check_qc_tile},
-    {"gemm_few_f32", check_gemm_few_f32},
+    {"gemm_few_f32", check_gemm_few_f32}, {"winograd_row_f32", check_winograd_row},
     {"qc_plain", check_qc_tile},  {"qgemm_u8", check_qgemm_u8}, {"qhas_u8", check_qgemm_u8},
     {"qgemm_i16", check_qgemm_i16}, {"nhwc_widen", check_nhwc_conv}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
     {"nhwc_depthwise", check_nhwc_depthwise}, {"nhwc_winograd_image", check_nhwc_winograd},

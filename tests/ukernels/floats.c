@@ -147,3 +147,48 @@ void check_gemm_few_f32(void)
         release_all();
     }
 }
+
+/* Winograd's sums against double: a kernel's element goes through 12 roundings, its product through c more, and three are
+ * for the factor and what is added to. */
+void check_winograd_row(void)
+{
+    static const double G[6][3] = {{1, 0, 0},
+                                   {-2.0 / 3, -2.0 / 3 * M_SQRT1_2, -1.0 / 3},
+                                   {-2.0 / 3, 2.0 / 3 * M_SQRT1_2, -1.0 / 3},
+                                   {1.0 / 6, M_SQRT2 / 6, 1.0 / 3},
+                                   {1.0 / 6, -M_SQRT2 / 6, 1.0 / 3},
+                                   {0, 0, 1}};
+    static const int64_t CHANNELS[] = {1, 2, 7, 33}, TILES[] = {4, 8, 12, 20};
+    enum { MAPS = EV_WINOGRAD_MAPS };
+    for (int c_ = 0; c_ < 4; c_++) for (int t_ = 0; t_ < 4; t_++) for (int row = 0; row < 6; row++) {
+        const int64_t c = CHANNELS[c_], tiles = TILES[t_], panel = tiles == 4 ? 4 : 8, ldv = 6 * panel + panel % 8;
+        const int64_t panels = (tiles + panel - 1) / panel, step = tiles * MAPS + 3, ldw = (9 + row % 2) * MAPS;
+        float *w = guarded((size_t)(c * ldw) * sizeof *w), *v = guarded((size_t)(panels * c * ldv) * sizeof *v);
+        float *u = guarded((size_t)(c * 6 * MAPS) * sizeof *u), *o = guarded((size_t)(6 * step) * sizeof *o);
+        float *old = guarded((size_t)(6 * step) * sizeof *old);
+        for (int64_t i = 0; i < c * ldw; i++) w[i] = (float)uniform();
+        for (int64_t i = 0; i < panels * c * ldv; i++) v[i] = (float)uniform();
+        for (int64_t i = 0; i < 6 * step; i++) o[i] = old[i] = (float)uniform();
+        const int first = (row + t_) % 2;
+        ev_winograd_row g = {.row = row, .c = c, .tiles = tiles, .w = w, .ldw = ldw, .v = v, .panel = panel, .ldv = ldv,
+                             .step_v = ldv * c, .u = u, .o = o, .step = step, .first = first};
+        K->winograd_row_f32(&g);
+        for (int j = 0; j < 6; j++) for (int64_t t = 0; t < tiles; t++) for (int m = 0; m < MAPS; m++) {
+            const int64_t at = j * step + t * MAPS + m;
+            double want = first ? 0 : old[at], size = fabs(want);
+            for (int64_t p = 0; p < c; p++) {
+                const double x = v[t / panel * g.step_v + p * ldv + j * panel + t % panel];
+                for (int a = 0; a < 3; a++) for (int b = 0; b < 3; b++) {
+                    const double term = G[row][a] * G[j][b] * w[p * ldw + (a * 3 + b) * MAPS + m] * x;
+                    want += term, size += fabs(term);
+                }
+            }
+            checks++;
+            if (fabs(o[at] - want) <= (double)(c + 15) * FLT_EPSILON / 2 * 1.001 * size) continue;
+            if (failures++ < 20)
+                printf("%s winograd_row_f32: row %d, c=%d, tiles=%d, [%d, %d, %d] is %.9g, not %.9g\n", K->isa, row, (int)c,
+                       (int)tiles, j, (int)t, m, o[at], want);
+        }
+        release_all();
+    }
+}

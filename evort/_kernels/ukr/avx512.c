@@ -15,6 +15,7 @@
 #include "nbits_body.h"
 #include "direct_body.h"
 #include "depthwise_rows_body.h"
+#include "winograd_row_body.h"
 #include "attention_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
@@ -34,6 +35,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .gemv_dot_f32 = EV_FN(gemv_dot_f32),
     .gemv_dot_f64 = EV_FN(gemv_dot_f64),
     .depthwise_rows_f32 = EV_FN(depthwise_rows_f32),
+    .winograd_row_f32 = EV_FN(winograd_row_f32),
     .direct_f32 = EV_FN(direct_f32),
     .direct_lanes_f32 = EV_FN(direct_lanes_f32),
     .softmax_part_f32 = EV_FN(softmax_part_f32),

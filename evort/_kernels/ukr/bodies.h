@@ -28,6 +28,7 @@
 #include "direct_copy_body.h"
 #include "direct_body.h"
 #include "winograd_body.h"
+#include "winograd_row_body.h"
 #include "depthwise_rows_body.h"
 #include "depthwise_block_body.h"
 #include "qconv_body.h"

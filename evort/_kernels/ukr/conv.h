@@ -84,6 +84,23 @@ typedef struct {
     float lo, hi;
 } ev_direct;
 
+/* Output channels in the lanes of Winograd's convolution. */
+#define EV_WINOGRAD_MAPS 16
+
+/* Row `row` of the 6x6 elements of Winograd's convolution, for EV_WINOGRAD_MAPS output channels (winograd_row_body.h):
+ * o[j][tile] := sum over c channels of U * v, where U is made of the kernels w[c][9]. o and w have output channels last. */
+typedef struct {
+    int64_t row, c, tiles;            /* tiles: a multiple of four */
+    const float *w;
+    int64_t ldw;                      /* from a channel to the next */
+    const float *v;                   /* tile t of channel c at v[t / panel * step_v + c * ldv + j * panel + t % panel] */
+    int64_t panel, ldv, step_v;       /* panel: a multiple of four */
+    float *u;                         /* scratch of c * 6 * EV_WINOGRAD_MAPS */
+    float *o;
+    int64_t step;                     /* from o's j to the next */
+    int32_t first;                    /* else o is added to */
+} ev_winograd_row;
+
 /* Where the tiles of a block of Winograd's convolution go (winograd_body.h). */
 typedef struct {
     int64_t rows, cols;               /* of tiles */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "gemm_body.h"
+#include "winograd_row_body.h"
 #include "qneon_body.h"
 #include "qnhwc_neon_body.h"
 #include "qneon_pairs_body.h"
@@ -20,6 +21,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .gemm_packing_f32 = EV_FN(gemm_packing_f32), /* rows that read panels of `mr` go together */
     .gemm_packing_f64 = EV_FN(gemm_packing_f64),
     .gemm_few_f32 = EV_FN(gemm_few_f32),
+    .winograd_row_f32 = EV_FN(winograd_row_f32),
     .qc_tile = EV_FN(qc_tile),
     .qc_plain = EV_FN(qc_plain),
     .qgemm_u8 = EV_FN(qgemm_u8),

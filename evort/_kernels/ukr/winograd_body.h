@@ -134,10 +134,10 @@ static void EV_FN(winograd_weights_f32)(int64_t m, int64_t c, const float *w, in
         }
 }
 
-/* rows x cols tiles of one channel, from a zero-padded copy, to v[element][tile]: panels of 16 tiles, `ld` apart;
- * elements are `step` apart. The last vector is filled up with the last tile. */
-static void EV_FN(winograd_input_f32)(int64_t rows, int64_t cols, const float *x, int64_t pitch, float *v, int64_t ld,
-                                      int64_t step)
+/* rows x cols tiles of one channel, from a zero-padded copy, to panels of tiles, `ld` apart: element (i, j) of tile t at
+ * v[t / panel * ld + i * step_i + j * step_j + t % panel]. The last vector is filled up with the last tile. */
+static void EV_FN(winograd_input_f32)(int64_t rows, int64_t cols, const float *x, int64_t pitch, float *v, int64_t panel,
+                                      int64_t ld, int64_t step_i, int64_t step_j)
 {
     int64_t row = 0, col = 0;
     for (int64_t t = 0; t < rows * cols; t += VW) {
@@ -157,30 +157,27 @@ static void EV_FN(winograd_input_f32)(int64_t rows, int64_t cols, const float *x
             to[0] = left[0], to[1] = left[1], to[2] = left[2], to[3] = left[3], to[4] = right[0], to[5] = right[1];
             EV_FN(winograd_bt)(to, 1);
         }
-        float *to = v + t / 16 * ld + t % 16;
+        float *to = v + t / panel * ld + t % panel;
 #pragma GCC unroll 6
         for (int j = 0; j < 6; j++) {
             EV_FN(winograd_bt)(d + j, 6);
 #pragma GCC unroll 6
-            for (int i = 0; i < 6; i++) *(VU *)(to + (i * 6 + j) * step) = d[i * 6 + j];
+            for (int i = 0; i < 6; i++) *(VU *)(to + i * step_i + j * step_j) = d[i * 6 + j];
         }
     }
 }
 
-/* Four outputs of a row: whole or the first n of them. */
+/* Four outputs of a row. */
 typedef float EV_FN(quad) __attribute__((vector_size(16), may_alias, aligned(4)));
 
-static inline void EV_FN(winograd_store)(EV_FN(quad) r, int64_t n, float *y)
+static inline EV_FN(quad) EV_FN(winograd_clip)(EV_FN(quad) r, float lo, float hi)
 {
-    if (n >= 4) *(EV_FN(quad) *)y = r;
-    else
-        for (int64_t j = 0; j < n; j++) y[j] = r[j];
-}
-
-/* The same after the residual and the clamp. */
-static void EV_FN(winograd_add)(EV_FN(quad) r, int64_t n, float lo, float hi, const float *add, float *y)
-{
-    for (int64_t j = 0; j < 4 && j < n; j++) y[j] = EV_FN(clip)(add[j] + r[j], lo, hi);
+#ifdef __SSE2__
+    return (EV_FN(quad))_mm_min_ps(_mm_set1_ps(hi), _mm_max_ps(_mm_set1_ps(lo), (__m128)r));
+#else
+    for (int j = 0; j < 4; j++) r[j] = EV_FN(clip)(r[j], lo, hi);
+    return r;
+#endif
 }
 
 /* The outputs of the tiles in the lanes of o[element], + bias, clamped where nothing else is added: row i of lane k's is
@@ -213,12 +210,23 @@ static inline void EV_FN(winograd_tile)(const ev_winograd_output *g, const V *m,
                                         const float *residual, float *y)
 {
     const int64_t at = 4 * (row * g->ldy + col), height = g->height - 4 * row, width = g->width - 4 * col;
-    for (int64_t i = 0; i < 4 && i < height; i++) {
-        const EV_FN(quad) r = *(const EV_FN(quad) *)((const float *)(m + i * 6 + k % 4) + k / 4 * 4);
-        float *to = y + at + i * g->ldy;
-        if (residual) EV_FN(winograd_add)(r, width, g->lo, g->hi, residual + at + i * g->ldy, to);
-        else EV_FN(winograd_store)(r, width, to);
+    const float *from = (const float *)(m + k % 4) + k / 4 * 4;
+    y += at;
+    residual = residual ? residual + at : NULL;
+    if (height >= 4 && width >= 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            EV_FN(quad) r = *(const EV_FN(quad) *)(from + i * 6 * VW);
+            if (residual) r = EV_FN(winograd_clip)(*(const EV_FN(quad) *)(residual + i * g->ldy) + r, g->lo, g->hi);
+            *(EV_FN(quad) *)(y + i * g->ldy) = r;
+        }
+        return;
     }
+    for (int64_t i = 0; i < 4 && i < height; i++)
+        for (int64_t j = 0; j < 4 && j < width; j++) {
+            const float r = from[i * 6 * VW + j];
+            y[i * g->ldy + j] = residual ? EV_FN(clip)(residual[i * g->ldy + j] + r, g->lo, g->hi) : r;
+        }
 }
 
 /* The outputs of one channel from o[element][tile], + bias, + residual (NULL, or y itself), clamped. */
