@@ -32,6 +32,8 @@ enum { NARROW, PARTIAL, WHOLE };
  * out of L1. Without, `next` is what later tiles read of A or B, fetched as well, `step` elements on for each k. */
 #ifndef EV_FETCH
 #define EV_FETCH(p) __builtin_prefetch(p, 0, 2)
+#define EV_LAST (64 / sizeof(T) - 1) /* of a line's elements: rows seldom begin a line, and where one does not, what its first line
+                                      * shares with the columns to the left came with them */
 enum { EV_FETCH_AHEAD = 32, EV_FETCH_C_K = 128 }; /* depth from which it pays to fetch the tile's part of C early */
 #endif
 
@@ -50,8 +52,8 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
         const int64_t step = t->add ? t->ldadd : t->ldc;
 #pragma GCC unroll 1
         for (int i = 0; i < mr; i++, old += step) {
-            EV_FETCH(old);
-            if (width != NARROW) EV_FETCH(old + VW);
+            EV_FETCH(old + EV_LAST);
+            if (width != NARROW) EV_FETCH(old + VW + EV_LAST);
         }
     }
     EV_UNROLL
@@ -60,8 +62,8 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
         const V b0 = *(const VU *)(packs ? from : b);
         const V b1 = width == NARROW ? (V){0} : *(const VU *)(packs ? from + VW : second);
         if (packs) {
-            EV_FETCH(from + EV_FETCH_AHEAD * ldf);
-            if (2 * VW * sizeof(T) > 64) EV_FETCH(from + EV_FETCH_AHEAD * ldf + VW);
+            EV_FETCH(from + EV_FETCH_AHEAD * ldf + EV_LAST);
+            if (2 * VW * sizeof(T) > 64) EV_FETCH(from + EV_FETCH_AHEAD * ldf + VW + EV_LAST);
             *(VU *)b = b0;
             *(VU *)second = b1;
             from += ldf;
@@ -271,7 +273,7 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
              * those that meet the first panel the next rows of A. Others have both in L2, and fetch what they read. */
             const T *next = b;
             int64_t step = t->ldb;
-            if (i == 0 && t->ldb != NR) next += 2 * VW + 64 / sizeof(T) - 1;
+            if (i == 0 && t->ldb != NR) next += 2 * VW + EV_LAST;
             else if (j == 0 && t->csa == 1 && t->rsa == t->k) next = a + mr * t->rsa, step = mr;
             switch (mr) {
 #define X(mr)                                                                                             \
