@@ -5,14 +5,23 @@ session = evort.load("lenet.etm")
 logits = session(image)
 """
 
+# What every model needs, in the order that `preload` wants (tests/test_imports.py).
+_START = (
+    "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation", "evort.ops.conv", "evort.ops.linear",
+    "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.etm._reader", "evort.etm.", "evort.backends.",
+    "evort.plan._planner", "evort.plan.", "evort._kernels.executor", "evort.runner", "evort.session",
+)  # fmt: skip
+
 try:
-    from evort._kernels import SHARED_OBJECT
+    from evort._kernels import SHARED_OBJECT, preload
     from evort._kernels.core import available_isas, isa
 
     __path__ += SHARED_OBJECT  # for evort._records
+    preload(("evort.errors", "evort._records"))
     from evort._records import Uncollected
 
     with Uncollected():
+        preload(_START)
         from evort.errors import (
             ConversionError,
             EtmFormatError,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import os
+import py_compile
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import evort
+from evort import _kernels
 
 PACKAGE = Path(evort.__file__).parent
 
@@ -89,3 +93,48 @@ def test_running_a_model_loads_nothing_offline(tmp_path):
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)
+
+
+def test_what_every_start_needs_is_preloaded():
+    """No module of evort but the first ones is found by an import statement, where bytecode is there."""
+    code = (
+        "import sys, numpy\n"
+        "class Watch:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        found.append(name)\n"
+        "found = []\n"
+        "sys.meta_path.insert(0, Watch)\n"
+        "import evort, evort.session\n"
+        "print(*[name for name in found if name.startswith('evort.')])\n"
+        "assert evort.ops.conv is sys.modules['evort.ops.conv'] and evort.plan._planner.__spec__.name\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-P", "-c", code]
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)  # which writes what is missing
+    done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == ["evort._kernels", "evort._kernels.core"]
+
+
+def test_bytecode_of_another_source_is_not_preloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(_kernels, "_ROOT", f"{tmp_path}/")
+    source = tmp_path / "made_up.py"
+    source.write_text("value = 1\n")
+    kept = Path(py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP))
+    module, code = _kernels._kept("evort.made_up", bytearray(1 << 12))
+    exec(code, module.__dict__)
+    assert (module.value, module.__file__, module.__spec__.cached) == (1, str(source), str(kept))
+
+    def refused():
+        with pytest.raises((OSError, ValueError, EOFError, TypeError)):
+            _kernels._kept("evort.made_up", bytearray(1 << 12))
+        _kernels.preload(("evort.errors", "evort.made_up"))
+        assert "evort.made_up" not in sys.modules
+
+    os.utime(source, (1, 1))
+    refused()
+    py_compile.compile(str(source))
+    kept.write_bytes(kept.read_bytes()[:20])
+    refused()
+    kept.unlink()
+    refused()

@@ -3,14 +3,29 @@
 One file is mapped, relocated and bound to Python's symbols once, which takes less time and memory than thirty do. The
 entry of `__path__` is that file, and the finder below says of every module that it is there: Python's own loader calls
 the `PyInit_` function that has a module's name. Of the other compiled modules, what each start needs is in it as well.
+
+`preload` is for all of evort: it stands here since this is the first module that runs.
 """
 
+import _imp
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
+from _io import FileIO
+from importlib._bootstrap_external import MAGIC_NUMBER  # importlib.util, which has it too, is not loaded yet
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec, SourceFileLoader
+from marshal import loads
+from os import stat
 from os.path import exists
+from types import CodeType, ModuleType
 
 # Modules of other packages in the shared object. Their packages add `SHARED_OBJECT` to their `__path__`.
 LINKED = ("evort._records", "evort.etm._reader", "evort.plan._planner")
+
+
+def _linked_spec(name: str, file: str) -> ModuleSpec:
+    """The specification of a module in the shared object."""
+    spec = ModuleSpec(name, ExtensionFileLoader(name, file), origin=file)
+    spec.has_location = True
+    return spec
 
 
 class _Finder:
@@ -22,11 +37,10 @@ class _Finder:
     def find_spec(self, name: str, target: object = None) -> ModuleSpec | None:
         if name not in LINKED and not name.startswith("evort._kernels."):
             return None
-        spec = ModuleSpec(name, ExtensionFileLoader(name, self.file), origin=self.file)
-        spec.has_location = True
-        return spec
+        return _linked_spec(name, self.file)
 
 
+_ROOT = __path__[0].removesuffix("_kernels")
 SHARED_OBJECT: list[str] = []  # its path, where it was built
 for _suffix in EXTENSION_SUFFIXES:
     _file = f"{__path__[0]}/core{_suffix}"
@@ -34,3 +48,71 @@ for _suffix in EXTENSION_SUFFIXES:
         sys.path_importer_cache[_file] = _Finder(_file)
         __path__ = SHARED_OBJECT = [_file]
         break
+
+
+def preload(names: tuple[str, ...]) -> None:
+    """Imports modules of evort, each of which comes after those that it imports; a package's name ends in a dot.
+
+    Import statements do the same, but looking for a module, locking and making it takes Python as long as running it
+    does. Only while `evort` itself is imported, as nothing but the lock on that keeps other threads out. Sources must
+    have the bytecode that Python keeps of them: where one has none or is newer, nothing is done here, and import
+    statements find, compile and keep them as ever.
+    """
+    modules = sys.modules
+    if sys.flags.optimize or sys.pycache_prefix:  # bytecode is elsewhere
+        return
+    made: list[tuple[ModuleType, CodeType | None]] = []
+    buffer = bytearray(1 << 16)
+    try:
+        for name in names:
+            made.append(_linked(name) if name in LINKED or name.startswith("evort._kernels.") else _kept(name, buffer))
+    except (OSError, ValueError, EOFError, TypeError):
+        return
+    for module, code in made:
+        name = module.__name__
+        if name in modules:  # an import statement of one before was first
+            continue
+        modules[name] = module
+        try:
+            if code is None:
+                _imp.exec_dynamic(module)
+            else:
+                exec(code, module.__dict__)
+        except BaseException:
+            del modules[name]
+            raise
+    for module, _ in made:
+        parent, _, name = module.__name__.rpartition(".")
+        setattr(modules[parent], name, modules[module.__name__])
+
+
+def _linked(name: str) -> tuple[ModuleType, None]:
+    """A module of the shared object, to be run."""
+    spec = _linked_spec(name, SHARED_OBJECT[0])
+    module = _imp.create_dynamic(spec)
+    module.__spec__ = spec
+    return module, None
+
+
+def _kept(name: str, buffer: bytearray) -> tuple[ModuleType, CodeType]:
+    """A module with a source, and its code. Raises ValueError where the bytecode is not of this source, and OSError."""
+    package = name.endswith(".")
+    name = name.rstrip(".")
+    file = _ROOT + name[6:].replace(".", "/")
+    folder, _, stem = (f"{file}/__init__" if package else file).rpartition("/")
+    source, kept = f"{folder}/{stem}.py", f"{folder}/__pycache__/{stem}.{sys.implementation.cache_tag}.pyc"
+    status = stat(source)
+    stamp = int(status.st_mtime).to_bytes(8, "little")[:4] + status.st_size.to_bytes(8, "little")[:4]
+    with FileIO(kept) as bytecode:
+        size = bytecode.readinto(buffer)
+    if size == len(buffer) or buffer[:16] != MAGIC_NUMBER + bytes(4) + stamp:  # as importlib checks it
+        raise ValueError(f"{kept} is not the bytecode of {source}")
+    code = loads(memoryview(buffer)[16:size])
+    module = ModuleType(name)
+    spec = ModuleSpec(name, SourceFileLoader(name, source), origin=source, is_package=package)
+    spec.has_location, spec.cached = True, kept
+    module.__spec__, module.__loader__, module.__file__, module.__cached__ = spec, spec.loader, source, kept
+    module.__package__ = spec.parent
+    if package:
+        module.__path__ = spec.submodule_search_locations = [folder]
+    return module, code
