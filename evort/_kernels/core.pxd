@@ -219,7 +219,7 @@ cdef extern from "qnhwc.h" nogil:
     int EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_NHWC_TAPS
     ctypedef struct ev_nhwc_conv:
         const void *x
-        int64_t wide
+        int64_t wide, presum
         int64_t row_step, step, width
         const int32_t *offset
         int64_t segments, quads

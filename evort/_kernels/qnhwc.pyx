@@ -8,7 +8,7 @@ channels follow one another, and so do those of the weights, which are packed on
         positions, seven at a time               sums in registers, finished while in L1 (ukr/qnhwc_vnni_body.h)
 
 An image with padding, or with channels first, is staged: copied to scratch with its padding, channels last, as uint8,
-or as int16 where the instruction set has no product of bytes that is exact. A row of the kernel is then one run (a
+or as int16 where the instruction set has no product of bytes that is exact for these weights. A row of the kernel is then one run (a
 segment) of it, where taps follow one another. Of volumes, a plane of the result is computed at a time; the planes that it
 reads stay where they were staged as long as one needs them, in a ring of as many as the kernel has. A result with
 channels first is computed block by block into scratch, and transposed from there; where it is not of bytes, its sums are.
@@ -36,6 +36,7 @@ cdef enum:
     I_RESULT                     # channels of the result
     I_ANY                        # whether the result, or its residual, is not of bytes: they have channels first
     I_SMALL                      # whether all sums of products fit 25 bits and a sign: Winograd's convolution takes them
+    I_PRESUM                     # the operator's attribute; where it is used, I_WIDE is 0
     ALL_INTS
     BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
     WHOLE_BYTES = 32 * 1024
@@ -62,6 +63,7 @@ ctypedef struct Geometry:
     int64_t d, out_d, kernel_d, stride_d, dilation_d, pad_d
     int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
     bint x_last, y_last, staged, wide, widens
+    int64_t presum               # of ev_nhwc_conv
     bint whole                   # an image with channels first is made bytes of at once
     int64_t segments, quads      # runs of bytes that a position reads, and quads of each
     bint rows                    # a segment is a row of the kernel, else a tap
@@ -118,6 +120,7 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
     g.segments = g.kernel_d * g.kernel_h * (1 if g.rows else g.kernel_w)
     g.quads = ceil_div(g.c * (g.kernel_w if g.rows else 1), 4)
+    g.presum = min(v[I_PRESUM], <int64_t> (1 if g.quads % 2 else 2))
     g.staged = not (g.x_last and (depthwise or not g.wide) and g.pad_d == g.pad_h == g.pad_w == 0
                     and (depthwise or g.c % 4 == 0) and (g.out_d - 1) * g.stride_d + (g.kernel_d - 1) * g.dilation_d < g.d
                     and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)

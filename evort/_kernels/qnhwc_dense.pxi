@@ -99,7 +99,7 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
     cdef ev_nhwc_conv k
     cdef Ring ring
     memset(&k, 0, sizeof(k))
-    k.offset, k.segments, k.quads, k.wide = offset, g.segments, g.quads, g.wide
+    k.offset, k.segments, k.quads, k.wide, k.presum = offset, g.segments, g.quads, g.wide, g.presum
     k.finish = NULL if g.sums else &job.finish
     k.width, k.step, k.row_step = g.out_w, g.stride_w * g.c, g.stride_h * g.pitch * g.c
     for item in range(begin, end):

@@ -24,6 +24,7 @@ cdef enum:
     WINOGRAD_WIDE = 22
     WINOGRAD_VNNI = 27
     DIRECT_WIDE = 23
+    DIRECT_PRESUM = 8                    # more of them for each quad of `presum`
     DIRECT_VNNI = 63
 
 
@@ -40,12 +41,13 @@ cdef bint takes_winograd(const Geometry *g) noexcept nogil:
     K.nhwc_has(&has)
     if has == EV_NHWC_DOTS:
         return False
-    wide = g.wide or has == EV_NHWC_HALVES
+    wide = has == EV_NHWC_WIDE or has == EV_NHWC_HALVES
     products = 36.0 * g.c * (up_to(g.m, EV_NHWC_VECTOR // 2) if wide else channels)
     products /= WINOGRAD_WIDE if wide else WINOGRAD_VNNI
     here = (tiles * (products * g.kernel_d + IMAGE_CYCLES * g.c + RESULT_CYCLES * channels)
             + <double> KERNEL_CYCLES * g.kernel_d * g.c * channels * ceil_div(tiles, winograd_tiles(g)))
-    direct = 9.0 * g.kernel_d * g.c * up_to(g.m, EV_NHWC_VECTOR // 2) * g.out_h * g.out_w / (DIRECT_WIDE if wide else DIRECT_VNNI)
+    direct = 9.0 * g.kernel_d * g.c * up_to(g.m, EV_NHWC_VECTOR // 2) * g.out_h * g.out_w
+    direct /= DIRECT_WIDE + (DIRECT_PRESUM * g.presum if has == EV_NHWC_WIDE else 0) if wide else DIRECT_VNNI
     return here < 0.95 * direct
 
 

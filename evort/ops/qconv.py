@@ -33,7 +33,8 @@ _BYTES = frozenset({DType.INT8, DType.UINT8})
 _INTS = _BYTES | {DType.INT16}
 _FLOAT = frozenset({DType.FLOAT})
 
-_SIZE = 24  # where the drivers' parameters say how many bytes a staged element takes
+_SIZE = 24  # where the drivers' parameters say how many bytes a staged element takes,
+_WIDE = 30  # and, for channels last, whether weights are in pairs of 16 bits
 _MOST_TAPS = 256  # of a depthwise convolution, in its drivers
 _LANES = 16  # channels of a vector in those for channels last: fewer than half are a waste
 _FEW = 64  # positions of a result, of which a matrix product is faster for one channel
@@ -125,6 +126,8 @@ def _infer(c: Call, out: Spec) -> list[Spec]:
     _check_zero_point(c, _W_ZERO, _W, channels)
     _check_zero_point(c, _Y_ZERO, _Y_ZERO)
     _check_zero_point(c, _Z_ZERO, _Z)
+    if "presum" in c.attrs and c["presum"] < 0:
+        raise c.error("presum must not be negative")
     if c.has(_Y_SCALE) != c.has(_Y_ZERO):
         raise c.error("y_scale and y_zero_point come together; a float32 result has neither")
     expect(c, _B, (channels,), "B")
@@ -232,15 +235,16 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
     pixel, bytes_ = _pixels(c), _of_bytes(c)
     x_last = c.ins[_X].channels_last or (pixel and c.ins[_X].dtype == DType.UINT8)
     y_last = y.channels_last or (pixel and bytes_)
-    ints = (*ints, int(x_last), int(y_last), int(wide()), 1, y.shape[1], int(not bytes_))
+    presum = c["presum"] if wide() and not depthwise else 0
+    ints = (*ints, int(x_last), int(y_last), int(wide() and not presum), 1, y.shape[1], int(not bytes_))
     small = (
         not depthwise
         and bytes_
         and window.kernel[-2:] == (3, 3)
-        and winograd((*ints, 1))  # looking at the weights takes longer
+        and winograd((*ints, 1, presum))  # looking at the weights takes longer
         and small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
     )
-    ints = (*ints, int(small))
+    ints = (*ints, int(small), presum)
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
 
@@ -291,7 +295,7 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] |
         return None
     from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m, 0, 0)
+    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m, 0, 0, 0)
     scratch = scratch_bytes(ints, c.threads, False)
     return None if scratch < 0 else (ints, False, scratch)
 
@@ -303,16 +307,16 @@ def _turned(w: np.ndarray) -> np.ndarray:
 
 def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     """The driver for operands that lie channels last."""
-    from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise, wide, winograd
+    from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise, winograd
 
     ints, depthwise, scratch = (_turned_ints if transposed else _last_parameters)(c, window)
     w, flip = c.ins[_W].value, 0x80 if c.ins[_W].dtype == DType.UINT8 else 0
     _, reals = activation_ints_reals(c)
     if depthwise:
-        name = f"channels last, {cycle_of(ints)}, {int(wide())}"
+        name = f"channels last, {cycle_of(ints)}, {ints[_WIDE]}"
         return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: pack_depthwise(w, flip, ints))])
     small = winograd(ints)
-    name = "channels last, " + ("Winograd" if small else str(int(wide())))
+    name = f"channels last, {'Winograd' if small else ints[_WIDE]}"
     packed = [(name, lambda: pack_dense(_turned(w) if transposed else w, flip, ints))]
     return Kernel("qnhwc.winograd" if small else "qnhwc.linear", ints, reals, scratch, packed)
 
@@ -396,11 +400,14 @@ class QLinearConv(Op):
     int32, Z and y [N, M, D'...].
 
     Extensions of evort: float32 x is quantized as it is read; y is float32 without y_scale and y_zero_point; x, y and
-    Z may be int16; a sparse constant w may be int4; Z (float32, or quantized with z_scale) and the activation."""
+    Z may be int16; a sparse constant w may be int4; Z (float32, or quantized with z_scale) and the activation; presum:
+    so many successive sums of two products, of unsigned x and weights at the same place of the kernel, from groups of
+    four successive channels, fit 16 bits together in every output channel; C / 4 is a multiple of it - 0 where that is
+    not known."""
 
     inputs, outputs = _QLINEAR_INPUTS, ("y",)
     dtypes = _QLINEAR_DTYPES
-    attrs = {**conv_attrs(), **activation_attrs()}
+    attrs = {**conv_attrs(), "presum": Attr("int", 0), **activation_attrs()}
     inplace = ((0, _Z),)
     choices = _CHOICES
 

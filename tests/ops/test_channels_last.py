@@ -383,3 +383,19 @@ def test_winograd_where_sums_fit(isa: str, most: bool) -> None:
     weights[:] = 127 if most else weights // 3
     names = check(network, network.conv(x, 64, 16, (1, 1)))
     assert names[0] == ("qnhwc.linear" if most else "qnhwc.winograd") or not wants_winograd()
+
+
+@pytest.mark.parametrize("presum", [1, 2])
+@pytest.mark.parametrize("c", [24, 40])
+def test_weights_that_are_proven_small(isa: str, presum: int, c: int) -> None:
+    """The largest that the proof allows, and images of 0 and 255: products of bytes are summed in 16 bits where the
+    instruction set is better off with it. Strides, padding and results of other types."""
+    network = Network((2, c, 9, 11))
+    x = network.conv("x", c, c, (1, 1), presum=presum)
+    y = network.conv(x, c, 80, (3, 3), pads=[1] * 4, strides=[2, 2], presum=presum, activation="Relu")
+    y = network.conv(y, 80, c, (1, 1), presum=presum)
+    outputs = [network.conv(y, c, 33, (3, 1), y_type=kind, presum=presum) for kind in (np.uint8, np.int8, np.float32)]
+    for node in network.nodes:
+        w = network.constants[node.inputs[3]]
+        w[:] = np.where(w % 3 == 0, np.clip(w, -64, 64) // presum, np.where(w > 0, 64, -64) // presum)
+    check(network, *outputs)

@@ -283,3 +283,23 @@ def test_proof_of_presum(m, k, presum, seed):
                 low = 255 * sum(int(w) for w in members if w < 0)
                 worst = worst and high <= 32767 and low >= -32768
     assert fits(rows, presum) == worst
+
+
+@pytest.mark.parametrize(
+    ("channels", "largest", "proven"), [(16, 32, 4), (16, 33, 1), (12, 32, 1), (16, 65, 0), (6, 1, 0)]
+)
+def test_presum_of_a_convolution(channels, largest, proven):
+    """Groups are of successive channels at one place of the kernel."""
+    net = Net(1, channels, 6, 6)
+    w = np.zeros((5, channels, 3, 3), np.int8)
+    w[:, :4] = w[:, 4 : 4 + 4 * (channels > 12)] = largest
+    w = net.op(
+        "DequantizeLinear",
+        net.const(w),
+        net.const(np.full(5, 0.001, np.float32)),
+        net.const(np.zeros(5, np.int8)),
+        axis=0,
+    )
+    y = net.cast(net.op("Conv", net.cast("x"), w))
+    node = next(n for n in convert_model(net.model(y)).graph.nodes if n.op == "QLinearConv")
+    assert node.attrs.get("presum", 0) == proven

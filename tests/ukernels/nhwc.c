@@ -61,10 +61,12 @@ void check_nhwc_conv(void)
         for (int64_t s = 0; s < segments; s++) offset[s] = (int32_t)(s * apart);
         fill_finish(lanes, channels, segments * quads, add, scale);
         const ev_qfinish f = some_finish(kind);
-        const int wide = kind % 5 == 0;
+        const int wide = kind % 5 == 0, presum = kind % 5 < 3 ? 0 : quads % 2 ? 1 : kind % 5 - 2;
+        for (int64_t i = 0; presum && i < segments * quads * 64 * vectors; i++) /* as small as has to be, or 0 */
+            w[i] = (int8_t)(presum == 2 ? w[i] >> 2 : w[i] < 0 ? w[i] / 2 : w[i] / 2 + w[i] % 2);
         int16_t *x16 = guarded((size_t)size * 2);
         K->nhwc_widen(size, x, x16);
-        const ev_nhwc_conv g = {wide ? (const void *)x16 : x, wide, row, step, width, offset, segments, quads, w, add, scale, channels, &f,
+        const ev_nhwc_conv g = {wide ? (const void *)x16 : x, wide, presum, row, step, width, offset, segments, quads, w, add, scale, channels, &f,
                                 f.folds || channels % 2 ? NULL : z, ldy, ldy, y};
         memset(y, 0x5a, (size_t)((end - 1) * ldy + channels));
         K->nhwc_conv(&g, begin, end);

@@ -21,7 +21,7 @@ def run(ed: Edit) -> int:
         if (node.domain, node.op) == ("com.microsoft", "QLinearAdd"):
             changes += _residual(ed, node)
     for node in ed.graph.nodes:
-        if node.op == "QLinearMatMul" and not node.domain and "presum" not in node.attrs:
+        if node.op in ("QLinearConv", "QLinearMatMul") and not node.domain and "presum" not in node.attrs:
             proven = _proven(ed, node)
             if proven:
                 node.attrs["presum"] = proven
@@ -62,10 +62,18 @@ def _residual(ed: Edit, add: Node) -> bool:
 def _proven(ed: Edit, node: Node) -> int:
     """How many pair products add up within 16 bits in every output channel, whatever the uint8 input; 0 if not one."""
     w = ed.value(node.inputs[W])
-    if w is None or w.dtype != np.int8 or w.ndim != 2 or ed.shapes.dtype(node.inputs[0]) == DType.INT16:
+    if w is None or w.dtype != np.int8 or w.ndim < 2 or ed.shapes.dtype(node.inputs[0]) == DType.INT16:
         return 0
+    if node.op == "QLinearConv":
+        rows, channels = summed(w), w.shape[1] * (node.attrs.get("group", 1) == 1)
+        return next((s for s in _PRESUMS if channels % (4 * s) == 0 < channels and fits(rows, s)), 0)
     rows = w if node.attrs.get("transB", 0) else w.T
-    return next((s for s in _PRESUMS if fits(rows, s)), 0)
+    return next((s for s in _PRESUMS if w.ndim == 2 and fits(rows, s)), 0)
+
+
+def summed(w: np.ndarray) -> np.ndarray:
+    """The weights [M, C, k...] of a convolution in the order in which they are summed, [M, k... * C]."""
+    return np.moveaxis(w, 1, -1).reshape(len(w), -1)
 
 
 def fits(rows: np.ndarray, presum: int) -> bool:

@@ -12,6 +12,8 @@
  *   W [blocks of 64][quads][up to 4 vectors][2 pairs][16 channels][2]   dense; the image is staged as int16
  *   W [blocks of 64][quads of taps][2 pairs][64 channels][2 taps]       depthwise; the image is of bytes
  *
+ * but for dense weights with a proof (`presum`), which are of bytes, as the image is.
+ *
  * Winograd's convolution takes them by 16 channels, of a 3x3 kernel each:
  *
  *   W [blocks of 16][depth][pairs][9 taps][16 channels][2] */
@@ -32,6 +34,8 @@ enum { EV_NHWC_BYTES = 1, EV_NHWC_WIDE = 2, EV_NHWC_HALVES = 3, EV_NHWC_DOTS = 4
 typedef struct {
     const void *x;            /* uint8, or the same numbers as int16 where `wide`; steps and offsets count elements */
     int64_t wide;
+    int64_t presum;           /* 0, or of bytes: so many quads, from each segment's first on, whose products add up in 16
+                               * bits, whatever the image is, as lanes of vpmaddubsw do. 1, or 2 where quads are even */
     int64_t row_step, step, width;
     const int32_t *offset;
     int64_t segments, quads;

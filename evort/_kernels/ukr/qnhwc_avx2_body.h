@@ -1,5 +1,6 @@
 /* Convolutions of bytes, channels last, by vpmaddwd: a pair of an image of int16, broadcast, by pairs of weights, which
- * are widened as they are read. Sums of two such products are exact; six positions by 16 channels stay in registers. */
+ * are widened as they are read. Sums of two such products are exact; six positions by 16 channels stay in registers.
+ * Weights that are proven to be small enough take vpmaddubsw: twice as many products, summed in 16 bits first. */
 
 static void EV_FN(nhwc_has)(int *has)
 {
@@ -113,17 +114,69 @@ static void EV_FN(nhwc_dots)(const ev_nhwc_conv *g, const int16_t *const *x, con
     EV_POSITIONS(X)
 #undef X
 }
+
+/* The same of bytes, for weights of which `presum` quads add up in 16 bits. */
+static inline __attribute__((always_inline)) void EV_FN(nhwc_small_dots)(
+    const ev_nhwc_conv *g, const uint8_t *const *x, const int8_t *w, int64_t step, const int32_t *add, int32_t *sum,
+    const int presum)
+{
+    const __m256i more0 = _mm256_loadu_si256((const __m256i *)add), more1 = _mm256_loadu_si256((const __m256i *)add + 1);
+    const __m256i one = _mm256_set1_epi16(1);
+#define X(i)                    \
+    const uint8_t *x##i = x[i]; \
+    __m256i p##i = more0, q##i = more1;
+    EV_POSITIONS(X)
+#undef X
+    const int32_t *offset = g->offset;
+    for (int64_t left = g->segments; left > 0; left--, offset++)
+        for (int64_t at = *offset, end = at + 4 * g->quads; at < end; at += 4 * presum, w += presum * step) {
+#define DOT(x, k, half) \
+    _mm256_maddubs_epi16(_mm256_set1_epi32(*(const EV_FN(pair) *)(x + at + 4 * k)), \
+                         _mm256_loadu_si256((const __m256i *)(w + k * step) + half))
+#define X(i)                                                              \
+    {                                                                     \
+        __m256i s = DOT(x##i, 0, 0), t = DOT(x##i, 0, 1);                 \
+        if (presum > 1) {                                                 \
+            s = _mm256_add_epi16(s, DOT(x##i, 1, 0));                     \
+            t = _mm256_add_epi16(t, DOT(x##i, 1, 1));                     \
+        }                                                                 \
+        p##i = _mm256_add_epi32(p##i, _mm256_madd_epi16(s, one));         \
+        q##i = _mm256_add_epi32(q##i, _mm256_madd_epi16(t, one));         \
+    }
+            EV_POSITIONS(X)
+#undef X
+#undef DOT
+        }
+#define X(i)                                                          \
+    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR), p##i);     \
+    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR + 8), q##i);
+    EV_POSITIONS(X)
+#undef X
+}
 #undef EV_POSITIONS
+
+static __attribute__((noinline)) void EV_FN(nhwc_dots_1)(const ev_nhwc_conv *g, const uint8_t *const *x, const int8_t *w,
+                                                         int64_t step, const int32_t *add, int32_t *sum)
+{
+    EV_FN(nhwc_small_dots)(g, x, w, step, add, sum, 1);
+}
+
+static __attribute__((noinline)) void EV_FN(nhwc_dots_2)(const ev_nhwc_conv *g, const uint8_t *const *x, const int8_t *w,
+                                                         int64_t step, const int32_t *add, int32_t *sum)
+{
+    EV_FN(nhwc_small_dots)(g, x, w, step, add, sum, 2);
+}
 
 static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 {
     enum { MR = 6 };
     int32_t sum[MR * EV_NHWC_NR] __attribute__((aligned(32)));
-    const int16_t *x[MR];
+    const void *x[MR];
+    const int64_t size = g->wide ? 2 : 1;
     const int64_t lanes = (g->channels + EV_NHWC_VECTOR - 1) / EV_NHWC_VECTOR * EV_NHWC_VECTOR;
     float scale[EV_NHWC_NR] = {0};
     int64_t row = begin / g->width, column = begin % g->width;
-    if (!g->wide) { /* planned for another table */
+    if (!g->wide && !g->presum) { /* planned for another table */
         ev_ukr_table__scalar.nhwc_conv(g, begin, end);
         return;
     }
@@ -131,11 +184,15 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
     for (int64_t p = begin; p < end; p += MR) {
         const int64_t n = end - p < MR ? end - p : MR;
         for (int64_t i = 0; i < MR; i++) { /* beyond the last, it again */
-            x[i] = i < n ? (const int16_t *)g->x + row * g->row_step + column * g->step : x[n - 1];
+            x[i] = i < n ? (const char *)g->x + (row * g->row_step + column * g->step) * size : x[n - 1];
             if (++column == g->width) column = 0, row++;
         }
-        for (int64_t c = 0; c < g->channels; c += 16)
-            EV_FN(nhwc_dots)(g, x, g->w + 4 * c, 4 * lanes, g->add + c, sum + c);
+        for (int64_t c = 0; c < g->channels; c += 16) {
+            const int8_t *w = g->w + 4 * c;
+            if (g->wide) EV_FN(nhwc_dots)(g, (const int16_t *const *)x, w, 4 * lanes, g->add + c, sum + c);
+            else if (g->presum > 1) EV_FN(nhwc_dots_2)(g, (const uint8_t *const *)x, w, 4 * lanes, g->add + c, sum + c);
+            else EV_FN(nhwc_dots_1)(g, (const uint8_t *const *)x, w, 4 * lanes, g->add + c, sum + c);
+        }
         if (!g->finish) {
             int32_t *y = (int32_t *)g->y + p * g->ldy;
             for (int64_t i = 0; i < n; i++, y += g->ldy)

@@ -177,28 +177,31 @@ static inline __attribute__((always_inline)) EV_FN(qrow) EV_FN(qresidual)(const 
     return z;
 }
 
-static void EV_FN(qactivate)(const ev_requant *q, int64_t i, float *x)
+/* Rows [i0, i0 + m), all at once: functions of many steps wait for these, for each vector, if they take one at a time. */
+static void EV_FN(qactivate)(const ev_requant *q, int64_t i0, int64_t m, float *x)
 {
+    const int64_t n = m * EV_QNR;
     switch (q->activation) {
     case EV_ACT_HARD_SIGMOID: /* these two as elsewhere, but not fused */
-        for (int j = 0; j < EV_QNR; j++) {
+        for (int64_t j = 0; j < n; j++) {
             float y = q->a * x[j] + q->b;
             y = y < 0.0f ? 0.0f : y;
             x[j] = y > 1.0f ? 1.0f : y;
         }
         break;
     case EV_ACT_HARD_SWISH:
-        for (int j = 0; j < EV_QNR; j++) {
+        for (int64_t j = 0; j < n; j++) {
             float y = x[j] / 6.0f + 0.5f;
             y = y < 0.0f ? 0.0f : y;
             x[j] *= y > 1.0f ? 1.0f : y;
         }
         break;
     case EV_ACT_PRELU:
-        EV_FN(unary_f32)(EV_ACT_LEAKY_RELU, EV_QNR, x, x, q->slope[i], 0.0f);
+        for (int64_t i = 0; i < m; i++)
+            EV_FN(unary_f32)(EV_ACT_LEAKY_RELU, EV_QNR, x + i * EV_QNR, x + i * EV_QNR, q->slope[i0 + i], 0.0f);
         break;
     default:
-        EV_FN(unary_f32)(q->activation, EV_QNR, x, x, q->a, q->b);
+        EV_FN(unary_f32)(q->activation, n, x, x, q->a, q->b);
     }
 }
 
@@ -222,16 +225,15 @@ static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int3
     const float *bias = q->bias && q->bias_type == EV_FLOAT ? q->bias : NULL;
     const float inverse = 1.0f / q->y_scale;
     float col_bias[EV_QNR] = {0};
+    EV_FN(qrow) real[EV_QMC];
     if (bias && q->bias_axis == EV_BIAS_COLUMN) EV_FN(qcopy)(col_bias, bias + s->j0, s->n, 4);
     for (int64_t i = 0; i < s->m; i++) {
-        char *c = (char *)s->c + ((s->i0 + i) * s->ldc + s->j0) * size;
         EV_FN(qrow) x;
         if (s->wide)
             for (int j = 0; j < EV_QNR; j++)
                 ((float *)&x)[j] = (float)(s->wide[i * EV_QNR + j] + row[i] + col[j]) * (row_scale ? row_scale[i] : col_scale[j]);
         else
             x = EV_FN(qscaled)(s, i, row, col, row_scale, col_scale);
-        if (folds && q->range) EV_FN(qnote)(q->range, x, s->n, q->y_scale);
         if (!folds) {
             if (bias && q->bias_axis == EV_BIAS_ROW) EV_EACH_QV x.v[v] += bias[s->i0 + i];
             else if (bias) EV_EACH_QV x.v[v] += ((const EV_FN(qfu) *)col_bias)[v];
@@ -239,11 +241,16 @@ static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int3
                 const EV_FN(qrow) z = EV_FN(qresidual)(q, (s->i0 + i) * q->ldr + s->j0, s->n);
                 EV_EACH_QV x.v[v] += z.v[v];
             }
-            if (q->activation == EV_ACT_RELU) { /* NaN stays */
-                EV_EACH_QV x.v[v] = EV_QPICK(x.v[v] < 0.0f, (EV_FN(qf)){0}, x.v[v]);
-            } else if (q->activation != EV_ACT_NONE) {
-                EV_FN(qactivate)(q, s->i0 + i, (float *)&x);
-            }
+            if (q->activation == EV_ACT_RELU) EV_EACH_QV x.v[v] = EV_QPICK(x.v[v] < 0.0f, (EV_FN(qf)){0}, x.v[v]); /* NaN stays */
+        }
+        real[i] = x;
+    }
+    if (!folds && q->activation != EV_ACT_NONE && q->activation != EV_ACT_RELU) EV_FN(qactivate)(q, s->i0, s->m, (float *)real);
+    for (int64_t i = 0; i < s->m; i++) {
+        char *c = (char *)s->c + ((s->i0 + i) * s->ldc + s->j0) * size;
+        EV_FN(qrow) x = real[i];
+        if (folds && q->range) EV_FN(qnote)(q->range, x, s->n, q->y_scale);
+        if (!folds) {
             if (q->range) EV_FN(qnote)(q->range, x, s->n, 1.0f);
             if (q->type != EV_FLOAT) EV_EACH_QV x.v[v] *= inverse;
         }
