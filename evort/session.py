@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from evort._kernels import core
+from evort._kernels.executor import shapes_of
 from evort._records import Uncollected
 from evort.backends import CpuBackend
 from evort.errors import InputError, UnsupportedError
@@ -217,29 +218,21 @@ class Session:
 
     def _run(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
         """The short way for arrays that need no conversion, of shapes that have been run before; else the long one."""
-        if len(inputs) == len(self._plain):
-            arrays = []
-            for name, storage in self._plain:
-                array = inputs.get(name)
-                if type(array) is not np.ndarray or array.dtype is not storage or not array.flags.c_contiguous:
-                    break
-                arrays.append(array)
-            else:
-                planned = self._ready.get(tuple([array.shape for array in arrays]))
-                if planned is not None:
-                    feeds = inputs
-                    if not planned.alone:
-                        follower = planned.follower(inputs)
-                        if follower is not None:
-                            planned, feeds = follower
-                    if planned.alone:
-                        if into is None:
-                            return self._runner.run_planned(planned, feeds)
-                        if planned.fits(into):
-                            self._runner.run_planned_into(planned, feeds, into)
-                            return into
-                    elif into is None:
-                        return self._runner.run(inputs, None, self._dtypes, None, planned)
+        planned = self._ready.get(shapes_of(inputs, self._plain))
+        if planned is not None:
+            feeds = inputs
+            if not planned.alone:
+                follower = planned.follower(inputs)
+                if follower is not None:
+                    planned, feeds = follower
+            if planned.alone:
+                if into is None:
+                    return self._runner.run_planned(planned, feeds)
+                if planned.fits(into):
+                    self._runner.run_planned_into(planned, feeds, into)
+                    return into
+            elif into is None:
+                return self._runner.run(inputs, None, self._dtypes, None, planned)
         return self._run_checked(inputs, into)
 
     def _run_checked(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:

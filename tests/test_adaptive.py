@@ -259,7 +259,9 @@ def test_memory_is_bounded_and_budgeted(file: bytes) -> None:
     stream = session.default
     assert sum(len(lanes) for lanes in stream._lanes) <= 4 * len(session.levels)
     assert stream.nbytes > 0
-    small = evort.load(file, threads=1, adaptive=True, max_memory=session.default.nbytes // 8)
+    one = load(file)
+    one(IMAGES[0])
+    small = evort.load(file, threads=1, adaptive=True, max_memory=one.default.nbytes // 2)
     for _ in range(2):
         with pytest.raises(MemoryBudgetError):
             small(IMAGES[0])

@@ -124,8 +124,9 @@ cdef void direct_offsets(const Direct *job) noexcept nogil:
 cdef void direct_panels(const Direct *job) noexcept nogil:
     """The weights as direct_lanes_f32 takes them, and the bias."""
     cdef const Shape *s = &job.shape
-    cdef int64_t k = s.c * s.taps
-    K.pack_f32(EV_DIRECT_LANES, s.m, k, k, 1, s.w, job.panels)
+    cdef int64_t k = s.c * s.taps, i, panel = EV_DIRECT_LANES * k
+    for i in range(s.m // EV_DIRECT_LANES):
+        K.move_transpose(4, k, EV_DIRECT_LANES, s.w + i * panel, k, job.panels + i * panel, EV_DIRECT_LANES)
     if s.b != NULL:
         memcpy(job.panels + s.m * k, s.b, 4 * s.m)
     else:

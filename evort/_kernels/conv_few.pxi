@@ -40,14 +40,26 @@ cdef void fill_column(const ev_conv_window *w, const float *x, int64_t channels,
                 continue
             source = x + (d * w.image[1] + h) * w.image[2] + w0 + first * step
             to = column + (kd * w.kernel[1] + kh) * w.kernel[2] + first
-            for c in range(channels):
-                if step == 1 and count > 8:
-                    memcpy(to, source, <size_t> (4 * count))
-                else:
-                    for t in range(count):
-                        to[t] = source[t * step]
-                source += inside
-                to += taps
+            copy_taps(channels, inside, source, taps, to, count, step)
+
+
+cdef inline void copy_taps(int64_t channels, int64_t inside, const float *source, int64_t taps, float *to, int64_t count,
+                           int64_t step) noexcept nogil:
+    """`count` elements of each channel, `step` apart, to the taps of a row of the kernel."""
+    cdef int64_t c, t
+    if step == 1 and count > 8:
+        for c in range(channels):
+            memcpy(to + c * taps, source + c * inside, <size_t> (4 * count))
+    elif step == 1 and count == 3:  # most convolutions of this kind
+        for c in range(channels):
+            memcpy(to + c * taps, source + c * inside, 12)
+    elif step == 1 and count == 2:
+        for c in range(channels):
+            memcpy(to + c * taps, source + c * inside, 8)
+    else:
+        for c in range(channels):
+            for t in range(count):
+                to[c * taps + t] = source[c * inside + t * step]
 
 
 def few_scratch(int64_t m, int64_t n, int64_t k, bint chosen) -> int:

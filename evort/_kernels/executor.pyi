@@ -9,6 +9,10 @@ OUTPUT: int
 ARENA: int
 DRIVERS: dict[str, object]
 
+def shapes_of(
+    inputs: dict[str, Any], plain: list[tuple[str, np.dtype | None]]
+) -> tuple[tuple[int, ...], ...] | None: ...
+
 class StepFailed(Exception):
     step: int
     status: int

@@ -5,6 +5,7 @@ weights (their memory is shared) and is used by one thread at a time; a session 
 """
 import numpy as np
 
+cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
@@ -22,6 +23,30 @@ cdef enum:
 
 cdef int64_t ALIGN = 64
 cdef object empty = np.empty
+cnp.import_array()
+
+
+cdef inline void *data_of(object array) except? NULL:
+    """As `address`, in a fraction of the time for an array."""
+    if cnp.PyArray_CheckExact(array) and cnp.PyArray_IS_C_CONTIGUOUS(array):
+        return cnp.PyArray_DATA(array)
+    return address(array)
+
+
+def shapes_of(inputs, list plain) -> tuple | None:
+    """The shapes of inputs by name, in the order of plain, where they are a dict of C-contiguous arrays with the names and
+    NumPy dtypes that it has; else None."""
+    cdef tuple wanted
+    cdef list shapes = []
+    cdef object array
+    if type(inputs) is not dict or len(<dict> inputs) != len(plain):
+        return None
+    for wanted in plain:
+        array = (<dict> inputs).get(wanted[0])
+        if not cnp.PyArray_CheckExact(array) or not cnp.PyArray_IS_C_CONTIGUOUS(array) or array.dtype is not wanted[1]:
+            return None
+        shapes.append(array.shape)
+    return tuple(shapes)
 
 
 cdef int64_t now() noexcept nogil:
@@ -235,7 +260,7 @@ cdef class Program:
             i = self.external[k]
             t = &self.tensors[i]
             source = inputs[self.indices[i]] if self.kinds[i] == K_INPUT else outputs[self.indices[i]]
-            t.data = <char *> address(source) + self.offsets[i]
+            t.data = <char *> data_of(source) + self.offsets[i]
         i = 0
         run_begins()
         try:

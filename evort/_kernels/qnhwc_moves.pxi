@@ -3,7 +3,7 @@
 # Largest of a window -------------------------------------------------------------------------------------------------
 
 cdef enum:
-    M_SIGNED = 0, M_N = 1, M_C = 2, M_SCRATCH = 3, M_AXES = 4
+    M_SIGNED = 0, M_N = 1, M_C = 2, M_ROW = 3, M_SCRATCH = 4, M_TURNED = 5, M_AXES = 6
 
 ctypedef struct PoolAxis:        # as in pooling.pyx
     int64_t size, out, kernel, stride, dilation, pad, count_from, count_to
@@ -24,17 +24,19 @@ cdef int64_t places(const PoolAxis *a, int64_t o, int64_t step, int64_t n, int32
 
 
 cdef void max_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    """Rows of results: first the largest of the rows under one, then of neighbours among those."""
+    """Rows of results: first the largest of the rows under one, then of neighbours among those. Where results are to lie
+    channels first, a row of them is turned."""
     cdef const ev_call *c = <const ev_call *> ctx
     cdef const int64_t *v = c.ints
     cdef const PoolAxis *D = <const PoolAxis *> (v + M_AXES)
     cdef const PoolAxis *H = D + 1
     cdef const PoolAxis *W = D + 2
-    cdef int64_t item, ow, n, rows, some, left, right, channels = v[M_C], row = W.size * channels
+    cdef int64_t item, ow, n, rows, some, left, right, channels = v[M_C], row = W.size * channels, lines = D.out * H.out
     cdef int sign = <int> v[M_SIGNED]
     cdef const uint8_t *x
-    cdef uint8_t *y = <uint8_t *> c.out[0].data + begin * W.out * channels
+    cdef uint8_t *results = <uint8_t *> c.out[0].data
     cdef uint8_t *line = <uint8_t *> c.scratch + worker * v[M_SCRATCH]
+    cdef uint8_t *y = line + v[M_ROW] if v[M_TURNED] else results + begin * W.out * channels
     cdef int32_t[MOST_TAPS] offset
     # Windows of columns from `left` to `right` lie inside.
     left = min(W.out, ceil_div(W.pad, W.stride))
@@ -54,12 +56,16 @@ cdef void max_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) noexce
             some = right - left if ow == left < right else 1
             K.nhwc_max(channels, n, offset, sign, line, W.stride * channels, some, y + ow * channels)
             ow += some
-        y += W.out * channels
+        if v[M_TURNED]:
+            K.move_transpose(1, channels, W.out, y, channels, results + (item // lines * channels * lines + item % lines) * W.out,
+                             lines * W.out)
+        else:
+            y += W.out * channels
 
 
 cdef int max_pool(const ev_call *c) noexcept nogil:
-    """in: X [N, D..., C] of bytes; out: Y, the like; ints: (whether they are signed, N, C, scratch of a thread, then the
-    three axes as in pooling.pyx)."""
+    """in: X [N, D..., C] of bytes; out: Y, the like, or [N, C, D...]; ints: see M_*, from M_AXES on three axes as in
+    pooling.pyx."""
     cdef const PoolAxis *a = <const PoolAxis *> (c.ints + M_AXES)
     cdef int64_t row = max(1, a[2].out * c.ints[M_C] * a[0].kernel * a[1].kernel)
     parallel_for(max_rows, <void *> c, c.ints[M_N] * a[0].out * a[1].out, max(1, MACS_PER_TASK // row), c.threads)

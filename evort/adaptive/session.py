@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evort._kernels.executor import StepFailed
+from evort._kernels.executor import StepFailed, shapes_of
 from evort.adaptive.levels import graph_of, noise_of, read_levels
 from evort.adaptive.stream import Adaptive, Stream
 from evort.adaptive.tensors import followed
@@ -70,17 +70,9 @@ class AdaptiveSession(Session):
 
     def checked(self, inputs: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[tuple[int, ...], ...]]:
         """The inputs, checked and contiguous, and their shapes. Raises InputError."""
-        if len(inputs) == len(self._plain):
-            shapes = []
-            for name, storage in self._plain:
-                array = inputs.get(name)
-                if type(array) is not np.ndarray or array.dtype is not storage or not array.flags.c_contiguous:
-                    break
-                shapes.append(array.shape)
-            else:
-                found = tuple(shapes)
-                if found in self._seen:
-                    return inputs, found
+        found = shapes_of(inputs, self._plain)
+        if found in self._seen:
+            return inputs, found
         feeds, _ = self._feeds(inputs)
         if len(self._seen) >= 16:
             self._seen.clear()

@@ -88,11 +88,13 @@ class Gather(Op):
         return [g.cast(g.transpose(total, [*range(1, axis + 1), 0, *range(axis + 1, x.rank)]), x.dtype), None]
 
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
-        """Known indices that follow each other pick a contiguous part of the first axis."""
+        """Known indices that follow each other pick a contiguous part of the first axis, or all of any."""
         x, axis, at = c.ins[0], self.place(c), c.ins[1].value
-        if at is None or at.size == 0 or prod(x.shape[:axis]) != 1 or c["output_dtype"]:
+        if at is None or at.size == 0 or c["output_dtype"]:
             return None
         at, n = at.reshape(-1), x.shape[axis]
+        if at.size != n and prod(x.shape[:axis]) != 1:
+            return None
         first = int(at[0])
         if not -n <= first < n or (at != np.arange(first, first + at.size)).any() or first < 0 <= int(at[-1]):
             return None

@@ -198,19 +198,21 @@ class MaxPool(Pool):
         index = np.take_along_axis(place.reshape(flat.shape), np.argmax(flat, -1, keepdims=True), -1)[..., 0]
         return result, np.where(flat.any(-1), index, -1)
 
-    def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
+    def channels_last(self, c: Call) -> Sequence[tuple[int, ...] | dict[int, int]]:
         axes, dtype = windows(c), c.ins[0].dtype
         taps = prod(w.kernel for w in axes)
         if dtype not in _BYTES or c.wants(1) or len(axes) > 3 or taps > _LAST_TAPS or c.ins[0].size >= LIMIT:
             return ()
-        return ((0, ~0),)
+        return (0,), {~0: 0}
 
     def bind_last(self, c: Call) -> Kernel:
         """The driver for an image of bytes that lies channels last."""
         axes, ints = axis_ints(windows(c), False)
+        turned = not c.outs[0].channels_last
         row = aligned(axes[2].size * c.ins[0].shape[1] + 16)  # as much is read behind it
-        ints = (int(c.ins[0].dtype == DType.INT8), *c.ins[0].shape[:2], row, *ints)
-        return Kernel("qnhwc.max_pool", ints, scratch=row * c.threads)
+        slot = row + (aligned(axes[2].out * c.ins[0].shape[1] + 16) if turned else 0)
+        ints = (int(c.ins[0].dtype == DType.INT8), *c.ins[0].shape[:2], row, slot, int(turned), *ints)
+        return Kernel("qnhwc.max_pool", ints, scratch=slot * c.threads)
 
     def bind(self, c: Call) -> Kernel | None:
         if c.ins[0].channels_last or c.outs[0].channels_last:

@@ -11,15 +11,25 @@ cdef bint is_same(Spec spec) except -1:
     return size == 1 or (len(shape) > 2 and (shape[1] == 1 or size == shape[0] * shape[1]))
 
 
+cdef list named(Call c, places):
+    """The names of operands that are not the same in both ways."""
+    cdef list names = []
+    cdef Py_ssize_t i
+    for i in places:
+        operands, specs = (c.node.inputs, c.ins) if i >= 0 else (c.node.outputs, c.outs)
+        if not is_same(specs[i if i >= 0 else ~i]):
+            names.append(operands[i if i >= 0 else ~i])
+    return names
+
+
 cdef int choose_layouts(Trace found, set kept) except -1:
     """Marks the specifications of tensors that lie channels last. kept: those that others read."""
     cdef Py_ssize_t k, i
     cdef Bound bound
     cdef Call c
-    cdef Spec spec
     cdef dict written = {}
     cdef set first = set(kept), taken
-    cdef list groups = [], group, given = []
+    cdef list groups = [], following = [], given = []
     cdef bint any_ = False
     for k in range(len(found.calls)):
         bound = found.bounds[k]
@@ -31,14 +41,10 @@ cdef int choose_layouts(Trace found, set kept) except -1:
         c = found.calls[k]
         taken = set()
         for places in given[k]:
-            group = []
-            for i in places:
-                operands, specs = (c.node.inputs, c.ins) if i >= 0 else (c.node.outputs, c.outs)
-                spec = specs[i if i >= 0 else ~i]
-                taken.add(i)
-                if not is_same(spec):
-                    group.append(operands[i if i >= 0 else ~i])
-            groups.append(group)
+            taken.update(places)
+            groups.append(named(c, places))
+            if type(places) is dict:
+                following.append((groups.pop(), named(c, places.values())))
         for i in range(len(c.node.inputs)):
             if i not in taken:
                 first.add(c.node.inputs[i])
@@ -55,7 +61,11 @@ cdef int choose_layouts(Trace found, set kept) except -1:
             if not first.issuperset(group) and any([name in first or name not in written for name in group]):
                 first.update(group)
                 changed = True
-    for group in groups:
+        for group, others in following:
+            if not first.issuperset(group) and any([name in first for name in others]):
+                first.update(group)
+                changed = True
+    for group in groups + [names for names, _ in following]:
         for name in group:
             if name not in first:
                 (<Spec> written[name]).channels_last = True

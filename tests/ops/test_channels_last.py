@@ -284,6 +284,21 @@ def test_a_region_ends_in_any_type(isa: str, y_type: Any, z: bool) -> None:
         assert names[-1] == "qnhwc.linear"
 
 
+@pytest.mark.parametrize("channels", [5, 16, 40])
+@pytest.mark.parametrize("size", [(9,), (7, 10), (5, 4, 6)])
+def test_a_region_ends_with_a_pool(isa: str, channels: int, size: tuple[int, ...]) -> None:
+    """Which reads channels last and writes them first; the other way round is not for it."""
+    rank = len(size)
+    network = Network((2, 4, *size))
+    window = {"kernel_shape": [2] * rank, "strides": [2] * rank, "pads": [1] * rank + [0] * rank}
+    x = network.add("MaxPool", ["x"], window)
+    x = network.conv(x, 4, channels, (2,) * rank, pads=[1] * 2 * rank)
+    for threads in (1, 3):
+        names = check(network, network.add("MaxPool", [x], window), threads=threads)
+    if core.channels_last():
+        assert names == ["pooling.pool", "qnhwc.linear", "qnhwc.max_pool"]
+
+
 def test_single_pixels_need_no_region(isa: str) -> None:
     network = Network((2, 20, 1, 1))
     names = check(network, network.conv(network.conv("x", 20, 70, (1, 1)), 70, 16, (3, 3), pads=[1] * 4))

@@ -145,21 +145,26 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_finish)(
     const ev_tile *t, const T *const *column, int64_t i, int64_t j0, const V *sum, int64_t done, const int n,
     const T lo, const T hi)
 {
+    typedef T four __attribute__((vector_size(EV_TAIL_COLUMNS * sizeof(T))));
+    typedef __typeof__((four){0} < (four){0}) mask;
+    const four least = lo - (four){0}, most = hi - (four){0};
     const T *a = (const T *)t->a + i * t->rsa;
     T sums[EV_TAIL_COLUMNS];
     EV_TYPED(four_sums)(sum, sums);
     for (int64_t p = done; p < t->k; p++)
 #pragma GCC unroll 4
         for (int j = 0; j < n; j++) sums[j] += a[p] * column[j][p];
-#pragma GCC unroll 4
-    for (int j = 0; j < n; j++) {
-        T r = t->col_bias ? ((const T *)t->col_bias)[j0 + j] : 0;
-        if (t->row_bias) r += ((const T *)t->row_bias)[i];
-        if (t->add) r += ((const T *)t->add)[i * t->ldadd + j0 + j] * (T)t->beta;
-        r += sums[j] * (T)t->alpha;
-        r = r < lo ? lo : r;
-        ((T *)t->c)[i * t->ldc + j0 + j] = r > hi ? hi : r;
-    }
+    four s, r = (t->row_bias ? ((const T *)t->row_bias)[i] : 0) - (four){0};
+    memcpy(&s, sums, sizeof s);
+    if (t->col_bias || t->add)
+        for (int j = 0; j < n; j++) {
+            if (t->col_bias) r[j] += ((const T *)t->col_bias)[j0 + j];
+            if (t->add) r[j] += ((const T *)t->add)[i * t->ldadd + j0 + j] * (T)t->beta;
+        }
+    r += s * (T)t->alpha;
+    const mask below = r < least, above = r > most;
+    r = (four)((mask)r & ~below & ~above | (mask)least & below | (mask)most & above);
+    memcpy((T *)t->c + i * t->ldc + j0, &r, n * sizeof(T));
 }
 
 static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
