@@ -117,8 +117,8 @@ class Op:
         return None
 
     def channels_last(self, c: Call) -> Sequence[tuple[int, ...] | dict[int, int]]:
-        """Operands whose memory may be [N, D..., C] where their shape is [N, C, D...], in groups: all of a tuple are so,
-        or none; {a: b}, a may be where b is. An input has its index, output i is ~i. The planner decides, over whole
+        """Operands whose memory may be [N, D..., C] where their shape is [N, C, D...], in groups: all of a tuple are so
+        or none; {a: b}: a may be where b is. An input has its index, output i is ~i. The planner decides, over whole
         regions of a graph, and marks the specifications (`Spec.channels_last`) before `bind`, which must then give a
         driver."""
         return ()

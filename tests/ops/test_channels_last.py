@@ -292,9 +292,9 @@ def test_a_region_ends_with_a_pool(isa: str, channels: int, size: tuple[int, ...
     network = Network((2, 4, *size))
     window = {"kernel_shape": [2] * rank, "strides": [2] * rank, "pads": [1] * rank + [0] * rank}
     x = network.add("MaxPool", ["x"], window)
-    x = network.conv(x, 4, channels, (2,) * rank, pads=[1] * 2 * rank)
+    x = network.add("MaxPool", [network.conv(x, 4, channels, (2,) * rank, pads=[1] * 2 * rank)], window)
     for threads in (1, 3):
-        names = check(network, network.add("MaxPool", [x], window), threads=threads)
+        names = check(network, x, threads=threads)
     if core.channels_last():
         assert names == ["pooling.pool", "qnhwc.linear", "qnhwc.max_pool"]
 
