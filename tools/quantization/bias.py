@@ -49,11 +49,14 @@ def corrections(
     samples: Iterable[Mapping[str, np.ndarray]],
     threads: int | None = None,
     progress: Callable[[], None] | None = None,
+    fitted: Graph | None = None,
 ) -> dict[str, np.ndarray]:
     """{output of a product: what to add to its bias, float64 [channels]}, for products whose weights are encoded.
 
-    The samples run through the float model.
+    The samples run through the float model. fitted: the same graph with the weights that are encoded, where helpers
+    have rounded them.
     """
+    fitted = fitted or model.graph
     weights = {n: t for n, t in model.graph.tensors.items() if t.data is not None and n in encodings}
     chosen = [n for n in nodes if len(n.inputs) > 1 and n.inputs[1] in weights]
     samples = list(samples)
@@ -63,7 +66,7 @@ def corrections(
     for node in [*chosen, None]:
         more = 0 if node is None else weights[node.inputs[1]].data.nbytes
         if part and (node is None or size + more > PART):
-            found.update(_part(model, part, encodings, samples, threads, progress))
+            found.update(_part(model, fitted, part, encodings, samples, threads, progress))
             part, size = [], 0
         if node is not None:
             part.append(node)
@@ -73,6 +76,7 @@ def corrections(
 
 def _part(
     model: Model,
+    fitted: Graph,
     chosen: Sequence[Node],
     encodings: Mapping[str, Encoding],
     samples: Sequence[Mapping[str, np.ndarray]],
@@ -82,8 +86,8 @@ def _part(
     """The corrections of some layers, in one pass over the samples."""
     sessions: dict[str, Session] = {}
     for node in chosen:
-        w = model.graph.constant(node.inputs[1])
-        sessions[node.outputs[0]] = product_alone(model, node, encodings[node.inputs[1]].fake(w) - w, threads)
+        w, rounded = (graph.constant(node.inputs[1]) for graph in (model.graph, fitted))
+        sessions[node.outputs[0]] = product_alone(model, node, encodings[node.inputs[1]].fake(rounded) - w, threads)
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
     capture = Capture(model, [n.inputs[0] for n in chosen], threads)

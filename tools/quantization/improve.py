@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from evort.graph import Model, Node, Tensor
+from evort.quant import decibels
 from evort.types import DType
 from evort_tools.quantization import adaround, bias, equalize, smooth, static, trials, widen
-from evort_tools.quantization.compare import expected_outputs, output_errors, total_ratio
 from evort_tools.quantization.data import Calibration, Sample
 from evort_tools.quantization.encodings import Encoding
-from evort_tools.quantization.qdq import copy_model, fake_quantized, total_bytes
+from evort_tools.quantization.qdq import copy_model, total_bytes
 from evort_tools.quantization.select import DELICATE, PRODUCTS, is_product
 from evort_tools.quantization.static import Calibrated, Settings
 
@@ -63,19 +63,13 @@ class Fitting:
         return (sample for i, sample in enumerate(self._data) if self._few or i % 2)
 
 
-class Trial:
+class Trial(trials.Judge):
     """The error that a quantization has on a few calibration samples. fitting: others, for helpers that learn from data
     (the same ones where there are not enough): what is learnt by heart is no improvement."""
 
     def __init__(self, model: Model, data: Calibration, threads: int | None):
-        self.samples, self.fitting = halves(data, trials.trial_count(model, data))
-        self.expected: list[Any] = expected_outputs(model, self.samples, threads)
-        self._threads = threads
-
-    def ratio(self, model: Model, encodings: Mapping[str, Encoding]) -> float:
-        """Noise over signal of the outputs of a model with these encodings."""
-        errors = output_errors(fake_quantized(model, encodings), self.samples, self.expected, self._threads)
-        return total_ratio(errors)
+        samples, self.fitting = halves(data, trials.trial_count(model, data))
+        super().__init__(model, samples, threads)
 
 
 def quantize(
@@ -99,13 +93,13 @@ def quantize(
         ("int16", helpers.int16, lambda m, f: _widened(m, f, trial, settings, progress)),
         ("clip", helpers.clip, lambda m, f: (m, clipped(m, f))),
         ("adaround", helpers.adaround, lambda m, f: _rounded(m, f, trial.fitting, settings, progress)),
-        ("bias", helpers.bias, lambda m, f: _corrected(m, f, trial.fitting, settings, progress)),
+        ("bias", helpers.bias, lambda m, f: _corrected(plain, m, f, trial.fitting, settings, progress)),
     ]
     if not found.encodings or all(switch == "off" for _, switch, _ in steps):
         return model, found, kept
     trials.rank(model, data, [found.encodings], settings.threads, progress)
     trial = Trial(model, data, settings.threads)
-    plain = model
+    plain = model  # before weights were fitted to integers
     ratio = trial.ratio(model, found.encodings)
     delicate = [node.outputs[0] for node in found.selection.nodes if node.op in DELICATE]
     if delicate:
@@ -180,6 +174,8 @@ def _widened(
         step()
         return trial.ratio(model, encodings)
 
+    if decibels(1.0, trial.of_outputs(model, found.encodings)) >= widen.good(found):
+        return None
     wide = widen.widened(model, found, ratio, trial.samples[0], settings.threads)
     return None if wide is found else (model, wide)
 
@@ -227,10 +223,11 @@ def _rounded(
 
 
 def _corrected(
-    model: Model, found: Calibrated, samples: Sequence[Any], settings: Settings, progress: Progress
+    plain: Model, model: Model, found: Calibrated, samples: Sequence[Any], settings: Settings, progress: Progress
 ) -> tuple[Model, Calibrated]:
     step = progress("correcting biases", len(samples))
-    changes = bias.corrections(model, _products(found), found.encodings, samples, settings.threads, step)
+    nodes = _products(found)
+    changes = bias.corrections(plain, nodes, found.encodings, samples, settings.threads, step, model.graph)
     changed = copy_model(model)
     bias.add_to_biases(changed.graph, changes)
     return changed, found

@@ -19,11 +19,9 @@ from evort.types import DType
 from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization import auto, ranges, trials
 from evort_tools.quantization.capture import observe
-from evort_tools.quantization.compare import expected_outputs, output_errors, total_ratio
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.observers import Histogram
-from evort_tools.quantization.qdq import fake_quantized
 from evort_tools.quantization.ranges import Target
 from evort_tools.quantization.select import FIXED, PRODUCTS, Selection, is_table, operand, weight_axis
 
@@ -185,10 +183,9 @@ def _choose(
         return
     # What is best for each layer alone is nearly always best for all together; where it is not, one method for all is.
     step = progress("comparing methods", len(candidates))
-    expected = expected_outputs(model, samples, settings.threads)
+    judge = trials.Judge(model, samples, settings.threads)
     for method, encodings in candidates.items():
-        errors = output_errors(fake_quantized(model, encodings), samples, expected, settings.threads)
-        found.ratios[method] = total_ratio(errors)
+        found.ratios[method] = judge.ratio(model, encodings)
         step()
     least = min(found.ratios.values())
     # Differences of some percent are chance.

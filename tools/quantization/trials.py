@@ -15,13 +15,13 @@ import numpy as np
 from evort.graph import Model
 from evort.session import Session
 from evort_tools.quantization.capture import specs_of
-from evort_tools.quantization.compare import add_outputs
+from evort_tools.quantization.compare import add_outputs, expected_outputs, output_errors, total_ratio
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.encodings import Encoding
-from evort_tools.quantization.qdq import fake_quantized, total_bytes
+from evort_tools.quantization.qdq import copy_model, fake_quantized, total_bytes
 
 # Elements that all samples together may have when methods are compared by running operators or the whole model.
-_ELEMENTS = 1 << 24
+_ELEMENTS = 1 << 26
 _FEWEST, _MOST = 2, 128
 # Models with more bytes of weights are not copied for a trial, nor loaded twice: memory stays below 2.5 times the
 # model's size.
@@ -44,6 +44,44 @@ def trial_count(model: Model, data: Calibration) -> int:
 def run_count(model: Model, data: Calibration) -> int:
     """How many samples to run a few times each, to see what a change gives."""
     return max(_FEWEST, _RUN // _elements(model, data))
+
+
+class Judge:
+    """Tells what encodings of a model lose on samples.
+
+    Where outputs come from a Softmax at the end it looks at what that reads: where a classifier is sure, its output is
+    0 or 1 whatever the noise before it, and the few samples that it is not sure of would decide by chance.
+    """
+
+    def __init__(self, model: Model, samples: Sequence[Mapping[str, np.ndarray]], threads: int | None):
+        self.samples = samples
+        self._threads = threads
+        softmax = {n.outputs[0]: n.inputs[0] for n in model.graph.nodes if n.op == "Softmax" and not n.domain}
+        self._outputs = list(model.graph.outputs)
+        self._judged = [softmax.get(name, name) for name in self._outputs]
+        self.expected = expected_outputs(self._view(model), samples, threads)
+
+    def _view(self, model: Model) -> Model:
+        view = copy_model(model)
+        view.graph.outputs = list(dict.fromkeys((*self._outputs, *self._judged)))
+        return view
+
+    def ratio(self, model: Model, encodings: Mapping[str, Encoding]) -> float:
+        """Noise over signal of what is judged by."""
+        return self._ratios(model, encodings)[0]
+
+    def of_outputs(self, model: Model, encodings: Mapping[str, Encoding]) -> float:
+        """Noise over signal of the outputs themselves."""
+        return self._ratios(model, encodings)[1]
+
+    def _ratios(self, model: Model, encodings: Mapping[str, Encoding]) -> tuple[float, float]:
+        made = fake_quantized(self._view(model), encodings)
+        errors = output_errors(made, self.samples, self.expected, self._threads)
+        judged, outputs = (
+            total_ratio({name: errors[name] for name in names if name in errors})
+            for names in (self._judged, self._outputs)
+        )
+        return judged, outputs
 
 
 def rank(

@@ -35,6 +35,11 @@ _WORTH = 0.96  # an activation must lower the error to this share to be kept,
 _ALL_WORTH = 0.7  # and all of them together to this one: products of 16 bits take three times as long
 
 
+def good(found: Calibrated) -> float:
+    """The SQNR of the outputs, in dB, from which all activations stay at 8 bits."""
+    return GOOD + (_UNSURE if found.samples < FEW else 0.0)
+
+
 def widened(
     model: Model,
     found: Calibrated,
@@ -44,9 +49,6 @@ def widened(
 ) -> Calibrated:
     """The calibration with some encodings of 16 bits. ratio: noise over signal of the outputs with encodings."""
     noise = before = ratio(found.encodings)
-    good = GOOD + (_UNSURE if found.samples < FEW else 0.0)
-    if noise <= 10 ** (-good / 10):
-        return found
     candidates = _worst(model, found, sample, threads)
     wide = {name: _wide(found, name) for name in candidates}
     alone = {name: ratio({**found.encodings, name: wide[name]}) for name in candidates}
