@@ -13,6 +13,7 @@ from tools_support import onnx_model
 import evort_tools
 from evort.session import Session
 from evort.types import DType
+from evort_tools.common import silent
 from evort_tools.convert import convert_model
 from evort_tools.quantization import adaround, bias, equalize, improve, smooth, static
 from evort_tools.quantization.compare import expected_outputs, output_errors
@@ -153,6 +154,36 @@ def test_a_scale_for_each_channel_of_activations():
     assert channels.sqnr["y"] > plain.sqnr["y"] + 1 and "smooth" in channels.helpers
 
 
+def test_a_scale_for_each_channel_of_activations_is_no_worse_on_other_samples():
+    """A channel's range has been seen less often than that of all together: each has room for what comes."""
+    digits = np.load(ROOT / "models" / "mnist_500.npz")["images"][:, None].astype(np.float32) / 255
+    model = convert_model(ROOT / "models" / "lenet.onnx")
+    options = {"method": "minmax", "prefer": "size", "verify": False, "adaround": "off", "bias_correction": "off"}
+    lost = []
+    for channels in (False, True):
+        made = evort_tools.quantize(model, calib=digits[:100], per_channel_activations=channels, **options).model
+        samples = [{"image": x[None]} for x in digits[100:]]
+        errors = output_errors(made, samples, expected_outputs(model, samples))
+        lost.append(errors["logits"].sqnr)
+    # 1 dB is what changed ranges make by chance; with ranges of no more than was seen it is 10 dB less.
+    assert lost[1] > lost[0] - 1
+
+
+def test_magnitudes_leave_room_by_how_often_a_channel_was_seen():
+    seen = smooth.Magnitudes(-1)
+    x = np.zeros((100, 4), np.float32)
+    x[:, 0] = 8  # the furthest of all
+    x[:, 1] = -1  # in each row
+    x[7, 2] = 1  # once
+    seen.observe(x)
+    assert list(seen.times) == [100, 100, 1, 0]
+    # log(4 * 100) / log(100) times; as far as any where next to nothing is known.
+    np.testing.assert_allclose(seen.reach(), [8, 1.3010, 8, 8], atol=1e-3)
+    images = smooth.Magnitudes(1)
+    images.observe(np.ones((3, 2, 5, 5), np.float32))
+    assert list(images.times) == [3, 3]
+
+
 def positive(seed=0):
     """A product of positive inputs, as behind a ReLU: the errors of a channel's weights add up with one sign."""
     w = normal(12, 200, seed=seed) / 14
@@ -175,6 +206,21 @@ def test_bias_correction_takes_the_mean_error_away():
     # Float32 rounding of sums of 200 products of about 3 is left.
     assert np.abs(after.mean(axis=0)).max() < 1e-4 < 0.02 * np.abs(before.mean(axis=0)).max()
     assert (after**2).mean() < 0.6 * (before**2).mean()
+
+
+def test_bias_correction_takes_away_what_adaround_has_left():
+    model, data = positive()
+    few = data[:3]  # too few to be halved: learnt from and judged by the same
+    settings, means = Settings(activations="int16"), []
+    for switch in ("off", "on"):
+        helpers = Helpers(**{**OFF, "adaround": "on", "bias": switch})
+        made, found, kept = improve.quantize(model, open_calibration(few, model.graph), settings, helpers, silent)
+        assert list(kept) == ["adaround", "bias"][: 1 + (switch == "on")]
+        rounded = fake_quantized(made, {"w": found.encodings["w"]})
+        error = Session(rounded).run({"x": few})["y"] - Session(model).run({"x": few})["y"]
+        means.append(np.abs(error.mean(axis=0)).max())
+    # Float32 rounding of sums of 200 products of about 3 is left.
+    assert means[1] < 1e-4 < means[0]
 
 
 def test_bias_correction_gives_products_a_bias_and_counts_padding():

@@ -76,3 +76,19 @@ def test_of_many_samples_some_measure_the_result_only():
     # Without calibration all samples are strangers.
     result = evort_tools.quantize(classifier(), calib=inputs(), scheme="dynamic")
     assert {kind: m["samples"] for kind, m in result.measured.items()} == {"samples": 48}
+
+
+def test_a_classifier_is_judged_by_what_its_softmax_reads():
+    """Where it is sure its output is 0 or 1 with much noise, too: there another quantization looks as good."""
+    model = classifier()
+    x = np.delete(inputs(), UNSURE, axis=0)
+    samples = [{"x": row[None]} for row in x]
+    judge = trials.Judge(model, samples, 1)
+    fine, coarse = ({"x": Encoding.of_range(-reach, reach, DType.INT8, True)} for reach in (8, 60))
+    assert judge.of_outputs(model, coarse) < 1e-4
+    logits = x @ model.graph.constant("w")
+    rounded = coarse["x"].fake(x) @ model.graph.constant("w")
+    assert judge.ratio(model, coarse) == pytest.approx(np.sum((rounded - logits) ** 2) / np.sum(logits**2), rel=1e-3)
+    assert judge.ratio(model, fine) < 0.1 * judge.ratio(model, coarse)
+    model.graph.outputs = ["logits", "y"]
+    assert trials.Judge(model, samples, 1).ratio(model, coarse) == pytest.approx(judge.ratio(classifier(), coarse))

@@ -38,16 +38,34 @@ _MOST_STEP = 2.0**14
 
 
 class Magnitudes:
-    """An observer: the largest magnitude in each channel."""
+    """An observer: the largest magnitude in each channel, and how often it was not zero: in how many images where
+    channels are those of images, else in how many rows."""
 
     def __init__(self, axis: int):
         self.axis = axis
         self.largest: np.ndarray | None = None
+        self.times = np.zeros(0)
 
     def observe(self, value: np.ndarray) -> None:
-        x = np.moveaxis(value, self.axis, 0)
-        found = np.abs(x.reshape(len(x), -1)).max(axis=1, initial=0.0).astype(np.float64)
-        self.largest = found if self.largest is None else np.maximum(self.largest, found)
+        x = np.abs(np.moveaxis(value, self.axis, 0))
+        x = x.reshape(*x.shape[:2], -1).max(axis=2, initial=0.0) if self.axis > 0 else x.reshape(len(x), -1)
+        found, times = x.max(axis=1, initial=0.0).astype(np.float64), np.count_nonzero(x, axis=1)
+        if self.largest is None:
+            self.largest, self.times = np.zeros(len(x)), np.zeros(len(x))
+        self.largest = np.maximum(self.largest, found)
+        self.times = self.times + times
+
+    def reach(self) -> np.ndarray:
+        """How far each channel may reach.
+
+        A range for all channels has been seen as often as all of them together, one for a channel as often as it alone:
+        others will go beyond. Where the tail is exponential the largest of n numbers grows as log n; so of n numbers of
+        each of C channels it may be log(n C) / log(n) times as large. No channel reaches further than all have.
+        """
+        top = self.largest.max(initial=0.0)
+        times = np.maximum(self.times, 1 + 1e-9)
+        room = 1 + np.log(max(2, len(times))) / np.log(times)
+        return np.where(self.largest > 0, np.minimum(top, room * self.largest), top)
 
 
 class Spot:
@@ -111,7 +129,7 @@ def smooth(
         return 0
     observe(model, samples, seen, threads, progress)
     for spot in places:
-        _scale(model.graph, spot, seen[spot.name].largest, alpha)
+        _scale(model.graph, spot, seen[spot.name].reach(), alpha)
     return len(places)
 
 
