@@ -216,6 +216,7 @@ def _judged(result: Result, name: str) -> str:
 _TOO_FEW = "8 bits are too few for what it reads, and 16 take longer than float32"
 _REPORTED = 8  # samples on which layers are compared
 _CALIBRATION, _HELD_OUT, _SAMPLES = "calibration samples", "samples held out from calibration", "samples"
+_FEWEST_TYPICAL = 8  # samples from which one that reaches far beyond the others is left out
 _HELD_FROM = 32  # samples of which some are held out
 _JUDGES = 64  # samples at most on which the result is measured, fewer of a large model
 
@@ -233,7 +234,8 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     if data is not None:
         result.judges = {_CALIBRATION if learns(options) else _SAMPLES: data}
     if data is not None and learns(options):
-        result.notes += data.oddities()
+        data = _typical(data, options, result)
+        result.judges = {_CALIBRATION: data}
     if data is not None and learns(options) and options.hold_out and len(data) >= _HELD_FROM:
         data, held = data.split(options.hold_out)
         result.judges = {_HELD_OUT: held, _CALIBRATION: data}
@@ -252,6 +254,24 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
         found = [measured["sqnr_db"] for measured in result.measured.values()]
         result.sqnr = {name: min(sqnr[name] for sqnr in found) for name in (found[0] if found else ())}
     return result
+
+
+def _typical(data: Calibration, options: Options, result: Result) -> Calibration:
+    """The samples without those few that reach far beyond all others, which would widen ranges for nothing.
+
+    Raises CalibrationError where all that the model reads is one number throughout.
+    """
+    constant, far = data.oddities()
+    said = [f"input {name!r} is {number:g} throughout the calibration data" for name, number in constant.items()]
+    if len(said) == len(data.inputs):
+        raise CalibrationError(f"{said[0]}: no ranges can be found from it; give inputs as the model will see them")
+    result.notes += [f"{text}: ranges found from it mean nothing" for text in said]
+    leave = options.outliers == "drop" and len(data) >= _FEWEST_TYPICAL and len(far) <= max(1, len(data) // 20)
+    if far:
+        place, what = next(iter(far.items()))
+        do = "left out of calibration (--outliers keep takes them)" if leave else "leave it out unless it is typical"
+        result.notes.append(f"sample {place}: {what} ({len(far)} of {len(data)} do so): {do}")
+    return data.without(far) if far and leave else data
 
 
 def _settings(

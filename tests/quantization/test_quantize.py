@@ -153,6 +153,8 @@ def test_options_come_from_flags_toml_and_python(calib, tmp_path, capsys):
         ({"percentile": 3.0}, "from 50 to 100"),
         ({"smooth_alpha": 2.0}, "from 0 to 1"),
         ({"samples": 0}, "at least 1"),
+        ({"scheme": "dynamic", "bits": 16, "activations": "int16"}, "stay float32"),
+        ({"scheme": "dynamic", "activations": "int8"}, "uint8, with the range"),
     ],
 )
 def test_wrong_options(given, message):
@@ -174,6 +176,7 @@ def test_messages_for_bad_calibration_data(digits, tmp_path, capsys):
         "shape": ({"image": digits[:, :, :20]}, r"[1, 1, 20, 28]"),
         "nan": ({"image": np.where(digits > 0.9, np.nan, digits)}, "NaN"),
         "empty": ({"image": digits[:0]}, "empty"),
+        "constant": ({"image": np.zeros_like(digits)}, "is 0 throughout"),
     }
     for name, (arrays, message) in cases.items():
         np.savez(tmp_path / f"{name}.npz", **arrays)
@@ -181,6 +184,18 @@ def test_messages_for_bad_calibration_data(digits, tmp_path, capsys):
         assert code == 2 and message in error and "Traceback" not in error
     assert "needs calibration data" in quantized_with(tmp_path, capsys)[1]
     assert "no such file" in quantized_with(tmp_path, capsys, "--calib", "nowhere.npz")[1]
+
+
+def test_a_sample_that_reaches_far_beyond_the_others_does_no_harm(digits):
+    far = digits.copy()
+    far[4] *= 1e5
+    made = evort_tools.quantize(LENET, calib=far, **FAST)
+    assert made.to_bytes() == evort_tools.quantize(LENET, calib=np.delete(digits, 4, axis=0), **FAST).to_bytes()
+    assert "sample 4" in made.notes[0] and "left out" in made.notes[0]
+    kept = evort_tools.quantize(LENET, calib=far, outliers="keep", **FAST)
+    assert "unless it is typical" in kept.notes[0] and kept.encodings["image"].range[1] > 1e4
+    far[::8] *= 1e5  # too many to be chance: they are taken
+    assert evort_tools.quantize(LENET, calib=far, **FAST).encodings["image"].range[1] > 1e4
 
 
 def test_the_model_is_not_written_over_itself(calib, tmp_path, capsys):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ class Calibration:
     def split(self, every: int) -> tuple[Calibration, Calibration]:
         """(all samples but each `every`-th, these), for data of `every` samples or more."""
         held = {place for place in range(len(self)) if place % every == every - 1}
-        return self._view(set(range(len(self))) - held), self._view(held)
+        return self.without(held), self._view(held)
 
     def some(self, most: int) -> Calibration:
         """Up to `most` samples, evenly spread; the data itself where that is all."""
@@ -149,32 +149,28 @@ class Calibration:
                 break
         return [found[number] for number in wanted if number in found]
 
-    def oddities(self) -> list[str]:
-        """What is odd about the data, in words: inputs of floats that are the same number throughout, and samples that
-        reach far beyond what the others do."""
-        floats = [name for name, tensor in self.inputs.items() if tensor.dtype in (DType.FLOAT, DType.DOUBLE)]
+    def oddities(self) -> tuple[dict[str, float], dict[int, str]]:
+        """({input of floats that is one number throughout: that number}, {place of a sample that reaches a hundred
+        times further than half of all: what is odd about it})."""
+        floats = [n for n, t in self.inputs.items() if t.dtype in (DType.FLOAT, DType.DOUBLE) and t.shape != ()]
         ends: dict[str, list[tuple[float, float]]] = {name: [] for name in floats}
         for sample in self:
             for name in floats:
                 value = sample[name]
                 ends[name].append((float(value.min(initial=np.inf)), float(value.max(initial=-np.inf))))
-        found = []
+        constant = {name: pairs[0][0] for name, pairs in ends.items() if len({e for pair in pairs for e in pair}) == 1}
+        far: dict[int, str] = {}
         for name, pairs in ends.items():
-            low, high = min(p[0] for p in pairs), max(p[1] for p in pairs)
-            tensor = self.inputs[name]
-            if low == high and tensor.shape != ():
-                found.append(
-                    f"input {name!r} is {low:g} throughout the calibration data: ranges found from it mean nothing"
-                )
             reach = [max(-a, b) for a, b in pairs]
             usual = float(np.median(reach))
-            far = [i for i, r in enumerate(reach) if r > _FAR * usual > 0]
-            if far:
-                found.append(
-                    f"sample {far[0]} of input {name!r} reaches {reach[far[0]]:g}, where half of them stay below "
-                    f"{usual:g} ({len(far)} of {len(reach)} do so): leave it out unless it is typical"
-                )
-        return found
+            for place, r in enumerate(reach):
+                if r > _FAR * usual > 0:
+                    far.setdefault(place, f"input {name!r} reaches {r:g}, where half of them stay below {usual:g}")
+        return constant, far
+
+    def without(self, places: Collection[int]) -> Calibration:
+        """All samples but those at some places."""
+        return self._view(set(range(len(self))).difference(places))
 
     def _checked(self, given: Any, number: int) -> Sample:
         names = list(self.inputs)

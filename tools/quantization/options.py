@@ -82,6 +82,12 @@ class Options:
         choices=SWITCH,
     )
     samples: int | None = _option(None, "the most calibration samples to use (all)", metavar="N")
+    outliers: str = _option(
+        "drop",
+        "static, mixed, GPTQ: calibration samples that reach a hundred times further than half of them are left out "
+        "where they are few (one in 20 at most), or kept",
+        choices=("drop", "keep"),
+    )
     hold_out: int = _option(
         8, "of 32 samples or more, one in N takes no part in calibration and measures the result (8); 0: none",
         metavar="N",
@@ -171,6 +177,8 @@ class Options:
         if self.hold_out < 0 or self.hold_out == 1:
             raise ValueError(f"hold_out must be 0 or at least 2, not {self.hold_out}")
         self._check_limits()
+        if self.scheme == "dynamic":
+            self._check_dynamic()
         if self.adaptive and self.scheme != "static":
             raise ValueError("adaptive is for the static scheme")
         if not 0 <= self.adaptive_float <= 4:
@@ -179,6 +187,19 @@ class Options:
             raise ValueError(f"smooth_alpha must be from 0 to 1, not {self.smooth_alpha}")
         if not 50 <= self.percentile <= 100:
             raise ValueError(f"percentile must be from 50 to 100, not {self.percentile}")
+
+    def _check_dynamic(self) -> None:
+        """Which activations there are beside which weights."""
+        if self.bits == 16 and self.activations != "uint8":
+            raise ValueError(
+                f"activations {self.activations}: beside weights of 16 bits activations stay float32 in the dynamic "
+                "scheme; for integers of 16 bits beside weights of 8 leave bits out"
+            )
+        if self.activations not in ("uint8", "int16"):
+            raise ValueError(
+                f"activations {self.activations}: in the dynamic scheme they are uint8, with the range of "
+                "each run and a zero point, or int16"
+            )
 
     def _check_limits(self) -> None:
         """What limits and precisions there may be, and which go together."""
