@@ -1,9 +1,9 @@
 """Drivers of normalizations. Moments are in double and merged over blocks (ukr/normalize_body.h); memory is read once
 for them and once for the result. X and Y may be the same memory (not for lrn_f32)."""
 from libc.math cimport sqrt
-from libc.stdint cimport int32_t, int64_t
-from evort._kernels.core cimport (EV_OK, EV_REDUCE_ABS, EV_REDUCE_SQUARE, ev_call, ev_epilogue, ev_ukr, parallel_for,
-                                  register, ukernels)
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_OK, EV_REDUCE_ABS, EV_REDUCE_SQUARE, ev_call, ev_epilogue, ev_ukr,
+                                  parallel_for, register, ukernels)
 
 cdef const ev_ukr *K = ukernels()
 
@@ -76,29 +76,46 @@ cdef int batch_f32(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
+cdef void quantized_row(const ev_call *c, const ev_epilogue *e, int64_t n, const float *x, double mean, double scale, double bias,
+                        uint8_t *y) noexcept nogil:
+    """What scale_row gives, quantized as bytes: see group_f32."""
+    cdef float[BLOCK] real
+    cdef int dtype = <int> c.ints[4]
+    cdef uint8_t zero = <uint8_t> c.ints[5]
+    cdef float unit = <float> c.reals[3]
+    cdef int64_t i = 0, m
+    while i < n:
+        m = min(<int64_t> BLOCK, n - i)
+        scale_row(e, m, x + i, mean, scale, bias, real)
+        K.q_quantize(dtype, m, real, &unit, &zero, 0, -128 if dtype == EV_INT8 else 0, 127 if dtype == EV_INT8 else 255, y + i)
+        i += m
+
+
 cdef void group_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = <const ev_call *> ctx
-    cdef int64_t groups = c.ints[0], each = c.ints[1], inner = c.ints[2], item, k, channel
+    cdef int64_t groups = c.ints[0], each = c.ints[1], inner = c.ints[2], item, k, channel, at
     cdef ev_epilogue e = epilogue(c.ints[3], c.reals + 1)
     cdef const float *scale = <const float *> c.in_[1].data
     cdef const float *bias = <const float *> c.in_[2].data
-    cdef const float *x
-    cdef float *y
+    cdef const float *x = <const float *> c.in_[0].data
     cdef double count, mean, m2, inverse
     for item in range(begin, end):
-        x = <const float *> c.in_[0].data + item * each * inner
-        y = <float *> c.out[0].data + item * each * inner
         count, mean, m2 = 0.0, 0.0, 0.0
-        K.moments_f32(each * inner, x, &count, &mean, &m2)
+        K.moments_f32(each * inner, x + item * each * inner, &count, &mean, &m2)
         inverse = 1.0 / sqrt(m2 / count + c.reals[0])
         for k in range(each):
             channel = item % groups * each + k
-            scale_row(&e, inner, x + k * inner, mean, inverse * scale[channel], bias[channel], y + k * inner)
+            at = (item * each + k) * inner
+            if c.ints[4] == EV_FLOAT:
+                scale_row(&e, inner, x + at, mean, inverse * scale[channel], bias[channel], <float *> c.out[0].data + at)
+            else:
+                quantized_row(c, &e, inner, x + at, mean, inverse * scale[channel], bias[channel],
+                              <uint8_t *> c.out[0].data + at)
 
 
 cdef int group_f32(const ev_call *c) noexcept nogil:
-    """in: X, scale, bias; out: Y. ints: (groups, channels in a group, inner, activation); reals: (epsilon, alpha,
-    beta)."""
+    """in: X, scale, bias; out: Y. ints: (groups, channels in a group, inner, activation, type of Y, its zero point); reals:
+    (epsilon, alpha, beta, Y's scale). Y is of bytes or float32."""
     cdef int64_t items = c.in_[0].size // (c.ints[1] * c.ints[2])
     parallel_for(group_chunk, <void *> c, items, grain_of(items, c.in_[0].size), c.threads)
     return EV_OK

@@ -216,8 +216,8 @@ class _Grouped(Op):
             return None
         act, params = activation_ints_reals(c)
         groups = self.groups(c)
-        ints = (groups, x.shape[1] // groups, prod(x.shape[2:]), *act)
-        return Kernel("normalize.group_f32", ints, (c["epsilon"], *params))
+        ints = (groups, x.shape[1] // groups, prod(x.shape[2:]), *act, DType.FLOAT, 0)
+        return Kernel("normalize.group_f32", ints, (c["epsilon"], *params, 1.0))
 
     def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
         x, scale = c.node.inputs[:2]

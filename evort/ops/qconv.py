@@ -323,21 +323,18 @@ def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
 
 def _packs(c: Call, window: Window) -> bool:
     """Whether a convolution whose operands lie channels first takes the kernels for those that lie channels last, which
-    move them on the way."""
-    if c.kernel in _FIRST or c["group"] != 1:
+    move them on the way: single pixels lie the same either way, and Winograd's convolution makes up for it."""
+    pixel = _pixels(c)
+    if c.kernel in _FIRST or c["group"] != 1 or not (pixel or c.kernel or window.kernel[-2:] == (3, 3)):
         return False
     from evort._kernels.core import channels_last
 
     found = _last_ints(c, window) if channels_last() else None
-    return found is not None and not found[1] and _moving_pays(c, found[0])
-
-
-def _moving_pays(c: Call, ints: tuple[int, ...]) -> bool:
-    """Whether that is expected to be faster: single pixels lie the same either way, and Winograd's convolution makes up
-    for it."""
+    if found is None or found[1]:
+        return False
     from evort._kernels.qnhwc import winograd
 
-    return c.kernel is not None or _pixels(c) or winograd(ints)
+    return bool(pixel or c.kernel) or winograd(found[0])
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:

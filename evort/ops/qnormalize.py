@@ -1,7 +1,7 @@
-"""Softmax and layer normalization of quantized tensors.
+"""Softmax and normalizations of quantized tensors.
 
 Everything that is summed is an integer, so sums are exact; what follows is in float32, each operation rounded by
-itself. A result without scale and zero point is float32.
+itself. (InstanceNormalization is that of floats.) A result without scale and zero point is float32.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
+from evort.ops.normalize import InstanceNormalization
 from evort.ops.qoperands import (
     BYTES,
     INTEGERS,
@@ -185,3 +186,30 @@ class QLinearLayerNormalization(Op):
             ),
             inputs=(0,),
         )
+
+
+@op("QLinearInstanceNormalization", domain="evort")
+class QLinearInstanceNormalization(InstanceNormalization):
+    """y = quantize(activation(InstanceNormalization(input))) of float32 input, scale and B: bytes for an integer
+    operator that follows. Float32 without y_scale and y_zero_point."""
+
+    inputs, outputs = ("input", "scale", "B", "y_scale?", "y_zero_point?"), ("y",)
+    dtypes = {**dict.fromkeys(("input", "scale", "B", "y_scale"), _FLOAT), "y_zero_point": BYTES}
+
+    def infer(self, c: Call) -> list[Spec]:
+        super().infer(c)
+        return [c.like(0, result_type(c, 3, DType.UINT8))]
+
+    def reference(self, c: Call, *given: np.ndarray | None) -> np.ndarray:
+        real, y = super().reference(c, *given[:3]), result(c, given, 3)
+        return real if y is None else y.quantized(real)
+
+    def bind(self, c: Call) -> Kernel | None:
+        kernel, dtype = super().bind(c), c.outs[0].dtype
+        if kernel is None or dtype == DType.FLOAT or not known(c, 3, 4):
+            return kernel if dtype == DType.FLOAT else None
+        y = Quantity.of(c, 2, dtype)
+        ints, reals = (*kernel.ints[:-2], dtype, y.zero), (*kernel.reals[:-1], y.scale)
+        return Kernel(kernel.driver, ints, reals, inputs=(0, 1, 2))
+
+    gradient = Op.gradient  # none: it rounds

@@ -1,13 +1,17 @@
-"""Softmax and layer normalization of quantized tensors."""
+"""Softmax and normalizations of quantized tensors."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qsupport import by_onnxruntime, everywhere, numbers, scale, zero
-from support import run_node
+from support import drivers_of, node_model, run_node
 
+from evort._kernels import core
 from evort.errors import ShapeError
+from evort.ops.qoperands import Quantity
+from evort.session import Session
+from evort.types import DType
 
 SEEDS = st.integers(0, 2**32 - 1)
 BYTES = st.sampled_from([np.uint8, np.int8])
@@ -96,3 +100,31 @@ def test_what_does_not_fit_is_refused():
         run_node("QLinearLayerNormalization", [x, s, z, np.ones(2, np.float32)], domain="evort")
     with pytest.raises(ShapeError, match="axis 2"):
         run_node("QLinearSoftmax", [x, s, z, s, z], {"axis": 2, "opset": 13}, domain="com.microsoft")
+
+
+@pytest.mark.parametrize("isa", core.available_isas())
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("shape", [(2, 3, 7), (1, 2, 70, 61), (2, 4, 3, 5, 7), (0, 2, 3)])
+@pytest.mark.parametrize("attrs", [{}, {"activation": "LeakyRelu", "activation_alpha": 0.25, "epsilon": 1e-3}], ids=str)
+def test_instance_normalization(isa, threads, dtype, shape, attrs):
+    """Bytes of what the float operator gives on the same instruction set; NaN is the smallest."""
+    rng = np.random.default_rng(len(shape))
+    x = rng.normal(3, 2, shape).astype(np.float32)
+    if x.size:
+        x[0, 0, 0] = np.nan
+    operands = [x, *(rng.normal(0, 1, shape[1]).astype(np.float32) for _ in range(2))]
+    q = Quantity(DType.UINT8 if dtype == np.uint8 else DType.INT8, np.float32(0.02), zero(rng, dtype))
+    core.select_isa(isa)
+    try:
+        inputs = [*operands, q.scale, q.zero_point]
+        model = node_model("QLinearInstanceNormalization", inputs, attrs, 1, "evort", (1, 2, 3, 4))
+        session = Session(model, threads=threads)
+        (got,) = session.run({"in0": x}).values()
+        assert not x.size or drivers_of(session) == ["normalize.group_f32"]
+        (real,) = run_node("InstanceNormalization", operands, attrs, device="cpu")
+        np.testing.assert_array_equal(got, q.quantized(real), strict=True)
+        (same,) = run_node("QLinearInstanceNormalization", operands, attrs, domain="evort", device="cpu")
+        np.testing.assert_array_equal(same, real)
+    finally:
+        core.select_isa()

@@ -89,6 +89,26 @@ def test_what_runs_in_integers_and_what_shares_a_scale():
     assert sqnr(model, found, samples(3, 8, 8))["y"] > 30
 
 
+def test_a_normalization_between_integers_runs_in_them():
+    nodes = [
+        node("Conv", ["x", "w1"], ["a"]),
+        node("HardSwish", ["a"], ["h"]),
+        node("BatchNormalization", ["h", "scale", "shift", "mean", "variance"], ["n"]),
+        node("Conv", ["n", "w2"], ["b"], pads=[1, 1, 1, 1]),
+        node("Conv", ["n", "w3"], ["c"]),
+        node("Add", ["b", "c"], ["y"]),
+    ]
+    constants = {
+        "w1": weights(8, 3, 3, 3), "w2": weights(8, 8, 3, 3), "w3": weights(8, 8, 1, 1),
+        "scale": weights(8) + 1, "shift": weights(8), "mean": weights(8), "variance": weights(8) ** 2 + 0.5,
+    }  # fmt: skip
+    model, found = calibrated(
+        onnx_model(nodes, {"x": (np.float32, ("N", 3, 8, 8))}, ["y"], constants), samples(3, 8, 8)
+    )
+    assert [n.op for n in found.selection.nodes] == ["Conv", "BatchNormalization", "Conv", "Conv"]
+    assert sqnr(model, found, samples(3, 8, 8))["y"] > 30
+
+
 def transformer():
     """A feed-forward block between normalizations, attention-like, and what is resized on the way."""
     nodes = [

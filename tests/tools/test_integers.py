@@ -148,6 +148,33 @@ def test_depthwise_and_grouped_convolutions():
     assert ops(model) == ["QLinearConv", "QLinearConv"]
 
 
+@pytest.mark.parametrize("readers", ["integers", "both"])
+def test_instance_normalization_writes_bytes(readers):
+    """Of float32, for a convolution; float32 where something else reads it as well."""
+    net = Net(1, 8, 6, 6)
+    n = net.op("InstanceNormalization", "x", net.const(np.linspace(0.5, 2, 8, dtype=np.float32)), net.bias(8))
+    q = net.cast(n, 0.03, 100)
+    y = net.op("Conv", q, net.weights(8, 8, 3, 3), net.bias(8), pads=[1, 1, 1, 1])
+    y = net.op("Div", y, net.op("Exp", q)) if readers == "both" else y
+    lowered = check(net, y, 0.03, 2)
+    assert "QLinearInstanceNormalization" in ops(lowered) and not set(CASTS) & set(ops(lowered))
+    norm = next(n for n in lowered.graph.nodes if n.op == "QLinearInstanceNormalization")
+    assert len([name for name in norm.inputs if name]) == 5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_batch_normalization_is_a_convolution(dtype):
+    """With scales of any sign and size, and of zero with and without a shift."""
+    net = Net(2, 8, 5, 6)
+    scale = np.array([1.5, -0.7, 0, 0, 1e-6, 0.02, 3e-3, 1], np.float32)
+    shift = np.array([0.3, 0.4, -0.5, 0, 0.9, 40, 0, -1], np.float32)
+    mean, variance = net.rng.normal(0, 1, 8).astype(np.float32), net.rng.uniform(0.5, 2, 8).astype(np.float32)
+    x = net.cast("x", zero=3, dtype=dtype)
+    y = net.op("BatchNormalization", x, *(net.const(v) for v in (scale, shift, mean, variance)))
+    lowered = check(net, net.cast(y, 0.03, 5, dtype), 0.03)
+    assert ops(lowered) == ["QLinearConv"] and lowered.graph.nodes[0].attrs["group"] == 8
+
+
 def test_transposed_convolution():
     net = Net(1, 3, 5, 6)
     y = net.op("ConvTranspose", net.cast("x"), net.weights(3, 4, 3, 3, axis=1), net.bias(4), strides=[2, 2])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from evort.graph import Node
 from evort.ops.base import complete_attrs, find
 from evort_tools.passes.edit import Edit
-from evort_tools.passes.integer_forms import MICROSOFT, activation, form, operand, target_of, triple
+from evort_tools.passes.integer_forms import MICROSOFT, activation, form, fused_of, operand, target_of, triple
 from evort_tools.passes.quantized import BYTES, Made, Quantized, quantized
 
 
@@ -63,6 +65,40 @@ def _layer_normalization(ed: Edit, node: Node, target: Quantized | None) -> Made
         return None
     attrs = {k: v for k, v in _plain(node).items() if k in ("axis", "epsilon")}
     return "QLinearLayerNormalization", "evort", [*found[0], *weights, *found[1]], attrs
+
+
+@form("InstanceNormalization")
+def _instance_normalization(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
+    """Of float32, as its moments need more than 8 bits; only the result is of bytes."""
+    constant = all(ed.real(name) is not None for name in node.inputs[1:])
+    if target is None or target.axis is not None or target.dtype not in BYTES or not constant:
+        return None
+    return "QLinearInstanceNormalization", "evort", [*node.inputs[:3], target.scale, target.zero], node.attrs
+
+
+@form("BatchNormalization")
+def _batch_normalization(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
+    """A depthwise convolution of single pixels, of 127 or -127 times a scale for each channel."""
+    x, out, fused = activation(ed, node.inputs[0]), target_of(target), fused_of(node)
+    rank = ed.shapes.rank(node.inputs[0])
+    values = [ed.real(name) for name in node.inputs[1:5]]
+    plain = not node.attrs.get("training_mode", 0) and all(v is not None for v in values)
+    if x is None or target is None or out is None or fused is None or rank is None or rank < 3 or not plain:
+        return None
+    scale, shift, mean, variance = (v.astype(np.float64) for v in values)
+    factor = scale / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
+    offset = shift - mean * factor
+    x_scale = float(x.scales(ed)[0])
+    # A channel's sums must hold what is added to all numbers, also where that is most of it.
+    unit = np.maximum(np.abs(factor) / 127, np.abs(offset) / (x_scale * 2**24))
+    unit = np.where(unit > 0, unit, 1).astype(np.float32)
+    if not np.isfinite(unit).all() or not (np.float32(x_scale) * unit > 0).all():
+        return None
+    bias = np.rint(offset / (np.float64(x_scale) * unit))
+    w = np.rint(factor / unit).astype(np.int8).reshape(-1, *(1,) * (rank - 1))
+    made = [ed.constant(v, f"{node.outputs[0]}/{what}") for what, v in (
+        ("weights", w), ("unit", unit), ("zero", np.int8(0)), ("bias", bias.astype(np.int32)))]  # fmt: skip
+    return "QLinearConv", "", [*triple(x), *made[:3], *out, made[3]], {**fused, "group": w.shape[0]}
 
 
 @form("Resize")

@@ -31,6 +31,7 @@ WRITES = {
     ("", "QLinearConv"): 6,
     ("", "QLinearMatMul"): 6,
     ("evort", "QLinearConvTranspose"): 6,
+    ("evort", "QLinearInstanceNormalization"): 3,
     ("evort", "QLinearLayerNormalization"): 5,
     ("evort", "QLinearResize"): 3,
     ("evort", "QLinearTriForward"): 7,

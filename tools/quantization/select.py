@@ -2,7 +2,7 @@
 
     products        Conv, ConvTranspose, Gemm, MatMul: whenever their weights are constant (or both operands are not)
     tables          of a trilinear lookup, for their size; the image goes on as it comes
-    light operators Add, Mul, Concat, pools, activation functions, Softmax, LayerNormalization, Resize: only between
+    light operators Add, Mul, Concat, pools, activation functions, normalizations, Softmax, Resize: only between
                     operators that run in integers anyway, since by themselves they take no longer in float than the
                     conversions would
     moves           MaxPool, Reshape, Transpose, ...: integers pass through as they are, with one scale before and after
@@ -31,7 +31,9 @@ UNARY = frozenset({
 })  # fmt: skip
 # What needs more than 8 bits of its input or output to be as good as in float, so that the error decides.
 DELICATE = frozenset({"LayerNormalization", "Softmax"})
-LIGHT = UNARY | DELICATE | {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"}
+LIGHT = UNARY | DELICATE | {
+    "Add", "AveragePool", "BatchNormalization", "Concat", "GlobalAveragePool", "Mul", "ReduceMean", "Resize",
+}  # fmt: skip
 TABLE = ("cus_ops", "tri_forward")
 MOVES = frozenset({
     "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Identity", "MaxPool", "Pad", "Reshape", "Resize",
@@ -222,6 +224,13 @@ class Selection:
         if node.op == "Resize":
             plain = node.attrs.get("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
             return plain and node.attrs.get("mode", "nearest") in ("linear", "cubic")
+        if node.op == "BatchNormalization":
+            constants = (self._constant(n) is not None for n in node.inputs[1:])
+            return (
+                (self.shapes.rank(node.inputs[0]) or 0) > 2
+                and not node.attrs.get("training_mode", 0)
+                and all(constants)
+            )
         if node.op in DELICATE:
             constants = (self._constant(n) is not None for n in node.inputs[1:] if n)
             return not node.attrs.get("activation") and not any(node.outputs[1:]) and all(constants)
