@@ -71,14 +71,16 @@ def linked() -> set[str]:
 def write_operator_index() -> None:
     """Writes evort/ops/_index.py: which module defines an operator, so that `find` imports that one only.
 
-    Read from the `@op("Name", domain="...")` decorators, and from calls of a module's own registering functions,
-    `_unary("Name", ...)`; nobody keeps the table by hand.
+    Read from the `@op("Name", domain="...")` decorators, and from calls `register(..., "Name", ...)` and of a module's
+    own registering functions, `_unary("Name", ...)`; nobody keeps the table by hand.
     """
     index = {}
     for path in sorted((ROOT / "evort" / "ops").glob("[a-z]*.py")):
         for node in ast.parse(path.read_text()).body:
             match node:
                 case ast.Expr(ast.Call(ast.Name(id), [ast.Constant(str(name)), *_])) if id.startswith("_"):
+                    index["", name] = path.stem
+                case ast.Expr(ast.Call(ast.Name("register"), [_, ast.Constant(str(name)), *_])):
                     index["", name] = path.stem
             for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "op":

@@ -1,4 +1,4 @@
-"""Operators on two or more tensors with broadcasting: arithmetic, comparison, logic, bits, selection."""
+"""Operators on two tensors with broadcasting: arithmetic."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import numpy as np
 
 from evort.errors import ExecutionError
 from evort.ops.activation import activation_attrs, activation_ints_reals, activation_params, apply_reference
-from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, register
+from evort.ops.base import Attr, Call, Kernel, Op, op, register
 from evort.ops.broadcast import MAX_OPERANDS, broadcast, loops
-from evort.types import ANY, BITS, FLOATS, INTS, NUMERIC, STORAGE, DType, Spec
+from evort.types import FLOATS, NUMERIC, DType, Spec
 
 if TYPE_CHECKING:
     from evort.ops.gradients import Gradients
-
-_BOOL = frozenset({DType.BOOL})
-_TENSORS = ANY - {DType.SEQUENCE, DType.OPTIONAL}
 
 # Numbers of operations in the kernels: EV_ADD and on in ukr/elementwise.h.
 _NAMES = (
@@ -104,11 +101,6 @@ class Binary(Op):
         return nary_kernel(c, (self.operation,))
 
 
-def _binary(name: str, since: int, definition: Op) -> None:
-    """Registers an operator. Most are instances of few classes, since making a class takes its time at import."""
-    register(definition, name, since)
-
-
 def refuse_zero(c: Call, a: np.ndarray, b: np.ndarray) -> None:
     """Raises ExecutionError where a / b divides an integer by zero."""
     if b.dtype.kind in "iu" and a.size and not np.all(b):
@@ -166,10 +158,10 @@ class _Division(_Arithmetic):
 
 
 # Integers wrap.
-_binary("Add", 14, _Arithmetic("Add", np.add))
-_binary("Sub", 14, _Arithmetic("Sub", np.subtract))
-_binary("Mul", 14, _Arithmetic("Mul", np.multiply))
-_binary("Div", 14, _Division("Div", _divide))
+register(_Arithmetic("Add", np.add), "Add", 14)
+register(_Arithmetic("Sub", np.subtract), "Sub", 14)
+register(_Arithmetic("Mul", np.multiply), "Mul", 14)
+register(_Division("Div", _divide), "Div", 14)
 
 
 class _Mod(Binary):
@@ -199,7 +191,7 @@ class _Mod(Binary):
         return [g.reduced_to(dy, c.ins[0].shape), g.reduced_to(g.neg(g.mul(dy, quotient)), c.ins[1].shape)]
 
 
-_binary("Mod", 28, _Mod("Mod", np.mod))
+register(_Mod("Mod", np.mod), "Mod", 28)
 
 
 @op("Pow", since=15)
@@ -289,157 +281,3 @@ class PRelu(Op):
         dx = g.mul(dy, g.emit("Where", [negative, slope, g.scalar(1, x)])) if g.wants(0) else None
         ds = g.reduced_to(g.mask(negative, g.mul(dy, x)), c.ins[1].shape) if g.wants(1) else None
         return [dx, ds]
-
-
-class _Variadic(Op):
-    """Y = X0 op X1 op ... with broadcasting."""
-
-    inputs = ("*data_0",)
-    inplace = ((0, 0), (0, 1))  # later ones are read after the first result is written
-
-    def __init__(self, operation: str, function: Callable[..., np.ndarray], output: str, dtypes: frozenset[DType]):
-        self.operation, self.function = operation, function
-        self.outputs = (output,)
-        self.dtypes = {"data_0": dtypes}
-
-    def infer(self, c: Call) -> list[Spec]:
-        return [Spec(same_dtype(c), broadcast(c, *(s.shape for s in c.ins)))]
-
-    def reference(self, c: Call, *data: np.ndarray) -> np.ndarray:
-        found = data[0]
-        with np.errstate(all="ignore"):
-            for x in data[1:]:
-                found = self.function(found, x)
-        return found
-
-    def bind(self, c: Call) -> Kernel | None:
-        return nary_kernel(c, (self.operation,) * (len(c.ins) - 1)) if len(c.ins) > 1 else None
-
-    def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
-        return {0: (0, 0)} if len(c.ins) == 1 else None
-
-    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
-        if self.operation == "Add":
-            return [g.reduced_to(dy, s.shape) if g.wants(i) else None for i, s in enumerate(c.ins)]
-        # The gradient goes to the first operand that is the extreme.
-        found, taken = [], None
-        for i, name in enumerate(c.node.inputs):
-            here = g.emit("Equal", [name, c.node.outputs[0]])
-            free = here if taken is None else g.emit("And", [here, g.emit("Not", [taken])])
-            taken = here if taken is None else g.emit("Or", [taken, here])
-            found.append(g.reduced_to(g.mask(free, dy), c.ins[i].shape) if g.wants(i) else None)
-        return found
-
-
-class _Mean(_Variadic):
-    """Elementwise mean."""
-
-    def reference(self, c: Call, *data: np.ndarray) -> np.ndarray:
-        total = super().reference(c, *data)
-        return total / total.dtype.type(len(data))
-
-    def bind(self, c: Call) -> Kernel | None:
-        n = len(c.ins)
-        return nary_kernel(c, ("Add",) * (n - 1), divisor=float(n)) if n > 1 else None
-
-    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
-        return super().gradient(g, c, g.scale(dy, 1 / len(c.ins)))
-
-
-# A NaN in any operand of Min and Max gives NaN.
-_binary("Min", 13, _Variadic("Min", np.minimum, "min", NUMERIC))
-_binary("Max", 13, _Variadic("Max", np.maximum, "max", NUMERIC))
-_binary("Sum", 13, _Variadic("Add", np.add, "sum", FLOATS))
-_binary("Mean", 13, _Mean("Add", np.add, "mean", FLOATS))
-
-
-class _Comparison(Binary):
-    """C = A op B, a bool."""
-
-    def __init__(self, operation: str, function: Callable[..., np.ndarray], dtypes: frozenset[DType] = NUMERIC,
-                 swapped: bool = False):  # fmt: skip
-        """swapped: whether the kernel gets B first."""
-        super().__init__(operation, function, dtypes)
-        self.swapped = swapped
-
-    def infer(self, c: Call) -> list[Spec]:
-        same_dtype(c)
-        return [Spec(DType.BOOL, broadcast(c, c.ins[0].shape, c.ins[1].shape))]
-
-    def bind(self, c: Call) -> Kernel | None:
-        return nary_kernel(c, (self.operation,), inputs=(1, 0) if self.swapped else None)
-
-
-_binary("Equal", 19, _Comparison("Equal", np.equal, NUMERIC | {DType.BOOL, DType.STRING}))
-_binary("Less", 13, _Comparison("Less", np.less))
-_binary("LessOrEqual", 16, _Comparison("LessOrEqual", np.less_equal))
-_binary("Greater", 13, _Comparison("Less", np.greater, swapped=True))
-_binary("GreaterOrEqual", 16, _Comparison("LessOrEqual", np.greater_equal, swapped=True))
-
-# On bits, and on truth values, which are the bits 0 and 1.
-_binary("And", 7, Binary("BitwiseAnd", np.logical_and, _BOOL))
-_binary("Or", 7, Binary("BitwiseOr", np.logical_or, _BOOL))
-_binary("Xor", 7, Binary("BitwiseXor", np.logical_xor, _BOOL))
-_binary("BitwiseAnd", 18, Binary("BitwiseAnd", np.bitwise_and, INTS))
-_binary("BitwiseOr", 18, Binary("BitwiseOr", np.bitwise_or, INTS))
-_binary("BitwiseXor", 18, Binary("BitwiseXor", np.bitwise_xor, INTS))
-
-
-@op("BitShift", since=28)
-class BitShift(Op):
-    """Z = X shifted by Y bits; to the right, the sign is extended. A shift by fewer than 0 or by all bits leaves that
-    extension alone: -1 for a right shift of a negative number, else 0."""
-
-    inputs, outputs = ("X", "Y"), ("Z",)
-    dtypes = {"X": INTS, "Y": INTS}
-    inplace = ((0, 0), (0, 1))
-    attrs = {"direction": Attr("str", REQUIRED)}
-
-    def infer(self, c: Call) -> list[Spec]:
-        if c["direction"] not in ("LEFT", "RIGHT"):
-            raise c.error(f"direction must be 'LEFT' or 'RIGHT', not {c['direction']!r}")
-        return [Spec(same_dtype(c), broadcast(c, c.ins[0].shape, c.ins[1].shape))]
-
-    def reference(self, c: Call, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        bits = x.dtype.itemsize * 8
-        outside = (y < 0) | (y >= bits)
-        if c["direction"] == "RIGHT":
-            return np.right_shift(x, np.where(outside, bits - 1, y).astype(x.dtype)) * ~(outside & (x > 0))
-        return np.where(outside, 0, np.left_shift(x, np.where(outside, 0, y).astype(x.dtype))).astype(x.dtype)
-
-    def bind(self, c: Call) -> Kernel | None:
-        return nary_kernel(c, ("ShiftLeft" if c["direction"] == "LEFT" else "ShiftRight",))
-
-
-@op("Where", since=16)
-class Where(Op):
-    """output = X where condition, else Y; all three are broadcast."""
-
-    inputs, outputs = ("condition", "X", "Y"), ("output",)
-    dtypes = {"condition": _BOOL, "X": _TENSORS, "Y": _TENSORS}
-    inplace = ((0, 1), (0, 2))
-    raw_bits = True
-
-    def infer(self, c: Call) -> list[Spec]:
-        condition, x, y = c.ins
-        if x.dtype != y.dtype:
-            raise c.error("X and Y must have one element type")
-        return [Spec(x.dtype, broadcast(c, condition.shape, x.shape, y.shape))]
-
-    def reference(self, c: Call, condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.where(condition, x, y)
-
-    def bind(self, c: Call) -> Kernel | None:
-        dtype = c.outs[0].dtype
-        if dtype not in BITS or STORAGE[dtype].itemsize > 8:
-            return None
-        walk = loops(c.outs[0].shape, [s.shape for s in c.ins])
-        return Kernel("elementwise.where", ints=(STORAGE[dtype].itemsize, *walk))
-
-    def gradient(self, g: Gradients, c: Call, dy: str) -> list[str | None]:
-        condition, zero = c.node.inputs[0], g.scalar(0, dy)
-        found: list[str | None] = [None, None, None]
-        for i, operands in ((1, [condition, dy, zero]), (2, [condition, zero, dy])):
-            if g.wants(i):
-                found[i] = g.reduced_to(g.emit("Where", operands), c.ins[i].shape)
-        return found
