@@ -118,11 +118,15 @@ cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
+cdef inline int64_t round_up(int64_t n, int64_t unit) noexcept nogil:
+    return ceil_div(n, unit) * unit
+
+
 cdef inline int64_t even_block(int64_t n, int64_t most, int64_t unit) noexcept nogil:
     """The block size, a multiple of `unit`, that cuts n into equal blocks of at most `most`, another multiple."""
-    if n <= 0:
-        return unit
-    return ceil_div(ceil_div(n, ceil_div(n, most)), unit) * unit
+    if n <= most:                # small products feel each division
+        return max(unit, round_up(n, unit))
+    return round_up(ceil_div(n, ceil_div(n, most)), unit)
 
 
 cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, int64_t k, int32_t threads,
@@ -133,28 +137,32 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     shares = max(1, min(<int64_t> threads, shares))
     if shares == threads > 1:    # more where there is much work: processors may be of different speed, or busy
         shares *= max(1, min(<int64_t> SHARES_PER_THREAD, m * n * k // (4 * MACS_PER_THREAD * shares)))
-    for parts_m in range(1, shares + 1):
-        if shares % parts_m != 0:
-            continue
-        step_m = ceil_div(ceil_div(m, EV_MR_UNIT), parts_m) * EV_MR_UNIT
-        step_n = ceil_div(ceil_div(n, nr), shares // parts_m) * nr
-        cost = (step_m + (SUPPLIED_B_ROWS if supplied else B_ROWS)) * step_n + step_m * 4
-        if best < 0 or cost < best:
-            best = cost
-            plan.step_m, plan.step_n = step_m, step_n
-    plan.step_m = max(plan.step_m, EV_MR_UNIT)
-    plan.step_n = max(plan.step_n, nr)
-    plan.parts_m = ceil_div(m, plan.step_m)
-    plan.parts_n = ceil_div(n, plan.step_n)
+    plan.step_m, plan.step_n = max(round_up(m, EV_MR_UNIT), EV_MR_UNIT), max(round_up(n, nr), nr)
+    plan.parts_m = plan.parts_n = 1
+    if shares > 1:
+        for parts_m in range(1, shares + 1):
+            if shares % parts_m != 0:
+                continue
+            step_m = ceil_div(ceil_div(m, EV_MR_UNIT), parts_m) * EV_MR_UNIT
+            step_n = ceil_div(ceil_div(n, nr), shares // parts_m) * nr
+            cost = (step_m + (SUPPLIED_B_ROWS if supplied else B_ROWS)) * step_n + step_m * 4
+            if best < 0 or cost < best:
+                best = cost
+                plan.step_m, plan.step_n = step_m, step_n
+        plan.parts_m = ceil_div(m, plan.step_m)
+        plan.parts_n = ceil_div(n, plan.step_n)
     cdef bint roomy = K.mr >= 12 and L2_BYTES >= ROOMY_L2_BYTES
-    plan.kc = even_block(k, (ROOMY_KC if roomy else KC) * 4 // size, 16)   # pack functions rely on the 16
+    cdef int64_t depth = ROOMY_KC if roomy else KC
+    plan.kc = even_block(k, depth if size == 4 else depth // 2, 16)   # pack functions rely on the 16
     plan.mc = even_block(plan.step_m, MC, EV_MR_UNIT)
     cdef int64_t b_bytes = ROOMY_B_BYTES if roomy else B_BYTES
     if m * k * size > (ROOMY_BIG_A_BYTES if roomy else BIG_A_BYTES):
         b_bytes = ROOMY_BIG_A_B_BYTES if roomy else BIG_A_B_BYTES
-    plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
+    plan.nc = plan.step_n
+    if plan.nc * plan.kc * size > b_bytes:
+        plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
     cdef int64_t packed_rows = min(plan.mc, <int64_t> PACKED_MC)
-    plan.slot = ceil_div((plan.nc + packed_rows) * plan.kc * size + packed_rows * COPY_PAD, 64) * 64
+    plan.slot = round_up((plan.nc + packed_rows) * plan.kc * size + packed_rows * COPY_PAD, 64)
 
 
 cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
@@ -375,8 +383,10 @@ cdef void run(Job *job, int64_t count) noexcept nogil:
     job.method = choose(g, job.size)
     make_plan(&job.plan, job.size, job.nr, g.m, g.n, g.k, <int32_t> threads_each(count, g.threads), g.pack != NULL)
     cdef int64_t items = count * job.plan.parts_m * job.plan.parts_n
-    cdef int64_t grain = max(1, MACS_PER_THREAD // max(1, job.plan.step_m * job.plan.step_n * g.k))
-    parallel_for(shares, job, items, grain if count > 1 else 1, <int32_t> min(<int64_t> g.threads, items))
+    cdef int64_t grain = 1
+    if count > 1:
+        grain = max(1, MACS_PER_THREAD // max(1, job.plan.step_m * job.plan.step_n * g.k))
+    parallel_for(shares, job, items, grain, <int32_t> min(<int64_t> g.threads, items))
 
 
 cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int64_t stride_b,
@@ -418,6 +428,8 @@ cdef int64_t gemm_batch_scratch(int64_t size, int64_t count, int64_t m, int64_t 
         make_plan(&plan, size, EV_NR_F32 if size == 4 else EV_NR_F64, m, n, k, <int32_t> threads_each(count, threads),
                   supplied)
         most = max(most, plan.slot * min(<int64_t> threads, count * plan.parts_m * plan.parts_n))
+        if threads <= 1:         # one plan, then
+            break
     return most
 
 

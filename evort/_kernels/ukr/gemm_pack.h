@@ -31,6 +31,20 @@ static inline __attribute__((always_inline)) void EV_TYPED(pack_transpose)(
         for (int64_t j = 0; j < w; j++) dst[j] = src[j * sj];
 }
 
+/* The last panel of B where its rows lie in memory, `rest` wide: whole vectors, cut off by masks, of the rows that have
+ * so much of B behind them. Returns how many those are. */
+static int64_t EV_TYPED(pack_rest)(int64_t rest, int64_t k, int64_t sp, const T *src, T *dst)
+{
+    typedef __typeof__((V){0} < (V){0}) mask;
+    mask keep[NR / VW];
+    int64_t p = 0;
+    for (int i = 0; i < NR; i++) keep[i / VW][i % VW] = i < rest ? -1 : 0;
+    for (; p < k && (k - 1 - p) * sp >= NR - rest; p++, src += sp, dst += NR)
+        for (int i = 0; i < NR / VW; i++)
+            *(VU *)(dst + i * VW) = (V)((mask) * (const VU *)(src + i * VW) & keep[i]);
+    return p;
+}
+
 static void EV_TYPED(pack)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *from, void *to)
 {
     const T *src = from;
@@ -53,8 +67,10 @@ static void EV_TYPED(pack)(int64_t width, int64_t n, int64_t k, int64_t sj, int6
         }
     }
     const int64_t rest = n - j;
-    for (int64_t p = 0; rest > 0 && p < k; p++, dst += width) {
-        for (int64_t i = 0; i < rest; i++) dst[i] = src[i * sj + p * sp];
-        for (int64_t i = rest; i < width; i++) dst[i] = 0;
+    if (rest == 0) return;
+    for (int64_t p = sj == 1 && width == NR ? EV_TYPED(pack_rest)(rest, k, sp, src, dst) : 0; p < k; p++) {
+        T *row = dst + p * width;
+        for (int64_t i = 0; i < rest; i++) row[i] = src[i * sj + p * sp];
+        for (int64_t i = rest; i < width; i++) row[i] = 0;
     }
 }
