@@ -151,37 +151,62 @@ static void EV_FN(qdot)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w
     }
 }
 
-/* Sixteen columns of two rows of W at a time, up to four times: sums stay in registers over all rows. */
-static inline __attribute__((always_inline)) void EV_FN(q_axpy_columns)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w,
-                                                                        int64_t ld, const int is_signed, int32_t *sums)
+/* Sixteen sums of the 64 of a line: as unpacking bytes leaves two lines, eight and, eight further on, eight more. */
+static inline __m512i EV_FN(q_sums)(const int32_t *sums)
 {
-    for (int64_t j = 0; j < n; j += 64) {
-        __m512i s[4];
-        __mmask16 there[4];
-        for (int b = 0; b < 4; b++) {
-            const int64_t left = n - j - 16 * b;
-            there[b] = (__mmask16)(left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1);
-            s[b] = _mm512_maskz_loadu_epi32(there[b], sums + j + 16 * b);
-        }
-        for (int64_t p = 0; p < k; p += 2) {
-            const uint8_t *u = w + p * ld + j, *v = p + 1 < k ? u + ld : u;
-            const __m512i xs = _mm512_set1_epi32((int32_t)((uint16_t)x[p] | (p + 1 < k ? (uint32_t)(uint16_t)x[p + 1] << 16 : 0)));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)sums)),
+                              _mm256_loadu_si256((const __m256i *)(sums + 16)), 1);
+}
+
+static inline void EV_FN(q_set_sums)(int32_t *sums, __m512i s)
+{
+    _mm256_storeu_si256((__m256i *)sums, _mm512_castsi512_si256(s));
+    _mm256_storeu_si256((__m256i *)(sums + 16), _mm512_extracti64x4_epi64(s, 1));
+}
+
+/* Lines of eight rows of W at a time, and fetches those of the next eight: a row may be pages behind the one before. */
+static inline __attribute__((always_inline)) void EV_FN(q_axpy_rows)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w,
+                                                                     int64_t ld, const int is_signed, int32_t *sums)
+{
+    enum { ROWS = 8 };
+    for (int64_t p = 0; p < k; p += ROWS, w += ROWS * ld) {
+        __m512i xs[ROWS / 2];
+        const uint8_t *r[ROWS]; /* rows past the last: that one, times 0 */
+        for (int i = 0; i < ROWS; i++) r[i] = w + (p + i < k ? i : k - 1 - p) * ld;
+        for (int i = 0; i < ROWS; i += 2)
+            xs[i / 2] = _mm512_set1_epi32((int32_t)((p + i < k ? (uint16_t)x[p + i] : 0) |
+                                                    (p + i + 1 < k ? (uint32_t)(uint16_t)x[p + i + 1] << 16 : 0)));
+        for (int64_t j = 0; j < n; j += 64) {
+            const int64_t left = n - j;
+            const __mmask64 there = left < 64 ? (1ull << left) - 1 : ~0ull;
+            int32_t part[64] = {0}, *to = left < 64 ? part : sums + j;
+            if (left < 64) memcpy(part, sums + j, (size_t)left * sizeof *part);
+            __m512i s0 = EV_FN(q_sums)(to), s1 = EV_FN(q_sums)(to + 32);
+            __m512i t0 = EV_FN(q_sums)(to + 8), t1 = EV_FN(q_sums)(to + 40);
 #pragma GCC unroll 4
-            for (int b = 0; b < 4; b++) {
-                if (b > 0 && n - j <= 16 * b) break;
-                const __m128i p0 = _mm_maskz_loadu_epi8(there[b], u + 16 * b), p1 = _mm_maskz_loadu_epi8(there[b], v + 16 * b);
-                const __m256i both = _mm256_set_m128i(_mm_unpackhi_epi8(p0, p1), _mm_unpacklo_epi8(p0, p1));
-                s[b] = _mm512_dpwssd_epi32(s[b], xs, EV_FN(q_wide)(both, is_signed));
+            for (int i = 0; i < ROWS; i += 2) {
+                const __m512i u = _mm512_maskz_loadu_epi8(there, r[i] + j), v = _mm512_maskz_loadu_epi8(there, r[i + 1] + j);
+                const __m512i low = _mm512_unpacklo_epi8(u, v), high = _mm512_unpackhi_epi8(u, v), y = xs[i / 2];
+                __builtin_prefetch(r[i] + ROWS * ld + j, 0, 2);
+                __builtin_prefetch(r[i + 1] + ROWS * ld + j, 0, 2);
+                s0 = _mm512_dpwssd_epi32(s0, y, EV_FN(q_wide)(_mm512_castsi512_si256(low), is_signed));
+                s1 = _mm512_dpwssd_epi32(s1, y, EV_FN(q_wide)(_mm512_extracti64x4_epi64(low, 1), is_signed));
+                t0 = _mm512_dpwssd_epi32(t0, y, EV_FN(q_wide)(_mm512_castsi512_si256(high), is_signed));
+                t1 = _mm512_dpwssd_epi32(t1, y, EV_FN(q_wide)(_mm512_extracti64x4_epi64(high, 1), is_signed));
             }
+            EV_FN(q_set_sums)(to, s0);
+            EV_FN(q_set_sums)(to + 32, s1);
+            EV_FN(q_set_sums)(to + 8, t0);
+            EV_FN(q_set_sums)(to + 40, t1);
+            if (left < 64) memcpy(sums + j, part, (size_t)left * sizeof *part);
         }
-        for (int b = 0; b < 4; b++) _mm512_mask_storeu_epi32(sums + j + 16 * b, there[b], s[b]);
     }
 }
 
 static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed, int32_t *sums)
 {
-    if (is_signed) EV_FN(q_axpy_columns)(n, k, x, w, ld, 1, sums);
-    else EV_FN(q_axpy_columns)(n, k, x, w, ld, 0, sums);
+    if (is_signed) EV_FN(q_axpy_rows)(n, k, x, w, ld, 1, sums);
+    else EV_FN(q_axpy_rows)(n, k, x, w, ld, 0, sums);
 }
 
 /* Products of qgemm_body.h ------------------------------------------------------------------------------------------ */
