@@ -202,33 +202,56 @@ static void EV_FN(qquad_rows)(const ev_qoperand *a, int64_t i0, int64_t m, int64
     }
 }
 
+#if defined(__AVX2__)
+/* Quads of `panels` panels whose rows lie side by side, as many k as whole quads make up; returns how many. Panels share
+ * the lines of the rows, which may lie so far apart that the cache cannot hold one for each. */
+static inline __attribute__((always_inline)) int64_t EV_FN(qquad_rows_of)(const uint8_t *src, int64_t rs, int64_t k, int flip,
+                                                                          int64_t length, const int panels, uint8_t *dst)
+{
+    const __m128i f = _mm_set1_epi8((char)flip);
+    int64_t p = 0;
+    for (; p + 4 <= k; p += 4, src += 4 * rs, dst += 4 * EV_QNR) {
+        for (int i = 0; i < 4; i++) __builtin_prefetch(src + (16 + i) * rs);
+        for (int g = 0; g < panels; g++) {
+            __m128i r[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                r[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(src + i * rs) + g), f);
+            const __m128i a0 = _mm_unpacklo_epi8(r[0], r[1]), a1 = _mm_unpackhi_epi8(r[0], r[1]);
+            const __m128i b0 = _mm_unpacklo_epi8(r[2], r[3]), b1 = _mm_unpackhi_epi8(r[2], r[3]);
+            __m128i *to = (__m128i *)(dst + g * length);
+            _mm_storeu_si128(to, _mm_unpacklo_epi16(a0, b0));
+            _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a0, b0));
+            _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(a1, b1));
+            _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(a1, b1));
+        }
+    }
+    return p;
+}
+#endif
+
 /* As qpanels: panels of quads. */
 static void EV_FN(qquad_panels)(const ev_qoperand *b, int64_t p0, int64_t k, int64_t j0, int64_t n, int flip,
                                 uint8_t *dst)
 {
-    enum { W = EV_QNR };
+    enum { W = EV_QNR, SIDE = 4 }; /* panels side by side: a line of the cache */
     const int64_t size = EV_FN(qsize)(b->type), length = (k + 3) / 4 * 4 * W;
+#if defined(__AVX2__)
+    int64_t ready = 0; /* k of panels that were packed with one before them, or -1 */
+#endif
     for (int64_t j = 0; j < n; j += W, dst += length) {
         const int64_t width = n - j < W ? n - j : W;
         const char *src = (const char *)b->data + (p0 * b->rs + (j0 + j) * b->cs) * size;
         int64_t p = 0;
 #if defined(__AVX2__)
-        const __m128i f = _mm_set1_epi8((char)flip);
-        if (width == W && size == 1 && b->cs == 1)
-            for (; p + 4 <= k; p += 4) {
-                __m128i r[4];
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++)
-                    r[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)(src + (p + i) * b->rs)), f);
-                const __m128i a0 = _mm_unpacklo_epi8(r[0], r[1]), a1 = _mm_unpackhi_epi8(r[0], r[1]);
-                const __m128i b0 = _mm_unpacklo_epi8(r[2], r[3]), b1 = _mm_unpackhi_epi8(r[2], r[3]);
-                __m128i *to = (__m128i *)(dst + p * W);
-                _mm_storeu_si128(to, _mm_unpacklo_epi16(a0, b0));
-                _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a0, b0));
-                _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(a1, b1));
-                _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(a1, b1));
-            }
-        else if (width == W && size == 1 && b->rs == 1)
+        const uint8_t *bytes = (const uint8_t *)src;
+        if (width == W && size == 1 && b->cs == 1) {
+            const int64_t at = j / W % SIDE;
+            if (at == 0 && n - j >= SIDE * W) ready = EV_FN(qquad_rows_of)(bytes, b->rs, k, flip, length, SIDE, dst);
+            else if (at == 0) ready = -1;
+            p = ready >= 0 ? ready : EV_FN(qquad_rows_of)(bytes, b->rs, k, flip, length, 1, dst);
+        } else if (width == W && size == 1 && b->rs == 1) {
+            const __m128i f = _mm_set1_epi8((char)flip);
             for (; p + 16 <= k; p += 16)
                 for (int g = 0; g < 4; g++) {
                     __m128i r[4], t[4];
@@ -243,6 +266,7 @@ static void EV_FN(qquad_panels)(const ev_qoperand *b, int64_t p0, int64_t k, int
                     _mm_storeu_si128(to + 8, _mm_unpacklo_epi64(t[1], t[3]));
                     _mm_storeu_si128(to + 12, _mm_unpackhi_epi64(t[1], t[3]));
                 }
+        }
 #endif
         if (p == k) continue;
         memset(dst + p * W, 0, (size_t)(length - p * W));

@@ -130,17 +130,6 @@ static inline __attribute__((always_inline)) EV_FN(qrow) EV_FN(qscaled)(
     return x;
 }
 
-/* Rows whose results are one product each, clamped. */
-static inline __attribute__((always_inline)) void EV_FN(qfold_rows)(
-    const ev_requant *q, const ev_sums *s, const int32_t *row, const int32_t *col, const float *row_scale,
-    const float *col_scale, const float least, const float most, const int type, int64_t size)
-{
-    char *c = (char *)s->c + (s->i0 * s->ldc + s->j0) * size;
-    const int32_t zero = q->y_zero;
-    for (int64_t i = 0; i < s->m; i++, c += s->ldc * size)
-        EV_FN(qstore)(EV_FN(qscaled)(s, i, row, col, row_scale, col_scale), s->n, type, least, most, zero, c);
-}
-
 /* n numbers of a quantized residual, less its zero point; the others are anything. */
 static inline __attribute__((always_inline)) EV_FN(qrow) EV_FN(qresidual)(const ev_requant *q, int64_t at, int64_t n)
 {
@@ -177,8 +166,45 @@ static inline __attribute__((always_inline)) EV_FN(qrow) EV_FN(qresidual)(const 
     return z;
 }
 
-/* Rows [i0, i0 + m), all at once: functions of many steps wait for these, for each vector, if they take one at a time. */
-static void EV_FN(qactivate)(const ev_requant *q, int64_t i0, int64_t m, float *x)
+/* Rows whose results are one product each, clamped; or floats, to which a bias for each column and a residual are added. */
+static inline __attribute__((always_inline)) void EV_FN(qfold_rows)(
+    const ev_requant *q, const ev_sums *s, const int32_t *row, const int32_t *col, const float *row_scale,
+    const float *col_scale, const float *col_bias, const float least, const float most, const int type, int64_t size)
+{
+    char *c = (char *)s->c + (s->i0 * s->ldc + s->j0) * size;
+    const int32_t zero = q->y_zero;
+    for (int64_t i = 0; i < s->m; i++, c += s->ldc * size) {
+        EV_FN(qrow) x = EV_FN(qscaled)(s, i, row, col, row_scale, col_scale);
+        if (type == EV_FLOAT) {
+            EV_EACH_QV x.v[v] += ((const EV_FN(qfu) *)col_bias)[v];
+            if (q->residual) {
+                const EV_FN(qrow) z = EV_FN(qresidual)(q, (s->i0 + i) * q->ldr + s->j0, s->n);
+                EV_EACH_QV x.v[v] += z.v[v];
+            }
+        }
+        EV_FN(qstore)(x, s->n, type, least, most, zero, c);
+    }
+}
+
+/* GELU for results of 8 bits: x * (0.5 + t P(t^2)), t = x within [-4.4, 4.4]; P is our own minimax fit, with which GELU is
+ * within 4e-5. NaN stays. */
+static void EV_FN(qgelu)(int64_t m, EV_FN(qrow) *x)
+{
+    static const float p[] = {0x1.39f872p-35f, -0x1.01f9f6p-28f, 0x1.75d822p-23f, -0x1.3d14a4p-18f, 0x1.618cf4p-14f, -0x1.148f5cp-10f, 0x1.3bfb96p-7f, -0x1.0ea628p-4f, 0x1.9854f6p-2f};
+    for (int64_t i = 0; i < m; i++) EV_EACH_QV {
+        const EV_FN(qf) all = x[i].v[v];
+        EV_FN(qf) t = EV_QPICK(all < 4.4f, all, (EV_FN(qf)){0} + 4.4f);
+        t = EV_QPICK(t > -4.4f, t, (EV_FN(qf)){0} - 4.4f);
+        const EV_FN(qf) s = t * t;
+        EV_FN(qf) y = p[0] + (EV_FN(qf)){0};
+#pragma GCC unroll 8
+        for (int k = 1; k < 9; k++) y = y * s + p[k];
+        x[i].v[v] = all * (t * y + 0.5f);
+    }
+}
+
+/* m rows from row i on, all at once: one row alone would wait for each step of the function. */
+static void EV_FN(qactivate)(const ev_requant *q, int64_t i, int64_t m, float *x)
 {
     const int64_t n = m * EV_QNR;
     switch (q->activation) {
@@ -197,8 +223,8 @@ static void EV_FN(qactivate)(const ev_requant *q, int64_t i0, int64_t m, float *
         }
         break;
     case EV_ACT_PRELU:
-        for (int64_t i = 0; i < m; i++)
-            EV_FN(unary_f32)(EV_ACT_LEAKY_RELU, EV_QNR, x + i * EV_QNR, x + i * EV_QNR, q->slope[i0 + i], 0.0f);
+        for (int64_t r = 0; r < m; r++, x += EV_QNR)
+            EV_FN(unary_f32)(EV_ACT_LEAKY_RELU, EV_QNR, x, x, q->slope[i + r], 0.0f);
         break;
     default:
         EV_FN(unary_f32)(q->activation, n, x, x, q->a, q->b);
@@ -206,9 +232,8 @@ static void EV_FN(qactivate)(const ev_requant *q, int64_t i0, int64_t m, float *
 }
 
 /* Notes the range of n numbers of a row, times unit. */
-static inline void EV_FN(qnote)(float *range, EV_FN(qrow) x, int64_t n, float unit)
+static inline void EV_FN(qnote)(float *range, const float *r, int64_t n, float unit)
 {
-    const float *r = (const float *)&x;
     float lo = r[0], hi = r[0];
     for (int64_t j = 1; j < n; j++) {
         lo = r[j] < lo ? r[j] : lo;
@@ -225,35 +250,35 @@ static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int3
     const float *bias = q->bias && q->bias_type == EV_FLOAT ? q->bias : NULL;
     const float inverse = 1.0f / q->y_scale;
     float col_bias[EV_QNR] = {0};
-    EV_FN(qrow) real[EV_QMC];
+    EV_FN(qrow) real[EV_QMC]; /* written by whole vectors: the parts of a copy would hold up who reads them */
     if (bias && q->bias_axis == EV_BIAS_COLUMN) EV_FN(qcopy)(col_bias, bias + s->j0, s->n, 4);
     for (int64_t i = 0; i < s->m; i++) {
-        EV_FN(qrow) x;
-        if (s->wide)
+        EV_FN(qf) *x = real[i].v;
+        if (s->wide) {
             for (int j = 0; j < EV_QNR; j++)
-                ((float *)&x)[j] = (float)(s->wide[i * EV_QNR + j] + row[i] + col[j]) * (row_scale ? row_scale[i] : col_scale[j]);
-        else
-            x = EV_FN(qscaled)(s, i, row, col, row_scale, col_scale);
-        if (!folds) {
-            if (bias && q->bias_axis == EV_BIAS_ROW) EV_EACH_QV x.v[v] += bias[s->i0 + i];
-            else if (bias) EV_EACH_QV x.v[v] += ((const EV_FN(qfu) *)col_bias)[v];
-            if (q->residual) {
-                const EV_FN(qrow) z = EV_FN(qresidual)(q, (s->i0 + i) * q->ldr + s->j0, s->n);
-                EV_EACH_QV x.v[v] += z.v[v];
-            }
-            if (q->activation == EV_ACT_RELU) EV_EACH_QV x.v[v] = EV_QPICK(x.v[v] < 0.0f, (EV_FN(qf)){0}, x.v[v]); /* NaN stays */
+                ((float *)x)[j] = (float)(s->wide[i * EV_QNR + j] + row[i] + col[j]) * (row_scale ? row_scale[i] : col_scale[j]);
+        } else {
+            const EV_FN(qrow) scaled = EV_FN(qscaled)(s, i, row, col, row_scale, col_scale);
+            EV_EACH_QV x[v] = scaled.v[v];
         }
-        real[i] = x;
+        if (folds) continue;
+        if (bias && q->bias_axis == EV_BIAS_ROW) EV_EACH_QV x[v] += bias[s->i0 + i];
+        else if (bias) EV_EACH_QV x[v] += ((const EV_FN(qfu) *)col_bias)[v];
+        if (q->residual) {
+            const EV_FN(qrow) z = EV_FN(qresidual)(q, (s->i0 + i) * q->ldr + s->j0, s->n);
+            EV_EACH_QV x[v] += z.v[v];
+        }
+        if (q->activation == EV_ACT_RELU) EV_EACH_QV x[v] = EV_QPICK(x[v] < 0.0f, (EV_FN(qf)){0}, x[v]); /* NaN stays */
     }
-    if (!folds && q->activation != EV_ACT_NONE && q->activation != EV_ACT_RELU) EV_FN(qactivate)(q, s->i0, s->m, (float *)real);
+    if (!folds && q->activation == EV_ACT_GELU && size == 1) EV_FN(qgelu)(s->m, real);
+    else if (!folds && q->activation != EV_ACT_NONE && q->activation != EV_ACT_RELU)
+        EV_FN(qactivate)(q, s->i0, s->m, (float *)real);
     for (int64_t i = 0; i < s->m; i++) {
         char *c = (char *)s->c + ((s->i0 + i) * s->ldc + s->j0) * size;
-        EV_FN(qrow) x = real[i];
-        if (folds && q->range) EV_FN(qnote)(q->range, x, s->n, q->y_scale);
-        if (!folds) {
-            if (q->range) EV_FN(qnote)(q->range, x, s->n, 1.0f);
-            if (q->type != EV_FLOAT) EV_EACH_QV x.v[v] *= inverse;
-        }
+        EV_FN(qrow) x;
+        EV_EACH_QV x.v[v] = real[i].v[v];
+        if (q->range) EV_FN(qnote)(q->range, (const float *)&real[i], s->n, folds ? q->y_scale : 1.0f);
+        if (!folds && q->type != EV_FLOAT) EV_EACH_QV x.v[v] *= inverse;
         switch (q->type) {
         case EV_FLOAT: EV_FN(qstore)(x, s->n, EV_FLOAT, least, most, 0, c); break;
         case EV_INT16: EV_FN(qstore)(x, s->n, EV_INT16, least, most, q->y_zero, c); break;
@@ -313,11 +338,16 @@ static void EV_FN(qfinish)(const ev_requant *q, const ev_sums *s)
             col_scale[j] = q->factor * q->scale[q->scale_axis == EV_BIAS_COLUMN ? s->j0 + j : 0] / divisor;
     const float *rows = q->scale_axis == EV_BIAS_ROW ? row_scale : NULL;
     const int64_t size = q->type == EV_FLOAT ? 4 : q->type == EV_INT16 ? 2 : 1;
-    const int plain = folds || (q->type == EV_FLOAT && !q->residual && (!q->bias || biased) && q->activation == EV_ACT_NONE);
+    float col_bias[EV_QNR] = {0};
+    const int added = q->bias && !biased && q->bias_axis == EV_BIAS_COLUMN;
+    if (added) EV_FN(qcopy)(col_bias, (const float *)q->bias + s->j0, s->n, 4);
+    const int plain = folds || (q->type == EV_FLOAT && (!q->bias || biased || added) && q->activation == EV_ACT_NONE);
     if (s->wide || !plain || q->range) EV_FN(qchain_rows)(q, s, row, col, rows, col_scale, folds, least, most, size);
-    else if (q->type == EV_FLOAT) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_FLOAT, 4);
-    else if (q->type == EV_INT16) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_INT16, 2);
-    else if (q->type == EV_INT8) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_INT8, 1);
-    else EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, least, most, EV_UINT8, 1);
+#define FOLD(type, size) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, col_bias, least, most, type, size)
+    else if (q->type == EV_FLOAT) FOLD(EV_FLOAT, 4);
+    else if (q->type == EV_INT16) FOLD(EV_INT16, 2);
+    else if (q->type == EV_INT8) FOLD(EV_INT8, 1);
+    else FOLD(EV_UINT8, 1);
+#undef FOLD
 }
 #pragma GCC pop_options
