@@ -46,6 +46,7 @@ from evort_tools.quantization import (
     mixed,
     nested,
     placement,
+    reduced,
     static,
     stored,
     trials,
@@ -342,7 +343,15 @@ def _static(
         given = latency_profile.read(options.profile) if options.profile else None
         ranged = by_range.layers_by_range(result.model.graph)
         others = {"int8": by_range.in_integers(result.model, options.attention)} if ranged else {}
-        costs, settings.floats = placement.decide(result.model, data, settings, given, progress, others)
+        reduces = (
+            options.reduce_range == "auto"
+            and reduced.fits(result.model, options.isa)
+            and not (given or options.adaptive)
+        )
+        costs, settings.floats = placement.decide(result.model, data, settings, given, progress, others, reduces)
+        settings.reduce = placement.saved_by_reducing(costs, settings.floats)
+    if options.reduce_range == "on":
+        settings.reduce = None
     real = result.model
     changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
     wide = costs is not None and not options.profile and helpers.int16 == "auto" and "int16" in result.helpers
@@ -354,6 +363,12 @@ def _static(
         if placement.slower(real, changed, found, data, settings):
             result.notes.append("16 bits for a few activations make it slower than in float32, and are left out")
             changed, found, result.helpers = improve.quantize(real, data, settings, helpers, progress)
+    whole = (settings.reduce or {}).keys() - found.reduced.keys()
+    if whole:  # they were measured with weights of a reduced range
+        settings.floats = placement.slower_unreduced(costs, settings.floats, whole)
+        found = static.restricted(found, settings.floats)
+        changed = improve.restored(changed, found)
+    result.notes += found.notes
     products: list[str] = []
     if options.method == "auto" and not options.adaptive and found.encodings:
         samples = data.head(trials.trial_count(changed, data))

@@ -12,7 +12,7 @@ PRODUCTS = (("", "QLinearConv"), ("", "QLinearMatMul"), ("evort", "QLinearConvTr
 W, Y, RESIDUAL = 3, 6, 9  # where the weights, the output's and the residual's triples begin
 # Pair products of uint8 by int8 that are added in 16 bits before they are widened, from so many groups of four.
 _PRESUMS = (8, 4, 2, 1)
-_LIMIT = 128  # 255 * 128 < 2^15
+LIMIT = 128  # 255 * 128 < 2^15
 
 
 def run(ed: Edit) -> int:
@@ -91,6 +91,6 @@ def fits(rows: np.ndarray, presum: int) -> bool:
             for at in range(presum):
                 total += part[:, 4 * at + lane :: run]
                 total += part[:, 4 * at + lane + 1 :: run]
-            if max(-total.min(initial=0), total.max(initial=0)) > _LIMIT:
+            if max(-total.min(initial=0), total.max(initial=0)) > LIMIT:
                 return False
     return True

@@ -2,7 +2,7 @@
 
 before calibration, since they change the weights:   equalize, smooth
 after it, on top of the encodings:                   16 bits for some activations, clip (weights' outliers), adaround,
-                                                     bias correction
+                                                     bias correction, weights of a reduced range (for speed)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from evort.graph import Model, Node, Tensor
 from evort.quant import decibels
 from evort.types import DType
-from evort_tools.quantization import adaround, bias, equalize, smooth, static, trials, widen
+from evort_tools.quantization import adaround, bias, equalize, reduced, smooth, static, trials, widen
 from evort_tools.quantization.data import Calibration, Sample
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.qdq import copy_model, total_bytes
@@ -95,7 +95,7 @@ def quantize(
         ("adaround", helpers.adaround, lambda m, f: _rounded(m, f, trial.fitting, settings, progress)),
         ("bias", helpers.bias, lambda m, f: _corrected(plain, m, f, trial.fitting, settings, progress)),
     ]
-    if not found.encodings or all(switch == "off" for _, switch, _ in steps):
+    if not found.encodings or (settings.reduce == {} and all(switch == "off" for _, switch, _ in steps)):
         return model, found, kept
     trials.rank(model, data, [found.encodings], settings.threads, progress)
     trial = Trial(model, data, settings.threads)
@@ -124,6 +124,8 @@ def quantize(
             model, found, ratio = changed, other, got
             kept[name] = got
             plain = plain if name in ("int16", "clip", "adaround", "bias") else model
+    if settings.reduce != {}:
+        model, found = reduced.choose(model, plain, found, settings.reduce, trial, settings.threads, progress)
     return model, replace(found, plain=plain), kept
 
 

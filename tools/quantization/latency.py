@@ -148,7 +148,7 @@ def measure(
     """
     profiles = []
     for isa in isas or (core.isa(),):
-        with _selected(isa):
+        with selected(isa):
             profiles.append(_measure(model, found, feeds, threads or 1, others, progress))
     first = profiles[0]
     weights = [first.total() / (profile.total() or 1.0) for profile in profiles]
@@ -161,7 +161,7 @@ def measure(
 
 
 @contextmanager
-def _selected(isa: str) -> Iterator[None]:
+def selected(isa: str) -> Iterator[None]:
     """With another instruction set in use. Raises ValueError for one that this machine does not run."""
     own = core.isa()
     core.select_isa(isa)
@@ -231,7 +231,7 @@ def ratio(
     that in use)."""
     found = []
     for isa in isas or (core.isa(),):
-        with _selected(isa):
+        with selected(isa):
             found.append(_ratio(first, second, feeds, threads))
     return max(found)
 

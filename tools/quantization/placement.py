@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import replace
 
 from evort.graph import Model, Node
 from evort_tools.common import Progress
-from evort_tools.quantization import static
+from evort_tools.quantization import reduced, static
 from evort_tools.quantization.data import Calibration, Sample, open_calibration
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.latency import BESIDE, Profile, measure, ratio
@@ -38,6 +38,7 @@ _TIE = 1.1
 _ROOM = 0.25
 _CONFIRM = 4  # times that what was chosen is measured as a whole
 _SCATTER = 1.03  # of such a measurement
+WHOLE = "whole range"  # of weights, where those in int8 have a reduced one
 # What a light operator spends on a side in float, in parts of its time, where that was not measured.
 _SIDE = 0.25
 # Light operators whose integer form reads nothing but integers.
@@ -188,16 +189,22 @@ def decide(
     profile: Profile | None,
     progress: Progress,
     others: Mapping[str, Model] | None = None,
+    reduces: bool = False,
 ) -> tuple[Costs, dict[str, str]]:
     """What the layers of a model cost, and {first output: why} of those that stay in float for speed. others: as in
-    `costs_of`.
+    `costs_of`. reduces: integers are measured with weights of a reduced range; what they take with the whole range is
+    noted as a precision of its own, WHOLE.
 
     Without a profile layers are measured here, on the first sample; and then the whole model, with what was chosen:
     where that is slower than in float, more stays in float, and where all in integers is faster, nothing does. Raises
     ValueError for another model's profile.
     """
     sample, found = _calibrated(model, data, settings)
-    costs = _costs(model, sample, found, settings, profile, progress, others)
+    timed = model
+    if reduces:
+        others = {**(others or {}), WHOLE: integer_model(model, found)[0]}
+        timed, found = reduced.for_timing(model, found)
+    costs = _costs(timed, sample, found, settings, profile, progress, others)
     if profile is not None:
         return costs, slower_in_integers(costs)
     step = progress("measuring the whole model", None)
@@ -205,7 +212,7 @@ def decide(
     def share(some: static.Calibrated) -> float:
         """The time of the whole model, in parts of the float model's."""
         step()
-        return ratio(model, integer_model(model, some)[0], sample, settings.threads, settings.isas)
+        return ratio(model, integer_model(timed, some)[0], sample, settings.threads, settings.isas)
 
     for attempt in range(_CONFIRM):
         floats = slower_in_integers(costs)
@@ -220,6 +227,24 @@ def decide(
         room = 0.0 if attempt else _ROOM
         costs = Costs(found.selection, costs.profile, costs.factor * took * _TIE, room)
     return costs, {n.outputs[0]: "the whole model is faster in float" for n in found.selection.nodes}
+
+
+def saved_by_reducing(costs: Costs, floats: Collection[str]) -> dict[str, float]:
+    """{first output: microseconds} that weights of a reduced range save products that are not in float."""
+    saved = {}
+    for node in costs.selection.nodes:
+        name = node.outputs[0]
+        spent, whole = costs.profile.of(name, "int8"), costs.profile.of(name, WHOLE)
+        if node.op in PRODUCTS and name not in floats and spent < reduced.GAIN * whole < math.inf:
+            saved[name] = whole - spent
+    return saved
+
+
+def slower_unreduced(costs: Costs, floats: Mapping[str, str], whole: Collection[str]) -> dict[str, str]:
+    """What stays in float where these products' weights keep their whole range, {first output: why}."""
+    for name in whole:
+        costs.profile.times[name]["int8"] = costs.profile.times[name][WHOLE]
+    return slower_in_integers(Costs(costs.selection, costs.profile, costs.factor, _ROOM), floats)
 
 
 def slower(real: Model, changed: Model, found: static.Calibrated, data: Calibration, settings: Settings) -> bool:

@@ -47,7 +47,8 @@ class Settings:
     method: one of METHODS. activations: one of ACTIVATIONS. percentile: what the method of that name keeps, in %.
     exclude: names or patterns of what stays in float. per_channel: weights have a scale for each output channel.
     threads: of the runs. isas: instruction sets to measure with, none for that in use. floats: more that stays in
-    float, {first output of a node: why}.
+    float, {first output of a node: why}. reduce: products whose weights are to have a reduced range, {first output:
+    microseconds that it saves}; None: all that can, whatever it costs.
     """
 
     method: str = "auto"
@@ -58,6 +59,7 @@ class Settings:
     threads: int | None = None
     isas: tuple[str, ...] = ()
     floats: Mapping[str, str] = field(default_factory=dict)
+    reduce: Mapping[str, float] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, given, known in (
@@ -81,7 +83,8 @@ class Calibrated:
     encodings: of all tensors to be quantized, by name: activations (`written`) and weights. histograms: by the tensor
     that was observed. selection: what runs in integers, and what is kept in float and why. samples: how many were seen.
     ratios: noise over signal of the model's outputs on trial samples, by method, where methods were compared. plain:
-    the float model before helpers rounded its weights and corrected its biases, where one did.
+    the float model before helpers rounded its weights and corrected its biases, where one did. reduced: the products
+    whose weights have a reduced range, {first output: presum}. notes: what the user should know.
     """
 
     encodings: dict[str, Encoding]
@@ -90,6 +93,8 @@ class Calibrated:
     samples: int
     ratios: dict[str, float] = field(default_factory=dict)
     plain: Model | None = None
+    reduced: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def calibrate(

@@ -34,13 +34,31 @@ static inline __attribute__((always_inline)) __m256i EV_FN(nhwc_whole)(const ev_
     return _mm256_add_epi32(_mm256_cvtps_epi32(r), _mm256_set1_epi32(f->zero));
 }
 
+/* n bytes, at most 32. */
+static inline void EV_FN(nhwc_store)(uint8_t *y, __m256i x, int64_t n)
+{
+    __m128i b = _mm256_castsi256_si128(x);
+    if (n >= 32) {
+        _mm256_storeu_si256((__m256i *)y, x);
+        return;
+    }
+    if (n & 16) {
+        _mm_storeu_si128((__m128i *)y, b);
+        y += 16, b = _mm256_extracti128_si256(x, 1);
+    }
+    if (n & 8) {
+        _mm_storel_epi64((__m128i *)y, b);
+        y += 8, b = _mm_srli_si128(b, 8);
+    }
+    if (n & 7) memcpy(y, &b, (size_t)(n & 7));
+}
+
 /* n results of a position, at most 32; as many sums and scales can be read. */
 static inline __attribute__((always_inline)) void EV_FN(nhwc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum,
                                                                      const float *scale, const char *z, uint8_t *y)
 {
     __m256i v[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
     __m256 r[4];
-    uint8_t some[32];
     int done = 1;
 #pragma GCC unroll 4
     for (int q = 0; q < 4; q++)
@@ -61,13 +79,67 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_finish)(const ev_qf
     const __m256i low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
     __m256i b = f->type == EV_UINT8 ? _mm256_packus_epi16(low, high) : _mm256_packs_epi16(low, high);
     b = _mm256_permutevar8x32_epi32(b, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    if (n >= 32) {
-        _mm256_storeu_si256((__m256i *)y, b);
-    } else if (n == 16) {
-        _mm_storeu_si128((__m128i *)y, _mm256_castsi256_si128(b));
+    EV_FN(nhwc_store)(y, b, n);
+}
+
+/* Results of n positions whose activation is a clamp at most, from sums EV_NHWC_NR apart; adds: with a residual of
+ * bytes. What is constant stays in registers, which stores of bytes, that may be anything, would have read anew. */
+static inline __attribute__((always_inline)) void EV_FN(nhwc_clamped)(
+    const ev_qfinish *f, int64_t n, int64_t channels, const int32_t *sum, const float *scale, const char *z, int64_t ldz,
+    uint8_t *y, int64_t ldy, const int adds)
+{
+    const int is_signed = f->type == EV_INT8;
+    const __m256i zero = _mm256_set1_epi16((int16_t)f->zero);
+    const __m256i lo = _mm256_set1_epi8((char)f->lo), hi = _mm256_set1_epi8((char)f->hi);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256 top = _mm256_set1_ps(65536.0f), inverse = _mm256_set1_ps(1.0f / f->unit);
+    const __m256 least = _mm256_set1_ps(f->activation == EV_ACT_RELU ? 0.0f : -INFINITY), z_scale = _mm256_set1_ps(f->z_scale);
+    const int64_t flip = f->z_type == EV_INT8 ? (int64_t)0x8080808080808080u : 0; /* to uint8, 128 more */
+    const __m256i z_zero = _mm256_set1_epi32(f->z_zero + (flip ? 128 : 0));
+    for (int64_t c = 0; c < channels; c += 32) {
+        const int64_t there = channels - c;
+        for (int64_t i = 0; i < n; i++) {
+            __m256i v[4] = {zero, zero, zero, zero};
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; q++)
+                if (there > 8 * q) {
+                    const int64_t at = c + 8 * q;
+                    const __m256i s = _mm256_loadu_si256((const __m256i *)(sum + i * EV_NHWC_NR + at));
+                    __m256 r = _mm256_mul_ps(_mm256_cvtepi32_ps(s), _mm256_loadu_ps(scale + at));
+                    if (adds) {
+                        int64_t b = 0;
+                        if (there >= 8 * q + 8) memcpy(&b, z + i * ldz + at, 8);
+                        else memcpy(&b, z + i * ldz + at, (size_t)(there - 8 * q));
+                        const __m256i x = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(b ^ flip));
+                        r = _mm256_add_ps(r, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(x, z_zero)), z_scale));
+                        r = _mm256_mul_ps(_mm256_max_ps(r, least), inverse);
+                    }
+                    v[q] = _mm256_cvtps_epi32(_mm256_min_ps(r, top)); /* what is below -2^31 becomes that */
+                }
+            const __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero);
+            const __m256i high = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), zero);
+            __m256i b;
+            if (is_signed) b = _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(low, high), lo), hi);
+            else b = _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(low, high), lo), hi);
+            EV_FN(nhwc_store)(y + i * ldy + c, _mm256_permutevar8x32_epi32(b, order), there);
+        }
+    }
+}
+
+/* Results of n positions. */
+static void EV_FN(nhwc_results)(const ev_qfinish *f, int64_t n, int64_t channels, const int32_t *sum, const float *scale,
+                                const char *z, int64_t ldz, uint8_t *y, int64_t ldy)
+{
+    const int clamps = f->activation == EV_ACT_NONE || f->activation == EV_ACT_RELU;
+    if (f->folds && !f->range) {
+        EV_FN(nhwc_clamped)(f, n, channels, sum, scale, NULL, 0, y, ldy, 0);
+    } else if (!f->range && clamps && z && f->z_type != EV_INT16 && f->z_type != EV_FLOAT) {
+        EV_FN(nhwc_clamped)(f, n, channels, sum, scale, z, ldz, y, ldy, 1);
     } else {
-        _mm256_storeu_si256((__m256i *)some, b);
-        memcpy(y, some, (size_t)n);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t c = 0; c < channels; c += 32)
+                EV_FN(nhwc_finish)(f, channels - c, sum + i * EV_NHWC_NR + c, scale + c, z ? z + i * ldz + c : NULL,
+                                   y + i * ldy + c);
     }
 }
 #pragma GCC pop_options
@@ -199,19 +271,18 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
                 for (int64_t c = 0; c < g->channels; c++) y[c] = sum[i * EV_NHWC_NR + c];
             continue;
         }
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t c = 0; c < g->channels; c += 32)
-                EV_FN(nhwc_finish)(g->finish, g->channels - c, sum + i * EV_NHWC_NR + c, scale + c,
-                                   g->z ? (const char *)g->z + (p + i) * g->ldz + c : NULL, g->y + (p + i) * g->ldy + c);
+        EV_FN(nhwc_results)(g->finish, n, g->channels, sum, scale, g->z ? (const char *)g->z + p * g->ldz : NULL, g->ldz,
+                            g->y + p * g->ldy, g->ldy);
     }
 }
 
 /* Sixteen channels at a time: two taps are interleaved, and widened. */
 static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
 {
+    enum { AT_ONCE = 8 };
     for (int64_t c = 0; c < g->channels; c += 16) {
         const int64_t part = g->channels - c < 16 ? g->channels - c : 16;
-        int32_t sum[32] __attribute__((aligned(32))) = {0};
+        int32_t sums[AT_ONCE * EV_NHWC_NR] __attribute__((aligned(32))), *sum = sums;
         const __m256i add0 = _mm256_loadu_si256((const __m256i *)(g->add + c));
         const __m256i add1 = _mm256_loadu_si256((const __m256i *)(g->add + c + 8));
         float scale[32] = {0};
@@ -238,7 +309,11 @@ static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
             }
             _mm256_store_si256((__m256i *)sum, p);
             _mm256_store_si256((__m256i *)(sum + 8), q);
-            EV_FN(nhwc_finish)(g->finish, part, sum, scale, NULL, g->y + i * g->y_step + c);
+            sum += EV_NHWC_NR;
+            if (i + 1 < n && i % AT_ONCE < AT_ONCE - 1) continue;
+            const int64_t first = i / AT_ONCE * AT_ONCE;
+            EV_FN(nhwc_results)(g->finish, i + 1 - first, part, sums, scale, NULL, 0, g->y + first * g->y_step + c, g->y_step);
+            sum = sums;
         }
     }
 }
