@@ -290,6 +290,7 @@ cdef extern from "ukr.h" nogil:
     ctypedef struct ev_ukr:
         const char *isa
         int64_t mr
+        int packs_a
         void (*unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b) noexcept nogil
         ev_binary binary_f32
         ev_binary binary_f64

@@ -53,6 +53,7 @@ cdef enum:
     ALIASED_A = 4096             # bytes between rows that fall into one set of L1, too small for mr of them: copied,
     COPY_PAD = 64                # as many bytes further apart,
     COPY_COLUMNS = 64            # if that many columns make use of it
+    PACK_COLUMNS = 32            # the same for packing A where the micro-kernel is faster with that
     B_BYTES = 80 * 1024          # larger measures no faster, unless A has to come from memory each time:
     BIG_A_BYTES = 3 << 20        # beyond this, so much
     BIG_A_B_BYTES = 160 * 1024
@@ -230,7 +231,8 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t kc = in_place_kc(g, size) if in_place else plan.kc
     cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
-    cdef bint pack_a = not in_place and (g.csa != 1 or g.supply != NULL)
+    cdef bint pack_a = not in_place and (g.csa != 1 or g.supply != NULL
+                                         or K.packs_a and min(nc, j_end - j_begin) >= PACK_COLUMNS)
     cdef bint copy_a = not in_place and not pack_a and g.rsa * size % ALIASED_A == 0 and j_end - j_begin >= COPY_COLUMNS
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a or copy_a else plan.mc
     cdef bint as_it_goes = not in_place and g.pack == NULL and g.csb == 1 and min(mc, i_end - i_begin) >= K.mr

@@ -7,6 +7,9 @@
  * A row of a table has its case in CASES. On aarch64, where little else runs the tables of wider instruction sets, a row
  * that differs from the portable one and has no case is a failure. Every table runs every case, as rows that it inherits
  * must agree with its own (on the width of panels of A, say). */
+#include <float.h>
+#include <math.h>
+
 #include "check.h"
 
 const ev_ukr *K = &ev_active;
@@ -67,6 +70,26 @@ void fill_i16(int16_t *p, int64_t n, int64_t most)
     for (int64_t i = 0; i < n; i++) p[i] = (int16_t)extreme(-most, most);
 }
 
+void fill_floats(float *p, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) p[i] = (float)uniform();
+}
+
+int close_to(const char *row, const char *what, int64_t at, double got, double want, double most)
+{
+    checks++;
+    if (isnan(want) ? isnan(got) : got == want || fabs(got - want) <= most) return 1;
+    if (failures++ < 20)
+        printf("%s %s: %s, element %lld is %.9g, not %.9g +- %.2g\n", K->isa, row, what, (long long)at, got, want, most);
+    return 0;
+}
+
+int near(const char *row, const char *what, int64_t at, double got, double want, double size, int64_t k)
+{
+    return close_to(row, what, at, got, want,
+                    (double)(2 * k + 8) * (FLT_EPSILON / 2) / (1 - (double)(k + 4) * FLT_EPSILON) * size);
+}
+
 int same_i32(const char *row, const char *what, int64_t at, int32_t got, int64_t want)
 {
     checks++;
@@ -91,6 +114,19 @@ void check_sparse_s8(void);
 void check_nhwc_depthwise(void);
 void check_nhwc_winograd(void);
 void check_nhwc_columns(void);
+void check_nhwc_max(void);
+void check_sp_gather(void);
+void check_direct(void);
+void check_depthwise(void);
+void check_q_floats(void);
+void check_q_binary(void);
+void check_q_lookup(void);
+void check_integer_attention(void);
+void check_unary(void);
+void check_softmax_part(void);
+void check_half(void);
+void check_narrow(void);
+void check_nbits(void);
 
 static const struct {
     const char *row;
@@ -105,7 +141,15 @@ static const struct {
     {"qgemm_i16", check_qgemm_i16}, {"nhwc_widen", check_nhwc_conv}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
     {"nhwc_depthwise", check_nhwc_depthwise}, {"nhwc_winograd_image", check_nhwc_winograd},
     {"nhwc_winograd_kernels", check_nhwc_winograd}, {"nhwc_winograd_results", check_nhwc_winograd},
-    {"nhwc_quads", check_nhwc_columns}, {"nhwc_columns", check_nhwc_columns},
+    {"nhwc_quads", check_nhwc_columns}, {"nhwc_columns", check_nhwc_columns}, {"nhwc_max", check_nhwc_max},
+    {"sp_gather", check_sp_gather}, {"direct_f32", check_direct}, {"direct_lanes_f32", check_direct},
+    {"depthwise_f32", check_depthwise}, {"depthwise_rows_f32", check_depthwise},
+    {"q_dequantize", check_q_floats}, {"q_quantize", check_q_floats}, {"q_round", check_q_floats},
+    {"q_binary", check_q_binary}, {"q_lookup", check_q_lookup}, {"unary_f32", check_unary}, {"cast", check_half},
+    {"softmax_part_f32", check_softmax_part}, {"qa_rows", check_integer_attention}, {"qa_most", check_integer_attention},
+    {"qa_columns", check_integer_attention}, {"qa_real", check_integer_attention}, {"qa_weights", check_integer_attention},
+    {"narrow_dot_f32", check_narrow}, {"narrow_rows_f32", check_narrow}, {"nbits_spread_f32", check_nbits},
+    {"nbits_dot_f32", check_nbits}, {"nbits_spread_i16", check_nbits}, {"nbits_dot_i16", check_nbits},
 };
 enum { N_CASES = sizeof CASES / sizeof CASES[0] };
 

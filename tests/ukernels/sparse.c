@@ -1,26 +1,6 @@
 /* Products with sparse weights beside sums in double and in int64. A sum of k products is off by at most gamma(k) times the
  * sum of their sizes, as in floats.c. */
-#include <float.h>
-#include <math.h>
-
 #include "check.h"
-
-#define EACH(x, array) for (size_t x##_ = 0; x##_ < sizeof array / sizeof *array; x##_++)
-
-static void fill_floats(float *p, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) p[i] = (float)uniform();
-}
-
-static int near(const char *row, const char *what, int64_t at, double got, double want, double size, int64_t k)
-{
-    const double most = (double)(2 * k + 8) * (FLT_EPSILON / 2) / (1 - (double)(k + 4) * FLT_EPSILON) * size;
-    checks++;
-    if (fabs(got - want) <= most) return 1;
-    if (failures++ < 20)
-        printf("%s %s: %s, element %lld is %.9g, not %.9g +- %.2g\n", K->isa, row, what, (long long)at, got, want, most);
-    return 0;
-}
 
 void check_sparse_f32(void)
 {

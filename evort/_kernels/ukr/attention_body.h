@@ -155,8 +155,8 @@ static void EV_FN(qa_weights)(int64_t n, const float *restrict x, uint8_t *restr
             const float z = x[j + i] - most;
             uint32_t whole;
             const float e = EV_FN(expm1_reduced)(z < -20.0f ? -20.0f : z, &whole);
-            const float w = 255.0f * ((1.0f + e) * EV_FN(exp2i)(whole));
-            q[i] = (int32_t)(w + (w < 1.0f ? EV_FN(qa_spread)[i] : 0.5f));
+            const float w = 255.0f * ((1.0f + e) * EV_FN(exp2i)(whole)), spread = EV_FN(qa_spread)[i];
+            q[i] = (int32_t)(w + (w < 1.0f ? spread : 0.5f));
             sum += q[i];
         }
         for (int64_t i = 0; i < EV_PART; i++) y[j + i] = (uint8_t)q[i];

@@ -2,8 +2,10 @@
  * EV_ISA is defined and the target pragma is set. */
 #include <math.h>
 #include <string.h>
-#ifdef __x86_64__
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "math_body.h"
@@ -40,8 +42,10 @@
 #pragma GCC optimize("Os")
 #endif
 #include "qnhwc_body.h"
-#ifdef __AVX2__
+#if defined(__AVX2__)
 #include "qnhwc_avx2_body.h"
+#elif defined(__aarch64__)
+#include "qfinish_neon_body.h"
 #endif
 #include "qwinograd_body.h"
 #include "interpolate_body.h"

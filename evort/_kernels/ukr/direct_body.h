@@ -174,9 +174,11 @@ static inline __attribute__((always_inline)) void EV_FN(direct_columns)(
     for (int64_t k = 0; k < d->k; k++, w += EV_DIRECT_LANES) {
         const float *a = x + offset[k];
         const V w0 = *(const VU *)w, w1 = NV == 2 ? *(const VU *)(w + VW) : w0;
-#define X(i)                          \
-        if (mc > i) {                 \
-            const float s = a[i];     \
+        V lanes = {0};
+#define X(i)                                                              \
+        if (mc > i) {                                                     \
+            if (EV_HAS_LANES && i % VW == 0) EV_LOAD_LANES(lanes, a + i); \
+            const float s = EV_HAS_LANES ? lanes[i % VW] : a[i];          \
             p##i += w0 * s;           \
             if (NV == 2) q##i += w1 * s; \
         }

@@ -12,6 +12,9 @@
 #include <immintrin.h>
 #define EV_VECTOR_BYTES 32
 #else
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 #define EV_VECTOR_BYTES 16
 #endif
 
@@ -47,6 +50,11 @@ EV_VECTOR(int32_t, vi32)
 #define EV_MIN_F32(bound, x) _mm256_min_ps(bound, x)
 #define EV_MAX_F64(bound, x) _mm256_max_pd(bound, x)
 #define EV_MIN_F64(bound, x) _mm256_min_pd(bound, x)
+#elif defined(__aarch64__)
+#define EV_MAX_F32(bound, x) vmaxq_f32(bound, x)
+#define EV_MIN_F32(bound, x) vminq_f32(bound, x)
+#define EV_MAX_F64(bound, x) vmaxq_f64(bound, x)
+#define EV_MIN_F64(bound, x) vminq_f64(bound, x)
 #else
 #define EV_PICK(mask, x, y) ((__typeof__(x))(((mask) & (__typeof__(mask))(x)) | (~(mask) & (__typeof__(mask))(y))))
 #define EV_MAX_F32(bound, x) EV_PICK((x) < (bound), bound, x)

@@ -18,9 +18,11 @@ enum { NARROW, PARTIAL, WHOLE };
 /* Where rows of A lie side by side, NEON multiplies by lanes of whole vectors, which GCC would load one by one. */
 #ifndef EV_BY_LANES
 #if defined(__aarch64__)
+#define EV_HAS_LANES 1
 #define EV_BY_LANES(t) (EV_MR % VW == 0 && (t)->rsa == 1)
 #define EV_LOAD_LANES(v, p) v = *(const VU *)(p), ({ __asm__("" : "+w"(v)); })
 #else
+#define EV_HAS_LANES 0
 #define EV_BY_LANES(t) 0
 #define EV_LOAD_LANES(v, p) (void)(v)
 #endif
@@ -266,7 +268,8 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
         const int width = EV_TILE_WIDTH(n - j, VW);
         int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr, i = 0;
         if (from) {
-            EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf, NULL, 0);
+            if (EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 1, 1, from + j, ldf, NULL, 0);
+            else EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf, NULL, 0);
             i = EV_MR;
             a += t->a_step;
             groups--;
@@ -285,7 +288,7 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
             case mr:                                                                                      \
                 if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW, 0, 0, NULL, 0, next, step);       \
                 else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL, 0, 0, NULL, 0, next, step); \
-                else if (mr == EV_MR && EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 1, 0, NULL, 0, next, step); \
+                else if ((mr == EV_MR || (mr % 4 == 0 && packed)) && EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 1, 0, NULL, 0, next, step); \
                 else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 0, 0, NULL, 0, next, step);                                 \
                 break;
             EV_EACH_COUNT(X)

@@ -38,6 +38,17 @@ EV_INLINE EV_FN(ei) EV_FN(q_load)(const int dtype, const void *x, int64_t i)
     case EV_UINT16: return (EV_FN(ei))_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     default: return (EV_FN(ei))_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)p));
     }
+#elif defined(__aarch64__)
+    const int size = dtype == EV_UINT8 || dtype == EV_INT8 ? 1 : 2;
+    uint64_t items = 0;
+    memcpy(&items, (const uint8_t *)x + i * size, 4 * size);
+    const uint8x8_t bytes = vcreate_u8(items);
+    switch (dtype) {
+    case EV_UINT8: return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+    case EV_INT8: return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(bytes))));
+    case EV_UINT16: return vreinterpretq_s32_u32(vmovl_u16(vreinterpret_u16_u8(bytes)));
+    default: return vmovl_s16(vreinterpret_s16_u8(bytes));
+    }
 #else
     EV_FN(ei) v;
     for (int j = 0; j < EV_EW; j++)
@@ -62,6 +73,8 @@ EV_INLINE EV_FN(ei) EV_FN(q_rint)(EV_FN(ef) v)
 {
 #ifdef __AVX2__
     return (EV_FN(ei))_mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(EV_QMOST), (__m256)v));
+#elif defined(__aarch64__)
+    return vcvtnq_s32_f32(vminq_f32(vmaxnmq_f32(v, vdupq_n_f32(-EV_QMOST)), vdupq_n_f32(EV_QMOST)));
 #else
     const EV_FN(ef) most = EV_FN(q_allf)(EV_QMOST), magic = EV_FN(q_allf)(0x1.8p23f);
     const EV_FN(ei) low = v > -most;
@@ -87,6 +100,15 @@ EV_INLINE void EV_FN(q_store)(const int dtype, EV_FN(ei) a, EV_FN(ei) b, int32_t
         __m128i v = dtype == EV_UINT8 ? _mm_packus_epi16(s, t) : _mm_packs_epi16(s, t);
         v = dtype == EV_UINT8 ? _mm_min_epu8(_mm_max_epu8(v, l), h) : _mm_min_epi8(_mm_max_epi8(v, l), h);
         _mm_storeu_si128((__m128i *)((uint8_t *)y + i), v);
+        return;
+    }
+#elif defined(__aarch64__)
+    if (dtype == EV_UINT8 || dtype == EV_INT8) {
+        const int16x8_t v = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(a), b), vdupq_n_s16((int16_t)zero));
+        if (dtype == EV_UINT8)
+            vst1_u8((uint8_t *)y + i, vmin_u8(vmax_u8(vqmovun_s16(v), vdup_n_u8((uint8_t)lo)), vdup_n_u8((uint8_t)hi)));
+        else
+            vst1_s8((int8_t *)y + i, vmin_s8(vmax_s8(vqmovn_s16(v), vdup_n_s8((int8_t)lo)), vdup_n_s8((int8_t)hi)));
         return;
     }
 #endif
@@ -337,6 +359,19 @@ static void EV_FN(q_lookup)(int64_t size, int64_t n, const uint8_t *x, const voi
                     half[h] = _mm256_blendv_epi8(quarter[0], quarter[1], b6);
                 }
                 _mm256_storeu_si256((__m256i *)((uint8_t *)y + i), _mm256_blendv_epi8(half[0], half[1], v));
+            }
+        }
+#elif defined(__aarch64__)
+        if (n >= 64) { /* four tables of 64 entries; an index beyond one leaves what was found before */
+            uint8x16x4_t part[4];
+            for (int k = 0; k < 16; k++) part[k / 4].val[k % 4] = vld1q_u8((const uint8_t *)table + 16 * k);
+            for (; i + 16 <= n; i += 16) {
+                const uint8x16_t at = vld1q_u8(x + i);
+                uint8x16_t v = vqtbl4q_u8(part[0], at);
+                v = vqtbx4q_u8(v, part[1], vsubq_u8(at, vdupq_n_u8(64)));
+                v = vqtbx4q_u8(v, part[2], vsubq_u8(at, vdupq_n_u8(128)));
+                v = vqtbx4q_u8(v, part[3], vsubq_u8(at, vdupq_n_u8(192)));
+                vst1q_u8((uint8_t *)y + i, v);
             }
         }
 #endif

@@ -91,15 +91,22 @@ static void EV_FN(nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int 
 {
     const uint8_t flip = is_signed ? 0x80 : 0;
     for (int64_t p = 0; p < pixels; p++, x += step, y += n) {
-#if defined(__SSE2__)
-        const __m128i f = _mm_set1_epi8((char)flip);
+#if defined(__SSE2__) || defined(__aarch64__)
         if (n >= 16 || (pixels - p) * n >= 16) {
             for (int64_t c = 0; c < n; c += 16) {
                 if (c + 16 > n && n >= 16) c = n - 16;
+#if defined(__SSE2__)
+                const __m128i f = _mm_set1_epi8((char)flip);
                 __m128i v = _mm_setzero_si128();
                 for (int64_t t = 0; t < taps; t++)
                     v = _mm_max_epu8(v, _mm_xor_si128(f, _mm_loadu_si128((const __m128i *)(x + offset[t] + c))));
                 _mm_storeu_si128((__m128i *)(y + c), _mm_xor_si128(f, v));
+#else
+                const uint8x16_t f = vdupq_n_u8(flip);
+                uint8x16_t v = vdupq_n_u8(0);
+                for (int64_t t = 0; t < taps; t++) v = vmaxq_u8(v, veorq_u8(f, vld1q_u8(x + offset[t] + c)));
+                vst1q_u8(y + c, veorq_u8(f, v));
+#endif
             }
             continue;
         }

@@ -4,10 +4,13 @@
  *
  *   i8mm     usmmla: two positions by two channels, eight products each; two quads of W are woven into one operand
  *   dotprod  sdot: the image is taken less 128, and sums start at 128 times those of the weights
- *   else     smlal of numbers widened to 16 bits, by lane
+ *   else     smull and smlal of bytes, two products to a lane of 16 bits, which hold them unless weights are -128: then
+ *            smlal of numbers widened to 16 bits, by lane. The image as with sdot
  *
  * A table defines all of it: the rows of the one below know other instructions. */
 #include <math.h>
+
+#include "qfinish_neon_body.h"
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #define EV_NHWC_FORM EV_NHWC_DOTS
@@ -23,70 +26,6 @@ static void EV_FN(nhwc_has)(int *has)
     *has = EV_NHWC_FORM;
 }
 #undef EV_NHWC_FORM
-
-/* After the sums --------------------------------------------------------------------------------------------------- */
-
-#pragma GCC push_options
-#pragma GCC optimize("fp-contract=off")
-
-/* Notes the range of `channels` numbers each of n positions, `lanes` apart, times unit. */
-static void EV_FN(nhwc_note)(float *range, int64_t n, int64_t channels, const float *r, int64_t lanes, float unit)
-{
-    float lo = INFINITY, hi = -INFINITY;
-    for (int64_t i = 0; i < n; i++, r += lanes)
-        for (int64_t c = 0; c < channels; c++) {
-            const float v = r[c] * unit;
-            lo = v < lo ? v : lo;
-            hi = v > hi ? v : hi;
-        }
-    ev_widen(range, lo, hi);
-}
-
-/* Results of n positions, `channels` each: of sums `lds` apart, which with scales can be read up to a multiple of 16. At
- * most NHWC_SUMS in all. z: NULL, or the residual. */
-static void EV_FN(nhwc_finish)(const ev_qfinish *finish, int64_t n, int64_t channels, const int32_t *sum, int64_t lds,
-                               const float *scale, const char *z, int64_t ldz, uint8_t *y, int64_t ldy)
-{
-    const ev_qfinish f = *finish; /* which stores to y do not change */
-    const int64_t lanes = (channels + 15) / 16 * 16;
-    const float32x4_t least = vdupq_n_f32((float)(f.lo - f.zero)), most = vdupq_n_f32((float)(f.hi - f.zero));
-    const int32x4_t zero = vdupq_n_s32(f.zero);
-    float real[EV_FN(NHWC_SUMS)];
-    for (int64_t i = 0; i < n; i++) {
-        float *r = real + i * lanes;
-        for (int64_t c = 0; c < lanes; c += 4)
-            vst1q_f32(r + c, vmulq_f32(vcvtq_f32_s32(vld1q_s32(sum + i * lds + c)), vld1q_f32(scale + c)));
-        if (f.folds || !z) continue;
-        const char *from = z + i * ldz;
-        if (f.z_type == EV_UINT8)
-            for (int64_t c = 0; c < channels; c++) r[c] += (float)((uint8_t)from[c] - f.z_zero) * f.z_scale;
-        else
-            for (int64_t c = 0; c < channels; c++) r[c] += (float)((int8_t)from[c] - f.z_zero) * f.z_scale;
-    }
-    if (!f.folds && f.activation != EV_ACT_NONE)
-        ev_ukr_table__scalar.unary_f32(f.activation, n * lanes, real, real, f.a, f.b);
-    if (f.range) EV_FN(nhwc_note)(f.range, n, channels, real, lanes, f.folds ? f.unit : 1);
-    const float32x4_t inverse = vdupq_n_f32(f.folds ? 1 : 1.0f / f.unit);
-    for (int64_t i = 0; i < n; i++, y += ldy)
-        for (int64_t c = 0; c < channels; c += 16) {
-            const float *r = real + i * lanes + c;
-#define WHOLE(q)                                                                                                      \
-    vmovn_s32(vaddq_s32(vcvtnq_s32_f32(vminq_f32(vmaxnmq_f32(vmulq_f32(vld1q_f32(r + 4 * q), inverse), least), most)), \
-                        zero))
-            const int8x8_t low = vmovn_s16(vcombine_s16(WHOLE(0), WHOLE(1)));
-            const int8x8_t high = vmovn_s16(vcombine_s16(WHOLE(2), WHOLE(3)));
-#undef WHOLE
-            const uint8x16_t bytes = vreinterpretq_u8_s8(vcombine_s8(low, high));
-            if (channels - c >= 16) {
-                vst1q_u8(y + c, bytes);
-            } else {
-                uint8_t some[16];
-                vst1q_u8(some, bytes);
-                memcpy(y + c, some, (size_t)(channels - c));
-            }
-        }
-}
-#pragma GCC pop_options
 
 /* Dense ------------------------------------------------------------------------------------------------------------- */
 
@@ -225,6 +164,66 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
 #undef EV_POSITIONS
 #endif
 
+#if !defined(__ARM_FEATURE_DOTPROD)
+/* The same, of `mr` <= 2 positions, for weights above -128 and images less 128: of two quads at a time, two products of bytes
+ * are added in 16 bits. Lanes of 32 bits take every other pair of a channel's. */
+#define EV_POSITIONS(X) X(0) X(1)
+#define EV_FOURS(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
+static inline __attribute__((always_inline)) void EV_FN(nhwc_pairs)(const ev_nhwc_conv *g, const uint8_t *const *x,
+                                                                    const int8_t *w, int64_t step, const int32_t *add,
+                                                                    int32_t *sum, const int mr)
+{
+#define START(i, v) int32x4_t a##i##v = vdupq_n_s32(0), b##i##v = a##i##v;
+#define X(i) EV_FOURS(START, i)
+    EV_POSITIONS(X)
+#undef X
+#define BYTES(i) veorq_s8(vreinterpretq_s8_s32(vdupq_n_s32(*(const EV_FN(four) *)(x[mr > i ? i : 0] + at))), vdupq_n_s8(-128))
+#define ADD(i, v)                                                                                         \
+    if (mr > i) {                                                                                         \
+        int16x8_t low = vmull_s8(vget_low_s8(w##v), vget_low_s8(t##i)), high = vmull_high_s8(w##v, t##i); \
+        if (two) {                                                                                        \
+            low = vmlal_s8(low, vget_low_s8(u##v), vget_low_s8(s##i));                                    \
+            high = vmlal_high_s8(high, u##v, s##i);                                                       \
+        }                                                                                                 \
+        a##i##v = vpadalq_s16(a##i##v, low);                                                              \
+        b##i##v = vpadalq_s16(b##i##v, high);                                                             \
+    }
+#define X(i) EV_FOURS(ADD, i)
+#define STEP(pairs)                                                                                       \
+    {                                                                                                     \
+        const int two = pairs;                                                                            \
+        const int8x16_t w0 = vld1q_s8(w), w1 = vld1q_s8(w + 16), w2 = vld1q_s8(w + 32), w3 = vld1q_s8(w + 48); \
+        const int8_t *next = two ? w + step : w;                                                          \
+        const int8x16_t u0 = vld1q_s8(next), u1 = vld1q_s8(next + 16), u2 = vld1q_s8(next + 32), u3 = vld1q_s8(next + 48); \
+        const int8x16_t t0 = BYTES(0), t1 = BYTES(1);                                                     \
+        at += two ? 4 : 0;                                                                                \
+        const int8x16_t s0 = BYTES(0), s1 = BYTES(1);                                                     \
+        EV_POSITIONS(X)                                                                                   \
+        at += 4;                                                                                          \
+        w = next + step;                                                                                  \
+    }
+    const int32_t *offset = g->offset;
+    for (int64_t left = g->segments; left > 0; left--, offset++) {
+        int64_t at = *offset, quads = g->quads;
+        for (; quads > 1; quads -= 2) STEP(1)
+        if (quads) STEP(0)
+    }
+#undef STEP
+#undef X
+#undef ADD
+#undef BYTES
+#undef START
+#define PUT(i, v)                                                                                         \
+    if (mr > i) vst1q_s32(sum + i * EV_NHWC_NR + 4 * v, vaddq_s32(vpaddq_s32(a##i##v, b##i##v), vld1q_s32(add + 4 * v)));
+#define X(i) EV_FOURS(PUT, i)
+    EV_POSITIONS(X)
+#undef X
+#undef PUT
+}
+#undef EV_FOURS
+#undef EV_POSITIONS
+#endif
+
 static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 {
     enum { MR = EV_FN(NHWC_MR) };
@@ -237,15 +236,28 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
         return;
     }
     const int32_t *add = g->add;
-#if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
-    int32_t more[EV_NHWC_NR];
-    for (int64_t c = 0; c < g->channels; c += 4) {
-        int32x4_t sums = vdupq_n_s32(0);
-        for (int64_t q = 0; q < g->segments * g->quads; q++)
-            sums = vdotq_s32(sums, vld1q_s8(g->w + q * step + 4 * c), vdupq_n_s8(1));
-        vst1q_s32(more + c, vaddq_s32(vld1q_s32(add + c), vshlq_n_s32(sums, 7)));
+#if !defined(__ARM_FEATURE_MATMUL_INT8)
+    int32_t more[EV_NHWC_NR]; /* for images less 128 */
+    int8x16_t smallest = vdupq_n_s8(127);
+    for (int64_t c = 0; c < g->channels; c += 16) {
+        int32x4_t sums[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+        const int8_t *w = g->w + 4 * c;
+        for (int64_t q = g->segments * g->quads; q > 0; q--, w += step)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                const int8x16_t four = vld1q_s8(w + 16 * v);
+#if defined(__ARM_FEATURE_DOTPROD)
+                sums[v] = vdotq_s32(sums[v], four, vdupq_n_s8(1));
+#else
+                sums[v] = vpadalq_s16(sums[v], vpaddlq_s8(four));
+                smallest = vminq_s8(smallest, four);
+#endif
+            }
+        for (int v = 0; v < 4; v++)
+            vst1q_s32(more + c + 4 * v, vaddq_s32(vld1q_s32(add + c + 4 * v), vshlq_n_s32(sums[v], 7)));
     }
-    add = more;
+    const int pairs = vminvq_s8(smallest) > -128; /* with dot products all weights do */
+    if (pairs) add = more;
 #endif
     for (int64_t p = begin; p < end; p += MR) {
         const int64_t n = end - p < MR ? end - p : MR;
@@ -254,6 +266,14 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
             if (++column == g->width) column = 0, row++;
         }
         for (int64_t c = 0; c < g->channels; c += 16) {
+#if !defined(__ARM_FEATURE_DOTPROD)
+            if (pairs) {
+                for (int64_t i = 0; i < n; i += 2)
+                    if (n - i == 1) EV_FN(nhwc_pairs)(g, x + i, g->w + 4 * c, step, add + c, sum + i * EV_NHWC_NR + c, 1);
+                    else EV_FN(nhwc_pairs)(g, x + i, g->w + 4 * c, step, add + c, sum + i * EV_NHWC_NR + c, 2);
+                continue;
+            }
+#endif
             if (n == 1) EV_FN(nhwc_dots)(g, x, g->w + 4 * c, step, add + c, sum + c, 1);
             else if (n == 2) EV_FN(nhwc_dots)(g, x, g->w + 4 * c, step, add + c, sum + c, 2);
             else EV_FN(nhwc_dots)(g, x, g->w + 4 * c, step, add + c, sum + c, MR);
