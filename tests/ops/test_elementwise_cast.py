@@ -101,9 +101,11 @@ def test_small_integers_keep_the_low_bits(floats):
         kind = getattr(ml_dtypes, name)
         whole = np.arange(-300, 300, dtype=np.int16)
         np.testing.assert_array_equal(narrow(whole, dtype), whole.astype(kind).astype(STORAGE[dtype]), strict=True)
-        with np.errstate(all="ignore"):
-            want = floats.astype(kind).astype(STORAGE[dtype])
-        np.testing.assert_array_equal(narrow(floats, dtype), want, strict=True)
+        fits = np.abs(floats) < 2.0**31
+        want = floats[fits].astype(kind).astype(STORAGE[dtype])
+        np.testing.assert_array_equal(narrow(floats[fits], dtype), want, strict=True)
+        # Others are the smallest integer on every processor, where those make of them what they like.
+        assert not narrow(floats[~fits], dtype).any()
 
 
 # ---- Cast ------------------------------------------------------------------------------------------------------

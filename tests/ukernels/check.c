@@ -108,6 +108,7 @@ void check_winograd_row(void);
 void check_qc_tile(void);
 void check_qgemm_u8(void);
 void check_qgemm_i16(void);
+void check_qquad_panels(void);
 void check_nhwc_conv(void);
 void check_sparse_f32(void);
 void check_sparse_s8(void);
@@ -138,6 +139,7 @@ static const struct {
     {"sp_dot_s8", check_sparse_s8}, {"qc_tile", check_qc_tile},
     {"gemm_few_f32", check_gemm_few_f32}, {"winograd_row_f32", check_winograd_row},
     {"qc_plain", check_qc_tile},  {"qgemm_u8", check_qgemm_u8}, {"qhas_u8", check_qgemm_u8},
+    {"qquad_panels", check_qquad_panels},
     {"qgemm_i16", check_qgemm_i16}, {"nhwc_widen", check_nhwc_conv}, {"nhwc_has", check_nhwc_conv}, {"nhwc_conv", check_nhwc_conv},
     {"nhwc_depthwise", check_nhwc_depthwise}, {"nhwc_winograd_image", check_nhwc_winograd},
     {"nhwc_winograd_kernels", check_nhwc_winograd}, {"nhwc_winograd_results", check_nhwc_winograd},

@@ -1,5 +1,5 @@
-/* Convolutions of bytes, channels last: what becomes of the sums (ev_qfinish of qconv.h), on NEON. */
-enum { EV_FN(FINISH_MOST) = 8 * EV_NHWC_NR };
+/* Convolutions of bytes, channels last: what becomes of the sums (ev_qfinish of qconv.h), on NEON. scalar.c has it for
+ * all tables. */
 
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off")
@@ -14,7 +14,7 @@ typedef struct {
 
 #define EV_EACH_FOUR _Pragma("GCC unroll 4") for (int q = 0; q < 4; q++)
 
-/* Adds n <= 16 bytes of a residual. */
+/* Adds n bytes of a residual, or the first 16. */
 static inline __attribute__((always_inline)) void EV_FN(neon_residual)(const ev_qfinish *f, const char *z, int64_t n,
                                                                        EV_FN(real16) *r)
 {
@@ -55,30 +55,19 @@ static inline __attribute__((always_inline)) int EV_FN(neon_activate)(const ev_q
     }
 }
 
-/* n <= 16 results: real numbers in units of the result (`inverse` of one, where it is not 1) as bytes. */
-static inline __attribute__((always_inline)) void EV_FN(neon_bytes)(const ev_qfinish *f, const EV_FN(real16) *r, float inverse,
-                                                                    int64_t n, EV_FN(range4) *seen, uint8_t *y)
+/* n results, or the first 16 of them, from numbers in units of the result: NaN becomes the least, and what is too large
+ * is saturated by and by. */
+static inline __attribute__((always_inline)) void EV_FN(neon_bytes)(const EV_FN(real16) *r, float32x4_t least,
+                                                                    int16x8_t zero, int8x16_t most, int64_t n,
+                                                                    uint8_t *y, const int is_unsigned)
 {
-    const int16x8_t zero = vdupq_n_s16((int16_t)f->zero);
-    const float32x4_t least = vdupq_n_f32((float)(f->lo - f->zero));
-    if (f->range) { /* of those that are there; NaN counts for nothing */
-        const int32x4_t places = {0, 1, 2, 3};
-        EV_EACH_FOUR {
-            const uint32x4_t there = vcgtq_s32(vdupq_n_s32((int32_t)n - 4 * q), places);
-            const float32x4_t x = vbslq_f32(there, r->v[q], vdupq_n_f32(NAN));
-            seen->lo = vminnmq_f32(seen->lo, x);
-            seen->hi = vmaxnmq_f32(seen->hi, x);
-        }
-    }
-    int32x4_t i[4]; /* NaN becomes the least; what is too large is saturated by and by */
-    EV_EACH_FOUR i[q] = vcvtnq_s32_f32(vmaxnmq_f32(f->folds ? r->v[q] : vmulq_n_f32(r->v[q], inverse), least));
+    int32x4_t i[4];
+    EV_EACH_FOUR i[q] = vcvtnq_s32_f32(vmaxnmq_f32(r->v[q], least));
     const int16x8_t low = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(i[0]), i[1]), zero);
     const int16x8_t high = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(i[2]), i[3]), zero);
     uint8x16_t bytes;
-    if (f->type == EV_UINT8)
-        bytes = vminq_u8(vqmovun_high_s16(vqmovun_s16(low), high), vdupq_n_u8((uint8_t)f->hi));
-    else
-        bytes = vreinterpretq_u8_s8(vminq_s8(vqmovn_high_s16(vqmovn_s16(low), high), vdupq_n_s8((int8_t)f->hi)));
+    if (is_unsigned) bytes = vminq_u8(vqmovun_high_s16(vqmovun_s16(low), high), vreinterpretq_u8_s8(most));
+    else bytes = vreinterpretq_u8_s8(vminq_s8(vqmovn_high_s16(vqmovn_s16(low), high), most));
     if (n >= 16) {
         vst1q_u8(y, bytes);
     } else {
@@ -88,42 +77,73 @@ static inline __attribute__((always_inline)) void EV_FN(neon_bytes)(const ev_qfi
     }
 }
 
-/* Results of n positions, `channels` each: of sums `lds` apart, which with scales can be read up to a multiple of 16. At
- * most FINISH_MOST in all. z: NULL, or the residual. */
-static void EV_FN(nhwc_finish)(const ev_qfinish *finish, int64_t n, int64_t channels, const int32_t *sum, int64_t lds,
-                               const float *scale, const char *z, int64_t ldz, uint8_t *y, int64_t ldy)
+/* Notes the range of n numbers, or the first 16. NaN counts for nothing. */
+static inline __attribute__((always_inline)) void EV_FN(neon_note)(const EV_FN(real16) *r, int64_t n,
+                                                                   EV_FN(range4) *seen)
+{
+    const int32x4_t places = {0, 1, 2, 3};
+    EV_EACH_FOUR {
+        const uint32x4_t there = vcgtq_s32(vdupq_n_s32((int32_t)n - 4 * q), places);
+        const float32x4_t x = vbslq_f32(there, r->v[q], vdupq_n_f32(NAN));
+        seen->lo = vminnmq_f32(seen->lo, x);
+        seen->hi = vmaxnmq_f32(seen->hi, x);
+    }
+}
+
+/* folds: of `finish`; notes: its range is wanted. */
+static inline __attribute__((always_inline)) void EV_FN(neon_finish)(
+    const ev_qfinish *finish, int64_t n, int64_t channels, const int32_t *sum, int64_t lds, const float *scale,
+    const char *z, int64_t ldz, uint8_t *y, int64_t ldy, const int is_unsigned, const int folds, const int notes)
 {
     const ev_qfinish f = *finish; /* which stores to y do not change */
     const int64_t lanes = (channels + 15) / 16 * 16;
-    const float inverse = 1.0f / f.unit;
+    const float32x4_t least = vdupq_n_f32((float)(f.lo - f.zero)), inverse = vdupq_n_f32(1.0f / f.unit);
+    const int16x8_t zero = vdupq_n_s16((int16_t)f.zero);
+    const int8x16_t most = vdupq_n_s8((int8_t)f.hi);
     EV_FN(range4) seen = {vdupq_n_f32(INFINITY), vdupq_n_f32(-INFINITY)};
-    float real[EV_FN(FINISH_MOST)];
+    float real[EV_FINISH_MOST];
     int whole = 1; /* one pass does */
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < channels; c += 16) {
-            const int32_t *s = sum + i * lds + c;
-            EV_FN(real16) r;
-            EV_EACH_FOUR r.v[q] = vmulq_f32(vcvtq_f32_s32(vld1q_s32(s + 4 * q)), vld1q_f32(scale + c + 4 * q));
-            if (!f.folds) {
-                if (z) EV_FN(neon_residual)(&f, z + i * ldz + c, channels - c < 16 ? channels - c : 16, &r);
-                whole = EV_FN(neon_activate)(&f, &r);
-            }
-            if (whole) EV_FN(neon_bytes)(&f, &r, inverse, channels - c, &seen, y + i * ldy + c);
-            else EV_EACH_FOUR vst1q_f32(real + i * lanes + c + 4 * q, r.v[q]);
-        }
-    if (!whole) {
-        ev_ukr_table__scalar.unary_f32(f.activation, n * lanes, real, real, f.a, f.b);
+    for (int pass = 0; pass < 2 - whole; pass++) {
+        if (pass) ev_ukr_table__scalar.unary_f32(f.activation, n * lanes, real, real, f.a, f.b);
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < channels; c += 16) {
+                const int32_t *s = sum + i * lds + c;
+                float *at = real + i * lanes + c;
                 EV_FN(real16) r;
-                EV_EACH_FOUR r.v[q] = vld1q_f32(real + i * lanes + c + 4 * q);
-                EV_FN(neon_bytes)(&f, &r, inverse, channels - c, &seen, y + i * ldy + c);
+                if (pass) {
+                    EV_EACH_FOUR r.v[q] = vld1q_f32(at + 4 * q);
+                } else {
+                    const float *factor = scale + c;
+                    EV_EACH_FOUR r.v[q] = vmulq_f32(vcvtq_f32_s32(vld1q_s32(s + 4 * q)), vld1q_f32(factor + 4 * q));
+                    if (!folds && z) EV_FN(neon_residual)(&f, z + i * ldz + c, channels - c, &r);
+                    if (!folds) whole = EV_FN(neon_activate)(&f, &r);
+                    if (!whole) {
+                        EV_EACH_FOUR vst1q_f32(at + 4 * q, r.v[q]);
+                        continue;
+                    }
+                }
+                if (notes) EV_FN(neon_note)(&r, channels - c, &seen);
+                if (!folds) EV_EACH_FOUR r.v[q] = vmulq_f32(r.v[q], inverse);
+                EV_FN(neon_bytes)(&r, least, zero, most, channels - c, y + i * ldy + c, is_unsigned);
             }
     }
-    if (f.range) {
-        const float unit = f.folds ? f.unit : 1;
-        ev_widen(f.range, vminnmvq_f32(seen.lo) * unit, vmaxnmvq_f32(seen.hi) * unit);
-    }
+    if (!notes) return;
+    const float unit = folds ? f.unit : 1;
+    ev_widen(f.range, vminnmvq_f32(seen.lo) * unit, vmaxnmvq_f32(seen.hi) * unit);
+}
+
+void ev_nhwc_finish(const ev_qfinish *f, int64_t n, int64_t channels, const int32_t *sum, int64_t lds,
+                    const float *scale, const char *z, int64_t ldz, uint8_t *y, int64_t ldy)
+{
+    const int is_unsigned = f->type == EV_UINT8;
+#define CALL(type, folds, notes) \
+    EV_FN(neon_finish)(f, n, channels, sum, lds, scale, z, ldz, y, ldy, type, folds, notes)
+    if (f->range && f->folds) CALL(is_unsigned, 1, 1);
+    else if (f->range) CALL(is_unsigned, 0, 1);
+    else if (!f->folds) CALL(is_unsigned, 0, 0);
+    else if (is_unsigned) CALL(1, 1, 0);
+    else CALL(0, 1, 0);
+#undef CALL
 }
 #undef EV_EACH_FOUR
 #pragma GCC pop_options

@@ -6,7 +6,9 @@
  *   i8mm     usmmla: two rows by two columns, eight products each; two quads of B are woven into one operand
  *   dotprod  sdot, of signed by signed: the unsigned operand is taken less 128 (its highest bit flipped), and sums start
  *            at 128 times the sum of the signed one
- *   else     smlal of numbers widened to 16 bits, one k of four columns at a time (ld4 takes the quads apart)
+ *   else     smull and smlal of signed bytes, as with sdot: two products to a lane of 16 bits, which hold them unless
+ *            both factors of both are -128. Where a signed operand has one, or few rows are not worth looking for it:
+ *            smlal of numbers widened to 16 bits, one k of four columns at a time (ld4 takes the quads apart)
  *
  * Rows and columns are named variables, as GCC keeps arrays of vectors in memory. */
 #include <arm_neon.h>
@@ -213,12 +215,124 @@ static inline __attribute__((always_inline)) void EV_FN(q_rows)(int64_t quads, c
 #undef EV_EACH_ROW_Q
 #endif
 
+#if !defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
+#define EV_HAS_PAIRS
+enum { EV_FN(PAIR_ROWS) = 8 }; /* so many rows pay for a look at a signed panel */
+
+/* 128 times the sum of n signed bytes, a multiple of 4; *smallest: of those it has seen, in lanes. */
+static inline int32_t EV_FN(q_sum)(int64_t n, const int8_t *a, int8x16_t *smallest)
+{
+    int32x4_t sum = vdupq_n_s32(0);
+    for (; n >= 16; n -= 16, a += 16) {
+        const int8x16_t v = vld1q_s8(a);
+        sum = vpadalq_s16(sum, vpaddlq_s8(v));
+        *smallest = vminq_s8(*smallest, v);
+    }
+    int8_t rest[16] = {0};
+    memcpy(rest, a, (size_t)n);
+    const int8x16_t v = vld1q_s8(rest);
+    *smallest = vminq_s8(*smallest, v);
+    return (int32_t)((uint32_t)vaddvq_s32(vpadalq_s16(sum, vpaddlq_s8(v))) << 7);
+}
+
+/* As q_rows, of two rows, with both operands signed and `start` added: [2][16]. */
+#define EV_FOURS(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
+static inline __attribute__((always_inline)) void EV_FN(q_two_rows)(int64_t quads, const uint8_t *a, int64_t lda,
+                                                                    const uint8_t *panel, const int32_t *offset, int add,
+                                                                    int32_t *sum, int64_t ld, const int32_t *start,
+                                                                    const int a_unsigned)
+{
+    const int8x16_t flip_a = vdupq_n_s8(a_unsigned ? -128 : 0), flip_b = vdupq_n_s8(a_unsigned ? 0 : -128);
+#define START(i, v) int32x4_t c##i##v = vdupq_n_s32(0), d##i##v = c##i##v;
+    EV_FOURS(START, 0) EV_FOURS(START, 1)
+#undef START
+#define B(at) veorq_s8(vreinterpretq_s8_u8(vld1q_u8(at)), flip_b)
+#define A(at) veorq_s8(vreinterpretq_s8_s32(vdupq_n_s32(*(const EV_FN(quad) *)(at))), flip_a)
+#define ADD(i, v)                                                                                                   \
+    {                                                                                                               \
+        int16x8_t low = vmull_s8(vget_low_s8(b##v), vget_low_s8(x##i)), high = vmull_high_s8(b##v, x##i);           \
+        if (two) {                                                                                                  \
+            low = vmlal_s8(low, vget_low_s8(n##v), vget_low_s8(y##i));                                              \
+            high = vmlal_high_s8(high, n##v, y##i);                                                                 \
+        }                                                                                                           \
+        c##i##v = vpadalq_s16(c##i##v, low);                                                                        \
+        d##i##v = vpadalq_s16(d##i##v, high);                                                                       \
+    }
+#define STEP(pair)                                                                                                  \
+    {                                                                                                               \
+        const int two = pair;                                                                                       \
+        const uint8_t *b = EV_QUAD(g), *next = two ? EV_QUAD(g + 1) : b;                                            \
+        const int8x16_t b0 = B(b), b1 = B(b + 16), b2 = B(b + 32), b3 = B(b + 48);                                  \
+        const int8x16_t n0 = B(next), n1 = B(next + 16), n2 = B(next + 32), n3 = B(next + 48);                      \
+        const int8x16_t x0 = A(a), x1 = A(a + lda);                                                                 \
+        a += two ? 4 : 0;                                                                                           \
+        const int8x16_t y0 = A(a), y1 = A(a + lda);                                                                 \
+        a += 4;                                                                                                     \
+        EV_FOURS(ADD, 0) EV_FOURS(ADD, 1)                                                                           \
+    }
+    int64_t g = 0;
+    for (; g + 1 < quads; g += 2) STEP(1)
+    if (g < quads) STEP(0)
+#undef STEP
+#undef ADD
+#undef A
+#undef B
+#define PUT(i, v)                                                                                                   \
+    {                                                                                                               \
+        int32_t *to = sum + i * ld + 4 * v;                                                                         \
+        const int32x4_t r = vaddq_s32(vpaddq_s32(c##i##v, d##i##v), vld1q_s32(start + 16 * i + 4 * v));             \
+        vst1q_s32(to, add ? vaddq_s32(r, vld1q_s32(to)) : r);                                                       \
+    }
+    EV_FOURS(PUT, 0) EV_FOURS(PUT, 1)
+#undef PUT
+}
+#undef EV_FOURS
+
+/* As many pairs of rows as go that way; returns their number. */
+static inline __attribute__((always_inline)) int64_t EV_FN(q_pairs)(int64_t m, int64_t quads, const uint8_t *a, int64_t lda,
+                                                                    const uint8_t *panel, const int32_t *offset, int add,
+                                                                    int32_t *sum, int64_t ld, const int a_unsigned)
+{
+    int32_t start[32];
+    int64_t i = 0;
+    if (m < (a_unsigned ? EV_FN(PAIR_ROWS) : 2)) return 0;
+    if (a_unsigned) { /* the sums of B's columns */
+        int32x4_t columns[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
+        int8x16_t smallest = vdupq_n_s8(0);
+        for (int64_t g = 0; g < quads; g++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                const int8x16_t b = vreinterpretq_s8_u8(vld1q_u8(EV_QUAD(g) + 16 * v));
+                columns[v] = vpadalq_s16(columns[v], vpaddlq_s8(b));
+                smallest = vminq_s8(smallest, b);
+            }
+        if (vminvq_s8(smallest) == -128) return 0;
+        for (int v = 0; v < 8; v++) vst1q_s32(start + 4 * v, vshlq_n_s32(columns[v % 4], 7));
+    }
+    for (; i + 2 <= m; i += 2, a += 2 * lda, sum += 2 * ld) {
+        if (!a_unsigned) { /* the sums of A's rows */
+            int8x16_t smallest = vdupq_n_s8(0);
+            const int32_t more[2] = {EV_FN(q_sum)(4 * quads, (const int8_t *)a, &smallest),
+                                     EV_FN(q_sum)(4 * quads, (const int8_t *)a + lda, &smallest)};
+            if (vminvq_s8(smallest) == -128) break;
+            for (int v = 0; v < 8; v++) vst1q_s32(start + 4 * v, vdupq_n_s32(more[v / 4]));
+        }
+        EV_FN(q_two_rows)(quads, a, lda, panel, offset, add, sum, ld, start, a_unsigned);
+    }
+    return i;
+}
+#endif
+
 /* Any number of rows by one panel. */
 static inline __attribute__((always_inline)) void EV_FN(q_panel)(int64_t m, int64_t quads, const uint8_t *a, int64_t lda,
                                                                  const uint8_t *b, const int32_t *offset, int add,
                                                                  int32_t *sum, int64_t ld, const int a_unsigned)
 {
     enum { MR = EV_FN(QMR) };
+#if defined(EV_HAS_PAIRS)
+    const int64_t done = EV_FN(q_pairs)(m, quads, a, lda, b, offset, add, sum, ld, a_unsigned);
+    m -= done, a += done * lda, sum += done * ld;
+#endif
 #define CALL(mr)                                                          \
     for (; m >= mr; m -= mr, a += mr * lda, sum += mr * ld)               \
         EV_FN(q_rows)(quads, a, lda, b, offset, add, sum, ld, mr, a_unsigned);

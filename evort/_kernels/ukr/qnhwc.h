@@ -111,4 +111,12 @@ typedef struct {
 
 #define EV_NHWC_TAPS 64
 
+#if defined(__aarch64__)
+/* Results of n positions, `channels` each: of sums `lds` apart, which with scales can be read up to a multiple of 16.
+ * At most EV_FINISH_MOST in all. z: NULL, or the residual. */
+#define EV_FINISH_MOST (8 * EV_NHWC_NR)
+void ev_nhwc_finish(const ev_qfinish *f, int64_t n, int64_t channels, const int32_t *sum, int64_t lds,
+                    const float *scale, const char *z, int64_t ldz, uint8_t *y, int64_t ldy);
+#endif
+
 #endif

@@ -8,9 +8,8 @@
  *            smlal of numbers widened to 16 bits, by lane. The image as with sdot
  *
  * A table defines all of it: the rows of the one below know other instructions. */
-#include <math.h>
-
-#include "qfinish_neon_body.h"
+#include <arm_neon.h>
+#include <string.h>
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #define EV_NHWC_FORM EV_NHWC_DOTS
@@ -283,8 +282,8 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
             for (int64_t i = 0; i < n; i++, y += g->ldy) memcpy(y, sum + i * EV_NHWC_NR, (size_t)g->channels * 4);
             continue;
         }
-        EV_FN(nhwc_finish)(g->finish, n, g->channels, sum, EV_NHWC_NR, g->scale,
-                           g->z ? (const char *)g->z + p * g->ldz : NULL, g->ldz, g->y + p * g->ldy, g->ldy);
+        ev_nhwc_finish(g->finish, n, g->channels, sum, EV_NHWC_NR, g->scale,
+                       g->z ? (const char *)g->z + p * g->ldz : NULL, g->ldz, g->y + p * g->ldy, g->ldy);
     }
 }
 
@@ -405,7 +404,7 @@ static void EV_FN(nhwc_columns)(const ev_nhwc_columns *g, int64_t n)
             EV_FN(nhwc_eight)(x, offset, taps, w + 4 * c, add + c, sum + c);
         }
         for (int64_t i = 0; i < some; i += EV_FN(NHWC_MR))
-            EV_FN(nhwc_finish)(g->finish, some - i < EV_FN(NHWC_MR) ? some - i : EV_FN(NHWC_MR), g->channels,
-                               sum + i * EV_NHWC_NR, EV_NHWC_NR, g->scale, NULL, 0, g->y + (p + i) * g->y_step, g->y_step);
+            ev_nhwc_finish(g->finish, some - i < EV_FN(NHWC_MR) ? some - i : EV_FN(NHWC_MR), g->channels,
+                           sum + i * EV_NHWC_NR, EV_NHWC_NR, g->scale, NULL, 0, g->y + (p + i) * g->y_step, g->y_step);
     }
 }

@@ -267,6 +267,30 @@ static void EV_FN(qquad_panels)(const ev_qoperand *b, int64_t p0, int64_t k, int
                     _mm_storeu_si128(to + 12, _mm_unpackhi_epi64(t[1], t[3]));
                 }
         }
+#elif defined(__aarch64__)
+        const uint8x16_t f = vdupq_n_u8((uint8_t)flip);
+        if (width == W && size == 1 && b->cs == 1)
+            for (; p + 4 <= k; p += 4) {
+                uint8x16x4_t r;
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) r.val[i] = veorq_u8(vld1q_u8((const uint8_t *)src + (p + i) * b->rs), f);
+                vst4q_u8(dst + p * W, r);
+            }
+        else if (width == W && size == 1 && b->rs == 1)
+            for (; p + 16 <= k; p += 16)
+                for (int g = 0; g < 4; g++) { /* columns as quads, transposed */
+                    uint32x4_t r[4];
+#pragma GCC unroll 4
+                    for (int i = 0; i < 4; i++)
+                        r[i] = vreinterpretq_u32_u8(veorq_u8(vld1q_u8((const uint8_t *)src + p + (4 * g + i) * b->cs), f));
+                    const uint32x4x2_t low = vzipq_u32(r[0], r[2]), high = vzipq_u32(r[1], r[3]);
+#pragma GCC unroll 2
+                    for (int i = 0; i < 2; i++) {
+                        const uint32x4x2_t t = vzipq_u32(low.val[i], high.val[i]);
+                        vst1q_u8(dst + p * W + 16 * g + 128 * i, vreinterpretq_u8_u32(t.val[0]));
+                        vst1q_u8(dst + p * W + 16 * g + 128 * i + 64, vreinterpretq_u8_u32(t.val[1]));
+                    }
+                }
 #endif
         if (p == k) continue;
         memset(dst + p * W, 0, (size_t)(length - p * W));

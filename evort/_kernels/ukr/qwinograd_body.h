@@ -156,7 +156,7 @@ static void EV_FN(nhwc_winograd_results)(const ev_nhwc_winograd *g)
 #if defined(__AVX2__)
                     EV_FN(nhwc_finish)(g->finish, g->channels, from, g->scale, z, g->y + at * g->ldy);
 #elif defined(__aarch64__)
-                    EV_FN(nhwc_finish)(g->finish, 1, g->channels, from, 0, g->scale, z, 0, g->y + at * g->ldy, 0);
+                    ev_nhwc_finish(g->finish, 1, g->channels, from, 0, g->scale, z, 0, g->y + at * g->ldy, 0);
 #else
                     for (int64_t c = 0; c < g->channels; c++)
                         EV_FN(nhwc_put)(g->finish, from[c], g->scale[c], z ? z + c : NULL, g->y + at * g->ldy + c);
