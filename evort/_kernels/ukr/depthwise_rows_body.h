@@ -286,6 +286,67 @@ static inline __attribute__((always_inline)) void EV_FN(rows_channel)(
 EV_EACH_ROWS(X)
 #undef X
 
+#if defined(__AVX512F__)
+/* Narrow maps as large as the image: their rows lie one behind the other, so vectors of outputs go on from row to row, and
+ * each tap is a vector of the image some elements away, of which masks leave out what belongs to other rows. */
+enum { EV_FN(FLAT_MASKS) = 1024 };
+
+static int EV_FN(is_flat)(const ev_depthwise *d)
+{
+    return d->sh == 1 && d->sw == 1 && d->oh == d->h && d->ow == d->w && d->pad_h == d->kh / 2 && d->pad_w == d->kw / 2
+           && (d->h * d->w + VW - 1) / VW * d->kh * d->kw <= EV_FN(FLAT_MASKS);
+}
+
+static inline __attribute__((always_inline)) void EV_FN(flat_map)(const ev_depthwise *d, const __mmask16 *mask, const float *x,
+                                                                  const float *k, float bias, const float *residual, float *y,
+                                                                  const int K)
+{
+    const int64_t w = d->w, n = d->h * w;
+    const V lo = d->lo - (V){0}, hi = d->hi - (V){0};
+    for (int64_t i = 0; i < n; i += VW) {
+        V rows[5];
+#pragma GCC unroll 5
+        for (int r = 0; r < K; r++) { /* sums that do not wait for each other */
+            const float *at = x + i + (r - K / 2) * w - K / 2;
+            rows[r] = (r ? 0 : bias) - (V){0};
+#pragma GCC unroll 5
+            for (int t = 0; t < K; t++) rows[r] += _mm512_maskz_loadu_ps(*mask++, at + t) * k[r * K + t];
+        }
+#pragma GCC unroll 4
+        for (int r = 1; r < K; r++) rows[0] += rows[r];
+        const __mmask16 there = EV_FIRST(n - i);
+        if (residual) rows[0] += _mm512_maskz_loadu_ps(there, residual + i);
+        _mm512_mask_storeu_ps(y + i, there, EV_MIN_F32(hi, EV_MAX_F32(lo, rows[0])));
+    }
+}
+
+static void EV_FN(flat_maps)(const ev_depthwise *d, int64_t begin, int64_t end, const float *x, const float *k, const float *bias,
+                             const float *residual, float *y)
+{
+    __mmask16 mask[EV_FN(FLAT_MASKS)], *to = mask;
+    const int width = (int)d->w, K = (int)d->kw;
+    const __m512i h = _mm512_set1_epi32((int)d->h), w = _mm512_set1_epi32(width);
+    VI row, column;
+    for (int lane = 0; lane < VW; lane++) row[lane] = lane / width, column[lane] = lane % width;
+    for (int64_t i = 0; i < d->h * d->w; i += VW) {
+        for (int r = -K / 2; r <= K / 2; r++)
+            for (int t = -K / 2; t <= K / 2; t++)
+                *to++ = _mm512_cmplt_epu32_mask((__m512i)(row + r), h) & _mm512_cmplt_epu32_mask((__m512i)(column + t), w);
+        row += VW / width, column += VW % width;
+        const VI beyond = column >= width;
+        row -= beyond, column += beyond & -width;
+    }
+    for (int64_t c = begin; c < end; c++) {
+        const float *plane = x + c / d->multiplier * d->plane, *taps = k + c * d->kh * d->kw;
+        const float b = bias ? bias[c] : 0;
+        const int64_t at = c * d->h * d->w;
+        const float *z = residual ? residual + at : NULL;
+        if (d->kw == 3) EV_FN(flat_map)(d, mask, plane, taps, b, z, y + at, 3);
+        else EV_FN(flat_map)(d, mask, plane, taps, b, z, y + at, 5);
+    }
+}
+#endif
+
 /* Output rows [first, last) of channels [begin, end), where ev_depthwise_rows says so. As depthwise_block_f32. */
 static void EV_FN(depthwise_rows_f32)(const ev_depthwise *d, int64_t begin, int64_t end, const float *x, const float *k,
                                       const float *bias, const float *residual, float *y, int64_t first, int64_t last)
@@ -293,7 +354,8 @@ static void EV_FN(depthwise_rows_f32)(const ev_depthwise *d, int64_t begin, int6
 #if defined(__AVX512F__)
     extern const ev_ukr ev_ukr_table__avx2;
     if (d->ow <= VW / 2) { /* half of the lanes would be idle */
-        ev_ukr_table__avx2.depthwise_rows_f32(d, begin, end, x, k, bias, residual, y, first, last);
+        if (first == 0 && last == d->oh && EV_FN(is_flat)(d)) EV_FN(flat_maps)(d, begin, end, x, k, bias, residual, y);
+        else ev_ukr_table__avx2.depthwise_rows_f32(d, begin, end, x, k, bias, residual, y, first, last);
         return;
     }
 #endif
