@@ -161,7 +161,7 @@ def test_transposed_conv_matches_float64(window: Any, threads: int, residual: bo
     core.select_isa()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 7), (15, 15), (12, 40), (1, 33), (33, 1), (30, 31), (9, 130)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (25, 5), (15, 15), (12, 40), (1, 33), (33, 1), (30, 31), (9, 130)])
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (7, 7), (1, 3), (3, 1), (2, 4)])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1), (1, 2), (3, 3)])
 def test_depthwise(isa: str, size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int]) -> None:
