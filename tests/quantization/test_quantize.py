@@ -262,3 +262,25 @@ def test_layers_of_any_type_are_observed(dtype: type) -> None:
     layer.observe(np.zeros((0, 2), dtype))
     assert (layer.low, layer.high, layer.seen) == (0.0, 1.0, 4)
     assert layer.histogram.sum() == 4
+
+
+def test_layers_that_read_integers_on_their_way_are_compared():
+    """Resize hands integers on, which HardSwish then reads from a table: the layer alone has floats to read."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.standard_normal((8, 3, 3, 3)).astype(np.float32),
+        "v": rng.standard_normal((4, 8, 1, 1)).astype(np.float32),
+        "twice": np.array([1, 1, 2, 2], np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3]),
+        helper.make_node("Resize", ["c", "", "twice"], ["r"], mode="nearest", nearest_mode="floor",
+                         coordinate_transformation_mode="asymmetric"),
+        helper.make_node("HardSwish", ["r"], ["h"]),
+        helper.make_node("Conv", ["r", "v"], ["y"], kernel_shape=[1, 1]),
+    ]  # fmt: skip
+    x = rng.standard_normal((4, 3, 9, 9)).astype(np.float32)
+    result = evort_tools.quantize(onnx_model(nodes, {"x": (np.float32, ("N", 3, 9, 9))}, ["h", "y"], constants),
+                                  calib={"x": x}, **FAST, wide_activations="on")  # fmt: skip
+    table = next(layer for layer in result.layers if layer["name"] == "h")
+    assert table["quantized_as"] == "Lookup" and table["sqnr"] > 25

@@ -19,6 +19,7 @@ from evort.quant import limits
 from evort.shadow import integer_tensors
 from evort.types import BITS, DType
 from evort_tools.passes import names_of
+from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization.capture import Capture
 from evort_tools.quantization.compare import Error
 from evort_tools.quantization.encodings import Encoding
@@ -256,6 +257,7 @@ def _beside_floats(
     own = {o: node.op for node in graph.nodes for o in node.outputs}
     twins: dict[str, str] = {}
     wanted = set(names)
+    before, after = shapes_of(graph), shapes_of(quantized)
     for node in quantized.nodes:
         name = node.outputs[0]
         if name not in wanted or own.get(name, node.op) == node.op or any(node.outputs[1:]):
@@ -263,6 +265,8 @@ def _beside_floats(
         constants = {n: quantized.tensors[n] for n in node.inputs if n and quantized.constant(n) is not None}
         computed = [n for n in node.inputs if n and n not in constants]
         if any(n in encodings or (n not in own and n not in graph.inputs) for n in computed):
+            continue
+        if any(before.dtype(n) != after.dtype(n) for n in computed):  # integers that a Resize or Concat handed on
             continue
         renamed = {n: taken.fresh(f"{n}/alone") for n in constants}
         for n, tensor in constants.items():
