@@ -20,6 +20,8 @@ h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; width: 100%; } td, th { padding: .3em .6em; border-bottom: 1px solid #dde3ea; }
 th { text-align: left; background: #f3f6f9; position: sticky; top: 0; } td.n, th.n { text-align: right; }
 td.n { font-variant-numeric: tabular-nums; } td.name { word-break: break-all; min-width: 10em; max-width: 22em; }
+h1, p, td:first-child, td:last-child { overflow-wrap: anywhere; }
+@media (max-width: 75em) { table { display: block; overflow-x: auto; } }
 .bad { background: #fbe3e0; } .fair { background: #fdf3d8; } .note { color: #5a6978; }
 svg text { font: 10px system-ui, sans-serif; fill: #5a6978; }
 """
@@ -95,8 +97,8 @@ def _precision_parts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td{' class=n' if numeric else ''}>{_text(cell)}</td>"
-            for cell, (_, numeric) in zip(precision_cells(row), PRECISION_COLUMNS, strict=True)
+            f"<td class={'n' if numeric else 'name' if what == 'layer' else 'text'}>{_text(cell)}</td>"
+            for cell, (what, numeric) in zip(precision_cells(row), PRECISION_COLUMNS, strict=True)
         )
         + "</tr>"
         for row in rows
