@@ -182,9 +182,11 @@ def _open(model: Any) -> Model:
         return model
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".etm":
         return etm.read(model).model
+    from evort_tools.convert import Options as ConvertOptions
     from evort_tools.convert import convert_model
 
-    return convert_model(model)
+    # One Attention stays in float; its two products, as exporters write them out, are trained.
+    return convert_model(model, ConvertOptions(disable=("attention",)))
 
 
 def _batches(

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from support import ROOT
+from tools_support import onnx_model
 
 import evort
 from evort import train
@@ -211,3 +213,31 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(InputError):
         qat(real, {"x": X, "labels": Y[:-1]}, tmp_path / "m.etm")
     assert not list(tmp_path.iterdir())
+
+
+def test_products_of_attention_are_trained():
+    """Written out, as exporters do: both are integers in the model deployed, with the numbers that were trained."""
+    rng = np.random.default_rng(5)
+    node = helper.make_node
+    nodes = [
+        *(node("MatMul", ["x", f"w{n}"], [n]) for n in "qkv"),
+        node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        node("MatMul", ["q", "kt"], ["scores"]),
+        node("Mul", ["scores", "factor"], ["scaled"]),
+        node("Softmax", ["scaled"], ["p"], axis=-1),
+        node("MatMul", ["p", "v"], ["heads"]),
+        node("MatMul", ["heads", "wo"], ["joined"]),
+        node("ReduceMean", ["joined", "axes"], ["logits"], keepdims=0),
+    ]
+    constants = {f"w{n}": (rng.normal(size=(16, 16)) / 4).astype(np.float32) for n in "qkvo"}
+    constants |= {"factor": np.array(0.25, np.float32), "axes": np.array([1])}
+    model = onnx_model(nodes, {"x": (np.float32, ("N", 8, 16))}, ["logits"], constants)
+    x = rng.normal(size=(64, 8, 16)).astype(np.float32)
+    labels = x.mean(axis=(1, 2)).argsort().argsort() % 16
+    result = qat(model, {"x": x, "labels": labels}, epochs=1, threads=1, distill=0.0, batch_size=32)
+    written = {n.outputs[0]: n.op for n in result.model.graph.nodes}
+    assert written["scores"] == written["heads"] == "QLinearMatMul"
+    got, trained = (Session(m, threads=1)(x) for m in (result.model, result.trained))
+    # Softmax is no sum of whole numbers: some of its results are rounded to the next one.
+    assert np.square(got - trained).mean() < 1e-4 * np.square(trained).mean()
+    assert "scores" in result.graph.integers and "p" in result.graph.integers

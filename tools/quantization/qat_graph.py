@@ -154,7 +154,7 @@ class QatGraph:
             self.graph.nodes.append(node)
             self._encode(node, node.outputs[0])
             self._float.add(node.outputs[0])
-        elif node.op in PRODUCTS and node.inputs[1] in self.found.encodings:
+        elif node.op in PRODUCTS and (node.inputs[1] in self.selection.weights or node.inputs[1] in self.integers):
             self._product(node)
         elif node.op in MOVES and node.inputs[0] in self.integers:
             self._move(node)
@@ -246,8 +246,11 @@ class QatGraph:
 
     def _product(self, node: Node) -> None:
         graph, out = self.real.graph, node.outputs[0]
-        x, (w, w_scale) = self._operand(node), self._weights(node)
-        rank = graph.constant(node.inputs[1]).ndim
+        constant, x = graph.constant(node.inputs[1]), self._operand(node)
+        if constant is None:  # two activations, as in attention
+            w, w_scale, rank = self.integers[node.inputs[1]], self.scale(node.inputs[1]), 0
+        else:
+            (w, w_scale), rank = self._weights(node), constant.ndim
         column = [1, -1, *[1] * (rank - 2)] if node.op in ("Conv", "ConvTranspose") else [1, -1]
         unit = self.emit("Mul", [self.scale(node.inputs[0]), w_scale], out=f"{out}/unit")
         attrs = {k: v for k, v in node.attrs.items() if not k.startswith("activation")}
