@@ -27,6 +27,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     MACS_PER_TASK = 1 << 19      # about 35 us: less is not worth waking a thread, which takes 20 to 40
     DEPTHWISE_FLOATS = 12 * 1024 # of a band of some channels, which stays in L1 and L2
+    DEPTHWISE_LONG = 64
     COL_BYTES = 192 * 1024       # of products in a block of a transposed convolution: they stay in L2
 
 ctypedef struct Shape:
@@ -220,7 +221,8 @@ cdef void plan_depthwise(Depthwise *job, const ev_conv_window *g, int64_t c, int
         while rows > 1 and ev_depthwise_floats(d, rows) > DEPTHWISE_FLOATS:
             rows = (rows + 1) // 2
         job.floats = round64(4 * ev_depthwise_floats(d, rows)) // 4
-        if job.floats > 2 * DEPTHWISE_FLOATS:    # rows too long even one by one
+        # Rows too long even one by one; and of one row, as of sound, a channel goes along it (a fifth of the time).
+        if job.floats > 2 * DEPTHWISE_FLOATS or d.kh == d.h == d.sw == 1 and d.ow >= DEPTHWISE_LONG:
             job.floats = 0
         job.channels = EV_DEPTHWISE_CHANNELS if job.floats else 1
     job.blocks = (m + job.channels - 1) // job.channels

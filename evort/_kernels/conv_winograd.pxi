@@ -176,9 +176,10 @@ cdef void winograd_plane(const Winograd *job, const float *x, int64_t z, int64_t
         K.winograd_input_f32(rows, cols, copy, g.pitch, v + c * job.ldv, job.panel, job.step_panel, job.step_i, job.step_j)
 
 
-cdef void winograd_lanes(const Winograd *job, int64_t tiles, const float *w, const float *const *v, float *u,
-                         float *o) noexcept nogil:
-    """O[36][job.tiles][EV_WINOGRAD_MAPS] of as many output channels, whose kernels are w[C][depth tap][9]."""
+cdef void winograd_lanes(const Winograd *job, int64_t tiles, const float *w, const float *const *v, const float *after,
+                         float *u, float *o) noexcept nogil:
+    """O[36][job.tiles][EV_WINOGRAD_MAPS] of as many output channels, whose kernels are w[C][depth tap][9]. after: as many
+    numbers as w has, that will be read then."""
     cdef ev_winograd_row g
     cdef int64_t i, z, c
     g.tiles, g.panel, g.ldv, g.step_v = up(tiles, 4), job.panel, job.ldv, job.step_panel
@@ -191,6 +192,7 @@ cdef void winograd_lanes(const Winograd *job, int64_t tiles, const float *w, con
                 g.c = min(<int64_t> WINOGRAD_DEEP, job.channels - c)
                 g.w = w + c * g.ldw + z * 9 * EV_WINOGRAD_MAPS
                 g.v = v[z] + i * job.step_i + c * job.ldv
+                g.next = after + ((i * job.taps + z) * job.channels + c) * (9 * EV_WINOGRAD_MAPS // 6)
                 K.winograd_row_f32(&g)
                 g.first = False
                 c += WINOGRAD_DEEP
@@ -291,6 +293,7 @@ cdef void winograd_blocks(void *ctx, int64_t begin, int64_t end, int32_t worker)
     cdef float *scratch = <float *> (<char *> o + job.o_bytes)
     cdef const float *x
     cdef const float *u
+    cdef const float *kernels
     cdef const float *planes[WINOGRAD_TAPS]
     for item in range(begin, end):
         col = item % job.blocks_w * job.block_w
@@ -315,7 +318,9 @@ cdef void winograd_blocks(void *ctx, int64_t begin, int64_t end, int32_t worker)
             while m0 < job.rows:
                 m = min(job.block_m, job.rows - m0)
                 if job.lanes:
-                    winograd_lanes(job, min(job.block_h, job.tiles_h - row) * min(job.block_w, job.tiles_w - col), u + m0 * job.channels * 9 * job.taps, planes, scratch, o)
+                    kernels = u + m0 * job.channels * 9 * job.taps
+                    winograd_lanes(job, min(job.block_h, job.tiles_h - row) * min(job.block_w, job.tiles_w - col), kernels,
+                                   planes, kernels + EV_WINOGRAD_MAPS * job.channels * 9 * job.taps, scratch, o)
                 else:
                     winograd_products(job, u + m0, m, planes, o)
                 winograd_finish(job, image, group, m0, m, od, row, col, o)
@@ -339,11 +344,13 @@ cdef void winograd_maps(void *ctx, int64_t begin, int64_t end, int32_t worker) n
     cdef float *u = <float *> (<char *> o + job.o_bytes)
     cdef float *w = <float *> (<char *> u + job.rest_bytes)
     cdef const float *v = <const float *> job.shared
+    cdef const float *kernels
     for block in range(begin, end):
         m0 = block * job.block_m
         m = min(job.block_m, job.rows - m0)
-        winograd_panel(job, job.shape.w + (job.group * job.rows + m0) * job.channels * 9, m, w)
-        winograd_lanes(job, job.tiles, w, &v, u, o)
+        kernels = job.shape.w + (job.group * job.rows + m0) * job.channels * 9
+        winograd_panel(job, kernels, m, w)
+        winograd_lanes(job, job.tiles, w, &v, kernels + EV_WINOGRAD_MAPS * job.channels * 9, u, o)
         winograd_finish(job, job.image, job.group, m0, m, 0, 0, 0, o)
 
 

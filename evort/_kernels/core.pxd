@@ -179,6 +179,7 @@ cdef extern from "conv.h" nogil:
         float *o
         int64_t step
         int32_t first
+        const float *next
     ctypedef struct ev_winograd_output:
         int64_t rows, cols, height, width, step, ldy
         float lo, hi

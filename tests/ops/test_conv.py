@@ -179,6 +179,12 @@ def test_depthwise_along_rows_of_any_padding(isa: str, pads: list[int], kernel: 
         check_driver("Conv", operands((1, 3, *size), (3, 1, kernel, kernel), 3, 3), attrs, 1, False)
 
 
+def test_depthwise_along_a_long_row(isa: str) -> None:
+    for width, kernel, dilation, pads in ((64, 5, 4, [16, 0]), (131, 3, 1, [1, 1]), (90, 7, 30, [100, 90])):
+        attrs = {"group": 3, "dilations": [dilation], "pads": pads}
+        check_driver("Conv", operands((2, 3, width), (6, 1, kernel), 6, 3), attrs, 2, True)
+
+
 def test_depthwise_with_a_kernel_beyond_its_strips(isa: str) -> None:
     attrs = {"group": 2, "dilations": [40, 40], "pads": [100, 100, 100, 100]}
     check_driver("Conv", operands((1, 2, 30, 20), (2, 1, 5, 5), 2, 3), attrs, 1, True)

@@ -99,6 +99,7 @@ typedef struct {
     float *o;
     int64_t step;                     /* from o's j to the next */
     int32_t first;                    /* else o is added to */
+    const float *next;                /* what is read later, fetched into L2: a part of 9 * EV_WINOGRAD_MAPS / 6 for each channel */
 } ev_winograd_row;
 
 /* Where the tiles of a block of Winograd's convolution go (winograd_body.h). */

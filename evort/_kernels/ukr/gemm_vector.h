@@ -78,18 +78,21 @@ static void EV_TYPED(gemv_rows)(int64_t n, int64_t k, double alpha, const void *
     }
 }
 
-static void EV_TYPED(gemv_dot)(int64_t n, int64_t k, double alpha, const void *xv, const void *wv, int64_t ld, void *yv,
-                       int64_t incy)
+/* fetch: the next rows are fetched into L2 meanwhile, as the processor follows no stream from page to page by itself: 146
+ * instead of 227 us for 5 MB of weights from a file, out of memory. */
+static inline __attribute__((always_inline)) void EV_TYPED(dot_rows)(
+    int64_t n, int64_t k, double alpha, const T *x, const T *w, int64_t ld, T *y, int64_t incy, const int fetch)
 {
-    const T *x = xv, *w = wv;
-    T *y = yv;
     int64_t j = 0;
     for (; j + 4 <= n; j += 4, w += 4 * ld) {
         V a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0}, b0 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
         int64_t p = 0;
         for (; p + 2 * VW <= k; p += 2 * VW) {
             const V x0 = *(const VU *)(x + p), x1 = *(const VU *)(x + p + VW);
-#define ROW(i) a##i += x0 * *(const VU *)(w + i * ld + p), b##i += x1 * *(const VU *)(w + i * ld + p + VW);
+#define ROW(i)                                                                                                     \
+            if (fetch) __builtin_prefetch(w + (i + 4) * ld + p, 0, 2);                                          \
+            if (fetch && 2 * VW * sizeof(T) > 64) __builtin_prefetch(w + (i + 4) * ld + p + VW, 0, 2);          \
+            a##i += x0 * *(const VU *)(w + i * ld + p), b##i += x1 * *(const VU *)(w + i * ld + p + VW);
             ROW(0) ROW(1) ROW(2) ROW(3)
 #undef ROW
         }
@@ -127,4 +130,12 @@ static void EV_TYPED(gemv_dot)(int64_t n, int64_t k, double alpha, const void *x
         for (; p < k; p++) s += x[p] * w[p];
         y[j * incy] += (T)alpha * s;
     }
+}
+
+static void EV_TYPED(gemv_dot)(int64_t n, int64_t k, double alpha, const void *x, const void *w, int64_t ld, void *y,
+                       int64_t incy)
+{
+    enum { FAR_BYTES = 1 << 20 }; /* less stays in L2 */
+    if (n * k * (int64_t)sizeof(T) > FAR_BYTES) EV_TYPED(dot_rows)(n, k, alpha, x, w, ld, y, incy, 1);
+    else EV_TYPED(dot_rows)(n, k, alpha, x, w, ld, y, incy, 0);
 }

@@ -100,7 +100,8 @@ static void EV_FN(move_index)(int item, int64_t n, const void *x, const int64_t 
 }
 
 /* 8 x 8 items of 1, 2 or 4 bytes: y[i * ys + j] = x[i + j * xs]. Returns 0 where there is no fast way. */
-static inline int EV_FN(transpose_8x8)(int item, const void *x0, int64_t xs, void *y0, int64_t ys)
+static inline __attribute__((always_inline)) int EV_FN(transpose_8x8)(
+    int item, const void *x0, int64_t xs, void *y0, int64_t ys)
 {
 #ifdef __SSE2__
     if (item == 1) {
@@ -192,7 +193,8 @@ static inline void EV_FN(transpose_16x16)(const uint8_t *x, int64_t xs, uint8_t 
 #endif
 
 /* One tile of a transpose: few enough columns that their cache lines and pages stay at hand from rows to rows. */
-static void EV_FN(transpose_tile)(int item, int64_t rows, int64_t cols, const char *x, int64_t xs, char *y, int64_t ys)
+static inline __attribute__((always_inline)) void EV_FN(transpose_tile)(
+    int item, int64_t rows, int64_t cols, const char *x, int64_t xs, char *y, int64_t ys)
 {
 #if defined(__SSE2__)
     if (item == 1 && rows >= 16 && cols >= 16) { /* the last ones overlap those before */
@@ -266,7 +268,11 @@ static void EV_FN(move_transpose)(int item, int64_t rows, int64_t cols, const vo
         case 4: EV_FN(join_4)(cols, rows, x, xs, y); return;
         }
     }
-    for (int64_t j = 0; j < cols; j += 256)
-        EV_FN(transpose_tile)(item, rows, cols - j < 256 ? cols - j : 256, (const char *)x + j * xs * item, xs,
-                              (char *)y + j * item, ys);
+    for (int64_t j = 0; j < cols; j += 256) {
+        const char *from = (const char *)x + j * xs * item;
+        char *to = (char *)y + j * item;
+        const int64_t n = cols - j < 256 ? cols - j : 256;
+        if (item == 4) EV_FN(transpose_tile)(4, rows, n, from, xs, to, ys); /* a block takes less than asking what it is of */
+        else EV_FN(transpose_tile)(item, rows, n, from, xs, to, ys);
+    }
 }

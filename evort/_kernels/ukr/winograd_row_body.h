@@ -46,13 +46,18 @@ static inline __attribute__((always_inline)) void EV_FN(winograd_quad)(
     const int ends)
 {
     const int64_t panel = g->panel, ldv = g->ldv;
-    const float *v3 = v + 3 * panel;
+    const float *v3 = v + 3 * panel, *next = g->next;
 #define X(j) V a##j = {0}, b##j = {0}, c##j = {0}, d##j = {0};
     EV_EACH_OF_6(X)
 #undef X
     for (int64_t c = g->c; c > 0; c--) {
         V k[6];
-        if (!made) EV_FN(winograd_kernel)(w, g->row, ends, k);
+        if (!made) {
+            EV_FN(winograd_kernel)(w, g->row, ends, k);
+            __builtin_prefetch(next, 0, 2);
+            __builtin_prefetch(next + 16, 0, 2);
+            next += 9 * EV_WINOGRAD_MAPS / 6;
+        }
 #define X(j)                                                           \
         if (made) k[j] = *(const VU *)(u + j * EV_WINOGRAD_MAPS);      \
         else *(VU *)(u + j * EV_WINOGRAD_MAPS) = k[j];                 \
