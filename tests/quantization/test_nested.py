@@ -167,7 +167,7 @@ def test_a_body_whose_state_grows_stays_in_float():
     constants = {"W": np.eye(32, dtype=np.float32), "three": np.array(3, np.int64)}
     nodes = [node("Loop", ["three", "", "x"], ["y"], body=body)]
     real = convert_model(onnx_model(nodes, {"x": (np.float32, ("N", 32))}, ["y"], constants))
-    feeds = [{"x": np.ones((2, 32), np.float32)}] * 2
+    feeds = [{"x": np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)}] * 2
     result = evort_tools.quantize(real, calib=feeds, prefer="size")
     assert operators(result.model) == ["MatMul"]
     assert "cannot be told" in next(iter(result.kept.values()))

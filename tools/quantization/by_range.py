@@ -31,9 +31,6 @@ from evort_tools.quantization.widen import multiply_adds
 BY_RANGE = frozenset({"Attention", "Gather", "LSTM", "GRU"})
 # Multiply-adds, in all and for each number that is read, from which finding the range costs next to nothing.
 _LEAST_WORK, _LEAST_USE = 1 << 20, 64
-# The error with the range of a run, in parts of that with the calibrated one: calibration's does not show what other
-# values will be cut off.
-_AS_GOOD = 1.25
 UNDONE = "the model would lose more than it may"
 
 
@@ -61,7 +58,7 @@ def products_by_range(
     model: Model, found: Calibrated, samples: Sequence[Sample], threads: int | None = None
 ) -> list[str]:
     """The first outputs of the products that read and give float32 among what is in integers, and whose results on
-    samples are about as good with the range of each run as with the calibrated one, or better."""
+    samples are at least as good with the range of each run as with the calibrated one."""
     selection = found.selection
     writer, probes = selection.writer, dict[str, Probe]()
     weights = {name: found.encodings[name] for name in selection.weights}
@@ -79,7 +76,7 @@ def products_by_range(
             continue
         probes[y] = Probe(model, selection, node, weights, threads)
     errors = _errors(model, found, probes, samples, threads)
-    return [y for y, (calibrated, of_run) in errors.items() if of_run.ratio <= _AS_GOOD * calibrated.ratio]
+    return [y for y, (calibrated, of_run) in errors.items() if of_run.ratio <= calibrated.ratio]
 
 
 def _errors(
