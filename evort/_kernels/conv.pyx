@@ -221,7 +221,7 @@ cdef void plan_depthwise(Depthwise *job, const ev_conv_window *g, int64_t c, int
         while rows > 1 and ev_depthwise_floats(d, rows) > DEPTHWISE_FLOATS:
             rows = (rows + 1) // 2
         job.floats = round64(4 * ev_depthwise_floats(d, rows)) // 4
-        # Rows too long even one by one; and of one row, as of sound, a channel goes along it (a fifth of the time).
+        # Rows too long even one by one; and of one row, as of sound, a channel goes along it (0.6 of the time).
         if job.floats > 2 * DEPTHWISE_FLOATS or d.kh == d.h == d.sw == 1 and d.ow >= DEPTHWISE_LONG:
             job.floats = 0
         job.channels = EV_DEPTHWISE_CHANNELS if job.floats else 1
