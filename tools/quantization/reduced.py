@@ -28,7 +28,7 @@ from evort._kernels import core, qnhwc
 from evort.graph import Model, Tensor
 from evort.types import DType
 from evort_tools.passes.integer_products import LIMIT, summed
-from evort_tools.quantization import bias
+from evort_tools.quantization import bias, trials
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.equalize import readers_of
 from evort_tools.quantization.latency import selected
@@ -43,7 +43,6 @@ PRESUMS = (2, 1)  # best first
 GROWTH = 2 ** (np.arange(9) / 4)  # of scales
 GAIN = 0.95  # of its time, at most, that a layer takes whose weights are worth it
 LOSS = 1.25  # times the noise of the outputs, at most: a decibel
-LARGE = 1 << 26  # bytes of weights
 _ROWS = 1 << 20  # weights that are fitted at a time
 
 Weights = dict[str, tuple[np.ndarray, Encoding]]
@@ -52,7 +51,7 @@ Weights = dict[str, tuple[np.ndarray, Encoding]]
 def fits(model: Model, isas: tuple[str, ...]) -> bool:
     """Whether with any of these instruction sets (by default that in use) sums of 16 bits are faster; not for models so
     large that more of their weights should not be held."""
-    if total_bytes(model.graph) > LARGE:
+    if total_bytes(model.graph) > trials.LARGE:
         return False
     for isa in isas or (core.isa(),):
         with selected(isa):
