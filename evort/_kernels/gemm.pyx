@@ -57,8 +57,8 @@ cdef enum:
     B_BYTES = 80 * 1024          # larger measures no faster, unless A has to come from memory each time:
     BIG_A_BYTES = 3 << 20        # beyond this, so much
     BIG_A_B_BYTES = 160 * 1024
-    ROOMY_L2_BYTES = 1 << 20     # With an L2 of this size and tiles of 12 rows, panels come fast enough from there:
-    ROOMY_KC = 512
+    ROOMY_L2_BYTES = 1 << 20     # With an L2 of this size,
+    ROOMY_KC = 512               # where tiles of 12 rows take panels slowly enough to have them from there, and
     ROOMY_B_BYTES = 160 * 1024
     ROOMY_BIG_A_BYTES = 1 << 20
     ROOMY_BIG_A_B_BYTES = 640 * 1024
@@ -152,8 +152,8 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
                 plan.step_m, plan.step_n = step_m, step_n
         plan.parts_m = ceil_div(m, plan.step_m)
         plan.parts_n = ceil_div(n, plan.step_n)
-    cdef bint roomy = K.mr >= 12 and L2_BYTES >= ROOMY_L2_BYTES
-    cdef int64_t depth = ROOMY_KC if roomy else KC
+    cdef bint roomy = L2_BYTES >= ROOMY_L2_BYTES
+    cdef int64_t depth = ROOMY_KC if roomy and K.mr >= 12 else KC
     plan.kc = even_block(k, depth if size == 4 else depth // 2, 16)   # pack functions rely on the 16
     plan.mc = even_block(plan.step_m, MC, EV_MR_UNIT)
     cdef int64_t b_bytes = ROOMY_B_BYTES if roomy else B_BYTES

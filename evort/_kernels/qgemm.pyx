@@ -33,7 +33,7 @@ cdef enum:
     WIDE_KC = 496                # at most 510, as 255 pairs of products of 16 by 8 bits fit int32
     QUAD_KC = 1024
     VECTOR_K = 4096              # one row or column: elements of it at a time
-    VECTOR_N = 1024              # and results
+    VECTOR_N = 4096              # and results, whose sums stay in L1
     VECTOR_MACS_PER_THREAD = 1 << 18     # some 4 us
     B_BYTES = 80 * 1024
     SUM_BYTES = 128 * 1024
