@@ -206,6 +206,34 @@ class OpenVinoInt8(OpenVino):
         return quantized_by_onnxruntime(onnx_file)
 
 
+class OpenVinoNncf(OpenVino):
+    """OpenVINO on the model that its own tool quantized (NNCF: symmetric weights by channel, its choice of what)."""
+
+    needs = ("nncf",)
+
+    def prepare(self, onnx_file: Path, feeds: Arrays) -> Path:
+        file = onnx_file.with_suffix(".nncf.xml")
+        if file.exists():
+            return file
+        import nncf
+        import onnx
+        import openvino
+
+        operators = {node.op_type for node in onnx.load(onnx_file, load_external_data=False).graph.node}
+        samples = calibration_samples(onnx_file)
+        model = openvino.Core().read_model(onnx_file)
+        model.reshape({name: list(value.shape) for name, value in samples[0].items()})
+        model = nncf.quantize(
+            model,
+            nncf.Dataset(samples),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=len(samples),
+            model_type=nncf.ModelType.TRANSFORMER if "Softmax" in operators and "Conv" not in operators else None,
+        )
+        openvino.save_model(model, file, compress_to_fp16=False)
+        return file
+
+
 class Mnn(Engine):
     """MNN through its module interface at float32 precision."""
 
@@ -313,6 +341,7 @@ ENGINES: dict[str, type[Engine]] = {
     "onnxruntime-int8": OnnxRuntimeInt8,
     "openvino": OpenVino,
     "openvino-int8": OpenVinoInt8,
+    "openvino-nncf": OpenVinoNncf,
     "mnn": Mnn,
     "ncnn": Ncnn,
 }

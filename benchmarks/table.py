@@ -47,7 +47,12 @@ MODELS = {
     "magika": "magika",
 }
 FLOAT = {"evort": "evort", "onnxruntime": "onnxruntime", "openvino": "OpenVINO", "mnn": "MNN", "ncnn": "ncnn"}
-INT8 = {"evort-int8": "evort int8", "onnxruntime-int8": "onnxruntime int8", "openvino-int8": "OpenVINO int8"}
+INT8 = {
+    "evort-int8": "evort int8",
+    "onnxruntime-int8": "onnxruntime int8",
+    "openvino-int8": "OpenVINO int8",
+    "openvino-nncf": "OpenVINO NNCF",
+}
 WRONG = 0.01  # of the results' range
 
 
