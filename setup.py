@@ -35,8 +35,9 @@ UKR_GCC = ["-fvect-cost-model=dynamic", "-fversion-loops-for-strides", "--param=
 SMALL = {"_records", "blas", "etm._reader", "plan._planner"} | {
     f"_kernels.{name}"
     for name in (
-        "attention", "blas", "conv", "dynamic", "executor", "gemm", "interpolate", "linear", "normalize", "qconv",
-        "qelementwise", "qgemm", "qlinear", "qnhwc", "qnormalize", "qsample", "quantize",
+        "attention", "blas", "conv", "dynamic", "executor", "gemm", "interpolate", "linear", "nbits",
+        "normalize", "qconv", "qdepthwise", "qelementwise", "qgemm", "qlinear", "qnhwc", "qnormalize", "qsample",
+        "quantize", "qwindow", "recurrent", "reduce", "sparse",
     )
 }  # fmt: skip
 OWN_CFLAGS = {f"evort.{name}": ["-Os"] for name in SMALL} | {CORE: UKR_CFLAGS}

@@ -234,8 +234,10 @@ def kernels_of(step: Step, plain: bool) -> list[str]:
 
     found = [step.driver]
     if plain:
-        first = tried(None)
-        return [*found, first] if first in step.definition.choices and first != step.driver else found
+        # By itself, unless that is the driver of the region: it may take channels that lie first, too.
+        choices = step.definition.choices
+        own = [k for k in (tried(None), *choices) if k in choices and k != step.driver and tried(k) == k]
+        return found + own[:1]
     return found + [k for k in step.definition.choices if k != step.driver and tried(k) == k]
 
 

@@ -203,9 +203,37 @@ static inline __attribute__((always_inline)) void EV_FN(q_axpy_rows)(int64_t n, 
     }
 }
 
+/* At most 64 columns: their sums stay in registers over all rows, two of which are taken at a time. */
+static inline __attribute__((always_inline)) void EV_FN(q_axpy_narrow)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w,
+                                                                       int64_t ld, const int is_signed, int32_t *sums)
+{
+    enum { SIDE = 4 };
+    __m512i s[SIDE];
+    __mmask16 there[SIDE];
+    for (int b = 0; b < SIDE; b++) {
+        const int64_t left = n - 16 * b;
+        there[b] = (__mmask16)(left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1);
+        s[b] = _mm512_maskz_loadu_epi32(there[b], sums + 16 * b);
+    }
+    for (int64_t p = 0; p < k; p += 2) {
+        const uint8_t *u = w + p * ld, *v = p + 1 < k ? u + ld : u;
+        const __m512i xs = _mm512_set1_epi32((int32_t)((uint16_t)x[p] | (p + 1 < k ? (uint32_t)(uint16_t)x[p + 1] << 16 : 0)));
+#pragma GCC unroll 4
+        for (int b = 0; b < SIDE; b++) {
+            if (n <= 16 * b) break;
+            const __m128i p0 = _mm_maskz_loadu_epi8(there[b], u + 16 * b), p1 = _mm_maskz_loadu_epi8(there[b], v + 16 * b);
+            const __m256i both = _mm256_set_m128i(_mm_unpackhi_epi8(p0, p1), _mm_unpacklo_epi8(p0, p1));
+            s[b] = _mm512_dpwssd_epi32(s[b], xs, EV_FN(q_wide)(both, is_signed));
+        }
+    }
+    for (int b = 0; b < SIDE; b++) _mm512_mask_storeu_epi32(sums + 16 * b, there[b], s[b]);
+}
+
 static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed, int32_t *sums)
 {
-    if (is_signed) EV_FN(q_axpy_rows)(n, k, x, w, ld, 1, sums);
+    if (n <= 64 && is_signed) EV_FN(q_axpy_narrow)(n, k, x, w, ld, 1, sums);
+    else if (n <= 64) EV_FN(q_axpy_narrow)(n, k, x, w, ld, 0, sums);
+    else if (is_signed) EV_FN(q_axpy_rows)(n, k, x, w, ld, 1, sums);
     else EV_FN(q_axpy_rows)(n, k, x, w, ld, 0, sums);
 }
 
