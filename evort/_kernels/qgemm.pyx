@@ -3,7 +3,7 @@
     for columns in blocks of nc (a thread's share of N)
       for rows in blocks of mi                               sums of [mi, nc] stay in L2; all rows where K is one block
         for p in blocks of kc
-          B[kc, nc], less its zero points, to panels of pairs   in L2, at most B_BYTES a thread
+          B[kc, nc], less its zero points, to panels of pairs   in L2, a quarter of it or B_BYTES a thread
           for rows in blocks of mc
             A[mc, kc], less its zero points, to rows of pairs
             for each panel of B                                 in L1: kc x 16
@@ -21,6 +21,7 @@ not taken off, as the difference may not fit 16 bits: sum (x - z) w = sum x w - 
 """
 from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_INT16, EV_INT32, EV_QMC, EV_QMR, EV_QNR, EV_UINT8, ev_qoperand,
                                   ev_requant, ev_sums, ev_ukr, parallel_for, ukernels)
+from evort._kernels.gemm cimport l2_bytes
 from libc.stdint cimport int8_t, int16_t, uint8_t
 from libc.string cimport memset
 
@@ -35,7 +36,7 @@ cdef enum:
     VECTOR_K = 4096              # one row or column: elements of it at a time
     VECTOR_N = 4096              # and results, whose sums stay in L1
     VECTOR_MACS_PER_THREAD = 1 << 18     # some 4 us
-    B_BYTES = 80 * 1024
+    B_BYTES = 80 * 1024          # a quarter of L2 where that is more: A is staged anew for each block
     SUM_BYTES = 128 * 1024
     MACS_PER_THREAD = 1 << 20    # some 8 us
     SHARES_PER_THREAD = 3
@@ -85,6 +86,7 @@ cdef void make_plan(Plan *plan, int64_t m, int64_t n, int64_t k, int32_t threads
                     Method method) noexcept nogil:
     cdef int64_t shares = max(1, min(<int64_t> threads, m * n * k // MACS_PER_THREAD))
     cdef int64_t best = -1, cost, parts_m, step_m, step_n, size = 1 if method == QUADS else 2
+    cdef int64_t b_bytes = max(<int64_t> B_BYTES, l2_bytes() // 4)
     cdef int64_t most_k = QUAD_KC if method == QUADS else WIDE_KC if method == WIDE else KC
     if shares == threads > 1:    # more where there is much work: processors may be of different speed, or busy
         shares *= max(1, min(<int64_t> SHARES_PER_THREAD, m * n * k // (4 * MACS_PER_THREAD * shares)))
@@ -100,7 +102,7 @@ cdef void make_plan(Plan *plan, int64_t m, int64_t n, int64_t k, int32_t threads
     plan.parts_m = ceil_div(m, plan.step_m)
     plan.parts_n = ceil_div(n, plan.step_n)
     plan.kc = even_block(k, most_k, 16)
-    plan.nc = even_block(plan.step_n, max(<int64_t> EV_QNR, B_BYTES // (plan.kc * size) // EV_QNR * EV_QNR), EV_QNR)
+    plan.nc = even_block(plan.step_n, max(<int64_t> EV_QNR, b_bytes // (plan.kc * size) // EV_QNR * EV_QNR), EV_QNR)
     plan.mc = even_block(plan.step_m, EV_QMC, EV_QMR)
     plan.mi = plan.mc
     plan.keeps = k > plan.kc or method == WIDE

@@ -272,6 +272,7 @@ static inline __attribute__((always_inline)) void EV_FN(q_panel)(int64_t m, int6
 #define CALL(mr) \
     for (; m >= mr; m -= mr, a += mr * lda, c += mr * EV_QNR) EV_FN(q_dots)(quads, a, lda, b, a_unsigned, add, c, mr)
     CALL(12);
+    CALL(8);
     CALL(4);
     CALL(1);
 #undef CALL

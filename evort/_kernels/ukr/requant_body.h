@@ -190,15 +190,15 @@ static inline __attribute__((always_inline)) void EV_FN(qfold_rows)(
  * within 4e-5. NaN stays. */
 static void EV_FN(qgelu)(int64_t m, EV_FN(qrow) *x)
 {
-    static const float p[] = {0x1.39f872p-35f, -0x1.01f9f6p-28f, 0x1.75d822p-23f, -0x1.3d14a4p-18f, 0x1.618cf4p-14f, -0x1.148f5cp-10f, 0x1.3bfb96p-7f, -0x1.0ea628p-4f, 0x1.9854f6p-2f};
+    static const float p[] = {0x1.9854f6p-2f, -0x1.0ea628p-4f, 0x1.3bfb96p-7f, -0x1.148f5cp-10f, 0x1.618cf4p-14f, -0x1.3d14a4p-18f, 0x1.75d822p-23f, -0x1.01f9f6p-28f, 0x1.39f872p-35f};
     for (int64_t i = 0; i < m; i++) EV_EACH_QV {
         const EV_FN(qf) all = x[i].v[v];
         EV_FN(qf) t = EV_QPICK(all < 4.4f, all, (EV_FN(qf)){0} + 4.4f);
         t = EV_QPICK(t > -4.4f, t, (EV_FN(qf)){0} - 4.4f);
-        const EV_FN(qf) s = t * t;
-        EV_FN(qf) y = p[0] + (EV_FN(qf)){0};
-#pragma GCC unroll 8
-        for (int k = 1; k < 9; k++) y = y * s + p[k];
+        /* By pairs of terms (Estrin), which wait for each other less than Horner's. */
+        const EV_FN(qf) s = t * t, s2 = s * s, s4 = s2 * s2;
+        const EV_FN(qf) low = (p[0] + p[1] * s) + (p[2] + p[3] * s) * s2, high = (p[4] + p[5] * s) + (p[6] + p[7] * s) * s2;
+        const EV_FN(qf) y = low + (high + p[8] * s4) * s4;
         x[i].v[v] = all * (t * y + 0.5f);
     }
 }
