@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 MIN_RUNS, MAX_RUNS = 3, 100_000
 
@@ -65,27 +66,22 @@ def pin(threads: int) -> None:
     os.sched_setaffinity(0, allowed[-threads:])
 
 
-def latency(run: Callable[[], object], seconds: float) -> dict[str, float | int]:
-    """Warm up for a fifth of the time, then repeat for `seconds` (at least three runs); median, minimum, count, and
-    the processor time of one run in all threads, which tells more than the clock on a busy machine."""
+def latency(run: Callable[[], object], seconds: float, times: Any) -> tuple[int, float]:
+    """Warm up for a fifth of the time, then repeat for `seconds` (at least three runs), with a run's time in each of
+    `times`. That array is there before memory is first measured: a list would grow with the speed of the engine.
+    Returns how many runs there were, and the processor time of them all in all threads, which tells more than the clock
+    on a busy machine."""
     clock = time.perf_counter
     end = clock() + seconds / 5
     while clock() < end:
         run()
-    times: list[float] = []
-    end, busy = clock() + seconds, time.process_time()
-    while len(times) < MIN_RUNS or (clock() < end and len(times) < MAX_RUNS):
+    count, end, busy = 0, clock() + seconds, time.process_time()
+    while count < MIN_RUNS or (clock() < end and count < MAX_RUNS):
         start = clock()
         run()
-        times.append(clock() - start)
-    busy = time.process_time() - busy
-    times.sort()
-    return {
-        "p50_ms": times[len(times) // 2] * 1e3,
-        "min_ms": times[0] * 1e3,
-        "cpu_ms": busy / len(times) * 1e3,
-        "runs": len(times),
-    }
+        times[count] = clock() - start
+        count += 1
+    return count, time.process_time() - busy
 
 
 def work(job: Job) -> dict:
@@ -97,6 +93,7 @@ def work(job: Job) -> dict:
     with np.load(job.feeds) as data:
         feeds = {name: data[name] for name in data.files}
     engine = ENGINES[job.engine]()
+    times = np.full(MAX_RUNS, -1.0)
     figures: dict[str, float] = {}
     memory = {"start": memory_kib()}
 
@@ -114,9 +111,14 @@ def work(job: Job) -> dict:
     if job.outputs:
         np.savez(job.outputs, **result)
     del result
+    count = 0
     if job.seconds and job.engine != "bare":
-        figures.update(latency(lambda: engine.run(feeds), job.seconds))
+        count, busy = latency(lambda: engine.run(feeds), job.seconds, times)
     memory["end"] = memory_kib()
+    if count:
+        times = np.sort(times[:count])
+        figures |= {"p50_ms": float(times[count // 2]) * 1e3, "min_ms": float(times[0]) * 1e3}
+        figures |= {"cpu_ms": busy / count * 1e3, "runs": count}
     return figures | {"memory_kib": memory}
 
 
