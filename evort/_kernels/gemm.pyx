@@ -231,8 +231,8 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t kc = in_place_kc(g, size) if in_place else plan.kc
     cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
-    cdef bint pack_a = not in_place and (g.csa != 1 or g.supply != NULL
-                                         or K.packs_a and min(nc, j_end - j_begin) >= PACK_COLUMNS)
+    # By all columns, not by those of a share: a few last ones are added up in another order where A is as it lies.
+    cdef bint pack_a = not in_place and (g.csa != 1 or g.supply != NULL or K.packs_a and g.n >= PACK_COLUMNS)
     cdef bint copy_a = not in_place and not pack_a and g.rsa * size % ALIASED_A == 0 and j_end - j_begin >= COPY_COLUMNS
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a or copy_a else plan.mc
     cdef bint as_it_goes = not in_place and g.pack == NULL and g.csb == 1 and min(mc, i_end - i_begin) >= K.mr
