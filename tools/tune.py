@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -236,8 +237,8 @@ def kernels_of(step: Step, plain: bool) -> list[str]:
     if plain:
         # By itself, unless that is the driver of the region: it may take channels that lie first, too.
         choices = step.definition.choices
-        own = [k for k in (tried(None), *choices) if k in choices and k != step.driver and tried(k) == k]
-        return found + own[:1]
+        own = (k for k in (tried(None), *choices) if k in choices and k != step.driver and tried(k) == k)
+        return [*found, *islice(own, 1)]
     return found + [k for k in step.definition.choices if k != step.driver and tried(k) == k]
 
 

@@ -84,11 +84,11 @@ def _errors(
 ) -> dict[str, tuple[Error, Error]]:
     """The errors of products' results with their calibrated ranges, and with those of each sample."""
     errors = {name: (Error(), Error()) for name in probes}
-    groups = [probe.inputs for probe in probes.values()]
+    names, groups = list(probes), [probe.inputs for probe in probes.values()]
     capture = Capture(model, (name for group in groups for name in group), threads)
     for number, feeds in enumerate(samples if probes else ()):
         for place, values in capture.together(feeds, groups):
-            name, probe = list(probes.items())[place]
+            name, probe = names[place], probes[names[place]]
             x = values[probe.x]
             own = Encoding.of_range(min(0.0, x.min()), max(0.0, x.max()), DType.UINT8)
             given = probe.window(values, number)

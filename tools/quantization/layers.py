@@ -257,10 +257,13 @@ def _beside_floats(
     own = {o: node.op for node in graph.nodes for o in node.outputs}
     twins: dict[str, str] = {}
     wanted = set(names)
+    others = [n for n in quantized.nodes if n.outputs[0] in wanted and own.get(n.outputs[0], n.op) != n.op]
+    if not others:
+        return twins
     before, after = shapes_of(graph), shapes_of(quantized)
-    for node in quantized.nodes:
+    for node in others:
         name = node.outputs[0]
-        if name not in wanted or own.get(name, node.op) == node.op or any(node.outputs[1:]):
+        if any(node.outputs[1:]):
             continue
         constants = {n: quantized.tensors[n] for n in node.inputs if n and quantized.constant(n) is not None}
         computed = [n for n in node.inputs if n and n not in constants]

@@ -148,6 +148,9 @@ typedef int32_t EV_FN(pair) __attribute__((aligned(1), may_alias));
 
 /* Sixteen channels of six positions; W's quads are `step` bytes apart. */
 #define EV_POSITIONS(X) X(0) X(1) X(2) X(3) X(4) X(5)
+#define EV_LEAVE(i)                                                   \
+    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR), p##i);     \
+    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR + 8), q##i);
 static void EV_FN(nhwc_dots)(const ev_nhwc_conv *g, const int16_t *const *x, const int8_t *w, int64_t step,
                              const int32_t *add, int32_t *sum)
 {
@@ -180,11 +183,7 @@ static void EV_FN(nhwc_dots)(const ev_nhwc_conv *g, const int16_t *const *x, con
 #undef PAIR
 #undef X
         }
-#define X(i)                                                          \
-    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR), p##i);     \
-    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR + 8), q##i);
-    EV_POSITIONS(X)
-#undef X
+    EV_POSITIONS(EV_LEAVE)
 }
 
 /* The same of bytes, for weights of which `presum` quads add up in 16 bits. */
@@ -219,12 +218,9 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_small_dots)(
 #undef X
 #undef DOT
         }
-#define X(i)                                                          \
-    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR), p##i);     \
-    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR + 8), q##i);
-    EV_POSITIONS(X)
-#undef X
+    EV_POSITIONS(EV_LEAVE)
 }
+#undef EV_LEAVE
 #undef EV_POSITIONS
 
 static __attribute__((noinline)) void EV_FN(nhwc_dots_1)(const ev_nhwc_conv *g, const uint8_t *const *x, const int8_t *w,

@@ -244,14 +244,12 @@ static inline void EV_FN(qnote)(float *range, const float *r, int64_t n, float u
 
 /* Everything else, step by step. */
 static void EV_FN(qchain_rows)(const ev_requant *q, const ev_sums *s, const int32_t *row, const int32_t *col,
-                               const float *row_scale, const float *col_scale, int folds, float least, float most,
-                               int64_t size)
+                               const float *row_scale, const float *col_scale, const float *col_bias, int folds,
+                               float least, float most, int64_t size)
 {
     const float *bias = q->bias && q->bias_type == EV_FLOAT ? q->bias : NULL;
     const float inverse = 1.0f / q->y_scale;
-    float col_bias[EV_QNR] = {0};
     EV_FN(qrow) real[EV_QMC]; /* written by whole vectors: the parts of a copy would hold up who reads them */
-    if (bias && q->bias_axis == EV_BIAS_COLUMN) EV_FN(qcopy)(col_bias, bias + s->j0, s->n, 4);
     for (int64_t i = 0; i < s->m; i++) {
         EV_FN(qf) *x = real[i].v;
         if (s->wide) {
@@ -342,7 +340,8 @@ static void EV_FN(qfinish)(const ev_requant *q, const ev_sums *s)
     const int added = q->bias && !biased && q->bias_axis == EV_BIAS_COLUMN;
     if (added) EV_FN(qcopy)(col_bias, (const float *)q->bias + s->j0, s->n, 4);
     const int plain = folds || (q->type == EV_FLOAT && (!q->bias || biased || added) && q->activation == EV_ACT_NONE);
-    if (s->wide || !plain || q->range) EV_FN(qchain_rows)(q, s, row, col, rows, col_scale, folds, least, most, size);
+    if (s->wide || !plain || q->range)
+        EV_FN(qchain_rows)(q, s, row, col, rows, col_scale, col_bias, folds, least, most, size);
 #define FOLD(type, size) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, col_bias, least, most, type, size)
     else if (q->type == EV_FLOAT) FOLD(EV_FLOAT, 4);
     else if (q->type == EV_INT16) FOLD(EV_INT16, 2);
