@@ -17,6 +17,7 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     VECTOR_ROWS = 3              # of X: more are a blocked product
     DEPTH = 64                   # of a panel of B that is widened at a time
+    SUMS = 256                   # that are held apart from Y
     BYTES_PER_TASK = 1 << 14     # of weights; fewer are not worth waking a thread
     COLUMNS_PER_TASK = 32        # 16 of [k, n]: fewer are read a few bytes at a time
     MACS_PER_TASK = 1 << 17
@@ -131,47 +132,54 @@ cdef inline int64_t spread_size(int64_t padded) noexcept nogil:
     return ceil_div(padded, EV_NBITS_PAD) * EV_NBITS_PAD
 
 
+cdef void finish_sums(const VectorJob *job, const float *z, int64_t i, int64_t j, int64_t count,
+                      float *sums) noexcept nogil:
+    """Row i of Y from column j on: sums in units of weights, and Z. Y may lie where Z does, and where `sums` do if there
+    is no Z."""
+    cdef int64_t p
+    if job.w.scale != NULL:          # here, rather than weight by weight
+        for p in range(count):
+            sums[p] *= job.w.scale[j + p]
+    if job.alpha != 1:
+        K.scal_f32(count, job.alpha, sums, 1)
+    if z != NULL:
+        for p in range(count):
+            job.y[i * job.ldy + j + p] = sums[p] + z[i * job.e.ldr + j + p]
+
+
 cdef void vector_part(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     """Columns [16*begin, 16*end) of Y."""
     cdef const VectorJob *job = <const VectorJob *> ctx
     cdef const ev_weights *w = job.w
     cdef const ev_epilogue *e = job.e
     cdef int64_t j0 = 16 * begin, j1 = min(16 * end, w.n), i, j, some, size = spread_size(job.padded)
+    cdef float[SUMS] apart           # where Z may lie in Y's place
     cdef float *y
     cdef const float *bias = NULL if e == NULL or e.bias_axis == EV_BIAS_NONE else <const float *> e.bias
     cdef const float *z = NULL if e == NULL else <const float *> e.residual
-    if w.dtype == EV_UINT8:
-        j = j0
-        while j < j1:            # so few rows of weights stay in L1 for all rows of X
-            some = min(<int64_t> 16, j1 - j)
-            for i in range(job.m):
-                y = job.y + i * job.ldy + j
-                if w.rounded:
-                    K.nbits_dot_i16(&w.packed, j, some, job.spread + 2 * i * size, y)
-                else:
-                    K.nbits_dot_f32(&w.packed, j, some, job.spread + 2 * i * size, job.spread + (2 * i + 1) * size, y)
-            j += some
-    else:
+    j = j0
+    while j < j1:
+        # Of packed weights so few rows that they stay in L1 for all rows of X.
+        some = min(j1 - j, <int64_t> 16 if w.dtype == EV_UINT8 else j1 - j if z == NULL else <int64_t> SUMS)
         for i in range(job.m):
-            y = job.y + i * job.ldy + j0
-            memset(y, 0, (j1 - j0) * sizeof(float))
-            if w.columns:
-                K.narrow_rows_f32(w.dtype, j1 - j0, w.k, job.x + i * job.ldx, item(w, j0), w.n, y)
+            y = job.y + i * job.ldy + j if z == NULL else apart
+            if w.rounded:
+                K.nbits_dot_i16(&w.packed, j, some, job.spread + 2 * i * size, y)
+            elif w.dtype == EV_UINT8:
+                K.nbits_dot_f32(&w.packed, j, some, job.spread + 2 * i * size, job.spread + (2 * i + 1) * size, y)
             else:
-                K.narrow_dot_f32(w.dtype, j1 - j0, w.k, job.x + i * job.ldx, item(w, j0 * w.k), w.k, y)
+                memset(y, 0, some * sizeof(float))
+                if w.columns:
+                    K.narrow_rows_f32(w.dtype, some, w.k, job.x + i * job.ldx, item(w, j), w.n, y)
+                else:
+                    K.narrow_dot_f32(w.dtype, some, w.k, job.x + i * job.ldx, item(w, j * w.k), w.k, y)
+            finish_sums(job, z, i, j, some, y)
+        j += some
     for i in range(job.m):
         y = job.y + i * job.ldy
-        if w.scale != NULL:      # here, rather than weight by weight
-            for j in range(j0, j1):
-                y[j] *= w.scale[j]
-        if job.alpha != 1:
-            K.scal_f32(j1 - j0, job.alpha, y + j0, 1)
         if bias != NULL:
             for j in range(j0, j1):
                 y[j] += bias[j]
-        if z != NULL:
-            for j in range(j0, j1):
-                y[j] += z[i * e.ldr + j]
         if e != NULL and e.activation != EV_ACT_NONE:
             K.activate_f32(e, 1, j1 - j0, i, y + j0, job.ldy)
 
