@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import zipfile
@@ -199,8 +200,29 @@ def batches_of(
     return Batches(*arrays, batch_size=size, shuffle=shuffle, seed=seed, drop_last=shuffle, transform=scaled)
 
 
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a file that cannot be written where it is to go, before the work is done."""
+    folder, name = os.path.split(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder: name a file in it")
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder}: there is no such folder to write {name} to")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder}: no files may be written there, so {name} cannot be")
+
+
 def print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2))
+    """Prints data as JSON that any reader takes: null for numbers that are not finite, text for what JSON lacks."""
+    print(json.dumps(_finite(data), indent=2, allow_nan=False, default=str))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    data = data.item() if isinstance(data, np.generic) else data
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def shipped_models() -> Path:

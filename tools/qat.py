@@ -11,7 +11,6 @@ numbers that the training graph computed."""
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import numpy as np
 
 from evort import etm, train
 from evort.graph import Model
-from evort_tools.common import arrays_of, batches_of, bytes_text
+from evort_tools.common import arrays_of, batches_of, bytes_text, print_json
 from evort_tools.quantization import static
 from evort_tools.quantization.data import Images, open_calibration
 from evort_tools.quantization.integers import integer_model
@@ -243,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
         layers=dict(args.layer), exclude=tuple(args.exclude), **options,
     )  # fmt: skip
     if args.json:
-        print(json.dumps({"output": args.output, **result.as_dict()}, indent=2))
+        print_json({"output": args.output, **result.as_dict()})
         return 0
     sizes = result.sizes
     print(f"{args.output}: {bytes_text(sizes['file'])}; constants {bytes_text(sizes['before'])} -> "

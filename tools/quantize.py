@@ -36,7 +36,7 @@ from evort.quant import decibels
 from evort.session import Session
 from evort.weights import with_floats
 from evort_tools.bench import latency
-from evort_tools.common import Progress, bytes_text, progress_bar, silent
+from evort_tools.common import Progress, bytes_text, check_place, print_json, progress_bar, silent
 from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization import (
     accuracy,
@@ -60,7 +60,7 @@ from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
-from evort_tools.quantization.qdq import total_bytes
+from evort_tools.quantization.qdq import in_integers, total_bytes
 from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_page
 from evort_tools.quantization.schemes import by_layer, learns
 from evort_tools.quantization.search import NOTED
@@ -148,6 +148,9 @@ def quantize(
     ValueError for options, OSError for files. The file appears complete or not at all.
     """
     chosen = from_mapping(options)
+    for path in (output, report):
+        if path is not None:
+            check_place(path)
     source, size = open_model(model, chosen)
     if calib is not None:
         calib = _calibration(calib, source, chosen)
@@ -232,6 +235,8 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     progress = progress or silent
     data = None if calib is None else _calibration(calib, model, options)
     result = Result(model, options)
+    if already := in_integers(model.graph):
+        result.notes.append(f"{already} operators have weights in integers already, and stay as they are")
     if data is not None:
         result.judges = {_CALIBRATION if learns(options) else _SAMPLES: data}
     if data is not None and learns(options):
@@ -503,19 +508,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = dict(read_toml(args.config)) if args.config else {}
-    calib = args.calib or config.pop("calib", None)
-    output = args.output or config.pop("output", None) or str(Path(args.model).with_suffix(".etm"))
-    config.pop("calib", None), config.pop("output", None)
+    paths = {key: config.pop(key, None) for key in ("calib", "output", "report")}
+    for key, value in paths.items():
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{args.config}: {key} = {value!r} should be a path")
+    calib, report = args.calib or paths["calib"], args.report or paths["report"]
+    output = args.output or paths["output"] or str(Path(args.model).with_suffix(".etm"))
     options = from_arguments(args, config)
     if os.path.exists(output) and os.path.samefile(args.model, output):
         raise ValueError(f"{output} is the model itself: name another output with -o")
-    folder = os.path.dirname(os.path.abspath(output))
-    if not os.path.isdir(folder):
-        raise ValueError(f"{folder}: there is no such folder to write {os.path.basename(output)} to")
     with progress_bar(quiet=args.json) as progress:
-        result = quantize(args.model, output, calib, progress, args.report, **asdict(options))
+        result = quantize(args.model, output, calib, progress, report, **asdict(options))
     if args.json:
-        print(json.dumps({"output": output, **result.as_dict()}, indent=2, default=str))
+        print_json({"output": output, **result.as_dict()})
     else:
         _print(result, output)
     return 0

@@ -10,13 +10,12 @@ such, and folded when the `.etm` is written. `--onnx FILE` writes the trained mo
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from evort import etm, train
 from evort.graph import Model
-from evort_tools.common import arrays_of, batches_of
+from evort_tools.common import arrays_of, batches_of, print_json
 from evort_tools.export import export
 from evort_tools.passes import lower
 
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     lower(trained)
     etm.write(trained, args.output)
     if args.json:
-        print(json.dumps({"output": args.output, "history": history.rows}, indent=2))
+        print_json({"output": args.output, "history": history.rows})
     else:
         print(f"{args.output}: {Path(args.output).stat().st_size:,} bytes")
     return 0

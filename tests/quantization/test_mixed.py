@@ -23,8 +23,8 @@ from evort_tools.convert import convert_model
 from evort_tools.quantization.compare import expected_outputs, output_errors
 from evort_tools.quantization.data import open_calibration
 from evort_tools.quantization.integers import casts
+from evort_tools.quantization.limits import latency_limit, size_limit
 from evort_tools.quantization.metric import Drop, Goal
-from evort_tools.quantization.mixed import latency_limit, size_limit
 from evort_tools.quantization.options import PRECISIONS, Options
 from evort_tools.quantization.placement import Costs
 from evort_tools.quantization.precisions import Layer, build, layers_of, pins_of, variants

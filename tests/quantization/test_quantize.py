@@ -135,6 +135,26 @@ def test_json(calib, tmp_path, capsys):
     assert found["sizes"]["file"] == (tmp_path / "o.etm").stat().st_size and len(found["measured"]) == 2
 
 
+def test_json_is_such_for_any_reader(calib, tmp_path, capsys):
+    """What nothing is lost of has an infinite ratio, which JSON cannot say."""
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    arguments = ["quantize", str(LENET), "-o", str(tmp_path / "o.etm"), "--calib", calib, "--json", "--exclude", "*"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse)["sqnr_db"] == {"logits": None}
+
+
+def test_a_model_in_integers_stays_so_and_it_is_said(tmp_path):
+    evort_tools.quantize(LENET, tmp_path / "a.etm", scheme="dynamic")
+    again = evort_tools.quantize(tmp_path / "a.etm", scheme="dynamic")
+    assert again.integer_nodes == 0
+    assert again.notes == [
+        "4 operators have weights in integers already, and stay as they are"
+    ]  # of conv1 they are floats
+
+
 def test_options_come_from_flags_toml_and_python(calib, tmp_path, capsys):
     config = tmp_path / "options.toml"
     config.write_text(
@@ -161,6 +181,16 @@ def test_options_come_from_flags_toml_and_python(calib, tmp_path, capsys):
         ({"percentile": 3.0}, "from 50 to 100"),
         ({"smooth_alpha": 2.0}, "from 0 to 1"),
         ({"samples": 0}, "at least 1"),
+        ({"samples": "many"}, "samples = 'many' should be like a whole number"),
+        ({"threads": True}, "threads = True should be"),
+        ({"bits": 4.0}, "bits = 4.0 should be"),
+        ({"size": "28xq"}, "size = '28xq': write it like HxW"),
+        ({"size": [28]}, r"size = \[28\] should be like HxW"),
+        ({"mean": ["a"]}, "mean = .* should be like"),
+        ({"pin": [1], "scheme": "mixed"}, "pin = .* should be like PATTERN=int8"),
+        ({"max_drop": True}, "max_drop = True should be"),
+        ({"max_size": "huge", "scheme": "mixed"}, "max_size: 'huge' is no size"),
+        ({"max_latency": "2", "scheme": "mixed"}, "max_latency: '2' is no time"),
         ({"scheme": "dynamic", "bits": 16, "activations": "int16"}, "stay float32"),
         ({"scheme": "dynamic", "activations": "int8"}, "uint8, with the range"),
     ],
@@ -168,6 +198,12 @@ def test_options_come_from_flags_toml_and_python(calib, tmp_path, capsys):
 def test_wrong_options(given, message):
     with pytest.raises(ValueError, match=message):
         from_mapping(given)
+
+
+def test_a_file_has_options_as_flags_write_them():
+    given = from_mapping({"size": "28x30", "mean": "0.5,0.25", "std": 2, "isa": "scalar", "exclude": "fc*"})
+    assert (given.size, given.mean, given.std) == ((28, 30), (0.5, 0.25), (2,))
+    assert (given.isa, given.exclude) == (("scalar",), ("fc*",))
 
 
 def quantized_with(tmp_path, capsys, *arguments):
@@ -213,6 +249,12 @@ def test_the_model_is_not_written_over_itself(calib, tmp_path, capsys):
     assert "is the model itself" in capsys.readouterr().err
     assert main(["quantize", str(LENET), "-o", str(tmp_path / "no" / "m.etm"), "--calib", calib]) == 2
     assert "no such folder" in capsys.readouterr().err
+    here, no = str(tmp_path), str(tmp_path / "no" / "r.html")
+    assert main(["quantize", str(LENET), "-o", here, "--calib", calib]) == 2
+    assert "is a folder: name a file in it" in capsys.readouterr().err
+    assert main(["quantize", str(LENET), "-o", str(tmp_path / "n.etm"), "--calib", calib, "--report", no]) == 2
+    assert "no such folder to write r.html" in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == {etm, tmp_path / "calib.npz"}
 
 
 @pytest.mark.parametrize("samples", [0, 5, 45])

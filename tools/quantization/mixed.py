@@ -6,10 +6,8 @@ found = mixed(model, data, options, settings, helpers, progress)
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from evort.graph import Model
 from evort.session import Session
@@ -19,6 +17,7 @@ from evort_tools.quantization import improve, latency, placement, trials
 from evort_tools.quantization.data import Calibration, open_calibration
 from evort_tools.quantization.improve import Helpers
 from evort_tools.quantization.latency import Profile
+from evort_tools.quantization.limits import latency_limit, size_limit
 from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.nested import has_nested
 from evort_tools.quantization.options import PRECISIONS, Options
@@ -151,37 +150,6 @@ def _fitted(
     if not search.goal.holds(candidate.loss):
         return plain
     return Mixed(candidate.model, real, candidate.found, search, candidate, {**kept, **more}, unmade)
-
-
-def size_limit(text: str, whole: int) -> float:
-    """Bytes from "200kB", or "30%" of the float file. Raises ValueError."""
-    share = _share(text)
-    if share is not None:
-        return share * whole
-    from argparse import ArgumentTypeError
-
-    from evort_tools.common import parse_size
-
-    try:
-        return parse_size(str(text))
-    except ArgumentTypeError as error:
-        raise ValueError(f"max_size: {error}, or 30% of the float file") from None
-
-
-def latency_limit(text: str, whole: float) -> float:
-    """Microseconds from "2.5ms", "800us", or "60%" of the float model's. Raises ValueError."""
-    share = _share(text)
-    if share is not None:
-        return share * whole
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|µs|ms|s)\s*", str(text).lower())
-    if found is None:
-        raise ValueError(f"max_latency: {text!r} is no time; write it like 2.5ms, 800us, or 60% of the float model's")
-    return float(found[1]) * {"us": 1.0, "µs": 1.0, "ms": 1e3, "s": 1e6}[found[2]]
-
-
-def _share(text: Any) -> float | None:
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", str(text))
-    return None if found is None else float(found[1]) / 100
 
 
 def _kept(search: Search) -> dict[str, str]:

@@ -6,10 +6,11 @@ import argparse
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from evort._kernels.core import available_isas
+from evort_tools.quantization.limits import latency_limit, size_limit
 from evort_tools.quantization.metric import Drop
 
 SCHEMES = ("static", "dynamic", "weight-only", "mixed")
@@ -18,7 +19,8 @@ SWITCH = ("auto", "on", "off")
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
-    """A field with its help text. more: `choices` (what the flag takes), `metavar`, `read` (from the flag's text)."""
+    """A field with its help text. more: `choices` (what the flag takes), `metavar`, `read` (from the flag's text),
+    `also` (whether another value than the annotation says will do)."""
     return field(default=default, metadata={"help": text, **more})
 
 
@@ -28,6 +30,10 @@ def _floats(text: str) -> tuple[float, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(t.strip() for t in text.split(","))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -129,22 +135,23 @@ class Options:
     )  # fmt: skip
     metric: str | None = _option(  # in Python also the function itself
         None, "static, mixed: your own metric, a function in a Python file, which is run; more is better",
-        read=str, metavar="FILE.py:FUNCTION",
+        also=callable, metavar="FILE.py:FUNCTION",
     )  # fmt: skip
     max_drop: str | None = _option(
         None, "static, mixed: the most that may be lost: 0.5%% of the float model's metric, 0.005 in its unit; without "
         "a metric of the outputs' root mean square, or 30dB; layers are undone until it holds",
-        read=str, metavar="DROP",
+        also=_is_number, metavar="DROP",
     )  # fmt: skip
     sensitivity: str = _option(
         "sqnr", "mixed: what tells how much a layer bears: the outputs' error on calibration samples, or the metric",
         choices=("sqnr", "metric"),
     )  # fmt: skip
     max_size: str | None = _option(
-        None, "mixed: the most bytes of the file, such as 200kB, or 30%% of the float model's", read=str, metavar="SIZE"
-    )
+        None, "mixed: the most bytes of the file, such as 200kB, or 30%% of the float model's", also=_is_number,
+        metavar="SIZE",
+    )  # fmt: skip
     max_latency: str | None = _option(
-        None, "mixed: the most time of a run, such as 2.5ms, or 60%% of the float model's", read=str, metavar="TIME"
+        None, "mixed: the most time of a run, such as 2.5ms, or 60%% of the float model's", metavar="TIME"
     )
     pin: tuple[str, ...] = _option(
         (), "mixed: a layer or pattern and the precision that it must have (repeatable)", metavar="PATTERN=int8"
@@ -209,6 +216,10 @@ class Options:
 
     def _check_limits(self) -> None:
         """What limits and precisions there may be, and which go together."""
+        if self.max_size is not None:
+            size_limit(self.max_size, 1)
+        if self.max_latency is not None:
+            latency_limit(self.max_latency, 1.0)
         if self.max_drop is not None:
             Drop(self.max_drop)
         elif self.metric is not None and self.sensitivity != "metric":
@@ -242,16 +253,32 @@ def from_mapping(given: Mapping[str, Any], where: str = "options") -> Options:
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
         raise ValueError(f"{where}: there is no option {', '.join(map(repr, unknown))}{hint}")
-    for key, value in given.items():
-        plain = known[key].default
-        good = (
-            isinstance(value, bool) if isinstance(plain, bool)
-            else isinstance(value, int | float) and not isinstance(value, bool) if isinstance(plain, float)
-            else True if plain is None or isinstance(plain, tuple) else isinstance(value, type(plain))
-        )  # fmt: skip
-        if not good:
-            raise ValueError(f"{where}: {key} = {value!r} should be like {plain!r}")
-    return Options(**given)
+    return Options(**{key: _value(known[key], value, where) for key, value in given.items()})
+
+
+_ITEMS = {"str": lambda v: isinstance(v, str), "bool": lambda v: isinstance(v, bool), "float": _is_number,
+          "int": lambda v: isinstance(v, int) and not isinstance(v, bool)}  # fmt: skip
+
+
+def _value(f: Field, value: Any, where: str) -> Any:
+    """An option's value as its annotation has it: text where the flag takes some, one item where there may be several.
+    Raises ValueError for any other."""
+    kind = str(f.type).removesuffix(" | None")
+    if (value is None and f.default is None) or f.metadata.get("also", lambda v: False)(value):
+        return value
+    read, several = f.metadata.get("read"), kind.startswith("tuple")
+    try:
+        if read is not None and isinstance(value, str):
+            return read(value)
+    except ValueError:
+        raise ValueError(f"{where}: {f.name} = {value!r}: write it like {f.metadata['metavar']}") from None
+    items = list(value) if several and isinstance(value, list | tuple) else [value]
+    fits = _ITEMS[kind.removeprefix("tuple[").split(",")[0].rstrip("]")]
+    if not all(map(fits, items)) or (several and "..." not in kind and len(items) != kind.count(",") + 1):
+        name = "a whole number" if kind == "int" else f.metadata.get("metavar", kind)
+        like = repr(f.default) if f.default not in (None, ()) else name
+        raise ValueError(f"{where}: {f.name} = {value!r} should be like {like}")
+    return tuple(items) if several else value
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -271,6 +298,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         plain, more = f.default, dict(f.metadata)
         text = more.pop("help")
         read = more.pop("read", None)
+        more.pop("also", None)
         if isinstance(plain, bool):
             parser.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
@@ -279,7 +307,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         elif plain == ():
             parser.add_argument(flag, action="append", default=argparse.SUPPRESS, help=text, **more)
         else:
-            kind = read or (type(plain) if plain is not None else int)
+            kind = read or (type(plain) if plain is not None else str if "str" in str(f.type) else int)
             note = f" (default: {plain})" if isinstance(plain, str) and plain else ""
             if not text.endswith(")"):
                 text += note

@@ -234,3 +234,15 @@ def total_bytes(graph: Graph) -> int:
         if tensor.data is not None:
             total += (int(np.prod(tensor.data.shape, dtype=np.int64)) * BITS.get(tensor.dtype, 64) + 7) // 8
     return total + sum(total_bytes(sub) for node in graph.nodes for sub in node.subgraphs())
+
+
+def in_integers(graph: Graph) -> int:
+    """How many nodes of a graph, nested ones included, have weights of 8 bits or fewer."""
+
+    def small(name: str) -> bool:
+        tensor = graph.tensors.get(name)
+        bits = 64 if tensor is None or tensor.dtype == DType.BOOL else BITS.get(tensor.dtype, 64)
+        return bits <= 8 and tensor.data is not None and tensor.data.size > 1
+
+    own = sum(any(small(name) for name in node.inputs) for node in graph.nodes)
+    return own + sum(in_integers(sub) for node in graph.nodes for sub in node.subgraphs())
