@@ -7,16 +7,18 @@
 #       depthwise: along rows                                        need moved up; between [channels][step * ow]
 #       project: a product                                           into Y
 #
-# Either pointwise convolution may be absent. Strips do not depend on the number of threads: the first one of a chunk of
-# them that a thread takes makes all of its image rows, of which other threads make a few as well.
+# Either pointwise convolution may be absent. Strips do not depend on the number of threads: the first one that a thread
+# takes makes all of its image rows, of which other threads make a few as well. They are of an even number, so that two
+# threads have as many each.
 
 cdef enum:
-    STRIP_ROWS = 4               # tiles of the depthwise convolution have up to so many
+    LAST_BYTES = 64              # of a thread's scratch, where the number of the last strip that it made comes first
+    STRIP_ROWS = 4               # tiles of the depthwise convolution have up to so many, with stride 2 half of them
 
 ctypedef struct Separable:
     const ev_call *call
     int64_t n, c, hidden, m      # images, channels in, between and out
-    int64_t step, strips         # output rows of a strip
+    int64_t unit, step, strips   # strips of so many output rows, at most, in multiples of a unit
     int64_t rows, plane          # image rows that a strip reads, and elements of a channel of `hidden`
     bint expands, projects
     ev_depthwise stencil
@@ -27,12 +29,17 @@ cdef inline int64_t cache_bytes() noexcept nogil:
     return max(<int64_t> 256 * 1024, l2_bytes())
 
 
+cdef inline int64_t strip_begin(const Separable *job, int64_t strip) noexcept nogil:
+    """The first output row of a strip."""
+    cdef int64_t oh = job.stencil.oh
+    return min(oh, (oh + job.unit - 1) // job.unit * strip // job.strips * job.unit)
+
+
 cdef inline void strip_rows(const Separable *job, int64_t strip, int64_t *low, int64_t *top) noexcept nogil:
     """The image rows that a strip reads: [low, top)."""
     cdef const ev_depthwise *d = &job.stencil
-    cdef int64_t first = strip * job.step
-    low[0] = max(<int64_t> 0, first * d.sh - d.pad_h)
-    top[0] = min(d.h, (min(first + job.step, d.oh) - 1) * d.sh - d.pad_h + d.kh)
+    low[0] = max(<int64_t> 0, strip_begin(job, strip) * d.sh - d.pad_h)
+    top[0] = min(d.h, (strip_begin(job, strip + 1) - 1) * d.sh - d.pad_h + d.kh)
 
 
 cdef inline bint has_tail(int64_t columns) noexcept nogil:
@@ -44,7 +51,7 @@ cdef void plan_separable(Separable *job, const int64_t *ints) noexcept nogil:
     """Sizes, from the ints of the driver; no strips where it does not take the convolutions."""
     cdef ev_depthwise *d = &job.stencil
     cdef ev_conv_window g
-    cdef int64_t row, strip, low, top, kept = 0
+    cdef int64_t row, units, most, strip, low, top, kept = 0
     job.n, job.c, job.hidden, job.m = ints[0], ints[1], ints[2], ints[3]
     job.expands, job.projects, job.strips = ints[4] != 0, ints[5] != 0, 0
     read_window(ints + 9, &g)
@@ -56,12 +63,16 @@ cdef void plan_separable(Separable *job, const int64_t *ints) noexcept nogil:
     # What a strip reads and hands on fits half of L2.
     row = 4 * job.hidden * (d.sh * d.w * job.expands + d.ow * job.projects)
     job.step = (cache_bytes() // 2 - 4 * job.hidden * (d.kh - d.sh) * d.w * job.expands) // row
-    if job.step > STRIP_ROWS:
-        job.step = job.step // STRIP_ROWS * STRIP_ROWS
-    job.step = min(job.step, d.oh)
     if job.step < 1:
         return
-    job.rows, job.strips = (job.step - 1) * d.sh + d.kh, (d.oh + job.step - 1) // job.step
+    job.unit = min(job.step, <int64_t> STRIP_ROWS // d.sh)
+    units = (d.oh + job.unit - 1) // job.unit
+    most = min(job.step // job.unit, units)
+    job.strips = (units + most - 1) // most
+    if job.strips > 1:
+        job.strips = min(units, (job.strips + 1) // 2 * 2)
+    job.step = min(d.oh, (units + job.strips - 1) // job.strips * job.unit)
+    job.rows = (job.step - 1) * d.sh + d.kh
     if job.expands:
         d.plane = job.plane = job.rows * d.w + (16 if job.rows * d.w % 1024 == 0 else 0)
         for strip in range(job.strips):    # the result would depend on which rows a thread makes
@@ -72,7 +83,7 @@ cdef void plan_separable(Separable *job, const int64_t *ints) noexcept nogil:
             kept = top
     job.hidden_bytes = round64(4 * job.hidden * job.plane) if job.expands else 0
     job.between_bytes = round64(4 * job.hidden * job.step * d.ow) if job.projects else 0
-    job.slot = job.hidden_bytes + job.between_bytes + round64(max(
+    job.slot = LAST_BYTES + job.hidden_bytes + job.between_bytes + round64(max(
         gemm_scratch(4, job.hidden, job.rows * d.w, job.c, 1) if job.expands else 0,
         gemm_scratch(4, job.m, job.step * d.ow, job.hidden, 1) if job.projects else 0))
 
@@ -93,8 +104,9 @@ cdef void separable_strips(void *ctx, int64_t begin, int64_t end, int32_t worker
     cdef const ev_depthwise *whole = &job.stencil
     cdef ev_depthwise d = whole[0]
     cdef int64_t inside = d.h * d.w, outside = d.oh * d.ow
-    cdef int64_t item, image, first, count, low, top, fresh, i, kept_image = -1, kept_low = 0, kept_top = 0
-    cdef float *hidden = <float *> (<char *> c.scratch + worker * job.slot)
+    cdef int64_t item, image, first, count, low, top, fresh, i, kept_low, kept_top
+    cdef int64_t *last = <int64_t *> (<char *> c.scratch + worker * job.slot)
+    cdef float *hidden = <float *> (<char *> last + LAST_BYTES)
     cdef float *between = <float *> (<char *> hidden + job.hidden_bytes)
     cdef void *scratch = <char *> between + job.between_bytes
     cdef float *x
@@ -107,19 +119,21 @@ cdef void separable_strips(void *ctx, int64_t begin, int64_t end, int32_t worker
     part_epilogue(c, 2, &project)
     as_clamp(depthwise.activation, depthwise.a, depthwise.b, &d.lo, &d.hi)
     for item in range(begin, end):
-        image, first = item // job.strips, item % job.strips * job.step
-        count = min(job.step, whole.oh - first)
+        image, first = item // job.strips, strip_begin(job, item % job.strips)
+        count = strip_begin(job, item % job.strips + 1) - first
         strip_rows(job, item % job.strips, &low, &top)
         x = <float *> c.in_[0].data + image * job.c * inside + low * d.w
         y = <float *> c.out[0].data + image * job.m * outside + first * d.ow
         if job.expands:
             fresh = low
-            if image == kept_image and kept_top > low:
-                fresh = kept_top
-                for i in range(job.hidden):
-                    to = hidden + i * job.plane
-                    memmove(to, to + (low - kept_low) * d.w, <size_t> (4 * (fresh - low) * d.w))
-            kept_image, kept_low, kept_top = image, low, top
+            if item % job.strips > 0 and last[0] == item - 1:
+                strip_rows(job, item % job.strips - 1, &kept_low, &kept_top)
+                if kept_top > low:
+                    fresh = kept_top
+                    for i in range(job.hidden):
+                        to = hidden + i * job.plane
+                        memmove(to, to + (low - kept_low) * d.w, <size_t> (4 * (fresh - low) * d.w))
+            last[0] = item
             gemm_init(&g, job.hidden, (top - fresh) * d.w, job.c, operand(c, 1), job.c, x + (fresh - low) * d.w, inside,
                       hidden + (fresh - low) * d.w, job.plane)
             g.epilogue, g.scratch = &expand, scratch
@@ -143,10 +157,13 @@ cdef int separable_f32(const ev_call *c) noexcept nogil:
     """in: X, then W and B of each of the three convolutions (NULL where absent), then Z or NULL; ints: those of
     separable_scratch; reals: the parameters of the three activations."""
     cdef Separable job
+    cdef int64_t i
     if c.out[0].size == 0:
         return EV_OK
     job.call = c
     plan_separable(&job, c.ints)
+    for i in range(min(<int64_t> c.threads, job.n * job.strips)):
+        (<int64_t *> (<char *> c.scratch + i * job.slot))[0] = -1
     parallel_for(separable_strips, &job, job.n * job.strips, 1, c.threads)
     return EV_OK
 

@@ -73,6 +73,7 @@ cdef enum:
     MACS_PER_THREAD = 1 << 17    # less work than this (some 5 us) is not worth waking a thread
     VECTOR_MACS_PER_THREAD = 1 << 15
     SHARES_PER_THREAD = 3
+    ROW_UNIT = 4                 # shares have multiples of it: the rows that micro-kernels of one column take together
     B_ROWS = 4                   # each share makes panels of its own B, which costs like so many rows,
     SUPPLIED_B_ROWS = 32         # or, where a function supplies them (im2col), so many
 
@@ -95,7 +96,7 @@ ctypedef void (*gemv_dot_fn)(int64_t, int64_t, double, const void *, const void 
 ctypedef struct Plan:
     int64_t kc, nc, mc           # block sizes
     int64_t parts_m, parts_n     # the grid of shares
-    int64_t step_m, step_n       # size of a share
+    int64_t most_m, most_n       # size of the largest share
     int64_t slot                 # scratch bytes of a thread
 
 ctypedef struct Job:
@@ -130,38 +131,62 @@ cdef inline int64_t even_block(int64_t n, int64_t most, int64_t unit) noexcept n
     return round_up(ceil_div(n, ceil_div(n, most)), unit)
 
 
+cdef inline int64_t cut(int64_t n, int64_t unit, int64_t part, int64_t parts) noexcept nogil:
+    """Where one of so many parts of n begins. They differ by a unit at most, the last one also by what n lacks of units."""
+    if part == 0:                # small products feel each division
+        return 0
+    return n if part == parts else ceil_div(n, unit) * part // parts * unit
+
+
+cdef inline int64_t largest(int64_t n, int64_t unit, int64_t parts) noexcept nogil:
+    """The largest of these parts, which is one of the last two."""
+    cdef int64_t last = cut(n, unit, parts - 1, parts)
+    return n if parts == 1 else max(n - last, last - cut(n, unit, parts - 2, parts))
+
+
+cdef void make_grid(Plan *plan, int64_t nr, int64_t m, int64_t n, int64_t k, int32_t threads,
+                    bint supplied) noexcept nogil:
+    """Shares: a grid of one for each thread, whose columns are cut further where there is much work, as processors may be
+    of different speed, or busy. Those of a thread follow each other in a row of the grid, so that each has as much to do."""
+    cdef int64_t macs = m * n * k, rows = ceil_div(m, ROW_UNIT), panels = ceil_div(n, nr)
+    cdef int64_t b_rows = SUPPLIED_B_ROWS if supplied else B_ROWS, best = -1, cost, parts_m, parts_n, most, more
+    cdef int64_t workers = min(<int64_t> threads,
+                               macs // (VECTOR_MACS_PER_THREAD if m == 1 or n == 1 else MACS_PER_THREAD))
+    plan.parts_m = plan.parts_n = 1
+    if workers <= 1:
+        return
+    for parts_m in range(1, min(workers, rows) + 1):
+        if workers % parts_m != 0:
+            continue
+        parts_n = min(workers // parts_m, panels)
+        most = largest(m, ROW_UNIT, parts_m)
+        cost = (most + b_rows) * largest(n, nr, parts_n) + most * 4
+        if best < 0 or cost < best:
+            best = cost
+            plan.parts_m, plan.parts_n = parts_m, parts_n
+    if workers == threads:
+        more = max(<int64_t> 1, min(<int64_t> SHARES_PER_THREAD, macs // (4 * MACS_PER_THREAD * workers)))
+        if panels < 4:           # cut in pairs of panels, which the widest tiles take
+            plan.parts_m = min(plan.parts_m * more, rows)
+        else:
+            plan.parts_n *= max(<int64_t> 1, min(more, panels // (2 * plan.parts_n)))
+
+
 cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, int64_t k, int32_t threads,
                     bint supplied) noexcept nogil:
-    cdef bint vector = m == 1 or n == 1
-    cdef int64_t shares = m * n * k // (VECTOR_MACS_PER_THREAD if vector else MACS_PER_THREAD)
-    cdef int64_t best = -1, cost, parts_m, step_m, step_n
-    shares = max(1, min(<int64_t> threads, shares))
-    if shares == threads > 1:    # more where there is much work: processors may be of different speed, or busy
-        shares *= max(1, min(<int64_t> SHARES_PER_THREAD, m * n * k // (4 * MACS_PER_THREAD * shares)))
-    plan.step_m, plan.step_n = max(round_up(m, EV_MR_UNIT), EV_MR_UNIT), max(round_up(n, nr), nr)
-    plan.parts_m = plan.parts_n = 1
-    if shares > 1:
-        for parts_m in range(1, shares + 1):
-            if shares % parts_m != 0:
-                continue
-            step_m = ceil_div(ceil_div(m, EV_MR_UNIT), parts_m) * EV_MR_UNIT
-            step_n = ceil_div(ceil_div(n, nr), shares // parts_m) * nr
-            cost = (step_m + (SUPPLIED_B_ROWS if supplied else B_ROWS)) * step_n + step_m * 4
-            if best < 0 or cost < best:
-                best = cost
-                plan.step_m, plan.step_n = step_m, step_n
-        plan.parts_m = ceil_div(m, plan.step_m)
-        plan.parts_n = ceil_div(n, plan.step_n)
+    make_grid(plan, nr, m, n, k, threads, supplied)
+    plan.most_m = max(round_up(ceil_div(m, plan.parts_m), ROW_UNIT), ROW_UNIT)
+    plan.most_n = max(round_up(ceil_div(n, plan.parts_n), nr), nr)
     cdef bint roomy = L2_BYTES >= ROOMY_L2_BYTES
     cdef int64_t depth = ROOMY_KC if roomy and K.mr >= 12 else KC
     plan.kc = even_block(k, depth if size == 4 else depth // 2, 16)   # pack functions rely on the 16
-    plan.mc = even_block(plan.step_m, MC, EV_MR_UNIT)
+    plan.mc = even_block(plan.most_m, MC, EV_MR_UNIT)
     cdef int64_t b_bytes = ROOMY_B_BYTES if roomy else B_BYTES
     if m * k * size > (ROOMY_BIG_A_BYTES if roomy else BIG_A_BYTES):
         b_bytes = ROOMY_BIG_A_B_BYTES if roomy else BIG_A_B_BYTES
-    plan.nc = plan.step_n
+    plan.nc = plan.most_n
     if plan.nc * plan.kc * size > b_bytes:
-        plan.nc = even_block(plan.step_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
+        plan.nc = even_block(plan.most_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
     cdef int64_t packed_rows = min(plan.mc, <int64_t> PACKED_MC)
     plan.slot = round_up((plan.nc + packed_rows) * plan.kc * size + packed_rows * COPY_PAD, 64)
 
@@ -199,7 +224,7 @@ cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
     """Computes shares [begin, end) of the batch's results."""
     cdef Job *job = <Job *> ctx
     cdef Plan *plan = &job.plan
-    cdef int64_t item, index, i, j, per_matrix = plan.parts_m * plan.parts_n
+    cdef int64_t item, index, i, j, i_begin, i_end, j_begin, j_end, per_matrix = plan.parts_m * plan.parts_n
     cdef char *scratch = <char *> job.g.scratch + worker * plan.slot
     cdef ev_gemm g
     cdef ev_epilogue e
@@ -213,12 +238,13 @@ cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
             e = g.epilogue[0]
             e.residual = <const char *> e.residual + index * job.stride_c * job.size
             g.epilogue = &e
-        i = item % per_matrix // plan.parts_n * plan.step_m
-        j = item % plan.parts_n * plan.step_n
+        i, j = item % per_matrix // plan.parts_n, item % plan.parts_n
+        i_begin, i_end = cut(g.m, ROW_UNIT, i, plan.parts_m), cut(g.m, ROW_UNIT, i + 1, plan.parts_m)
+        j_begin, j_end = cut(g.n, job.nr, j, plan.parts_n), cut(g.n, job.nr, j + 1, plan.parts_n)
         if job.method >= ROW_TIMES_ROWS:
-            vector_share(job, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n))
+            vector_share(job, &g, i_begin, i_end, j_begin, j_end)
         else:
-            matrix_share(job, &g, i, min(i + plan.step_m, g.m), j, min(j + plan.step_n, g.n), scratch)
+            matrix_share(job, &g, i_begin, i_end, j_begin, j_end, scratch)
 
 
 cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,
@@ -387,7 +413,7 @@ cdef void run(Job *job, int64_t count) noexcept nogil:
     cdef int64_t items = count * job.plan.parts_m * job.plan.parts_n
     cdef int64_t grain = 1
     if count > 1:
-        grain = max(1, MACS_PER_THREAD // max(1, job.plan.step_m * job.plan.step_n * g.k))
+        grain = max(1, MACS_PER_THREAD // max(1, job.plan.most_m * job.plan.most_n * g.k))
     parallel_for(shares, job, items, grain, <int32_t> min(<int64_t> g.threads, items))
 
 

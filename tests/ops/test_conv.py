@@ -234,6 +234,8 @@ def test_prelu_has_a_slope_for_each_channel(isa: str) -> None:
         ((1, 16, 40, 40), (16, 16, 5, 5), {}),  # direct
         ((4, 8, 24, 24), (12, 8, 5, 5), {}),  # direct, whole images
         ((1, 64, 30, 30), (64, 64, 1, 1), {}),  # pointwise
+        ((1, 384, 14, 14), (62, 384, 1, 1), {}),  # with four last columns, cut by columns
+        ((1, 150, 7, 7), (161, 150, 1, 1), {}),  # with one, cut by rows
         ((1, 32, 30, 30), (64, 32, 3, 3), {"strides": [2, 2]}),  # im2col
         ((1, 64, 70, 70), (64, 1, 3, 3), {"group": 64}),  # depthwise
         ((1, 64, 120, 9), (64, 1, 5, 5), {"group": 64}),  # depthwise, a narrow map
@@ -247,7 +249,7 @@ def test_same_result_with_any_number_of_threads(
     one = run_node("Conv", values, attrs, threads=1)[0]
     exact, bound = bounds("Conv", *values, None, attrs)
     assert np.all(np.abs(one - exact) <= bound)
-    for threads in (2, 3):
+    for threads in (2, 3, 6):
         assert np.array_equal(one, run_node("Conv", values, attrs, threads=threads)[0])
 
 

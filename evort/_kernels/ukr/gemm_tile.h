@@ -261,7 +261,7 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
     const int packed = t->a_step != EV_MR * t->rsa;
     int64_t n = t->n, last = n % NR;
     if (last > EV_TAIL_COLUMNS || t->csa != 1 || t->k < 4 * VW || t->k > EV_TAIL_K) last = 0;
-    if (last) EV_TYPED(gemm_tail)(t, n -= last);
+    n -= last;
     for (int64_t j = 0; j < n; j += 2 * VW) {
         T *b = (T *)t->b + j / NR * t->b_step + j % NR;
         const T *a = t->a;
@@ -297,6 +297,7 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
             a += packed ? t->a_step : mr * t->rsa;
         }
     }
+    if (last) EV_TYPED(gemm_tail)(t, n); /* once the others, which have the time for it, have brought A to the cache */
 }
 
 static void EV_TYPED(gemm)(const ev_tile *t) { EV_TYPED(gemm_columns)(t, NULL, 0); }
