@@ -5,34 +5,28 @@ session = evort.load("lenet.etm")
 logits = session(image)
 """
 
-# What every model needs, in the order that `preload` wants (tests/test_imports.py).
-_START = (
-    "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation", "evort.ops.conv", "evort.ops.linear",
-    "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.etm._reader", "evort.etm.", "evort.backends.",
-    "evort.plan._planner", "evort.plan.", "evort._kernels.executor", "evort.runner", "evort.session",
-)  # fmt: skip
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evort._version import __version__
+    from evort.errors import (
+        ConversionError,
+        EtmFormatError,
+        EvortError,
+        ExecutionError,
+        InputError,
+        MemoryBudgetError,
+        ShapeError,
+        UnsupportedError,
+    )
 
 try:
     from evort._kernels import SHARED_OBJECT, preload
     from evort._kernels.core import available_isas, isa
 
     __path__ += SHARED_OBJECT  # for evort._records
-    preload(("evort.errors", "evort._records"))
-    from evort._records import Uncollected
-
-    with Uncollected():
-        preload(_START)
-        from evort.errors import (
-            ConversionError,
-            EtmFormatError,
-            EvortError,
-            ExecutionError,
-            InputError,
-            MemoryBudgetError,
-            ShapeError,
-            UnsupportedError,
-        )
-        from evort.session import Session, load
+    preload(("evort._kernels.executor", "evort.session"))
+    from evort.session import Session, load
 except ModuleNotFoundError as error:
     if not (error.name or "").startswith("evort."):
         raise
@@ -59,12 +53,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    """`evort.__version__`, read when asked for: a module takes its time at import, however small."""
+def __getattr__(name: str) -> Any:
+    """The errors and `evort.__version__`, made when asked for: a class takes its time at import, however small."""
     if name == "__version__":
         from evort._version import __version__
 
         return __version__
+    if name in __all__:
+        from evort import errors
+
+        return getattr(errors, name)
     raise AttributeError(f"module 'evort' has no attribute {name!r}")
 
 

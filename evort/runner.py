@@ -18,6 +18,7 @@ from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph
 from evort.ops.base import Call
 from evort.plan import Bound, Plan, Stage, build, constant_specs
+from evort.programs import Programs
 from evort.types import STORAGE, DType, Spec, spec_of
 
 MAX_PLANS = 16
@@ -31,27 +32,24 @@ _STATUS = {
 }
 
 
-class Planned:
+class Planned(Programs):
     """A plan and the programs that wait for their next run.
 
-    alone: whether it gives all outputs of its graph, and nothing follows. following: plans of the stage after it, by
-    the values that they are for: what else they depend on, shapes, is given by this plan. switch: names of the few
-    small inputs that alone decide what this plan computes and which one follows, where it computes no output (as with
-    an If on a sampling rate), else empty; switched: what came of their bytes, the plan that follows and what that
-    reads of this one.
+    following: plans of the stage after it, by the values that they are for: what else they depend on, shapes, is given
+    by this plan. switch: names of the few small inputs that alone decide what this plan computes and which one follows,
+    where it computes no output (as with an If on a sampling rate), else empty; switched: what came of their bytes, the
+    plan that follows and what that reads of this one.
     """
 
-    __slots__ = ("alone", "following", "free", "plan", "programs", "switch", "switched", "writes")
+    __slots__ = ("following", "switch", "switched")
 
-    def __init__(self, plan: Plan, outputs: list[str]):
-        self.plan = plan
-        self.alone = plan.next is None and plan.eager is None and plan.writes == outputs
+    def __init__(self, plan: Plan, outputs: list[str], threads: int):
+        writes = [(n, s.shape, STORAGE[s.dtype]) for n, s in zip(plan.writes, plan.write_specs, strict=True)]
+        alone = plan.next is None and plan.eager is None and plan.writes == outputs
+        super().__init__(plan, writes, alone, threads)
         self.following: dict[tuple[bytes, ...], Planned] = {}
         self.switch = self._switch()
         self.switched: dict[tuple[bytes, ...], tuple[Planned, dict[str, np.ndarray]]] = {}
-        self.writes = [(n, s.shape, STORAGE[s.dtype]) for n, s in zip(plan.writes, plan.write_specs, strict=True)]
-        self.free: list[Program] = []
-        self.programs = 0
 
     def _switch(self) -> list[str]:
         plan = self.plan
@@ -80,15 +78,12 @@ class Planned:
             self.switched.clear()
         self.switched[tuple([feeds[name].tobytes() for name in self.switch])] = following, kept
 
-    def fits(self, into: dict[str, np.ndarray]) -> bool:
-        """Whether arrays are given for all outputs, of their shapes and dtypes."""
-        if len(into) != len(self.writes):
-            return False
-        for name, shape, dtype in self.writes:
-            array = into.get(name)
-            if array is None or array.shape != shape or array.dtype is not dtype:
-                return False
-        return True
+    def error(self, failure: StepFailed) -> ExecutionError:
+        """A driver's error status in words, with its node."""
+        call = self.plan.steps[failure.step].call
+        operands = ", ".join("absent" if s is None else repr(s) for s in call.ins)
+        reason = _STATUS.get(failure.status, f"status {failure.status}")
+        return ExecutionError(f"{call.node.label()}: {reason}. Inputs were ({operands})")
 
 
 class Runner:
@@ -128,7 +123,9 @@ class Runner:
                 found = stage.plans.get(key)
                 if found is None:
                     with Uncollected():
-                        found = Planned(build(stage, specs, self.backend, self.threads), self.graph.outputs)
+                        found = Planned(
+                            build(stage, specs, self.backend, self.threads), self.graph.outputs, self.threads
+                        )
                     self._check_memory(found.plan)
                     while len(stage.plans) >= MAX_PLANS:
                         stage.plans.pop(next(iter(stage.plans)))
@@ -173,14 +170,14 @@ class Runner:
         try:
             while True:
                 plan = planned.plan
-                program = self._take(planned)
+                program = planned.take()
                 taken.append((planned, program))
                 inputs = [env[n] for n in plan.reads]
                 outputs = [
                     into[name] if into is not None and name in into else np.empty(shape, dtype)
                     for name, shape, dtype in planned.writes
                 ]
-                self._execute(plan, program, inputs, outputs, times)
+                self._execute(planned, program, inputs, outputs, times)
                 for name, array in zip(plan.writes, outputs, strict=True):
                     results[name] = env[name] = array
                 for name, value in plan.known.items():
@@ -218,25 +215,6 @@ class Runner:
             planned.following[key] = found
         return found
 
-    def run_planned(self, planned: Planned, feeds: dict[str, Any]) -> dict[str, Any]:
-        """Runs a plan that is all of the graph, on checked, C-contiguous feeds."""
-        program = self._take(planned)
-        try:
-            return program.call(feeds, planned.plan.reads, planned.writes)
-        except StepFailed as failure:
-            raise self._failure(planned.plan, failure) from None
-        finally:
-            planned.free.append(program)
-
-    def run_planned_into(self, planned: Planned, feeds: dict[str, Any], into: dict[str, np.ndarray]) -> None:
-        """The same, into arrays that fit (`Planned.fits`)."""
-        plan = planned.plan
-        program = self._take(planned)
-        try:
-            self._execute(plan, program, [feeds[n] for n in plan.reads], [into[n] for n in plan.writes], None)
-        finally:
-            planned.free.append(program)
-
     @staticmethod
     def _deliver(value: Any, name: str, into: dict[str, np.ndarray] | None) -> Any:
         """An output that no step wrote to its final place: a copy, which the caller owns."""
@@ -258,17 +236,9 @@ class Runner:
             specs[name] = spec
         return specs
 
-    def _take(self, planned: Planned) -> Program:
-        try:
-            return planned.free.pop()
-        except IndexError:
-            plan = planned.plan
-            planned.programs += 1
-            return Program(plan.tensors, plan.rows, plan.constants, plan.arena_bytes, self.threads)
-
+    @staticmethod
     def _execute(
-        self,
-        plan: Plan,
+        planned: Planned,
         program: Program,
         inputs: list[np.ndarray],
         outputs: list[np.ndarray],
@@ -276,20 +246,12 @@ class Runner:
     ) -> None:
         spent = None
         if times is not None:
-            spent = np.zeros(len(plan.rows), np.int64)
-            times.append((plan, spent))
+            spent = np.zeros(len(planned.plan.rows), np.int64)
+            times.append((planned.plan, spent))
         try:
             program.run(inputs, outputs, spent)
         except StepFailed as failure:
-            raise self._failure(plan, failure) from None
-
-    @staticmethod
-    def _failure(plan: Plan, failure: StepFailed) -> ExecutionError:
-        """A driver's error status in words, with its node."""
-        call = plan.steps[failure.step].call
-        operands = ", ".join("absent" if s is None else repr(s) for s in call.ins)
-        reason = _STATUS.get(failure.status, f"status {failure.status}")
-        return ExecutionError(f"{call.node.label()}: {reason}. Inputs were ({operands})")
+            raise planned.error(failure) from None
 
     def _run_eager(self, plan: Plan, env: dict[str, Any], dtypes: dict[str, DType]) -> None:
         """Runs a node between stages, on values of any kind."""

@@ -3,76 +3,39 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import sys
+from _thread import allocate_lock  # importing threading takes longer than all of this module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evort._kernels import core
-from evort._kernels.executor import shapes_of
-from evort._records import Uncollected
-from evort.backends import CpuBackend
-from evort.errors import InputError, UnsupportedError
-from evort.etm import read
-from evort.graph import Graph, Model
-from evort.plan import Plan
-from evort.runner import MAX_PLANS, Planned, Runner
-from evort.types import STORAGE, SUBBYTE_INTS, DType, Spec, dtype_of
+from evort._kernels import core, preload
+from evort._kernels.executor import StepFailed, shapes_of
+
+if TYPE_CHECKING:
+    from evort._kernels.core import Mapping
+    from evort.cache import Kept, Place
+    from evort.etm import File
+    from evort.graph import Graph, Model
+    from evort.memory import Memory
+    from evort.plan import Plan
+    from evort.types import DType
 
 DEVICES = ("cpu", "reference")
+MAX_SHAPES = 16  # whose plans are found the short way
+# What a session that began with a kept plan lacks, until it is asked for.
+_OF_MODEL = frozenset({"inputs", "outputs", "model", "_backend", "_runner", "_dtypes", "_mapped", "_copied", "_file"})
 _STORES = frozenset({"DequantizeLinear", "If", "Loop", "Scan"})  # itself, or in a graph that it holds
 
-
-class Value:
-    """An input or output of a model: name, element type, and shape with symbolic dimensions by name."""
-
-    __slots__ = ("dtype", "name", "shape")
-
-    def __init__(self, name: str, dtype: DType, shape: tuple[int | str, ...] | None):
-        self.name = name
-        self.dtype = dtype
-        self.shape = shape
-
-    def __repr__(self) -> str:
-        shape = "unknown rank" if self.shape is None else list(self.shape)
-        return f"{self.name}: {self.dtype.name.lower()} {shape}"
-
-
-class Memory:
-    """Bytes that a session takes.
-
-    weights_mapped: constants used straight from the file's map (shared between processes); weights_copied: constants
-    and packed weights in memory of their own; arena: of the largest plan; arenas: of all programs (one for each plan
-    and each concurrent caller); scratch: the largest step's, part of the arena; lower_bound: what liveness alone
-    demands of the largest plan's arena. buffers: the largest plan's arena over time.
-    """
-
-    __slots__ = ("arena", "arenas", "buffers", "lower_bound", "scratch", "steps", "weights_copied", "weights_mapped")
-
-    def __init__(self, plans: list[Any], mapped: int, copied: int):
-        self.weights_mapped = mapped
-        self.weights_copied = copied
-        largest = max((p.plan for p in plans), key=lambda plan: plan.arena_bytes, default=None)
-        self.arena = largest.arena_bytes if largest else 0
-        self.arenas = sum(p.plan.arena_bytes * p.programs for p in plans)
-        self.scratch = largest.scratch_bytes if largest else 0
-        self.lower_bound = largest.lower_bound if largest else 0
-        self.buffers = largest.buffers if largest else []
-        self.steps = [s.call.node.label() for s in largest.steps] if largest else []
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        plain = ("weights_mapped", "weights_copied", "arena", "arenas", "scratch", "lower_bound")
-        buffers = [
-            {"tensors": b.names, "bytes": b.nbytes, "offset": b.offset, "start": b.start, "end": b.end}
-            for b in self.buffers
-        ]
-        return {**{key: getattr(self, key) for key in plain}, "buffers": buffers}
-
-    def __repr__(self) -> str:
-        return (
-            f"weights {self.weights_mapped:,} mapped + {self.weights_copied:,} copied, arena {self.arena:,} "
-            f"(liveness demands {self.lower_bound:,}; scratch {self.scratch:,} of it)"
-        )
+_KEPT = ("evort.files", "evort.programs", "evort.cache")  # what running a kept plan takes
+# What reading and planning a model takes, in the order that `preload` wants (tests/test_imports.py). A session with a
+# kept plan (evort.cache) does without all of it.
+_PLANNING = (
+    "evort.errors", "evort._records", "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation",
+    "evort.ops.conv", "evort.ops.linear", "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.files",
+    "evort.etm._reader", "evort.etm.", "evort.programs", "evort.backends.", "evort.plan._planner", "evort.plan.",
+    "evort.runner", "evort.inputs",
+)  # fmt: skip
 
 
 class Session:
@@ -96,43 +59,95 @@ class Session:
         file: Any = None,
     ):
         if device not in DEVICES:
+            from evort.errors import UnsupportedError
+
             raise UnsupportedError(f"device {device!r} is not one of {', '.join(DEVICES)}")
-        if threads is None:
-            threads = core.default_threads()
-        if not isinstance(threads, int) or not 1 <= threads <= 1024:
-            raise ValueError(f"threads must be an int from 1 to 1024, not {threads!r}")
-        self.model = model
-        self.threads = threads
+        self.threads = threads = _threads(threads)
         self.device = device
         self._source = source
         self._options = {"threads": threads, "device": device, "max_memory": max_memory, "shapes": shapes}
-        self._mapped, self._copied = mapped, copied
-        self._file = file
-        graph = model.graph
-        self.inputs = [_value(graph, name) for name in graph.inputs]
-        self.outputs = [_value(graph, name) for name in graph.outputs]
-        self._by_name = {v.name: v for v in self.inputs}
+        self._kept: Kept | None = None
+        self._place: Place | None = None
+        # Plans of the first stage, by the shapes of the inputs: the short way of `_run`.
+        self._ready: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._open(model, mapped, copied, file)
+
+    @classmethod
+    def _of_kept(cls, kept: Kept, source: str, options: dict[str, Any]) -> Session:
+        """A session that runs a kept plan. The model is read where more than that is asked for."""
+        self = cls.__new__(cls)
+        self.threads, self.device = options["threads"], "cpu"
+        self._source, self._options = source, options
+        self._kept, self._place = kept, None
+        self._ready, self._plain = {kept.shapes: kept.ready}, kept.plain
+        self._gives = [name for name, *_ in kept.outputs]
+        self._lock = allocate_lock()
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the model tells, of a session that has not read it."""
+        kept = self.__dict__.get("_kept")
+        if kept is None or name not in _OF_MODEL:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in ("inputs", "outputs"):
+            from evort.inputs import Value
+            from evort.types import DType
+
+            values = [Value(n, DType(number), shape) for n, number, shape in getattr(kept, name)]
+            setattr(self, name, values)
+            return values
+        self._read_model()
+        return self.__dict__[name]
+
+    def _read_model(self) -> None:
+        """Reads the model of a session that began with a kept plan, which goes on as any other."""
+        with self._lock:
+            kept = self._kept
+            if kept is not None:
+                preload_planning()
+                from evort._records import Uncollected
+
+                with Uncollected():
+                    file, model, copied = _read(self._source, False, kept.file)
+                    self._open(model, file.nbytes_mapped, copied, file)
+                    self._plan_ahead({name: shape for (name, _), shape in zip(kept.plain, kept.shapes, strict=True)})
+                self._ready, self._kept = {}, None
+
+    def _open(self, model: Model, mapped: int, copied: int, file: Any) -> None:
+        """Sets up what is of the model."""
+        from evort.backends import CpuBackend
+        from evort.inputs import values
+        from evort.runner import Runner
+        from evort.types import STORAGE
+
+        graph, max_memory = model.graph, self._options["max_memory"]
+        self._mapped, self._copied, self._file = mapped, copied, file
+        self.inputs, self.outputs = values(graph, graph.inputs), values(graph, graph.outputs)
+        self._plain = [(v.name, STORAGE.get(v.dtype)) for v in self.inputs]
+        self._dtypes, self._gives = {v.name: v.dtype for v in self.inputs}, graph.outputs
         self._backend = CpuBackend()
         if "evort.tuning." in "".join(model.metadata):  # quicker than to look at each
             from evort.tuning import for_this_cpu
 
             self._backend.tuned = for_this_cpu(model.metadata)
-        self._runner = Runner(graph, self._backend, threads, None, max_memory, mapped + copied)
-        # Plans of the first stage, by the shapes of the inputs: the short way of `_run`.
-        self._ready: dict[tuple[tuple[int, ...], ...], Planned] = {}
-        self._plain = [(v.name, STORAGE.get(v.dtype)) for v in self.inputs]
-        self._dtypes = {v.name: v.dtype for v in self.inputs}
-        if device == "cpu":
-            self._plan_ahead(shapes)
+        self._runner = Runner(graph, self._backend, self.threads, None, max_memory, mapped + copied)
+        self.model = model
+        if self.device == "cpu":
+            self._plan_ahead(self._options["shapes"])
 
     def _plan_ahead(self, shapes: dict[str, tuple[int, ...]] | None) -> None:
         """Plans the first stage at load where all input shapes are numbers (or given)."""
+        from evort.types import STORAGE, Spec
+
         shapes = dict(shapes or {})
         # The largest sizes are what a budget is held against, where the model bounds them.
         largest = {} if self._options["max_memory"] is None else self.model.bounds
+        names = [v.name for v in self.inputs]
         for name in shapes:
-            if name not in self._by_name:
-                raise InputError(f"shapes names {name!r}; the inputs are {', '.join(self._by_name)}")
+            if name not in names:
+                from evort.errors import InputError
+
+                raise InputError(f"shapes names {name!r}; the inputs are {', '.join(names)}")
         specs = {}
         for value in self.inputs:
             shape = shapes.get(value.name, value.shape)
@@ -174,24 +189,24 @@ class Session:
 
         Raises InputError as `run` does.
         """
-        for name, array in outputs.items():
-            if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or not array.flags.writeable:
-                raise InputError(f"output {name!r} must be a writeable, C-contiguous NumPy array")
-            for value in inputs.values():
-                if isinstance(value, np.ndarray) and np.may_share_memory(array, value):
-                    raise InputError(f"output {name!r} overlaps an input")
+        for array in outputs.values():
+            plain = isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
+            if not plain or any(isinstance(x, np.ndarray) and np.may_share_memory(array, x) for x in inputs.values()):
+                from evort.inputs import check_targets
+
+                check_targets(inputs, outputs)
         self._run(inputs, outputs)
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
+    def __call__(self, *args: Any, **given: Any) -> Any:
         """Runs the model on inputs by position or name; returns the output, or a tuple of them."""
-        if len(args) > len(self.inputs):
-            raise InputError(f"{len(args)} inputs given; the model takes {len(self.inputs)}")
-        feeds = {v.name: x for v, x in zip(self.inputs, args, strict=False)}
-        for name in named:
-            if name in feeds:
-                raise InputError(f"input {name!r} is given twice")
-        results = self._run({**feeds, **named}, None)
-        outs = tuple(results[v.name] for v in self.outputs)
+        if len(args) == 1 and len(self._plain) == 1 and not given:
+            feeds = {self._plain[0][0]: args[0]}
+        else:
+            from evort.inputs import named
+
+            feeds = named([name for name, _ in self._plain], args, given)
+        results = self._run(feeds, None)
+        outs = tuple([results[name] for name in self._gives])
         return outs[0] if len(outs) == 1 else outs
 
     def profile(self, inputs: dict[str, Any]) -> list[tuple[Plan, np.ndarray]]:
@@ -214,6 +229,8 @@ class Session:
 
     def memory(self) -> Memory:
         """What the session takes, by the plans made so far."""
+        from evort.memory import Memory
+
         return Memory(self._runner.planned(), self._mapped, self._copied + self._backend.packed_bytes)
 
     def _run(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
@@ -225,14 +242,17 @@ class Session:
                 follower = planned.follower(inputs)
                 if follower is not None:
                     planned, feeds = follower
-            if planned.alone:
-                if into is None:
-                    return self._runner.run_planned(planned, feeds)
-                if planned.fits(into):
-                    self._runner.run_planned_into(planned, feeds, into)
-                    return into
-            elif into is None:
-                return self._runner.run(inputs, None, self._dtypes, None, planned)
+            try:
+                if planned.alone:
+                    if into is None:
+                        return planned.call(feeds)
+                    if planned.fits(into):
+                        planned.call_into(feeds, into)
+                        return into
+                elif into is None and planned.plan is not None:
+                    return self._runner.run(inputs, None, self._dtypes, None, planned)
+            except StepFailed:  # of a kept plan: the model has the words for it
+                self._read_model()
         return self._run_checked(inputs, into)
 
     def _run_checked(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
@@ -242,103 +262,33 @@ class Session:
         runner, stage = self._runner, self._runner.root
         planned = runner.plan(stage, runner.specs(stage, feeds, dtypes))
         if into:
-            self._check_outputs(planned.plan, into)
+            from evort.inputs import check_outputs
+
+            check_outputs(self.outputs, planned.plan, into)
         results = runner.run(feeds, into, dtypes, None, planned)
-        if len(self._ready) >= MAX_PLANS:
+        if len(self._ready) >= MAX_SHAPES:
             self._ready.clear()
-        self._ready[tuple([feeds[v.name].shape for v in self.inputs if v.dtype in STORAGE])] = planned
-        return results if len(results) == len(self.outputs) else {v.name: results[v.name] for v in self.outputs}
+        shapes = tuple([feeds[name].shape for name, dtype in self._plain if dtype is not None])
+        self._ready[shapes] = planned
+        place, self._place = self._place, None
+        if place is not None:
+            place.keep(self, planned, shapes)
+        return results if len(results) == len(self._gives) else {name: results[name] for name in self._gives}
+
+    def _feeds(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, DType]]:
+        """The inputs, checked, contiguous, in storage dtypes; and their element types. Raises InputError."""
+        from evort.inputs import checked
+
+        return checked(self.inputs, self.model.bounds, inputs)
 
     def _interpret(self, feeds: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
         from evort.backends.reference import interpret
 
-        results = dict(zip((v.name for v in self.outputs), interpret(self.model.graph, feeds), strict=True))
+        results = dict(zip(self._gives, interpret(self.model.graph, feeds), strict=True))
         for name, array in (into or {}).items():
             array[...] = results[name]
             results[name] = array
         return results
-
-    def _feeds(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, DType]]:
-        """The inputs, checked, contiguous, in storage dtypes; and their element types."""
-        feeds: dict[str, Any] = {}
-        dtypes: dict[str, DType] = {}
-        symbols: dict[str, int] = {}
-        for value in self.inputs:
-            name = value.name
-            if name not in inputs:
-                raise InputError(f"input {name!r} is missing; the model takes {self._inputs_text()}")
-            given = inputs[name]
-            if value.dtype not in STORAGE:
-                feeds[name] = given
-                continue
-            array = given if isinstance(given, np.ndarray) else np.asarray(given)
-            storage = STORAGE[value.dtype]
-            if array.dtype != storage:
-                array = self._converted(value, array, storage)
-            if not array.flags.c_contiguous:
-                array = np.ascontiguousarray(array)
-            self._check_shape(value, array.shape, symbols)
-            feeds[name] = array
-            dtypes[name] = value.dtype
-        for name, (low, high) in self.model.bounds.items():
-            if not low <= symbols.get(name, low) <= high:
-                raise InputError(f"the size {name!r} of the inputs is {symbols[name]}; the model takes {low} to {high}")
-        if len(inputs) > len(feeds):
-            unknown = ", ".join(repr(n) for n in inputs if n not in feeds)
-            raise InputError(f"unknown input {unknown}; the model takes {self._inputs_text()}")
-        return feeds, dtypes
-
-    def _inputs_text(self) -> str:
-        return "; ".join(map(repr, self.inputs)) or "none"
-
-    @staticmethod
-    def _converted(value: Value, array: np.ndarray, storage: np.dtype) -> np.ndarray:
-        """An array of another NumPy dtype that stands for the same element type (ml_dtypes' bfloat16 as its bits, text
-        as objects, Python numbers). Raises InputError for any other."""
-        if value.dtype == DType.STRING and array.dtype.kind in "USO":
-            return array.astype(object)
-        try:
-            same = dtype_of(array) == value.dtype
-        except TypeError:
-            same = False
-        if same and value.dtype in SUBBYTE_INTS:  # ml_dtypes leaves the upper bits open
-            return array.astype(storage)
-        if same and array.dtype.itemsize == storage.itemsize:
-            return np.ascontiguousarray(array).view(storage)
-        wanted = f"{value.dtype.name.lower()} ({storage})"
-        raise InputError(f"input {value.name!r} is {array.dtype}; the model takes {wanted}")
-
-    @staticmethod
-    def _check_shape(value: Value, shape: tuple[int, ...], symbols: dict[str, int]) -> None:
-        expected = value.shape
-        if expected is None or expected == shape:
-            return
-        good = len(expected) == len(shape)
-        if good:
-            for want, got in zip(expected, shape, strict=True):
-                if isinstance(want, int):
-                    good = good and want == got
-                elif want:
-                    good = good and symbols.setdefault(want, got) == got
-        if not good:
-            named = f" with {symbols}" if symbols else ""
-            raise InputError(f"input {value.name!r} has shape {list(shape)}; the model takes {list(expected)}{named}")
-
-    def _check_outputs(self, plan: Plan, into: dict[str, np.ndarray]) -> None:
-        names = {v.name for v in self.outputs}
-        for name, array in into.items():
-            if name not in names:
-                raise InputError(f"unknown output {name!r}; the model gives {', '.join(names)}")
-            spec = plan.specs.get(name)
-            if spec is not None and (array.shape != spec.shape or array.dtype != STORAGE[spec.dtype]):
-                raise InputError(
-                    f"output {name!r} is given as {array.dtype}{list(array.shape)}; the model gives {spec!r}"
-                )
-
-
-def _value(graph: Graph, name: str) -> Value:
-    tensor = graph.tensors.get(name)
-    return Value(name, DType.FLOAT, None) if tensor is None else Value(name, tensor.dtype, tensor.shape)
 
 
 def load(
@@ -354,6 +304,7 @@ def load(
     alarm_sqnr: float = 20.0,
     alarm_saturation: float = 0.05,
     adaptive: Any = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Session:
     """Loads a `.etm` model from a path (memory-mapped) or from bytes.
 
@@ -365,41 +316,83 @@ def load(
     `shadow_model` that a quantized one was made from, and count how far each layer is off (`session.shadow`, see
     `evort.shadow`); alarm_sqnr (dB), alarm_saturation (share): what is too far. adaptive: True, or options (a dict,
     or an `evort.adaptive.Adaptive`): a quantized model's ranges and precision follow its inputs; see `evort.adaptive`.
+    cache: a folder of this user's own, by default what EVORT_CACHE says, in which the plan of the first run is kept, so
+    that the next start needs neither graph nor planner; see `evort.cache`. Models from bytes, `checksum`, `shadow`,
+    `adaptive` and other devices do without.
 
     Raises EtmFormatError for a damaged file, UnsupportedError for an operator that evort lacks, MemoryBudgetError where
     a plan needs more than `max_memory` (at load if planned then, else at the first run of a shape), OSError where the
-    file cannot be read.
+    file cannot be read, PermissionError for a cache that others may write to.
     """
     if shadow is not None and adaptive:
         raise ValueError("shadow compares with ranges that stay; adaptive moves them")
+    options = {"threads": _threads(threads), "device": device, "max_memory": max_memory, "shapes": shapes}
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    folder = os.environ.get("EVORT_CACHE") if cache is None else cache
+    place = mapped = None
+    if folder and path is not None and device == "cpu" and shadow is None and not adaptive and not checksum:
+        if "evort.cache" not in sys.modules:
+            preload(_KEPT)
+        from evort.cache import Place
+        from evort.files import map_file
+
+        mapped, status = map_file(path)
+        place = Place(folder, path, status, options["threads"], shapes)
+        kept = place.find(mapped, max_memory)
+        if kept is not None:
+            return Session._of_kept(kept, path, {**options, "cache": cache})
+    preload_planning()
+    from evort._records import Uncollected
+
     with Uncollected():
-        file = read(source, checksum=checksum)
         make = Session
         if shadow is not None:
             from evort.shadow import ShadowedSession as make
         elif adaptive:
             from evort.adaptive import AdaptiveSession as make
-        model, widened = file.model, 0
-        if _may_store(model.graph):
-            from evort.weights import with_floats
-
-            model, widened = with_floats(model)
+        file, model, copied = _read(source if path is None else path, checksum, mapped)
         session = make(
             model,
-            source=os.fspath(source) if isinstance(source, str | os.PathLike) else bytes(source),
-            threads=threads,
-            device=device,
-            max_memory=max_memory,
-            shapes=shapes,
+            source=bytes(source) if path is None else path,
             mapped=file.nbytes_mapped,
-            copied=file.nbytes_copied + widened,
+            copied=copied,
             file=file,
+            **options,
         )
+        session._options["cache"] = cache
+        session._place = place
         if shadow is not None:
             session.watch(shadow, shadow_model, alarm_sqnr, alarm_saturation)
         elif adaptive:
             session.adapt(adaptive)
         return session
+
+
+def preload_planning() -> None:
+    """Imports what planning takes, where that was not done before."""
+    if "evort.runner" not in sys.modules:
+        preload(_PLANNING)
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        threads = core.default_threads()
+    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise ValueError(f"threads must be an int from 1 to 1024, not {threads!r}")
+    return threads
+
+
+def _read(source: Any, checksum: bool, mapped: Mapping | None) -> tuple[File, Model, int]:
+    """A file, its model with the floats that it stores otherwise, and the bytes of it that are copies."""
+    from evort.etm import read
+
+    file = read(source, checksum=checksum, mapped=mapped)
+    if not _may_store(file.model.graph):
+        return file, file.model, file.nbytes_copied
+    from evort.weights import with_floats
+
+    model, widened = with_floats(file.model)
+    return file, model, file.nbytes_copied + widened
 
 
 def _may_store(graph: Graph) -> bool:
@@ -414,4 +407,4 @@ def _reload(source: str | bytes, options: dict[str, Any]) -> Session:
     return load(source, **options)
 
 
-__all__ = ["DEVICES", "Memory", "Session", "Value", "load"]
+__all__ = ["DEVICES", "Session", "load"]

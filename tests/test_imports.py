@@ -16,13 +16,14 @@ from evort import _kernels
 
 PACKAGE = Path(evort.__file__).parent
 
-# types <- graph <- sparse <- ops <- quant <- {etm, plan, tuning, weights} <- backends <- runner
+# types <- graph <- sparse <- ops <- quant <- {etm, plan, tuning, weights} <- {backends, inputs} <- runner
 # <- {session, config, shadow, adaptive} <- train; a module may import from its own layer and from those before it. The
-# compiled kernels stand apart: they import no Python layer.
+# compiled kernels stand apart: they import no Python layer; a kept plan needs what is right above them only.
 LAYERS = [
     "_version",
-    "errors files",
+    "errors",
     "_kernels",
+    "files programs",
     "types",
     "graph",
     "sparse",
@@ -30,9 +31,9 @@ LAYERS = [
     "ops",
     "quant",
     "etm plan tuning weights",
-    "backends",
+    "backends inputs memory",
     "runner",
-    "session config shadow adaptive",
+    "cache session config shadow adaptive",
     "train",
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
@@ -95,25 +96,60 @@ def test_running_a_model_loads_nothing_offline(tmp_path):
     subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)
 
 
-def test_what_every_start_needs_is_preloaded():
-    """No module of evort but the first ones is found by an import statement, where bytecode is there."""
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_every_start_needs_is_preloaded(tmp_path, kept):
+    """No module of evort but the first ones is found by an import statement, where bytecode is there; and with a plan
+    that is kept, nothing of graphs, operators and planning is imported at all."""
+    lenet = Path(__file__).parent.parent / "models" / "lenet.etm"
     code = (
-        "import sys, numpy\n"
+        "import sys, numpy as np\n"
         "class Watch:\n"
         "    def find_spec(name, path=None, target=None):\n"
         "        found.append(name)\n"
         "found = []\n"
         "sys.meta_path.insert(0, Watch)\n"
-        "import evort, evort.session\n"
+        "import evort\n"
+        f"evort.load({str(lenet)!r}, threads=1, cache={str(tmp_path / 'plans') if kept else None!r})(\n"
+        "    np.zeros((1, 1, 28, 28), np.float32))\n"
         "print(*[name for name in found if name.startswith('evort.')])\n"
-        "assert evort.ops.conv is sys.modules['evort.ops.conv'] and evort.plan._planner.__spec__.name\n"
+        "print(*[name for name in sys.modules if name.startswith('evort.')])\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-P", "-c", code]
     subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)  # which writes what is missing
     done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True)
-    assert done.stdout.split() == ["evort._kernels", "evort._kernels.core"]
+    found, modules = (line.split() for line in done.stdout.splitlines())
+    families = ["conv", "gemm", "linear", "pooling"]
+    assert [name for name in found if name.split(".")[-1] not in families] == ["evort._kernels", "evort._kernels.core"]
+    if kept:
+        own = ["cache", "executor", "files", "programs", "session"]
+        assert sorted(name.split(".")[-1] for name in modules) == sorted(["_kernels", "core", *own, *families])
+
+
+def test_threads_that_load_at_once_wait_for_each_other(tmp_path):
+    """Modules that `preload` runs are locked as an import statement locks them."""
+    lenet = Path(__file__).parent.parent / "models" / "lenet.etm"
+    code = (
+        "import threading, numpy as np, evort, importlib, sys\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "errors, start = [], threading.Barrier(8)\n"
+        "def work(i):\n"
+        "    try:\n"
+        "        start.wait()\n"
+        "        if i % 2:\n"
+        "            importlib.import_module(('evort.ops.conv', 'evort.runner', 'evort.plan', 'evort.types')[i // 2])\n"
+        f"        evort.load({str(lenet)!r}, threads=1)(np.zeros((1, 1, 28, 28), np.float32))\n"
+        "    except BaseException as error:\n"
+        "        errors.append(repr(error))\n"
+        "threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "assert not errors, errors\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    for _ in range(3):
+        subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)
 
 
 def test_bytecode_of_another_source_is_not_preloaded(tmp_path, monkeypatch):

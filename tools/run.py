@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from evort.session import Session, Value
+from evort.inputs import Value
+from evort.session import Session
 from evort_tools.common import open_session
 
 

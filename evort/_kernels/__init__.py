@@ -10,6 +10,7 @@ the `PyInit_` function that has a module's name. Of the other compiled modules, 
 import _imp
 import sys
 from _io import FileIO
+from importlib._bootstrap import _ModuleLockManager
 from importlib._bootstrap_external import MAGIC_NUMBER  # importlib.util, which has it too, is not loaded yet
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from marshal import loads
@@ -53,10 +54,10 @@ for _suffix in EXTENSION_SUFFIXES:
 def preload(names: tuple[str, ...]) -> None:
     """Imports modules of evort, each of which comes after those that it imports; a package's name ends in a dot.
 
-    Import statements do the same, but looking for a module, locking and making it takes Python as long as running it
-    does. Only while `evort` itself is imported, as nothing but the lock on that keeps other threads out. Sources must
-    have the bytecode that Python keeps of them: where one has none or is newer, nothing is done here, and import
-    statements find, compile and keep them as ever.
+    Import statements do the same, but looking for a module and making it takes Python as long as running it does.
+    Sources must have the bytecode that Python keeps of them: where one has none or is newer, nothing is done here, and
+    import statements find, compile and keep them as ever. Other threads wait for a module that runs, as they do in an
+    import statement.
     """
     modules = sys.modules
     if sys.flags.optimize or sys.pycache_prefix:  # bytecode is elsewhere
@@ -70,17 +71,21 @@ def preload(names: tuple[str, ...]) -> None:
         return
     for module, code in made:
         name = module.__name__
-        if name in modules:  # an import statement of one before was first
-            continue
-        modules[name] = module
-        try:
-            if code is None:
-                _imp.exec_dynamic(module)
-            else:
-                exec(code, module.__dict__)
-        except BaseException:
-            del modules[name]
-            raise
+        with _ModuleLockManager(name):
+            if name in modules:  # an import statement of one before, or of another thread, was first
+                continue
+            module.__spec__._initializing = True
+            modules[name] = module
+            try:
+                if code is None:
+                    _imp.exec_dynamic(module)
+                else:
+                    exec(code, module.__dict__)
+            except BaseException:
+                del modules[name]
+                raise
+            finally:
+                module.__spec__._initializing = False
     for module, _ in made:
         parent, _, name = module.__name__.rpartition(".")
         setattr(modules[parent], name, modules[module.__name__])

@@ -1,8 +1,14 @@
-"""The one extension that links evort's C code: dispatch state, micro-kernels and thread pool."""
+"""The one extension that links evort's C code: dispatch state, micro-kernels and thread pool. And mapped files, as this
+is what every start has."""
 import os
 
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.exc cimport PyErr_SetFromErrno
 from cpython.pycapsule cimport PyCapsule_New
-from evort._kernels.core cimport ev_call, ev_driver, ev_task, ev_ukr
+from posix.mman cimport MADV_DONTNEED, MAP_FAILED, MAP_SHARED, PROT_READ, madvise, mmap, munmap
+from posix.unistd cimport _SC_PAGESIZE, sysconf
+from evort._kernels.core cimport address, ev_call, ev_driver, ev_task, ev_ukr
 
 cdef extern from "pool.h" nogil:
     void ev_parallel_for(ev_task fn, void *ctx, int64_t n, int64_t grain, int32_t threads)
@@ -112,6 +118,59 @@ def spin_us() -> int:
     if not text.isdecimal() or int(text) > 1000000:
         raise ValueError(f"EVORT_SPIN_US must be a number of microseconds, 0 to 1000000, not {text!r}")
     return int(text)
+
+
+@cython.final
+cdef class Mapping:
+    """A file mapped into memory, to be read. It stays mapped while anything uses its bytes.
+
+    fd: an open file, which may be closed then; size: its bytes, at least 1. Raises OSError. (The standard library's
+    mmap does the same; importing it takes as long as loading a small model.)
+    """
+
+    cdef void *base
+    cdef size_t size
+
+    def __cinit__(self, int fd, size_t size):
+        self.size = size
+        self.base = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0)
+        if self.base == MAP_FAILED:
+            self.base = NULL
+            PyErr_SetFromErrno(OSError)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.base, self.size, True, flags)
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.size)
+
+
+cdef Mapping mapping_of(object array):
+    """The mapped file that an array lies in, or None."""
+    while array is not None and not isinstance(array, Mapping):
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    return array
+
+
+def place_in(array) -> tuple[Mapping, int] | None:
+    """The mapped file that a C-contiguous array lies in, and where in it; None for other arrays."""
+    cdef Mapping file = mapping_of(array)
+    return None if file is None else (file, <char *> address(array) - <char *> file.base)
+
+
+def release(array):
+    """Lets the system take back the memory of an array that lies in a mapped file, as of weights that were copied into
+    another layout: whole pages of it, which are read from the file again if they are used. Other arrays are left
+    alone."""
+    if mapping_of(array) is None or not array.flags.c_contiguous:
+        return
+    cdef size_t page = sysconf(_SC_PAGESIZE)
+    cdef size_t start = <size_t> address(array), end = start + <size_t> array.nbytes
+    start = (start + page - 1) // page * page
+    end = end // page * page
+    if start < end:
+        madvise(<void *> start, end - start, MADV_DONTNEED)
 
 
 select_isa(os.environ.get("EVORT_ISA", ""))

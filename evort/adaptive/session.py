@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from evort._kernels.executor import StepFailed, shapes_of
+from evort._kernels.executor import shapes_of
 from evort.adaptive.levels import graph_of, noise_of, read_levels
 from evort.adaptive.stream import Adaptive, Stream
 from evort.adaptive.tensors import followed
-from evort.errors import ExecutionError, MemoryBudgetError, UnsupportedError
+from evort.errors import MemoryBudgetError, UnsupportedError
+from evort.memory import Memory
 from evort.plan import Plan
 from evort.runner import Planned, Runner
-from evort.session import Memory, Session
+from evort.session import Session
 
 
 class AdaptiveSession(Session):
@@ -63,10 +64,6 @@ class AdaptiveSession(Session):
         needed = self._mapped + self._copied + self._backend.packed_bytes + arenas
         if allowed is not None and needed > allowed:
             raise MemoryBudgetError(f"the stream needs {needed:,} bytes, {allowed:,} are allowed", needed, allowed)
-
-    def failure(self, plan: Plan, failure: StepFailed) -> ExecutionError:
-        """A driver's error status in words."""
-        return self._runner._failure(plan, failure)
 
     def checked(self, inputs: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[tuple[int, ...], ...]]:
         """The inputs, checked and contiguous, and their shapes. Raises InputError."""

@@ -103,7 +103,7 @@ class _Lane:
                 self._least[i] = max(self._least[i], least_scale(tensors[i], base))
         constants = [shared.get(id(array), array) for array in plan.constants]
         self.program = Program(plan.tensors, plan.rows, constants, plan.arena_bytes, session.threads)
-        planned.programs += 1
+        planned.made += 1
         # Inputs of the model have rows behind those of the steps.
         rows = len(plan.rows)
         steps = {id(step.call.node): k for k, step in enumerate(plan.steps)}
@@ -284,7 +284,7 @@ class Stream:
                 try:
                     results = lane.unnoted(feeds)
                 except StepFailed as failure:
-                    raise self._session.failure(lane.planned.plan, failure) from None
+                    raise lane.planned.error(failure) from None
                 if self._skips:
                     self._keep(feeds, results)
                 return results
@@ -366,7 +366,7 @@ class Stream:
             else:
                 raise InputError("run_into needs an array for each output, of its shape and dtype")
         except StepFailed as failure:
-            raise self._session.failure(plan, failure) from None
+            raise lane.planned.error(failure) from None
         if looks and follower.observe(lane.watch, learn):
             due = follower.due.view(bool)
             margin = self.options.margin

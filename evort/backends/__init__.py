@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from evort._kernels import core
-from evort.errors import UnsupportedError
-from evort.etm._reader import release
 from evort.ops.base import Call, Kernel, Op
+from evort.programs import driver_capsule
 from evort.types import MAX_RANK, Spec
-
-# Those that were asked for, by "module.name".
-_DRIVERS: dict[str, object] = {}
-
-
-def driver_capsule(name: str) -> object:
-    """The driver "module.name" of `evort._kernels`. Raises UnsupportedError where there is none."""
-    found = _DRIVERS.get(name)
-    if found is None:
-        module, _, short = name.rpartition(".")
-        try:
-            found = import_module(f"evort._kernels.{module}").DRIVERS[short]
-        except (ImportError, KeyError):
-            raise UnsupportedError(f"evort._kernels has no driver {name!r}") from None
-        _DRIVERS[name] = found
-    return found
 
 
 class CpuBackend:
@@ -87,5 +69,5 @@ class CpuBackend:
         if found is None:
             found = self._packed[id(owner), key] = (owner, np.ascontiguousarray(make()))
             for array in sources:  # the copy is read from now on: both need not be in memory
-                release(array)
+                core.release(array)
         return found[1]

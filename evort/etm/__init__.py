@@ -9,15 +9,19 @@ Reading needs NumPy only; writing also needs the flatbuffers package.
 from __future__ import annotations
 
 import os
-import stat
+from typing import TYPE_CHECKING
 
 from evort._kernels import SHARED_OBJECT
 from evort.errors import EtmFormatError
 
 __path__ += SHARED_OBJECT  # for _reader
 
-from evort.etm._reader import VERSION, Header, Mapping, parse  # noqa: E402
+from evort.etm._reader import VERSION, Header, parse  # noqa: E402
+from evort.files import map_file  # noqa: E402
 from evort.graph import Model  # noqa: E402
+
+if TYPE_CHECKING:
+    from evort._kernels.core import Mapping
 
 __all__ = ["VERSION", "EtmFormatError", "File", "Header", "read", "write"]
 
@@ -59,12 +63,13 @@ class File:
         return f"File({self.path or 'bytes'}, {self.header.file_size} bytes)"
 
 
-def read(source: Source, *, checksum: bool = False, operators: bool = True) -> File:
+def read(source: Source, *, checksum: bool = False, operators: bool = True, mapped: Mapping | None = None) -> File:
     """Reads a `.etm` file, given its path or its bytes, and checks all of it (but weights' values).
 
     checksum: also verify the checksum of each weight blob, which reads the whole file.
     operators: also check that evort has each node's operator and that its operands and attributes fit; tools that
       only look at a file may do without.
+    mapped: a map of the file at that path, where there is one already.
 
     The file must not be changed in place while it is mapped (`write` replaces it instead). Raises EtmFormatError
     where the file is damaged or of a newer format, UnsupportedError for an operator that evort lacks, ShapeError for
@@ -78,27 +83,12 @@ def read(source: Source, *, checksum: bool = False, operators: bool = True) -> F
         header, model, copied = parse(buffer, checksum, operators)
         return File(header, model, None, 0, copied)
     path = os.fspath(source)
+    buffer = memoryview(map_file(path)[0] if mapped is None else mapped)
     try:
-        buffer = _map(path)
         header, model, copied = parse(buffer, checksum, operators)
     except EtmFormatError as error:
         raise EtmFormatError(f"{path}: {error}") from None
     return File(header, model, path, header.file_size, copied)
-
-
-def _map(path: str) -> memoryview:
-    """A read-only memory map of a file."""
-    # Opening a pipe would wait for its other end.
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise EtmFormatError("not a regular file")
-        if status.st_size == 0:
-            raise EtmFormatError("the file is empty")
-        return memoryview(Mapping(fd, status.st_size))
-    finally:
-        os.close(fd)
 
 
 def write(model: Model, path: str | os.PathLike | None = None) -> bytes | None:

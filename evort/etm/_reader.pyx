@@ -8,17 +8,14 @@ on it. Operators' own rules are those of evort.ops.base; `OpInfo` is their fast 
 """
 cimport cython
 cimport numpy as cnp
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_SetFromErrno
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.math cimport isfinite
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-from posix.mman cimport MADV_DONTNEED, MAP_FAILED, MAP_SHARED, PROT_READ, madvise, mmap, munmap
-from posix.unistd cimport _SC_PAGESIZE, sysconf
 
 from evort._records cimport (A_FLOAT, A_FLOATS, A_GRAPH, A_INT, A_INTS, A_STR, A_STRS, A_TENSOR, Graph, Node, OpInfo,
                              Tensor, info_of)
@@ -93,49 +90,6 @@ def xxh64(data, seed: int = 0) -> int:
 def blob_alignment(length: int) -> int:
     """What the offset of a blob of so many bytes must be a multiple of."""
     return alignment_of(length)
-
-
-@cython.final
-cdef class Mapping:
-    """A file mapped into memory, to be read. It stays mapped while anything uses its bytes.
-
-    fd: an open file, which may be closed then; size: its bytes, at least 1. Raises OSError. (The standard library's
-    mmap does the same; importing it takes as long as loading a small model.)
-    """
-
-    cdef void *base
-    cdef size_t size
-
-    def __cinit__(self, int fd, size_t size):
-        self.size = size
-        self.base = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0)
-        if self.base == MAP_FAILED:
-            self.base = NULL
-            PyErr_SetFromErrno(OSError)
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        PyBuffer_FillInfo(view, self, self.base, self.size, True, flags)
-
-    def __dealloc__(self):
-        if self.base != NULL:
-            munmap(self.base, self.size)
-
-
-def release(array):
-    """Lets the system take back the memory of an array that lies in a mapped file, as of weights that were copied into
-    another layout: whole pages of it, which are read from the file again if they are used. Other arrays are left
-    alone."""
-    base = array
-    while base is not None and not isinstance(base, Mapping):
-        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    if base is None or not array.flags.c_contiguous:
-        return
-    cdef size_t page = sysconf(_SC_PAGESIZE)
-    cdef size_t start = <size_t> cnp.PyArray_DATA(array), end = start + <size_t> array.nbytes
-    start = (start + page - 1) // page * page
-    end = end // page * page
-    if start < end:
-        madvise(<void *> start, end - start, MADV_DONTNEED)
 
 
 class Header:

@@ -126,7 +126,7 @@ class Step:
         feeds.update(self.state)
         feeds[RATE], feeds[COUNT] = np.array(lr, self._real), np.array(count, self._real)
         feeds[STEP] = np.array(count, np.int64)
-        self.runner.run_planned_into(self.planned, feeds, self._into)
+        self.planned.call_into(feeds, self._into)
         found = {key: self._results[name] for key, name in self.metrics.items()}
         found["loss"] = self._results[self.loss]
         return found

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import evort
 from evort import etm
+from evort._kernels.core import release
 from evort.errors import EtmFormatError, EvortError, ShapeError, UnsupportedError
-from evort.etm._reader import LIMITS, blob_alignment, release, xxh64
+from evort.etm._reader import LIMITS, blob_alignment, xxh64
 from evort.graph import Graph, Model, Node, Quantization, Sparsity, Tensor
 from evort.ops.base import check_arity, complete_attrs, find
 from evort.types import STORAGE, DType
