@@ -13,7 +13,7 @@ from evort._version import __version__
 from evort.etm import VERSION
 from evort.tuning import cpu_name
 
-_VARIABLES = ("EVORT_CPU", "EVORT_ISA", "EVORT_NUM_THREADS", "EVORT_SPIN_US")
+_VARIABLES = ("EVORT_CACHE", "EVORT_CPU", "EVORT_ISA", "EVORT_NUM_THREADS", "EVORT_SPIN_US")
 
 
 def config() -> dict[str, object]:

@@ -183,7 +183,7 @@ def test_kernel_errors_name_the_node(tmp_path):
     session = evort.load(tmp_path / "m.etm", threads=1, cache=tmp_path / "plans")
     np.testing.assert_array_equal(session(data, good), data[good])
     assert is_kept(session)
-    with pytest.raises(ExecutionError, match="Gather 'node'.*outside its axis"):
+    with pytest.raises(ExecutionError, match=r"Gather 'node'.*outside its axis"):
         session(data, bad)
     np.testing.assert_array_equal(session(data, good), data[good])
 
