@@ -72,7 +72,11 @@ class Evort(Engine):
         return file
 
     def load(self, file: str, threads: int, feeds: Arrays) -> None:
-        self.session = self.api.load(file, threads=threads)
+        self.session = self.api.load(file, threads=threads, cache=self.cache(file))
+
+    def cache(self, file: str) -> Path | None:
+        """The folder of plans that are kept from one process to the next."""
+        return None
 
     def run(self, feeds: Arrays) -> Arrays:
         return self.session.run(feeds)
@@ -101,6 +105,17 @@ class EvortInt8(Evort):
         if not file.exists():
             quantize(onnx_file, file, calibration_samples(onnx_file))
         return file
+
+
+class EvortKept(Evort):
+    """evort with the plan that an earlier process has kept."""
+
+    def cache(self, file: str) -> Path:
+        return Path(file).parent / "plans"
+
+
+class EvortInt8Kept(EvortKept, EvortInt8):
+    """The same in int8."""
 
 
 class OnnxRuntime(Engine):
@@ -179,7 +194,7 @@ class OnnxRuntimeInt8(OnnxRuntime):
 
 
 class OpenVino(Engine):
-    """OpenVINO's CPU plugin in latency mode at float32 precision, one stream."""
+    """OpenVINO's CPU plugin in latency mode at float32 precision, one stream; it keeps what it compiled."""
 
     module = "openvino"
 
@@ -189,6 +204,7 @@ class OpenVino(Engine):
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
+            "CACHE_DIR": str(Path(file).parent / "openvino"),
         }
         self.request = self.api.Core().compile_model(file, "CPU", config).create_infer_request()
 
@@ -335,6 +351,8 @@ ENGINES: dict[str, type[Engine]] = {
     "bare": Bare,
     "evort": Evort,
     "evort-int8": EvortInt8,
+    "evort-kept": EvortKept,
+    "evort-int8-kept": EvortInt8Kept,
     "onnxruntime": OnnxRuntime,
     "onnxruntime-nospin": OnnxRuntimeNoSpin,
     "onnxruntime-lean": OnnxRuntimeLean,

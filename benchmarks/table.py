@@ -8,7 +8,8 @@
 Figures are made as compare.py makes them: fresh processes, taking turns, medians over the rounds. The best peer of a
 row is bold; ratios are evort / best peer, so below 1 evort is better. In int8, the best peer is the best int8 of any,
 or the best float32 where that is better. A peer whose float32 results are off by more than 1% of their range counts as
-wrong. Start is import, loading and first answer together.
+wrong. Start is import, loading and first answer together, without and with a plan that an earlier process has kept
+(`evort.load(..., cache=...)`); OpenVINO keeps what it compiles, too.
 """
 
 from __future__ import annotations
@@ -46,14 +47,29 @@ MODELS = {
     "silero_vad": "silero-vad",
     "magika": "magika",
 }
-FLOAT = {"evort": "evort", "onnxruntime": "onnxruntime", "openvino": "OpenVINO", "mnn": "MNN", "ncnn": "ncnn"}
+FLOAT = {
+    "evort": "evort",
+    "evort-kept": "evort, kept plan",
+    "onnxruntime": "onnxruntime",
+    "openvino": "OpenVINO",
+    "mnn": "MNN",
+    "ncnn": "ncnn",
+}
 INT8 = {
     "evort-int8": "evort int8",
+    "evort-int8-kept": "evort int8, kept plan",
     "onnxruntime-int8": "onnxruntime int8",
     "openvino-int8": "OpenVINO int8",
     "openvino-nncf": "OpenVINO NNCF",
 }
 WRONG = 0.01  # of the results' range
+# evort's engines and what they are called; those with a kept plan differ in their start, and are shown there only.
+OWN = {
+    "evort": "float32",
+    "evort-kept": "float32, kept plan",
+    "evort-int8": "int8",
+    "evort-int8-kept": "int8, kept plan",
+}
 
 
 def latency_ms(row: Row, cpu: bool) -> float:
@@ -66,6 +82,16 @@ def peak_mib(row: Row, cpu: bool) -> float:
 
 def start_ms(row: Row, cpu: bool) -> float:
     return sum(row.median(f"{step}_{'cpu_' * cpu}ms") for step in ("import", "load", "first"))
+
+
+def peers_of(own: str) -> tuple[str, ...]:
+    """Whom one of evort's engines is held against."""
+    engines = (*INT8, *FLOAT) if "int8" in own else tuple(FLOAT)
+    return tuple(engine for engine in engines if engine not in OWN)
+
+
+def shown(engine: str, what: str) -> bool:
+    return what == "start" or not engine.endswith("-kept")
 
 
 # What a table shows: its title, the figure of a row, and the bars for the geometric means of evort's ratios in float32
@@ -100,9 +126,9 @@ def figures(rows: list[Row], threads: int, what: str, cpu: bool) -> list[dict[st
         mine = {row.engine: row for row in rows if row.case == case and row.threads == threads}
         known = {engine: value(row, cpu) for engine, row in mine.items() if not state(row)}
         best: dict[str, str] = {}
-        for own, peers in (("evort", tuple(FLOAT)), ("evort-int8", (*INT8, *FLOAT))):
-            others = {engine: known[engine] for engine in peers if engine in known and not engine.startswith("evort")}
-            if others:
+        for own in OWN:
+            others = {engine: known[engine] for engine in peers_of(own) if engine in known}
+            if others and shown(own, what):
                 best[own] = min(others, key=others.get)
         ratios = {own: known[own] / max(known[peer], 1e-6) for own, peer in best.items() if own in known}
         cells = {e: number(known[e]) if e in known else state(mine.get(e)) for e in (*FLOAT, *INT8)}
@@ -114,7 +140,8 @@ def summary(rows: list[Row], threads: int, what: str, cpu: bool) -> list[str]:
     """Geometric means of the ratios beside the bars, and the models above the best peer."""
     found = []
     lines = figures(rows, threads, what, cpu)
-    for own, kind, bar in zip(("evort", "evort-int8"), ("float32", "int8"), FIGURES[what][2], strict=True):
+    for own, kind in OWN.items():
+        bar = FIGURES[what][2]["int8" in own]
         ratios = {line["case"]: line["ratios"][own] for line in lines if own in line["ratios"]}
         if not ratios:
             continue
@@ -137,15 +164,15 @@ def scaling(rows: list[Row]) -> str:
 
 def grid(rows: list[Row], threads: int, what: str, cpu: bool, bold: str) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; the best peer between two `bold` marks."""
-    shown = {e: name for e, name in (FLOAT | INT8).items() if any(row.engine == e for row in rows)}
+    columns = {e: name for e, name in (FLOAT | INT8).items() if shown(e, what) and any(row.engine == e for row in rows)}
     head = ["model"]
-    for engine, name in shown.items():
+    for engine, name in columns.items():
         head += [name, "ratio"] if engine.startswith("evort") else [name]
     body = []
     for line in figures(rows, threads, what, cpu):
         cells = [MODELS.get(line["case"], line["case"])]
         bests = set(line["best"].values())
-        for engine in shown:
+        for engine in columns:
             cell = line["cells"][engine]
             cells.append(f"{bold}{cell}{bold}" if engine in bests else cell)
             if engine.startswith("evort"):
@@ -209,16 +236,17 @@ def plot(rows: list[Row], cpu: bool, file: Path) -> None:
     for axis, (what, (_, _, bars)) in zip(panels, FIGURES.items(), strict=True):
         lines = figures(rows, threads, what, cpu)
         labels = [MODELS.get(line["case"], line["case"]) for line in lines]
+        kept = "-kept" * any(row.engine == "evort-kept" and what == "start" for row in rows)
         for offset, own, kind, colour in (
-            (-0.2, "evort", "float32", "tab:blue"),
-            (0.2, "evort-int8", "int8", "tab:orange"),
+            (-0.2, f"evort{kept}", "float32", "tab:blue"),
+            (0.2, f"evort-int8{kept}", "int8", "tab:orange"),
         ):
             values = [line["ratios"].get(own, 0) for line in lines]
             axis.barh([i + offset for i in range(len(lines))], values, 0.4, label=kind, color=colour)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.axvline(bars[0], color="black", linewidth=0.8, linestyle="--")
         axis.set_yticks(range(len(lines)), labels)
-        axis.set_title(f"{what}: evort / best peer")
+        axis.set_title(f"{what}{', kept plan' * bool(kept)}: evort / best peer")
         axis.grid(axis="x", alpha=0.4)
     panels[0].invert_yaxis()
     panels[-1].legend()
