@@ -24,7 +24,7 @@ from evort._kernels.core cimport (EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_N
                                   ev_nhwc_winograd, ev_ukr,
                                   parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
-                                     row_add, row_scale, take_linear)
+                                     row_factors, take_linear)
 
 cdef const ev_ukr *K = ukernels()
 
@@ -211,10 +211,9 @@ cdef int linear(const ev_call *c) noexcept nogil:
     t.w = <const int8_t *> (t.sums + g.turns * g.each)
     memset(c.scratch, 0, g.shared)
     for turn in range(g.turns):
-        for m in range(g.m):
-            i = turn * g.each + m
-            add[i] = <int32_t> row_add(&t.job, m % g.result, t.sums[i])
-            scale[i] = row_scale(&t.job, m % g.result)
+        for m in range(g.m // g.result):
+            i = turn * g.each + m * g.result
+            row_factors(&t.job, g.result, t.sums + i, add + i, scale + i)
     items = g.n * g.chunks * g.bands * g.parts
     i = MACS_PER_TASK // max(1, t.job.o.y.size * 4 * g.quads * g.segments // items)
     parallel_for(winograd_items if g.winograd else dense_items, &t, items, max(1, i), c.threads)
@@ -298,12 +297,9 @@ cdef int depthwise(const ev_call *c) noexcept nogil:
     scales = <float *> (adds + g.c + 4)
     t.sums = <const int32_t *> c.in_[c.ints[I_INPUTS]].data
     t.w = <const int8_t *> (t.sums + up_to(g.c, EV_NHWC_VECTOR))
-    for m in range(g.c + 4):     # four more: the first ones again
-        if m < g.c:
-            adds[m] = <int32_t> row_add(&t.job, m, t.sums[m])
-            scales[m] = row_scale(&t.job, m)
-        else:
-            adds[m], scales[m] = adds[m - g.c], scales[m - g.c]
+    row_factors(&t.job, g.c, t.sums, adds, scales)
+    for m in range(g.c, g.c + 4):  # the first ones again
+        adds[m], scales[m] = adds[m - g.c], scales[m - g.c]
     m = 0
     for e in range(0, g.cycle, 4):
         memcpy(add + e, adds + m, 16)

@@ -5,7 +5,7 @@
 # The weights are shifted to where a row of the result meets them. Rows of padding are neither made nor multiplied.
 
 cdef enum:
-    QUAD_BYTES = 32 * 1024       # of a band of columns, about
+    QUAD_BYTES = 64 * 1024       # of a band of columns, about
     FEWEST_BYTES = 2048          # of a row of the result in a thread's band
 
 ctypedef struct Columns:
@@ -37,7 +37,7 @@ cdef bint make_columns(Columns *g, const int64_t *v, int32_t threads) noexcept n
     g.groups = g.quads
     g.block = 1
     if w.h <= 4 * g.groups and w.dilation_h == 1:
-        g.block = w.out_h
+        g.block, g.groups = w.out_h, ceil_div(w.h, 4)
     elif w.dilation_h == 1:
         g.block = (4 * g.groups - w.kernel_h) // w.stride_h + 1
     g.blocks = ceil_div(w.out_h, g.block)
@@ -155,9 +155,7 @@ cdef int columns(const ev_call *c) noexcept nogil:
     t.w = <const int8_t *> c.in_[c.ints[I_INPUTS]].data
     scale = <float *> (<char *> c.scratch + g.at_scale)
     memset(c.scratch, 0, g.shared)
-    for m in range(g.w.c):
-        add[m] = <int32_t> row_add(&t.job, m, 0)
-        scale[m] = row_scale(&t.job, m)
+    row_factors(&t.job, g.w.c, NULL, add, scale)
     for m in range(g.w.c, g.cycle if g.run else 0):
         add[m], scale[m] = add[m - g.w.c], scale[m - g.w.c]
     items = g.w.n * g.blocks * g.bands

@@ -84,6 +84,8 @@ cdef int64_t zero_of(const ev_tensor *t, int64_t i) noexcept nogil
 # weights, less their zero points.
 cdef float row_scale(const Job *job, int64_t m) noexcept nogil
 cdef int64_t row_add(const Job *job, int64_t m, int64_t weights) noexcept nogil
+# Both, of the first n channels; weights: NULL, or the sums of each. The additions wrap.
+cdef void row_factors(const Job *job, int64_t n, const int32_t *weights, int32_t *add, float *scale) noexcept nogil
 cdef void make_plan(Plan *p, const int64_t *v, int32_t threads, bint depthwise) noexcept nogil
 # All of the job but its plan, from its operands.
 cdef void read_operands(const ev_call *c, Job *job) noexcept nogil

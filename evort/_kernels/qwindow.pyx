@@ -263,6 +263,24 @@ cdef int64_t row_add(const Job *job, int64_t m, int64_t weights) noexcept nogil:
     return b - job.x_zero * weights
 
 
+cdef void row_factors(const Job *job, int64_t n, const int32_t *weights, int32_t *add, float *scale) noexcept nogil:
+    cdef const int32_t *bias = NULL if job.o.b == NULL else <const int32_t *> job.o.b.data
+    cdef const float *scales = NULL if job.o.w_scale == NULL else <const float *> job.o.w_scale.data
+    cdef int64_t m, step = scales != NULL and job.o.w_scale.size > 1
+    cdef int32_t zero = <int32_t> job.x_zero
+    cdef float unit = job.finish.unit
+    for m in range(n):
+        add[m] = 0 if bias == NULL else bias[m]
+    if weights != NULL:
+        for m in range(n):
+            add[m] -= zero * weights[m]
+    for m in range(n):
+        scale[m] = job.x_scale * (1 if scales == NULL else scales[m * step])
+    if job.finish.folds and job.finish.type != EV_FLOAT:
+        for m in range(n):
+            scale[m] /= unit
+
+
 cdef void take_linear(const ev_call *c, Job *job) noexcept nogil:
     cdef Operands *o = &job.o
     cdef ev_tensor *given[12]

@@ -270,6 +270,57 @@ EV_INLINE void EV_FN(q_binary_block)(const int dtype, const int op, const void *
     EV_FN(q_store)(dtype, q[0], q[1], p->zero, p->lo, p->hi, y, 0);
 }
 
+#ifdef __AVX2__
+/* Eight products, rounded. */
+EV_INLINE __m256i EV_FN(q_product)(__m256i whole, float scale)
+{
+    return (__m256i)EV_FN(q_rint)((EV_FN(ef))_mm256_cvtepi32_ps(whole) * scale);
+}
+
+/* 32 products of bytes; flip: 0x80 for int8, which then counts from -128. Factors less their zero points have 16 bits, their
+ * products two halves of so many; all stays in its half of a vector. */
+EV_INLINE __m256i EV_FN(q_products)(__m256i a, __m256i b, const ev_qbinary *p, const int flip)
+{
+    const __m256i none = _mm256_setzero_si256(), f = _mm256_set1_epi8((char)flip);
+    const __m256i za = _mm256_set1_epi16((short)(p->zero_a + flip)), zb = _mm256_set1_epi16((short)(p->zero_b + flip));
+    __m256i y[2];
+    a = _mm256_xor_si256(a, f), b = _mm256_xor_si256(b, f);
+    for (int h = 0; h < 2; h++) {
+        const __m256i u = _mm256_sub_epi16(h ? _mm256_unpackhi_epi8(a, none) : _mm256_unpacklo_epi8(a, none), za);
+        const __m256i v = _mm256_sub_epi16(h ? _mm256_unpackhi_epi8(b, none) : _mm256_unpacklo_epi8(b, none), zb);
+        const __m256i low = _mm256_mullo_epi16(u, v), high = _mm256_mulhi_epi16(u, v);
+        const __m256i q = EV_FN(q_product)(_mm256_unpacklo_epi16(low, high), p->scale_a);
+        const __m256i r = EV_FN(q_product)(_mm256_unpackhi_epi16(low, high), p->scale_a);
+        y[h] = _mm256_adds_epi16(_mm256_packs_epi32(q, r), _mm256_set1_epi16((short)p->zero));
+    }
+    const __m256i lo = _mm256_set1_epi8((char)p->lo), hi = _mm256_set1_epi8((char)p->hi);
+    return flip ? _mm256_min_epi8(_mm256_max_epi8(_mm256_packs_epi16(y[0], y[1]), lo), hi)
+                : _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(y[0], y[1]), lo), hi);
+}
+
+/* y = a * b for tensors of 8 bits, as q_binary. */
+EV_INLINE void EV_FN(q_multiply)(const int flip, int64_t n, const uint8_t *a, int64_t sa, const uint8_t *b, int64_t sb,
+                                 const ev_qbinary *given, uint8_t *y)
+{
+    enum { STEP = 32 };
+    const ev_qbinary p = *given;
+    uint8_t ends[2][STEP], same[2][STEP];
+    int64_t i = 0;
+    if (!sa) a = memset(same[0], *a, STEP);
+    if (!sb) b = memset(same[1], *b, STEP);
+#define EV_PRODUCTS(a, b) \
+    EV_FN(q_products)(_mm256_loadu_si256((const __m256i *)(a)), _mm256_loadu_si256((const __m256i *)(b)), &p, flip)
+    const int64_t left = n % STEP; /* of the last ones, a copy: before y, which may be a or b, is written */
+    memcpy(ends[0], sa ? a + n - left : a, (size_t)left);
+    memcpy(ends[1], sb ? b + n - left : b, (size_t)left);
+    for (; i + STEP <= n; i += STEP) _mm256_storeu_si256((__m256i *)(y + i), EV_PRODUCTS(a + i * sa, b + i * sb));
+    if (!left) return;
+    _mm256_storeu_si256((__m256i *)ends[0], EV_PRODUCTS(ends[0], ends[1]));
+    memcpy(y + i, ends[0], (size_t)left);
+#undef EV_PRODUCTS
+}
+#endif
+
 EV_INLINE void EV_FN(q_binary_rows)(const int dtype, const int op, int64_t n, const uint8_t *a, const int sa,
                                     const uint8_t *b, const int sb, const ev_qbinary *given, uint8_t *y)
 {
@@ -300,6 +351,13 @@ static void EV_FN(q_binary)(int dtype, int op, int64_t n, const void *a, int64_t
     else if (sa) EV_FN(q_binary_rows)(T, OP, n, a, 1, b, 0, p, y);      \
     else if (sb) EV_FN(q_binary_rows)(T, OP, n, a, 0, b, 1, p, y);      \
     else EV_FN(q_binary_rows)(T, OP, n, a, 0, b, 0, p, y)
+#ifdef __AVX2__
+    if (op == EV_QMUL) {
+        if (dtype == EV_UINT8) EV_FN(q_multiply)(0, n, a, sa, b, sb, p, y);
+        else EV_FN(q_multiply)(0x80, n, a, sa, b, sb, p, y);
+        return;
+    }
+#endif
     if (dtype == EV_UINT8) {
         if (op == EV_QADD) { EV_STRIDES(EV_UINT8, EV_QADD); } else { EV_STRIDES(EV_UINT8, EV_QMUL); }
     } else {

@@ -83,16 +83,18 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_finish)(const ev_qf
 }
 
 /* Results of n positions whose activation is a clamp at most, from sums EV_NHWC_NR apart; adds: with a residual of
- * bytes. What is constant stays in registers, which stores of bytes, that may be anything, would have read anew. */
+ * bytes; swish: which become HardSwish. What is constant stays in registers, which stores of bytes, that may be anything,
+ * would have read anew. */
 static inline __attribute__((always_inline)) void EV_FN(nhwc_clamped)(
     const ev_qfinish *f, int64_t n, int64_t channels, const int32_t *sum, const float *scale, const char *z, int64_t ldz,
-    uint8_t *y, int64_t ldy, const int adds)
+    uint8_t *y, int64_t ldy, const int adds, const int swish)
 {
     const int is_signed = f->type == EV_INT8;
     const __m256i zero = _mm256_set1_epi16((int16_t)f->zero);
     const __m256i lo = _mm256_set1_epi8((char)f->lo), hi = _mm256_set1_epi8((char)f->hi);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const __m256 top = _mm256_set1_ps(65536.0f), inverse = _mm256_set1_ps(1.0f / f->unit);
+    const __m256 sixth = _mm256_set1_ps(1.0f / 6.0f);
     const __m256 least = _mm256_set1_ps(f->activation == EV_ACT_RELU ? 0.0f : -INFINITY), z_scale = _mm256_set1_ps(f->z_scale);
     const int64_t flip = f->z_type == EV_INT8 ? (int64_t)0x8080808080808080u : 0; /* to uint8, 128 more */
     const __m256i z_zero = _mm256_set1_epi32(f->z_zero + (flip ? 128 : 0));
@@ -114,6 +116,11 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_clamped)(
                         r = _mm256_add_ps(r, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(x, z_zero)), z_scale));
                         r = _mm256_mul_ps(_mm256_max_ps(r, least), inverse);
                     }
+                    if (swish) { /* clamped as integers, which floats of one sign are ordered like */
+                        const __m256i gate = (__m256i)_mm256_add_ps(_mm256_mul_ps(r, sixth), _mm256_set1_ps(0.5f));
+                        const __m256i up = _mm256_max_epi32(gate, _mm256_setzero_si256());
+                        r = _mm256_mul_ps(_mm256_mul_ps(r, (__m256)_mm256_min_epi32(up, (__m256i)_mm256_set1_ps(1.0f))), inverse);
+                    }
                     v[q] = _mm256_cvtps_epi32(_mm256_min_ps(r, top)); /* what is below -2^31 becomes that */
                 }
             const __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), zero);
@@ -132,9 +139,11 @@ static void EV_FN(nhwc_results)(const ev_qfinish *f, int64_t n, int64_t channels
 {
     const int clamps = f->activation == EV_ACT_NONE || f->activation == EV_ACT_RELU;
     if (f->folds && !f->range) {
-        EV_FN(nhwc_clamped)(f, n, channels, sum, scale, NULL, 0, y, ldy, 0);
+        EV_FN(nhwc_clamped)(f, n, channels, sum, scale, NULL, 0, y, ldy, 0, 0);
     } else if (!f->range && clamps && z && f->z_type != EV_INT16 && f->z_type != EV_FLOAT) {
-        EV_FN(nhwc_clamped)(f, n, channels, sum, scale, z, ldz, y, ldy, 1);
+        EV_FN(nhwc_clamped)(f, n, channels, sum, scale, z, ldz, y, ldy, 1, 0);
+    } else if (!f->range && !z && f->activation == EV_ACT_HARD_SWISH) {
+        EV_FN(nhwc_clamped)(f, n, channels, sum, scale, NULL, 0, y, ldy, 0, 1);
     } else {
         for (int64_t i = 0; i < n; i++)
             for (int64_t c = 0; c < channels; c += 32)
