@@ -138,6 +138,11 @@ def test_bench_and_budget(capsys, lenet):
     assert code == 0 and "within" in out
     code, out = run(capsys, "bench", lenet, "--memory", "--budget", "1kB", "--json")
     assert code == 1 and json.loads(out)["over"]
+    code, out = run(capsys, "bench", lenet, "--start", "--json")
+    start = json.loads(out)["start"]
+    assert code == 0 and list(start) == ["first", "kept"] and all(v > 0 for row in start.values() for v in row.values())
+    code, out = run(capsys, "bench", lenet, "--start")
+    assert code == 0 and "kept plan" in out
 
 
 def test_profile_and_trace(capsys, lenet, tmp_path):
@@ -167,6 +172,7 @@ def test_errors_are_one_line_and_exit_2(capsys, tmp_path):
         ["inspect", tmp_path / "bad.etm"],
         ["run", tmp_path / "none.etm", "-i", "x.npy"],
         ["bench", LENET, "--memory"],
+        ["bench", LENET, "--start", "--memory"],
         ["inspect", LENET, "--shape", "nothing=1,2"],
     ):
         assert cli.main([str(a) for a in argv]) == 2
