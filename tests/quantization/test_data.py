@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,8 +115,13 @@ def test_bad_files(graph, pair, tmp_path):
     (tmp_path / "a.txt").write_text("1 2")
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "objects.npz", x=np.array([None], object))
+    (tmp_path / "a.npy").write_bytes(b"nothing")
+    np.save(tmp_path / "short.npy", X)
+    os.truncate(tmp_path / "short.npy", 500)
     for name, message in (
         ("a.npz", "no npz"),
+        ("a.npy", "no npy"),
+        ("short.npy", "ends before its last sample"),
         ("a.txt", r"\.npz or \.npy"),
         ("empty", "no images"),
         ("objects.npz", "object"),
@@ -129,20 +136,23 @@ def test_bad_files(graph, pair, tmp_path):
         open_calibration({"x": np.ones((1, 5)), "rate": 1}, pair)
 
 
-@pytest.mark.parametrize("source", ["npz", "generator"])
+@pytest.mark.parametrize("source", ["npz", "npy", "generator"])
 def test_memory_does_not_grow_with_the_data(source, tmp_path):
     node = helper.make_node("Relu", ["x"], ["y"])
     graph = convert_model(onnx_model([node], {"x": (np.float32, ("N", 1000))})).graph
     peaks = []
     for count in (10, 400):
-        path = tmp_path / f"{count}.npz"
-        np.savez(path, x=np.ones((count, 1000), np.float32))
-        made = path if source == "npz" else (np.ones((1, 1000), np.float32) for _ in range(count))
+        path, x = tmp_path / f"{count}.{source}", np.ones((count, 1000), np.float32)
+        if source == "npz":
+            np.savez(path, x=x)
+        elif source == "npy":
+            np.save(path, x)
+        made = path if source != "generator" else (np.ones((1, 1000), np.float32) for _ in range(count))
         data = open_calibration(made, graph)
         list(zip(range(2), data, strict=False))
         tracemalloc.start()
         for _ in data:
-            pass
+            assert path.name not in Path("/proc/self/maps").read_text()  # pages of a map stay, and count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # 400 samples are 1.6 MB; one is 4 kB, and what is kept of each in a list of places is some dozens of bytes.

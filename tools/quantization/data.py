@@ -12,6 +12,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +237,7 @@ def open_calibration(source: Any, graph: Graph, images: Images | None = None, li
         if path.suffix == ".npz":
             return _npz(path, graph, limit)
         if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return _arrays({_only_input(graph, str(path)): array}, graph, limit)
+            return _npy(path, _only_input(graph, str(path)), graph, limit)
         raise CalibrationError(f"{path}: calibration data is an .npz or .npy file, or a folder of images")
     if isinstance(source, np.ndarray):
         source = {_only_input(graph, "an array"): source}
@@ -320,20 +320,41 @@ def _npz(path: Path, graph: Graph, limit: int | None) -> Calibration:
     """The samples of an npz file, read as a stream, compressed or not."""
     try:
         with zipfile.ZipFile(path) as archive:
+            entries = {entry.removesuffix(".npy"): entry for entry in archive.namelist()}
             heads = {}
-            for entry in archive.namelist():
+            for name, entry in entries.items():
                 with archive.open(entry) as file:
-                    heads[entry.removesuffix(".npy")] = (entry, *_header(file))
+                    heads[name] = _header(file)
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise CalibrationError(f"{path}: is no npz file of plain arrays ({error})") from None
-    cuts = {name: _Cut(name, shape, graph) for name, (_, shape, _, _) in heads.items()}
+    cuts = {name: _Cut(name, shape, graph) for name, (shape, _, _) in heads.items()}
     count = _common(cuts)
 
     def start() -> Iterator[Sample]:
-        with zipfile.ZipFile(path) as archive:
-            streams = {name: _rows(archive, *heads[name], cuts[name]) for name in heads}
+        with zipfile.ZipFile(path) as archive, ExitStack() as stack:
+            files = {name: stack.enter_context(archive.open(entry)) for name, entry in entries.items()}
+            streams = {name: _rows(files[name], name, *heads[name], cuts[name]) for name in heads}
             for _ in range(count):
                 yield {name: next(stream) for name, stream in streams.items()}
+
+    return Calibration(graph, start, count, limit)
+
+
+def _npy(path: Path, name: str, graph: Graph, limit: int | None) -> Calibration:
+    """The samples of an npy file for one input, read as a stream."""
+    try:
+        with open(path, "rb") as file:
+            head = _header(file)
+    except ValueError as error:
+        raise CalibrationError(f"{path}: is no npy file of a plain array ({error})") from None
+    cut = _Cut(name, head[0], graph)
+    count = _common({name: cut})
+
+    def start() -> Iterator[Sample]:
+        with open(path, "rb") as file:
+            rows = _rows(file, path.name, *head, cut)
+            for _ in range(count):
+                yield {name: next(rows)}
 
     return Calibration(graph, start, count, limit)
 
@@ -348,24 +369,24 @@ def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _rows(
-    archive: zipfile.ZipFile, entry: str, shape: tuple[int, ...], fortran: bool, dtype: np.dtype, cut: _Cut
+    file: Any, what: str, shape: tuple[int, ...], fortran: bool, dtype: np.dtype, cut: _Cut
 ) -> Iterator[np.ndarray]:
-    with archive.open(entry) as file:
-        if fortran or cut.count is None:  # not in the order of samples, or only one
-            whole = np.lib.format.read_array(file, allow_pickle=False)
-            for i in range(cut.count or 1):
-                yield _part(whole, cut, i)
-            while cut.count is None:
-                yield whole
-            return
-        _header(file)
-        part = shape[1:] if not cut.step else (cut.step, *shape[1:])
-        wanted = int(np.prod(part, dtype=np.int64)) * dtype.itemsize
-        for _ in range(cut.count):
-            data = file.read(wanted)
-            if len(data) < wanted:
-                raise CalibrationError(f"the array {entry!r} ends before its last sample")
-            yield np.frombuffer(data, dtype).reshape(part)
+    """The samples of an array in npy form, one after the other. Raises CalibrationError for a file that ends early."""
+    if fortran or cut.count is None:  # not in the order of samples, or only one
+        whole = np.lib.format.read_array(file, allow_pickle=False)
+        for i in range(cut.count or 1):
+            yield _part(whole, cut, i)
+        while cut.count is None:
+            yield whole
+        return
+    _header(file)
+    part = shape[1:] if not cut.step else (cut.step, *shape[1:])
+    wanted = int(np.prod(part, dtype=np.int64)) * dtype.itemsize
+    for _ in range(cut.count):
+        data = file.read(wanted)
+        if len(data) < wanted:
+            raise CalibrationError(f"the array {what!r} ends before its last sample")
+        yield np.frombuffer(data, dtype).reshape(part)
 
 
 def _folder(path: Path, graph: Graph, images: Images, limit: int | None) -> Calibration:
@@ -380,7 +401,7 @@ def _folder(path: Path, graph: Graph, images: Images, limit: int | None) -> Cali
             if file.suffix == ".npz":
                 yield from _npz(file, graph, None)
             elif file.suffix == ".npy":
-                yield from _arrays({tensor.name: np.load(file, mmap_mode="r", allow_pickle=False)}, graph, None)
+                yield from _npy(file, tensor.name, graph, None)
             else:
                 yield images.read(file, tensor)
 

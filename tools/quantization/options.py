@@ -16,6 +16,7 @@ from evort_tools.quantization.metric import Drop
 SCHEMES = ("static", "dynamic", "weight-only", "mixed")
 PRECISIONS = ("float32", "float16", "int16", "int8", "int4")
 SWITCH = ("auto", "on", "off")
+WEIGHTS = ("bits", "block", "zero_points", "rounding", "storage")  # what is asked of weights alone
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -190,6 +191,7 @@ class Options:
         if self.hold_out < 0 or self.hold_out == 1:
             raise ValueError(f"hold_out must be 0 or at least 2, not {self.hold_out}")
         self._check_limits()
+        self._check_weights()
         if self.scheme == "dynamic":
             self._check_dynamic()
         if self.adaptive and self.scheme != "static":
@@ -200,6 +202,17 @@ class Options:
             raise ValueError(f"smooth_alpha must be from 0 to 1, not {self.smooth_alpha}")
         if not 50 <= self.percentile <= 100:
             raise ValueError(f"percentile must be from 50 to 100, not {self.percentile}")
+
+    def _check_weights(self) -> None:
+        """That nothing is asked of weights that the scheme does not have."""
+        has = {"dynamic": ("bits", "zero_points"), "weight-only": WEIGHTS}.get(self.scheme, ())
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in WEIGHTS:
+            true = (name, self.bits, self.scheme) == ("bits", 8, "static")
+            if name not in has and getattr(self, name) != defaults[name] and not true:
+                raise ValueError(f"{name} is not for the {self.scheme} scheme; the weight-only scheme has it")
+        if self.scheme == "dynamic" and self.bits == 16 and self.zero_points:
+            raise ValueError("zero_points: weights of 16 bits have none; they are for 8 bits")
 
     def _check_dynamic(self) -> None:
         """Which activations there are beside which weights."""
