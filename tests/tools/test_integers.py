@@ -97,6 +97,23 @@ def test_convolution(dtype, activation):
     assert ops(model) == ["QLinearConv"]
 
 
+@pytest.mark.parametrize("op", ["Conv", "MatMul", "Gemm"])
+def test_a_bias_without_room_in_units_of_a_sum(op):
+    """Channels of weights that are next to nothing beside their bias, as onnxruntime's quantizer leaves them."""
+    net = Net(2, 40, 7) if op == "Conv" else Net(7, 40)
+    x, shape, axis = net.cast("x", 0.03), {"Conv": (6, 40, 3), "MatMul": (40, 6), "Gemm": (6, 40)}[op], op == "MatMul"
+    scales = np.array([0.004, 1e-35, 0.003, 2e-10, 0.9e-10, 0.004], np.float32)
+    w, zeros = net.rng.integers(-127, 128, shape).astype(np.int8), net.const(np.zeros(6, np.int8))
+    w = net.op("DequantizeLinear", net.const(w), net.const(scales), zeros, axis=int(axis))
+    b = net.const(np.array([0.5, -3, 0, 6.4, -5.8, 1], np.float32))
+    if op == "MatMul":
+        y = net.op("Add", net.op("MatMul", x, w), b)
+    else:
+        y = net.op(op, x, w, b, **({"transB": 1} if op == "Gemm" else {"pads": [1, 1]}))
+    model = check(net, net.cast(y, 0.08, 120), 0.08)
+    assert ops(model) == ["QLinearConv" if op == "Conv" else "QLinearMatMul"]
+
+
 def test_ends_of_the_range_stay():
     """A QuantizeLinear whose range ends at 0 is a Relu, though its rounding is left out."""
     net = Net(1, 3, 9, 8)

@@ -65,8 +65,15 @@ def fused_of(node: Node) -> dict[str, object] | None:
 # Products: operands x, w (triples), output (pair), bias, residual (triple) --------------------------------------------
 
 
-def _bias(ed: Edit, node: Node, name: str, x: Quantized, scales: np.ndarray, count: int) -> str | None:
-    """The bias in units of a sum, int32; None where it cannot be told or does not fit."""
+_MOST_BIAS = 2.0**30  # sums are added to it: half of the range is theirs
+_DEEPEST = 1 << 14  # terms of a sum for which the argument of `_coarser` holds
+
+
+def _bias(
+    ed: Edit, node: Node, name: str, x: Quantized, w: Quantized, axis: int, scales: np.ndarray, count: int
+) -> str | None:
+    """The bias in units of a sum, int32; None where it cannot be told or does not fit. axis: of the output channels of
+    the weights `w`, which take coarser units where that makes it fit."""
     if not name:
         return ""
     given = quantized(ed, name)
@@ -77,11 +84,35 @@ def _bias(ed: Edit, node: Node, name: str, x: Quantized, scales: np.ndarray, cou
     if value is None or value.size not in (1, count) or (value.ndim and value.shape[-1] != value.size):
         return None
     unit = x.scales(ed)[0].astype(np.float64) * scales
-    whole = np.rint(np.broadcast_to(value.reshape(-1), (count,)) / unit)
-    # Sums are added to it: half of the range is theirs.
-    if not np.all(np.abs(whole) <= 2**30):
+    value = np.broadcast_to(value.reshape(-1), (count,))
+    if not np.all(np.abs(value) <= _MOST_BIAS * unit):
+        factor = _coarser(ed, node, w, axis, np.abs(value) / unit)
+        if factor is None:
+            return None
+        unit = unit * factor
+    return ed.constant(np.rint(value / unit).astype(np.int32), f"{node.outputs[0]}/bias")
+
+
+def _coarser(ed: Edit, node: Node, w: Quantized, axis: int, bias: np.ndarray) -> np.ndarray | None:
+    """Gives channels whose bias has no room in int32, in units of a sum, weights in larger units; how much larger they
+    are, a power of two for each channel. None where weights have one scale, or are too many.
+
+    Such channels are as good as constant (onnxruntime's quantizer leaves them with a bias of 2^31): rounding K weights
+    anew changes a sum by at most K 255 / 2^30 of the bias, so that for K up to 2^14 it is less than a step of 8 bits.
+    """
+    stored = ed.value(w.x)
+    if w.axis is None or w.zeros(ed).any() or stored.size // stored.shape[axis] > _DEEPEST:
         return None
-    return ed.constant(whole.astype(np.int32), f"{node.outputs[0]}/bias")
+    if not np.isfinite(bias).all():
+        return None
+    factor = 2.0 ** np.ceil(np.log2(np.maximum(bias / _MOST_BIAS, 1.0)))
+    along = [1] * stored.ndim
+    along[axis] = -1
+    rounded = np.rint(stored / factor.reshape(along)).astype(stored.dtype)
+    scale = (w.scales(ed) * factor).astype(np.float32)
+    w.x = ed.constant(rounded, f"{node.outputs[0]}/weights", w.dtype)
+    w.scale = ed.constant(scale, f"{node.outputs[0]}/weights/scale")
+    return factor
 
 
 def _product(
@@ -124,7 +155,7 @@ def _conv(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
     found = _channels(ed, w, 1 if transposed else 0, rank, groups)
     if found is None:
         return None
-    bias = _bias(ed, node, operand(node, 2), x, *found)
+    bias = _bias(ed, node, operand(node, 2), x, w, int(transposed), *found)
     inputs = None if bias is None else _product(ed, node, target, (x, w), bias, operand(node, 3))
     if inputs is None:
         return None
@@ -141,7 +172,7 @@ def _matmul(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
     bias = ""
     if ed.value(b.x) is not None:
         found = _channels(ed, b, -1, ed.shapes.rank(b.x) or 0)
-        bias = None if found is None else _bias(ed, node, operand(node, 2), a, *found)
+        bias = None if found is None else _bias(ed, node, operand(node, 2), a, b, -1, *found)
     elif b.axis is not None or operand(node, 2):
         return None
     inputs = None if bias is None else _product(ed, node, target, (a, b), bias, operand(node, 3))
@@ -158,7 +189,7 @@ def _gemm(ed: Edit, node: Node, target: Quantized | None) -> Made | None:
     found = _channels(ed, b, 0 if transposed else 1, 2)
     if found is None or (operand(node, 2) and attrs.get("beta", 1.0) != 1.0):
         return None
-    bias = _bias(ed, node, operand(node, 2), a, *found)
+    bias = _bias(ed, node, operand(node, 2), a, b, 0 if transposed else 1, *found)
     inputs = None if bias is None else _product(ed, node, target, (a, b), bias, operand(node, 3))
     return None if inputs is None else ("QLinearMatMul", "", inputs, {**fused, **({"transB": 1} if transposed else {})})
 
