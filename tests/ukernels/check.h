@@ -27,9 +27,12 @@ void fill_bytes(void *p, int64_t n, int is_signed);
 void fill_i16(int16_t *p, int64_t n, int64_t most);
 
 void fill_floats(float *p, int64_t n); /* -1 to 1 */
+float *floats(int64_t n);              /* guarded, and so filled */
 
 /* Counts a check; prints what differs. */
 int same_i32(const char *row, const char *what, int64_t at, int32_t got, int64_t want);
+/* The same for memory. */
+int same_bytes(const char *row, const char *what, const void *got, const void *want, size_t bytes);
 /* The same for a number that may be off by `most`. */
 int close_to(const char *row, const char *what, int64_t at, double got, double want, double most);
 /* The same for a float32 sum of k products, whose sizes add up to `size`. It is off by at most gamma(k) times that (Higham,
