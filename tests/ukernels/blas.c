@@ -8,8 +8,9 @@
 static const int64_t COUNTS[] = {0, 1, 3, 4, 7, 8, 16, 31, 33, 67};
 
 /* Room for n elements, `inc` apart, and where the first of them lies: BLAS's vectors may run backwards. */
-#define VECTOR(T, n, inc)                                                                                              \
-    ((T *)guarded((size_t)((n) > 0 ? ((n) - 1) * llabs(inc) + 1 : 0) * sizeof(T)) + ((inc) < 0 && n ? (1 - (n)) * (inc) : 0))
+#define VECTOR(T, n, inc)                                                                      \
+    ((T *)guarded((size_t)((n) > 0 ? ((n) - 1) * llabs(inc) + 1 : 0) * sizeof(T)) +            \
+     ((inc) < 0 && n ? (1 - (n)) * (inc) : 0))
 
 #define CHECK_BLAS1(s, T, EPS, SMALL, LARGE)                                                                           \
     void check_blas1_##s(void)                                                                                         \
@@ -66,7 +67,8 @@ CHECK_BLAS1(f64, double, DBL_EPSILON, 1e-280, 1e280)
             const double alpha = (n_ + k_) % 2 ? 1 : -0.75;                                                            \
             if ((n > 500) != (k > 500)) continue;                                                                      \
             T *x = VECTOR(T, k, 1), *spread = VECTOR(T, k, inc), *y = VECTOR(T, n, 1), *z = VECTOR(T, n, inc);         \
-            T *by_rows = guarded((size_t)(k * (n + 1) - 1) * sizeof(T)), *dots = guarded((size_t)(n * (k + 1) - 1) * sizeof(T)); \
+            T *by_rows = guarded((size_t)(k * (n + 1) - 1) * sizeof(T));                                               \
+            T *dots = guarded((size_t)(n * (k + 1) - 1) * sizeof(T));                                                  \
             for (int64_t i = 0; i < k; i++) x[i] = spread[i * inc] = (T)uniform();                                     \
             for (int64_t i = 0; i < k * (n + 1) - 1; i++) by_rows[i] = (T)uniform();                                   \
             for (int64_t i = 0; i < n * (k + 1) - 1; i++) dots[i] = (T)uniform();                                      \
@@ -76,7 +78,8 @@ CHECK_BLAS1(f64, double, DBL_EPSILON, 1e-280, 1e280)
             for (int64_t j = 0; j < n; j++) {                                                                          \
                 double rows = 0.5, row_size = 0.5, dot = 0.5, dot_size = 0.5;                                          \
                 for (int64_t p = 0; p < k; p++) {                                                                      \
-                    const double v = alpha * x[p] * by_rows[p * (n + 1) + j], w = alpha * x[p] * dots[j * (k + 1) + p]; \
+                    const double v = alpha * x[p] * by_rows[p * (n + 1) + j];                                          \
+                    const double w = alpha * x[p] * dots[j * (k + 1) + p];                                             \
                     rows += v, dot += w, row_size += fabs(v), dot_size += fabs(w);                                     \
                 }                                                                                                      \
                 const double gamma = (double)(2 * k + 8) * EPS / 2;                                                    \
@@ -97,7 +100,8 @@ CHECK_GEMV(f64, double, DBL_EPSILON)
         static const int64_t SIZES[] = {1, 2, 3, 5, 6, 8, 12, 15, 16, 17, 33, 150};                                    \
         EACH(n, SIZES) EACH(k, SIZES) for (int kind = 0; kind < 6; kind++) {                                           \
             const int64_t n = SIZES[n_], k = SIZES[k_], width = kind < 3 ? NR : K->mr;                                 \
-            const int64_t sj = kind % 3 == 0 ? 1 : kind % 3 == 1 ? k + 1 : 2, sp = kind % 3 == 0 ? n + 2 : kind % 3 == 1 ? 1 : 2 * n; \
+            const int64_t sj = kind % 3 == 0 ? 1 : kind % 3 == 1 ? k + 1 : 2;                                          \
+            const int64_t sp = kind % 3 == 0 ? n + 2 : kind % 3 == 1 ? 1 : 2 * n;                                      \
             const int64_t panels = (n + width - 1) / width;                                                            \
             T *x = guarded((size_t)((n - 1) * sj + (k - 1) * sp + 1) * sizeof(T));                                     \
             T *y = guarded((size_t)(panels * width * k) * sizeof(T));                                                  \

@@ -7,36 +7,6 @@
 static const int TYPES[] = {EV_UINT8, EV_INT8, EV_UINT16, EV_INT16};
 static const int64_t COUNTS[] = {1, 3, 4, 7, 8, 9, 16, 31, 65};
 
-static int32_t lowest(int type) { return type == EV_INT8 ? -128 : type == EV_INT16 ? -32768 : 0; }
-static int32_t highest(int type)
-{
-    return type == EV_INT8 ? 127 : type == EV_INT16 ? 32767 : type == EV_UINT8 ? 255 : 65535;
-}
-static int64_t bytes_of(int type) { return type == EV_UINT8 || type == EV_INT8 ? 1 : 2; }
-
-static int32_t item(int type, const void *x, int64_t i)
-{
-    return type == EV_UINT8   ? ((const uint8_t *)x)[i]
-           : type == EV_INT8  ? ((const int8_t *)x)[i]
-           : type == EV_INT16 ? ((const int16_t *)x)[i]
-                              : ((const uint16_t *)x)[i];
-}
-
-/* A number as an integer of [lo, hi]: NaN as the smallest. */
-static int32_t whole(float x, int32_t zero, int32_t lo, int32_t hi)
-{
-    const double r = rint((double)x) + zero;
-    return isnan(r) || r < lo ? lo : r > hi ? hi : (int32_t)r;
-}
-
-/* Numbers around ties and bounds, and what is none. */
-static float provoking(void)
-{
-    static const float some[] = {NAN, INFINITY, -INFINITY, 3e9f, -3e9f, 2.5f, -0.5f, 1e-30f};
-    const uint32_t r = random_bits() % 16;
-    return r < 8 ? some[r] : (float)(uniform() * (r & 1 ? 40000 : 300));
-}
-
 void check_q_floats(void)
 {
     char what[64];
@@ -45,7 +15,7 @@ void check_q_floats(void)
             for (int each = 0; each < 2; each++)
                 for (int narrow = 0; narrow < 2; narrow++) {
                     const int type = TYPES[t_];
-                    const int64_t n = COUNTS[n_], size = bytes_of(type);
+                    const int64_t n = COUNTS[n_], size = ev_item_size(type);
                     float *x = guarded((size_t)n * 4), *scale = guarded((size_t)n * 4), *back = guarded((size_t)n * 4);
                     void *zero = guarded((size_t)(n * size)), *y = guarded((size_t)(n * size));
                     fill_bytes(zero, n * size, 0);

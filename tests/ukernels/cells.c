@@ -37,7 +37,8 @@ void check_recurrent(void)
             const double g = tangent(gates[2 * n + j] + reset * r[2 * n + j], clip);
             if (!close_to("rnn_cell_f32", "", j, simple[j], tangent(gates[j], clip), 2.5 * u) ||
                 !close_to("gru_reset_f32", "", j, kept[j], sigmoid(gates[n + j], clip) * h[j], 4 * u) ||
-                !close_to("gru_update_f32", "", j, updated[j], (1 - z) * tangent(gates[2 * n + j], clip) + z * h[j], 11 * u) ||
+                !close_to("gru_update_f32", "", j, updated[j], (1 - z) * tangent(gates[2 * n + j], clip) + z * h[j],
+                          11 * u) ||
                 !close_to("gru_cell_f32", "", j, state[j], (1 - both) * g + both * h[j], 44 * u))
                 return;
         }
@@ -58,7 +59,8 @@ void check_recurrent(void)
 /* The slope of an activation, given its argument, or its result (sigmoid, tanh, hard sigmoid). */
 static double slope(int op, double v, double a, double b)
 {
-    const double s = 1 / (1 + exp(-v)), q = sqrt(2 / M_PI), t = tanh(q * (v + 0.044715 * v * v * v)), m = tanh(log1p(exp(v)));
+    const double s = 1 / (1 + exp(-v)), q = sqrt(2 / M_PI), t = tanh(q * (v + 0.044715 * v * v * v)),
+        m = tanh(log1p(exp(v)));
     switch (op) {
     case EV_ACT_RELU: return v > 0;
     case EV_ACT_CLIP: return v > a && v < b;
@@ -103,7 +105,8 @@ void check_activation_grad(void)
 void check_inner_products(void)
 {
     static const int64_t LENGTHS[] = {16, 48, 80};
-    EACH(n, LENGTHS) for (int64_t m = 1; m < 7; m++) for (int64_t taps = 1; taps < 6; taps++) for (int64_t count = 1; count < 4; count++) {
+    EACH(n, LENGTHS) for (int64_t m = 1; m < 7; m++) for (int64_t taps = 1; taps < 6; taps++)
+    for (int64_t count = 1; count < 4; count++) {
         const int64_t n = LENGTHS[n_], sa = n + 5, sb = n + 9, lda = count * sa, ldc = taps + 1;
         float *a = floats((m - 1) * lda + (count - 1) * sa + n), *b = floats(2 * taps + (count - 1) * sb + n);
         float *c = guarded((size_t)(m * ldc - 1) * 4);
@@ -117,7 +120,8 @@ void check_inner_products(void)
                 const double p = (double)a[i * lda + l / n * sa + l % n] * b[offset[j] + l / n * sb + l % n];
                 want += p, size += fabs(p);
             }
-            if (!near("inner_products_f32", j < taps ? "" : "between rows", i * ldc + j, c[i * ldc + j], want, size, count * n))
+            if (!near("inner_products_f32", j < taps ? "" : "between rows", i * ldc + j, c[i * ldc + j], want, size,
+                      count * n))
                 return;
         }
         release_all();
@@ -137,7 +141,8 @@ void check_max_pool_grad(void)
             for (int q = 1; q < 4; q++)
                 if (x[q / 2][2 * i + q % 2] > x[best / 2][2 * i + best % 2]) best = q;
             for (int q = 0; q < 4; q++)
-                if (!close_to("max_pool_grad_2x2_f32", "", 4 * i + q, dx[q / 2][2 * i + q % 2], q == best ? dy[i] : 0, 0)) return;
+                if (!close_to("max_pool_grad_2x2_f32", "", 4 * i + q, dx[q / 2][2 * i + q % 2], q == best ? dy[i] : 0,
+                              0)) return;
         }
         release_all();
     }
@@ -149,7 +154,8 @@ void check_optimizers(void)
     EACH(n, COUNTS) for (int kind = 0; kind < 4; kind++) {
         const int64_t n = COUNTS[n_];
         const size_t bytes = (size_t)n * 4;
-        float *w = floats(n), *g = floats(n), *m = floats(n), *v = floats(n), *w_new, *m_new, *v_new, *z = guarded(bytes);
+        float *w = floats(n), *g = floats(n), *m = floats(n), *v = floats(n), *w_new, *m_new, *v_new,
+            *z = guarded(bytes);
         for (int64_t i = 0; i < n; i++) v[i] = fabsf(v[i]);
         float *was[3] = {guarded(bytes), guarded(bytes), guarded(bytes)};
         memcpy(was[0], w, bytes), memcpy(was[1], m, bytes), memcpy(was[2], v, bytes);
@@ -171,8 +177,10 @@ void check_optimizers(void)
         K->adam_f32(n, &p, w, g, m, v, w_new, m_new, v_new);
         for (int64_t i = 0; i < n; i++) {
             const double x = was[0][i], d = (double)p.scale * g[i] + (p.decoupled ? 0 : p.decay * x);
-            const double mean = (double)p.beta1 * was[1][i] + p.rest1 * d, square = (double)p.beta2 * was[2][i] + p.rest2 * d * d;
-            const double size = (double)p.beta1 * fabs(was[1][i]) + p.rest1, root = sqrt(square * p.unbias2) + p.epsilon;
+            const double mean = (double)p.beta1 * was[1][i] + p.rest1 * d,
+                square = (double)p.beta2 * was[2][i] + p.rest2 * d * d;
+            const double size = (double)p.beta1 * fabs(was[1][i]) + p.rest1,
+                root = sqrt(square * p.unbias2) + p.epsilon;
             const double step = mean * p.unbias1 / root + (p.decoupled ? p.decay * x : 0);
             if (!close_to("adam_f32", "mean", i, m_new[i], mean, 6 * u * size) ||
                 !close_to("adam_f32", "square", i, v_new[i], square, 10 * u * (square + p.rest2)) ||

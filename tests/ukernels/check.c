@@ -86,7 +86,8 @@ int close_to(const char *row, const char *what, int64_t at, double got, double w
     checks++;
     if (isnan(want) ? isnan(got) : got == want || fabs(got - want) <= most) return 1;
     if (failures++ < 20)
-        printf("%s %s: %s, element %lld is %.9g, not %.9g +- %.2g\n", K->isa, row, what, (long long)at, got, want, most);
+        printf("%s %s: %s, element %lld is %.9g, not %.9g +- %.2g\n", K->isa, row, what, (long long)at, got, want,
+               most);
     return 0;
 }
 
@@ -113,6 +114,34 @@ int same_bytes(const char *row, const char *what, const void *got, const void *w
     while (((const uint8_t *)got)[at] == ((const uint8_t *)want)[at]) at++;
     if (failures++ < 20) printf("%s %s: %s differs from byte %zu of %zu on\n", K->isa, row, what, at, bytes);
     return 0;
+}
+
+int32_t lowest(int type) { return type == EV_INT8 ? -128 : type == EV_INT16 ? -32768 : 0; }
+
+int32_t highest(int type)
+{
+    return type == EV_INT8 ? 127 : type == EV_INT16 ? 32767 : type == EV_UINT8 ? 255 : 65535;
+}
+
+int32_t item(int type, const void *x, int64_t i)
+{
+    return type == EV_UINT8   ? ((const uint8_t *)x)[i]
+           : type == EV_INT8  ? ((const int8_t *)x)[i]
+           : type == EV_INT16 ? ((const int16_t *)x)[i]
+                              : ((const uint16_t *)x)[i];
+}
+
+int32_t whole(float x, int32_t zero, int32_t lo, int32_t hi)
+{
+    const double r = rint((double)x) + zero;
+    return isnan(r) || r < lo ? lo : r > hi ? hi : (int32_t)r;
+}
+
+float provoking(void)
+{
+    static const float some[] = {NAN, INFINITY, -INFINITY, 3e9f, -3e9f, 2.5f, -0.5f, 1e-30f};
+    const uint32_t r = random_bits() % 16;
+    return r < 8 ? some[r] : (float)(uniform() * (r & 1 ? 40000 : 300));
 }
 
 #define CASE(run, rows) void run(void);
@@ -155,7 +184,8 @@ static void check_table(void)
     }
 #include "ukernels.inc"
 #undef EV_UKERNEL
-    printf("%-14s %3d of %d rows are not the portable ones: %ld results compared\n", K->isa, own, rows, checks - before);
+    printf("%-14s %3d of %d rows are not the portable ones: %ld results compared\n", K->isa, own, rows,
+           checks - before);
 }
 
 int main(int argc, char **argv)

@@ -39,6 +39,13 @@ int close_to(const char *row, const char *what, int64_t at, double got, double w
  * Accuracy and Stability, section 3.1). */
 int near(const char *row, const char *what, int64_t at, double got, double want, double size, int64_t k);
 
+/* Quantized numbers: the ends of a type, an item of memory, and a number as an integer of [lo, hi]: NaN as the smallest. */
+int32_t lowest(int type);
+int32_t highest(int type);
+int32_t item(int type, const void *x, int64_t i);
+int32_t whole(float x, int32_t zero, int32_t lo, int32_t hi);
+float provoking(void); /* numbers around ties and bounds, and what is none */
+
 #define EACH(x, array) for (size_t x##_ = 0; x##_ < sizeof array / sizeof *array; x##_++)
 
 #endif

@@ -48,7 +48,8 @@ void check_move_rows(void)
     static const int64_t BYTES[] = {0, 1, 2, 3, 4, 8, 12, 16, 17, 32, 48, 128, 144};
     EACH(b, BYTES) for (int64_t n = 1; n < 6; n++) {
         const int64_t bytes = BYTES[b_], xs = bytes + 3, ys = bytes + 5;
-        uint8_t *x = rubbish((n - 1) * xs + bytes), *y = rubbish((n - 1) * ys + bytes), *want = rubbish((n - 1) * ys + bytes);
+        uint8_t *x = rubbish((n - 1) * xs + bytes), *y = rubbish((n - 1) * ys + bytes),
+            *want = rubbish((n - 1) * ys + bytes);
         memcpy(want, y, (size_t)((n - 1) * ys + bytes));
         for (int64_t i = 0; i < n; i++) memcpy(want + i * ys, x + i * xs, (size_t)bytes);
         K->move_rows(n, bytes, x, xs, y, ys);
@@ -67,7 +68,8 @@ void check_move_transpose(void)
         uint8_t *want = guarded((size_t)(((rows - 1) * ys + cols) * item));
         memcpy(want, y, (size_t)(((rows - 1) * ys + cols) * item));
         for (int64_t i = 0; i < rows; i++)
-            for (int64_t j = 0; j < cols; j++) memcpy(want + (i * ys + j) * item, x + (i + j * xs) * item, (size_t)item);
+            for (int64_t j = 0; j < cols; j++)
+                memcpy(want + (i * ys + j) * item, x + (i + j * xs) * item, (size_t)item);
         K->move_transpose((int)item, rows, cols, x, xs, y, ys);
         snprintf(what, sizeof what, "item %d, %d by %d, apart %d", (int)item, (int)rows, (int)cols, (int)more);
         if (!same_bytes("move_transpose", what, y, want, (size_t)(((rows - 1) * ys + cols) * item))) return;
@@ -83,7 +85,8 @@ void check_select(void)
         uint8_t *c = rubbish(sc ? n : 1), *a = rubbish((sa ? n : 1) * item), *b = rubbish((sb ? n : 1) * item);
         uint8_t *y = guarded((size_t)(n * item)), *want = guarded((size_t)(n * item));
         for (int64_t i = 0; i < (sc ? n : 1); i++) c[i] &= 1;
-        for (int64_t i = 0; i < n; i++) memcpy(want + i * item, (c[sc * i] ? a + sa * i * item : b + sb * i * item), (size_t)item);
+        for (int64_t i = 0; i < n; i++)
+            memcpy(want + i * item, c[sc * i] ? a + sa * i * item : b + sb * i * item, (size_t)item);
         K->select(item, n, c, sc, a, sa, b, sb, y);
         if (!same_bytes("select", "", y, want, (size_t)(n * item))) return;
         release_all();
@@ -91,7 +94,7 @@ void check_select(void)
 }
 
 /* a op b of integers of so many bits, whose lowest ones are the result. */
-static int64_t whole(int op, int64_t a, int64_t b, int bits)
+static int64_t integer(int op, int64_t a, int64_t b, int bits)
 {
     const uint64_t p = (uint64_t)a, q = (uint64_t)b;
     const int outside = b < 0 || b >= bits;
@@ -134,7 +137,7 @@ static int64_t whole(int op, int64_t a, int64_t b, int bits)
                 if (op >= EV_EQUAL && i < n && random_bits() % 2) b[i] = a[sa * i];                                    \
             }                                                                                                          \
             for (int64_t i = 0; i < n; i++) {                                                                          \
-                const int64_t r = whole(op, a[sa * i], b[sb * i], 8 * (int)sizeof(T));                                 \
+                const int64_t r = integer(op, a[sa * i], b[sb * i], 8 * (int)sizeof(T));                                 \
                 memcpy(want + (size_t)i * size, &r, size);                                                             \
             }                                                                                                          \
             K->binary_##s(op, n, a, sa, b, sb, y);                                                                     \
@@ -200,8 +203,9 @@ void check_ranges(void)
 {
     EACH(n, COUNTS) for (int kind = 0; kind < 8; kind++) {
         const int64_t n = COUNTS[n_], each = kind & 1;
-        float *x = floats(n), *scale = floats(n), *zero = floats(n), *y = guarded((size_t)n * 4), range[2] = {0.25f, 0.5f};
+        float *x = floats(n), *scale = floats(n), *zero = floats(n), *y = guarded((size_t)n * 4), range[2];
         uint8_t *is = guarded((size_t)n);
+        range[0] = 0.25f, range[1] = 0.5f;
         for (int64_t i = 0; i < n; i += 4) x[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? INFINITY : -INFINITY;
         K->dequantize_f32(n, x, scale, zero, each, y);
         K->range_f32(n, x, range);
@@ -215,7 +219,8 @@ void check_ranges(void)
                           isnan(x[i]) ? kind & 1 : isinf(x[i]) ? kind >> (x[i] > 0 ? 1 : 2) & 1 : 0))
                 return;
         }
-        if (!close_to("range_f32", "smallest", n, range[0], low, 0) || !close_to("range_f32", "largest", n, range[1], high, 0))
+        if (!close_to("range_f32", "smallest", n, range[0], low, 0) ||
+            !close_to("range_f32", "largest", n, range[1], high, 0))
             return;
         release_all();
     }

@@ -13,7 +13,8 @@ void check_reduce(void)
 {
     static const double UNITS[] = {20, 20, 1e-5, 25, 1e-5};
     char what[64];
-    for (int op = EV_REDUCE_SUM; op <= EV_REDUCE_PROD; op++) EACH(n, LONG) EACH(r, ROWS) for (int cols = 0; cols < 2; cols++) {
+    for (int op = EV_REDUCE_SUM; op <= EV_REDUCE_PROD; op++) EACH(n, LONG) EACH(r, ROWS)
+    for (int cols = 0; cols < 2; cols++) {
         const int64_t n = LONG[n_], rows = ROWS[r_], step = n + 3, count = cols ? n : rows;
         float *x = floats((rows - 1) * step + n), *shift = guarded((size_t)count * 4);
         double *acc = guarded((size_t)count * 8);
@@ -36,7 +37,8 @@ void check_reduce(void)
             }
             want = op == EV_REDUCE_PROD ? want * 0.5 : want + 0.5;
             if (op == EV_REDUCE_PROD) size = fabs(want);
-            if (!close_to(cols ? "reduce_cols_f32" : "reduce_rows_f32", what, i, acc[i], want, UNITS[op] * u * size)) return;
+            if (!close_to(cols ? "reduce_cols_f32" : "reduce_rows_f32", what, i, acc[i], want,
+                          UNITS[op] * u * size)) return;
         }
         release_all();
     }
@@ -61,7 +63,7 @@ static void fill(int type, void *x, int64_t n, int64_t k)
         const int64_t v = (int64_t)(random_bits() % 6);
         const int end = (int)(random_bits() % 16); /* 0 and 1 are the ends */
         switch (type) {
-        case EV_FLOAT: ((float *)x)[i] = i == k ? NAN : end == 0 ? INFINITY : end == 1 ? -INFINITY : (float)(v - 3); break;
+        case EV_FLOAT: ((float *)x)[i] = i == k ? NAN : end < 2 ? (end ? -INFINITY : INFINITY) : (float)(v - 3); break;
         case EV_INT8: ((int8_t *)x)[i] = (int8_t)(end == 0 ? 127 : end == 1 ? -128 : v - 3); break;
         case EV_UINT8: ((uint8_t *)x)[i] = (uint8_t)(end == 0 ? 255 : end == 1 ? 0 : v); break;
         case EV_INT32: ((int32_t *)x)[i] = (int32_t)(end == 0 ? INT32_MAX : end == 1 ? INT32_MIN : v - 3); break;
@@ -81,7 +83,8 @@ void check_extremes(void)
         const int type = TYPES[t_], min = kind & 1, last = kind >> 1 & 1, cols = kind >> 2;
         const int64_t n = LONG[n_], rows = ROWS[r_], step = n + 3, count = cols ? n : rows, all = (rows - 1) * step + n;
         const size_t size = (size_t)ev_item_size(type);
-        void *x = guarded((size_t)all * size), *acc = guarded((size_t)count * size), *given = guarded((size_t)count * size);
+        void *x = guarded((size_t)all * size), *acc = guarded((size_t)count * size),
+            *given = guarded((size_t)count * size);
         int64_t *at = guarded((size_t)count * 8);
         fill(type, x, all, n_ % 3 ? -1 : n / 2), fill(type, given, count, -1);
         memcpy(acc, given, (size_t)count * size);
@@ -97,7 +100,8 @@ void check_extremes(void)
             }
             if (t_ < 3 && !same_i32(cols ? "arg_cols" : "arg_rows", what, i, (int32_t)at[i], best)) return;
             const double v = number(type, x, from + best * along), old = number(type, given, i);
-            if (!close_to(cols ? "extreme_cols" : "extreme_rows", what, i, number(type, acc, i), beats(min, v, old) ? v : old, 0))
+            if (!close_to(cols ? "extreme_cols" : "extreme_rows", what, i, number(type, acc, i),
+                          beats(min, v, old) ? v : old, 0))
                 return;
         }
         release_all();
@@ -112,7 +116,8 @@ void check_extremes(void)
             T *x = guarded((size_t)((rows - 1) * step + n) * sizeof(T));                                               \
             T *row = guarded((size_t)rows * sizeof(T)), *column = guarded((size_t)n * sizeof(T));                      \
             T *want_row = guarded((size_t)rows * sizeof(T)), *want_column = guarded((size_t)n * sizeof(T));            \
-            for (int64_t i = 0; i < (rows - 1) * step + n; i++) x[i] = (T)((uint64_t)random_bits() << 32 | random_bits() | 1); \
+            for (int64_t i = 0; i < (rows - 1) * step + n; i++)                                                        \
+                x[i] = (T)((uint64_t)random_bits() << 32 | random_bits() | 1);                                         \
             for (int64_t r = 0; r < rows; r++) row[r] = want_row[r] = (T)-3;                                           \
             for (int64_t j = 0; j < n; j++) column[j] = want_column[j] = (T)-3;                                        \
             for (int64_t r = 0; r < rows; r++) for (int64_t j = 0; j < n; j++) {                                       \
@@ -151,7 +156,8 @@ void check_softmax(void)
                 most = isnan(line[p * along]) || isnan(most) ? NAN : fmax(most, line[p * along]);
             for (int64_t p = 0; p < lines; p++) sum += exp(line[p * along] - most);
             for (int64_t p = 0; p < lines; p++) {
-                const double d = line[p * along] - most, want = isinf(most) ? NAN : log_of ? d - log(sum) : exp(d) / sum;
+                const double d = line[p * along] - most,
+                    want = isinf(most) ? NAN : log_of ? d - log(sum) : exp(d) / sum;
                 const double off = log_of ? (4 * fabs(want) + 40) * u : want * (fabs(d) + 26) * u + 2e-38;
                 if (!close_to(cols ? "softmax_cols_f32" : "softmax_rows_f32", log_of ? "log" : "", i * lines + p,
                               y[line - x + p * along], want, isfinite(off) ? off : 0))

@@ -22,18 +22,22 @@ static ev_window window(int64_t width, int64_t kernel, int64_t stride, int64_t d
 
 static const struct {
     int64_t kernel, stride, dilation, pad;
-} WINDOWS[] = {{1, 1, 1, 0}, {2, 2, 1, 0}, {3, 2, 1, 1}, {3, 3, 1, 0}, {3, 1, 1, 1}, {2, 1, 3, 1}, {5, 4, 2, 3}, {7, 1, 1, 3}};
+} WINDOWS[] = {{1, 1, 1, 0}, {2, 2, 1, 0}, {3, 2, 1, 1}, {3, 3, 1, 0},
+               {3, 1, 1, 1}, {2, 1, 3, 1}, {5, 4, 2, 3}, {7, 1, 1, 3}};
 static const int64_t WIDTHS[] = {11, 15, 16, 17, 40};
 
 /* What of window o is in [from, to). */
-#define EACH_TAP(w, o, from, to, j) \
-    for (int64_t t_ = 0, j; t_ < (w).kernel; t_++) if ((j = (o) * (w).stride - (w).pad + t_ * (w).dilation) >= (from) && j < (to))
+#define EACH_TAP(w, o, from, to, j)                                     \
+    for (int64_t t_ = 0, j; t_ < (w).kernel; t_++)                       \
+        if ((j = (o) * (w).stride - (w).pad + t_ * (w).dilation) >= (from) && j < (to))
 
 void check_pools(void)
 {
-    EACH(k, WINDOWS) EACH(n, WIDTHS) for (int64_t rows = 1; rows < 6; rows++) for (int op = EV_POOL_MAX; op <= EV_POOL_ABS; op++) {
+    EACH(k, WINDOWS) EACH(n, WIDTHS) for (int64_t rows = 1; rows < 6; rows++)
+    for (int op = EV_POOL_MAX; op <= EV_POOL_ABS; op++) {
         const int64_t n = WIDTHS[n_];
-        ev_window w = window(n, WINDOWS[k_].kernel, WINDOWS[k_].stride, WINDOWS[k_].dilation, WINDOWS[k_].pad, (int)(rows & 1));
+        ev_window w = window(n, WINDOWS[k_].kernel, WINDOWS[k_].stride, WINDOWS[k_].dilation, WINDOWS[k_].pad,
+                             (int)(rows & 1));
         w.weight = (double)rows;
         const float *row[5];
         float *buf = guarded((size_t)n * 4), *y = guarded((size_t)w.out * 4);
@@ -98,7 +102,8 @@ void check_q_pool(void)
     EACH(k, WINDOWS) EACH(n, WIDTHS) EACH(r, ROWS) for (int kind = 0; kind < 4; kind++) {
         const int64_t n = WIDTHS[n_], rows = ROWS[r_], lines = rows + 1;
         const int is_signed = kind & 1, zero = is_signed ? -128 : 255;
-        ev_window w = window(n, WINDOWS[k_].kernel, WINDOWS[k_].stride, WINDOWS[k_].dilation, WINDOWS[k_].pad, kind >> 1);
+        ev_window w = window(n, WINDOWS[k_].kernel, WINDOWS[k_].stride, WINDOWS[k_].dilation, WINDOWS[k_].pad,
+                             kind >> 1);
         w.weight = (double)lines;
         const void *row[29];
         uint8_t *x = guarded((size_t)(rows * n));
@@ -122,7 +127,8 @@ void check_q_pool(void)
 void check_pool_2x2(void)
 {
     static const int64_t OUT[] = {4, 5, 7, 8, 9, 17};
-    EACH(out, OUT) for (int64_t lines = 1; lines < 4; lines++) for (int odd = 0; odd < 2; odd++) for (int nan = 0; nan < 2; nan++) {
+    EACH(out, OUT) for (int64_t lines = 1; lines < 4; lines++) for (int odd = 0; odd < 2; odd++)
+    for (int nan = 0; nan < 2; nan++) {
         const int64_t out = OUT[out_], width = 2 * out + odd;
         float *x = floats(2 * lines * width), *y = guarded((size_t)(lines * out) * 4);
         int done = -1;
@@ -139,9 +145,12 @@ void check_pool_2x2(void)
 
 /* Windows of convolutions over three axes: the image of each tap of each output, or 0 outside. */
 static const ev_conv_window CONVS[] = {
-    {{1, 6, 9}, {0}, {1, 3, 3}, {1, 1, 1}, {1, 1, 1}, {0, 1, 1}},   {{1, 9, 11}, {0}, {1, 3, 3}, {1, 2, 2}, {1, 1, 1}, {0, 1, 1}},
-    {{1, 1, 40}, {0}, {1, 1, 5}, {1, 1, 1}, {1, 1, 2}, {0, 0, 4}},  {{3, 4, 7}, {0}, {2, 3, 2}, {1, 1, 1}, {2, 1, 1}, {1, 2, 0}},
-    {{1, 8, 23}, {0}, {1, 2, 3}, {1, 1, 3}, {1, 2, 2}, {0, 0, 2}},  {{2, 5, 5}, {0}, {1, 5, 5}, {2, 2, 1}, {1, 1, 1}, {0, 2, 2}},
+    {{1, 6, 9}, {0}, {1, 3, 3}, {1, 1, 1}, {1, 1, 1}, {0, 1, 1}},
+    {{1, 9, 11}, {0}, {1, 3, 3}, {1, 2, 2}, {1, 1, 1}, {0, 1, 1}},
+    {{1, 1, 40}, {0}, {1, 1, 5}, {1, 1, 1}, {1, 1, 2}, {0, 0, 4}},
+    {{3, 4, 7}, {0}, {2, 3, 2}, {1, 1, 1}, {2, 1, 1}, {1, 2, 0}},
+    {{1, 8, 23}, {0}, {1, 2, 3}, {1, 1, 3}, {1, 2, 2}, {0, 0, 2}},
+    {{2, 5, 5}, {0}, {1, 5, 5}, {2, 2, 1}, {1, 1, 1}, {0, 2, 2}},
     {{1, 5, 40}, {0}, {1, 3, 9}, {1, 2, 2}, {1, 1, 1}, {0, 1, 4}},
 };
 
@@ -204,17 +213,20 @@ void check_direct_copy(void)
         if (own) g.period[2] = w->kernel[2], g.shift[2] = 0;
         g.depth = w->out[0], g.height = w->out[1] > 1 ? w->out[1] - 1 : 1;
         g.planes = g.depth + g.shift[0], g.rows = g.height + g.shift[1], g.pitch = w->out[2] + g.shift[2];
-        const int64_t oh = w->out[1] - g.height, size = CHANNELS * g.period[0] * g.period[1] * g.period[2] * g.planes * g.rows * g.pitch;
+        const int64_t oh = w->out[1] - g.height,
+            size = CHANNELS * g.period[0] * g.period[1] * g.period[2] * g.planes * g.rows * g.pitch;
         float *x = floats(CHANNELS * w->image[0] * w->image[1] * w->image[2]);
         float *y = guarded((size_t)(size + g.pitch + 2 * BEHIND) * 4);
         K->direct_copy_f32(&g, x, 0, oh, y);
         snprintf(what, sizeof what, "window %d, own phases %d", (int)c_, own);
         for (int64_t i = 0; i < size + g.pitch; i++) {
-            const int64_t row = i / g.pitch, plane = row / g.rows, e = plane / g.planes, b = e / g.period[2], a = b / g.period[1];
+            const int64_t row = i / g.pitch, plane = row / g.rows, e = plane / g.planes, b = e / g.period[2],
+                a = b / g.period[1];
             const int64_t column = i % g.pitch * w->stride[2] + e % g.period[2] * w->dilation[2] % g.wrap - w->pad[2];
             const int64_t line = (oh + row % g.rows) * w->stride[1] + b % g.period[1] * w->dilation[1] % w->stride[1] - w->pad[1];
             const int64_t z = plane % g.planes * w->stride[0] + a % g.period[0] * w->dilation[0] % w->stride[0] - w->pad[0];
-            const int inside = column >= 0 && column < w->image[2] && line >= 0 && line < w->image[1] && z >= 0 && z < w->image[0];
+            const int inside = column >= 0 && column < w->image[2] && line >= 0 && line < w->image[1] && z >= 0 &&
+                z < w->image[0];
             const int64_t channel = a / g.period[0];
             if (!close_to("direct_copy_f32", what, i, y[i], inside && i < size ?
                           x[((channel * w->image[0] + z) * w->image[1] + line) * w->image[2] + column] : 0, 0))
@@ -227,18 +239,26 @@ void check_direct_copy(void)
 /* Channels in the lanes, in bands as high as the scratch allows. */
 void check_depthwise_block(void)
 {
-    static const ev_depthwise SHAPES[] = {{.h = 7, .w = 9, .kh = 3, .kw = 3, .sh = 1, .sw = 1, .dh = 1, .dw = 1, .pad_h = 1, .pad_w = 1},
-                                          {.h = 9, .w = 6, .kh = 3, .kw = 3, .sh = 2, .sw = 2, .dh = 1, .dw = 1, .pad_h = 1, .pad_w = 1},
-                                          {.h = 8, .w = 13, .kh = 5, .kw = 5, .sh = 2, .sw = 1, .dh = 1, .dw = 1, .pad_h = 2, .pad_w = 2},
-                                          {.h = 10, .w = 5, .kh = 2, .kw = 4, .sh = 1, .sw = 3, .dh = 3, .dw = 2, .pad_h = 0, .pad_w = 3}};
+    static const ev_depthwise SHAPES[] = {{.h = 7, .w = 9, .kh = 3, .kw = 3, .sh = 1, .sw = 1, .dh = 1, .dw = 1,
+                                           .pad_h = 1, .pad_w = 1},
+                                          {.h = 9, .w = 6, .kh = 3, .kw = 3, .sh = 2, .sw = 2, .dh = 1, .dw = 1,
+                                           .pad_h = 1, .pad_w = 1},
+                                          {.h = 8, .w = 13, .kh = 5, .kw = 5, .sh = 2, .sw = 1, .dh = 1, .dw = 1,
+                                           .pad_h = 2, .pad_w = 2},
+                                          {.h = 10, .w = 5, .kh = 2, .kw = 4, .sh = 1, .sw = 3, .dh = 3, .dw = 2,
+                                           .pad_h = 0, .pad_w = 3}};
     EACH(s, SHAPES) for (int64_t channels = 1; channels < 20; channels += 6) for (int kind = 0; kind < 8; kind++) {
         ev_depthwise d = SHAPES[s_];
-        d.oh = (d.h + 2 * d.pad_h - d.dh * (d.kh - 1) - 1) / d.sh + 1, d.ow = (d.w + 2 * d.pad_w - d.dw * (d.kw - 1) - 1) / d.sw + 1;
+        d.oh = (d.h + 2 * d.pad_h - d.dh * (d.kh - 1) - 1) / d.sh + 1,
+            d.ow = (d.w + 2 * d.pad_w - d.dw * (d.kw - 1) - 1) / d.sw + 1;
         d.multiplier = kind & 1 ? 2 : 1, d.plane = d.h * d.w, d.lo = -0.5f, d.hi = kind & 2 ? 0.75f : INFINITY;
-        const int64_t c = channels * d.multiplier, planes = d.oh * d.ow, spare = ev_depthwise_floats(&d, kind & 4 ? 1 : d.oh);
-        float *x = floats(channels * d.plane), *k = floats(c * d.kh * d.kw), *bias = floats(c), *residual = floats(c * planes);
+        const int64_t c = channels * d.multiplier, planes = d.oh * d.ow;
+        const int64_t spare = ev_depthwise_floats(&d, kind & 4 ? 1 : d.oh);
+        float *x = floats(channels * d.plane), *k = floats(c * d.kh * d.kw), *bias = floats(c),
+            *residual = floats(c * planes);
         float *y = guarded((size_t)(c * planes) * 4), *scratch = guarded((size_t)spare * 4);
-        K->depthwise_block_f32(&d, 0, c, x, k, kind & 2 ? bias : NULL, kind & 4 ? residual : NULL, y, 0, d.oh, scratch, spare);
+        K->depthwise_block_f32(&d, 0, c, x, k, kind & 2 ? bias : NULL, kind & 4 ? residual : NULL, y, 0, d.oh,
+                               scratch, spare);
         for (int64_t i = 0; i < c * planes; i++) {
             const int64_t m = i / planes, oh = i % planes / d.ow, ow = i % d.ow;
             double want = (kind & 2 ? bias[m] : 0) + (kind & 4 ? residual[i] : 0), size = 2;
@@ -267,18 +287,21 @@ void check_transposed(void)
         snprintf(what, sizeof what, "window %d", (int)c_);
         for (int64_t row = 0; row < g.image[0] * g.image[1]; row++) {
             const int64_t od = row / g.image[1], oh = row % g.image[1];
-            K->transposed_row_f32(&g, col, positions, 0, od, oh, 0.25f, with ? residual : NULL, -1, with ? 1 : INFINITY, tmp, y);
+            K->transposed_row_f32(&g, col, positions, 0, od, oh, 0.25f, with ? residual : NULL, -1,
+                                  with ? 1 : INFINITY, tmp, y);
             for (int64_t ow = 0; ow < g.image[2]; ow++) {
                 double want = 0.25 + (with ? residual[ow] : 0), size = 2;
                 for (int64_t i = 0; i < taps * positions; i++) {
                     const int64_t t = i / positions, o = i % positions;
                     const int64_t k[] = {t / g.kernel[2] / g.kernel[1], t / g.kernel[2] % g.kernel[1], t % g.kernel[2]};
-                    const int64_t out[] = {o / g.out[2] / g.out[1], o / g.out[2] % g.out[1], o % g.out[2]}, at[] = {od, oh, ow};
+                    const int64_t out[] = {o / g.out[2] / g.out[1], o / g.out[2] % g.out[1], o % g.out[2]},
+                        at[] = {od, oh, ow};
                     int meets = 1;
                     for (int a = 0; a < 3; a++) meets &= out[a] * g.stride[a] - g.pad[a] + k[a] * g.dilation[a] == at[a];
                     if (meets) want += col[i], size += fabs(col[i]);
                 }
-                if (!near("transposed_row_f32", what, ow, y[ow], fmin(fmax(want, -1), with ? 1 : INFINITY), size, taps)) return;
+                if (!near("transposed_row_f32", what, ow, y[ow], fmin(fmax(want, -1), with ? 1 : INFINITY), size,
+                          taps)) return;
             }
         }
         release_all();
@@ -288,11 +311,18 @@ void check_transposed(void)
 /* Winograd's matrices for the points 0, +-sqrt(1/2), +-sqrt(2) and infinity. */
 #define S M_SQRT1_2
 #define Q M_SQRT2
-static const double G[6][3] = {{1, 0, 0},           {-2.0 / 3, -2.0 / 3 * S, -1.0 / 3}, {-2.0 / 3, 2.0 / 3 * S, -1.0 / 3},
-                               {1.0 / 6, Q / 6, 1.0 / 3}, {1.0 / 6, -Q / 6, 1.0 / 3},         {0, 0, 1}};
-static const double BT[6][6] = {{1, 0, -2.5, 0, 1, 0},    {0, -2 * S, -2, S, 1, 0}, {0, 2 * S, -2, -S, 1, 0},
+static const double G[6][3] = {{1, 0, 0},
+                               {-2.0 / 3, -2.0 / 3 * S, -1.0 / 3},
+                               {-2.0 / 3, 2.0 / 3 * S, -1.0 / 3},
+                               {1.0 / 6, Q / 6, 1.0 / 3},
+                               {1.0 / 6, -Q / 6, 1.0 / 3},
+                               {0, 0, 1}};
+static const double BT[6][6] = {{1, 0, -2.5, 0, 1, 0},    {0, -2 * S, -2, S, 1, 0},   {0, 2 * S, -2, -S, 1, 0},
                                 {0, -Q / 2, -0.5, Q, 1, 0}, {0, Q / 2, -0.5, -Q, 1, 0}, {0, 1, 0, -2.5, 0, 1}};
-static const double AT[4][6] = {{1, 1, 1, 1, 1, 0}, {0, S, -S, Q, -Q, 0}, {0, 0.5, 0.5, 2, 2, 0}, {0, S / 2, -S / 2, 2 * Q, -2 * Q, 1}};
+static const double AT[4][6] = {{1, 1, 1, 1, 1, 0},
+                                {0, S, -S, Q, -Q, 0},
+                                {0, 0.5, 0.5, 2, 2, 0},
+                                {0, S / 2, -S / 2, 2 * Q, -2 * Q, 1}};
 
 /* Element (i, j) of M x M^T, and the sum of its terms' sizes. */
 static double transformed(const double *m, int n, int i, int j, const double *x, double *size)
@@ -324,7 +354,8 @@ void check_winograd_weights(void)
 
 void check_winograd_input(void)
 {
-    for (int64_t rows = 1; rows < 4; rows++) for (int64_t cols = 1; cols < 8; cols += 2) for (int64_t panel = 8; panel <= 16; panel += 8) {
+    for (int64_t rows = 1; rows < 4; rows++) for (int64_t cols = 1; cols < 8; cols += 2)
+    for (int64_t panel = 8; panel <= 16; panel += 8) {
         const int64_t pitch = 4 * cols + 4, tiles = rows * cols, panels = (tiles + panel - 1) / panel;
         const int64_t step_j = panel + 8, step_i = 6 * step_j, ld = 6 * step_i + 8;
         float *x = floats((4 * rows + 2) * pitch), *v = guarded((size_t)(panels * ld) * 4);
@@ -333,7 +364,8 @@ void check_winograd_input(void)
             double d[36], size;
             for (int e = 0; e < 36; e++) d[e] = x[(t / cols * 4 + e / 6) * pitch + t % cols * 4 + e % 6];
             const double want = transformed(BT[0], 6, i, j, d, &size);
-            if (!close_to("winograd_input_f32", "", t * 36 + i * 6 + j, v[t / panel * ld + i * step_i + j * step_j + t % panel],
+            if (!close_to("winograd_input_f32", "", t * 36 + i * 6 + j,
+                          v[t / panel * ld + i * step_i + j * step_j + t % panel],
                           want, 12 * u * size))
                 return;
         }
@@ -344,10 +376,12 @@ void check_winograd_input(void)
 /* Outputs of one channel, and of several in the lanes; some tiles reach beyond them. */
 void check_winograd_output(void)
 {
-    for (int64_t rows = 1; rows < 4; rows++) for (int64_t cols = 1; cols < 8; cols += 3) for (int64_t n = 1; n < 12; n += 5)
+    for (int64_t rows = 1; rows < 4; rows++) for (int64_t cols = 1; cols < 8; cols += 3)
+    for (int64_t n = 1; n < 12; n += 5)
         for (int kind = 0; kind < 8; kind++) {
             const int maps = kind & 1, beside = kind & 2;
-            const int64_t tiles = rows * cols, height = 4 * rows - (kind & 4 ? 3 : 0), width = 4 * cols - (kind & 4 ? 2 : 0);
+            const int64_t tiles = rows * cols, height = 4 * rows - (kind & 4 ? 3 : 0),
+                width = 4 * cols - (kind & 4 ? 2 : 0);
             const int64_t ldy = width + 1, plane = height * ldy, channels = maps ? n : 1, ldo = (n + 7) / 8 * 8;
             const int64_t step = maps ? tiles * ldo : (tiles + 7) / 8 * 8;
             const ev_winograd_output g = {rows, cols, height, width, step, ldy, -0.5f, kind & 4 ? 1 : INFINITY};
@@ -369,7 +403,8 @@ void check_winograd_output(void)
                     want += (maps && beside ? 0 : bias[c]) + (beside ? residual[i] : 0);
                     want = fmin(fmax(want, g.lo), g.hi);
                 }
-                if (!close_to(maps ? "winograd_output_maps_f32" : "winograd_output_f32", w < width ? "" : "between rows", i, y[i],
+                if (!close_to(maps ? "winograd_output_maps_f32" : "winograd_output_f32",
+                              w < width ? "" : "between rows", i, y[i],
                               want, w < width ? 14 * u * size : 0))
                     return;
             }
