@@ -62,7 +62,7 @@ from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
 from evort_tools.quantization.qdq import in_integers, total_bytes
 from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_page
-from evort_tools.quantization.schemes import by_layer, learns
+from evort_tools.quantization.schemes import as_dynamic, by_layer, learns
 from evort_tools.quantization.search import NOTED
 from evort_tools.quantization.select import PRODUCTS
 
@@ -426,8 +426,17 @@ def _nested(data: Calibration, result: Result, progress: Progress, goal: Goal | 
         result.notes += part.notes
         return part.model
 
-    shapes = shapes_of(result.model.graph)
-    result.model, kept = nested.quantized_nested(result.model, data, shapes, quantized, result.options.threads, goal)
+    def without_data(model: Model) -> Model:
+        exclude = nested.fitting(model.graph, result.options.exclude, True)
+        made, rows, kept = by_layer(model, None, as_dynamic(result.options, exclude))
+        result.layers += rows
+        result.kept |= kept
+        return made
+
+    # It is unknown what such a graph takes and gives: so where speed or a limit is to be held it stays in float.
+    unseen = without_data if result.options.prefer == "size" and goal is None else None
+    shapes, threads = shapes_of(result.model.graph), result.options.threads
+    result.model, kept = nested.quantized_nested(result.model, data, shapes, quantized, threads, goal, unseen)
     return kept
 
 

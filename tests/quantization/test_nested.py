@@ -64,9 +64,18 @@ def test_static(outer_reads):
     assert result.sizes["weights_after"] < 0.4 * result.sizes["weights_before"]
 
 
-def test_a_branch_that_no_sample_takes_stays_in_float():
+def test_a_branch_that_no_sample_takes_has_ranges_of_the_run_where_size_counts():
     real = model()
     result = evort_tools.quantize(real, calib=samples(1, 1, 2, 3), prefer="size")
+    assert sorted(operators(result.model)) == ["DynamicQuantizeMatMul"] + 3 * ["QLinearMatMul"]
+    assert not result.kept and noise(result.model, real, -1) < 1e-3
+    result = evort_tools.quantize(real, calib=samples(1, 1, 2, 3), prefer="size", exclude=("last",))
+    assert sorted(operators(result.model)) == ["MatMul"] + 3 * ["QLinearMatMul"]
+
+
+def test_a_branch_that_no_sample_takes_stays_in_float_where_a_limit_is_to_be_held():
+    real = model()
+    result = evort_tools.quantize(real, calib=samples(1, 1, 2, 3), prefer="size", max_drop="20dB")
     assert sorted(operators(result.model)) == ["MatMul", "QLinearMatMul", "QLinearMatMul", "QLinearMatMul"]
     assert list(result.kept.values()) == ["no calibration sample takes this branch"]
     assert noise(result.model, real, -1) < 1e-3
@@ -143,16 +152,18 @@ def test_bodies_of_loops(scan):
         assert np.square(got - wanted[name]).sum() < 1e-3 * np.square(wanted[name]).sum()
 
 
-def test_a_body_that_never_runs_stays_in_float():
+def test_a_body_that_never_runs_has_ranges_of_the_run():
     model = loop_model()
     model.graph.tensors["three"].data = np.array(0, np.int64)
     feeds = [{"x": s["x"]} for s in samples(1, 1)]
     result = evort_tools.quantize(model, calib=feeds, prefer="size", verify=False)
+    assert sorted(operators(result.model)) == ["DynamicQuantizeMatMul", "DynamicQuantizeMatMul", "QLinearMatMul"]
+    result = evort_tools.quantize(model, calib=feeds, prefer="size", verify=False, max_drop="20dB")
     assert sorted(operators(result.model)) == ["MatMul", "MatMul", "QLinearMatMul"]
     assert set(result.kept.values()) == {"no calibration sample runs this body"}
 
 
-def test_a_body_whose_state_grows_stays_in_float():
+def test_a_body_whose_state_grows_is_not_calibrated():
     """Its iterations cannot be captured as scan outputs, which have one shape."""
     info = helper.make_tensor_value_info
     going = [info(n, TensorProto.BOOL, ()) for n in ("going", "goes_on")]
@@ -168,9 +179,12 @@ def test_a_body_whose_state_grows_stays_in_float():
     nodes = [node("Loop", ["three", "", "x"], ["y"], body=body)]
     real = convert_model(onnx_model(nodes, {"x": (np.float32, ("N", 32))}, ["y"], constants))
     feeds = [{"x": np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)}] * 2
-    result = evort_tools.quantize(real, calib=feeds, prefer="size")
+    result = evort_tools.quantize(real, calib=feeds, prefer="size", max_drop="20dB")
     assert operators(result.model) == ["MatMul"]
     assert "cannot be told" in next(iter(result.kept.values()))
+    assert Session(result.model).run(feeds[0])["y"].shape == (16, 32)
+    result = evort_tools.quantize(real, calib=feeds, prefer="size")
+    assert operators(result.model) == ["DynamicQuantizeMatMul"]
     assert Session(result.model).run(feeds[0])["y"].shape == (16, 32)
 
 

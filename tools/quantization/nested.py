@@ -92,12 +92,14 @@ def quantized_nested(
     quantize: Quantize,
     threads: int | None = None,
     goal: Goal | None = None,
+    unseen: Callable[[Model], Model] | None = None,
 ) -> tuple[Model, dict[str, str]]:
     """A copy of a model whose nested graphs are quantized, and {label of a product: why it stays in float} of those
     that no sample runs, or with which the model would lose too much.
 
     quantize: gives the quantized model of a nested graph, for that as a model, its calibration data and its own view of
-    the goal. shapes: of the model's graph. goal: of which the nested graphs together may use a half.
+    the goal. shapes: of the model's graph. goal: of which the nested graphs together may use a half. unseen: gives the
+    quantized model of one that no sample runs; without it such a graph stays in float.
     """
     model = own_constants(model)
     taken = names_of(model.graph).taken
@@ -127,6 +129,9 @@ def quantized_nested(
             except CalibrationError:
                 if samples.seen:
                     raise
+                if unseen is not None:
+                    node.attrs[key] = _as_body(unseen(inner).graph, body, reads, taken)
+                    continue
                 why = samples.why or NOT_TAKEN[node.op]
                 kept |= {n.label(): why for n in _layers(body)}
                 continue

@@ -66,6 +66,12 @@ def by_layer(
     return found, report, kept
 
 
+def as_dynamic(options: Options, exclude: tuple[str, ...]) -> Options:
+    """The dynamic scheme, which needs no data, for a part of a model in another one."""
+    activations = "int16" if options.activations == "int16" else "uint8"
+    return Options(scheme="dynamic", activations=activations, attention=options.attention, exclude=exclude)
+
+
 def _excluded(model: Model, patterns: tuple[str, ...]) -> set[str]:
     """The names (of the node, else of its output) of nodes that a pattern names, by name, output or operator."""
     found: set[str] = set()
