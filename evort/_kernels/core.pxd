@@ -39,6 +39,8 @@ cdef extern from "ev.h" nogil:
         int64_t scratch_bytes
         int32_t n_in, n_out, n_ints, n_reals
         int32_t threads
+        const void *ahead
+        int64_t ahead_bytes
         float *range
     ctypedef int (*ev_driver)(const ev_call *) noexcept nogil
     void ev_widen(float *range, float lo, float hi)

@@ -116,6 +116,7 @@ cdef int matmul(const ev_call *c) noexcept nogil:
         g.q.residual, g.q.residual_type, g.q.ldr = operand(c, 5), EV_FLOAT, n
     g.q.activation, g.q.a, g.q.b = <int32_t> v[0], <float> c.reals[0], <float> c.reals[1]
     g.threads, g.scratch = c.threads, q + round64(m * k * size_of(v[4]))
+    g.ahead, g.ahead_bytes = <const char *> c.ahead, c.ahead_bytes
     qgemm(&g)
     return EV_OK
 

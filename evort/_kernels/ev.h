@@ -37,6 +37,8 @@ typedef struct {
     int64_t scratch_bytes;
     int32_t n_in, n_out, n_ints, n_reals;
     int32_t threads;            /* how many threads the driver may use, 1 or more */
+    const void *ahead;          /* NULL; or weights that later steps read, which a driver may fetch while it computes */
+    int64_t ahead_bytes;
     float *range;               /* NULL; or [smallest, largest], which drivers of quantized results widen: see ev_widen */
 } ev_call;
 

@@ -11,7 +11,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from evort._kernels.core cimport EV_MAX_RANK, EV_OK, address, ev_call, ev_driver, ev_tensor, register, run_begins, run_ends
+from evort._kernels.core cimport (EV_INT8, EV_MAX_RANK, EV_OK, EV_UINT8, address, ev_call, ev_driver, ev_tensor, register,
+                                  run_begins, run_ends)
 
 # Where a tensor's memory is (the second item of a plan's tensor tuples).
 CONST, INPUT, OUTPUT, ARENA = 0, 1, 2, 3
@@ -20,6 +21,7 @@ cdef enum:
     K_INPUT = 1
     K_OUTPUT = 2
     K_ARENA = 3
+    FETCHED = 4096               # bytes of weights that are worth fetching ahead
 
 cdef int64_t ALIGN = 64
 cdef object empty = np.empty
@@ -174,6 +176,7 @@ cdef class Program:
                 at_real += 1
             call.scratch = base + <int64_t> scratch
             call.scratch_bytes = scratch_bytes
+        self.look_ahead()
         self.arrays = [None] * self.n_tensors
         if self.has_python:
             for step, (ins, outs) in zip(steps, self.step_ids):
@@ -181,6 +184,24 @@ cdef class Program:
                     for j in (*ins, *outs):
                         if j >= 0 and self.kinds[j] not in (K_INPUT, K_OUTPUT):
                             self.arrays[j] = self.view(j, constants, constants)
+
+    cdef void look_ahead(self) noexcept:
+        """Tells each step of the weights of bytes that the steps behind it read first: the largest constant of one."""
+        cdef Py_ssize_t i
+        cdef int j
+        cdef ev_tensor *t
+        cdef ev_tensor *ahead = NULL
+        cdef ev_tensor *found
+        for i in range(self.n_steps - 1, -1, -1):
+            if ahead != NULL:
+                self.calls[i].ahead, self.calls[i].ahead_bytes = ahead.data, ahead.size
+            found = NULL
+            for j in range(self.calls[i].n_in):
+                t = self.calls[i].in_[j]
+                if t != NULL and self.kinds[t - self.tensors] == K_CONST and t.dtype in (EV_INT8, EV_UINT8):
+                    if t.size >= FETCHED and (found == NULL or t.size > found.size):
+                        found = t
+            ahead = ahead if found == NULL else found
 
     def __dealloc__(self):
         free(self.tensors)

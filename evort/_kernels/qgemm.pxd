@@ -50,6 +50,8 @@ ctypedef struct ev_qgemm:
     ev_requant q                 # c's type is q.type; the residual has row stride q.ldr
     int32_t threads
     void *scratch
+    const char *ahead            # weights of later products, which are fetched into L2 meanwhile; or NULL
+    int64_t ahead_bytes
 
 # c_type: EV_UINT8, EV_INT8, EV_INT16, EV_FLOAT or EV_INT32; also sets the integers' range q.lo, q.hi.
 cdef void qgemm_init(ev_qgemm *g, int64_t m, int64_t n, int64_t k, const void *a, int32_t a_type, const void *b,

@@ -29,6 +29,16 @@ cdef const ev_ukr *K = ukernels()
 
 cdef float ONE = 1
 
+cdef extern from *:
+    """
+    static inline const char *ev_fetch(const char *from, const char *end)
+    {
+        for (; from < end; from += 64) __builtin_prefetch(from, 0, 2);
+        return from;
+    }
+    """
+    const char *ev_fetch(const char *begin, const char *end) noexcept nogil    # lines into L2
+
 cdef enum:
     KC = 512
     WIDE_KC = 496                # at most 510, as 255 pairs of products of 16 by 8 bits fit int32
@@ -58,7 +68,7 @@ cdef enum Method:
 
 ctypedef struct Job:
     const ev_qgemm *g            # of the first matrix of the batch
-    int64_t stride_a, stride_b, stride_c
+    int64_t count, stride_a, stride_b, stride_c
     Plan plan
     Method method
 
@@ -188,7 +198,7 @@ cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
     """Computes shares [begin, end) of the batch's results."""
     cdef Job *job = <Job *> ctx
     cdef Plan *plan = &job.plan
-    cdef int64_t item, index, i, j, per_matrix = plan.parts_m * plan.parts_n
+    cdef int64_t item, index, i, j, per_matrix = plan.parts_m * plan.parts_n, items = job.count * per_matrix
     cdef ev_qgemm g
     for item in range(begin, end):
         index = item // per_matrix
@@ -198,6 +208,8 @@ cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
         g.c = <char *> g.c + index * job.stride_c * size_of(g.q.type)
         if g.q.residual != NULL:
             g.q.residual = <const char *> g.q.residual + index * job.stride_c * size_of(g.q.residual_type)
+        g.ahead_bytes = min(g.ahead_bytes, l2_bytes() // 4) // items
+        g.ahead += item * g.ahead_bytes
         i = item % per_matrix // plan.parts_n * plan.step_m
         j = item % plan.parts_n * plan.step_n
         if job.method >= ROW:
@@ -328,6 +340,10 @@ cdef void quad_share(const Plan *plan, const ev_qgemm *g, int64_t i_begin, int64
     cdef int64_t i1, i0, j0, j, p0, mb, nb, kb, quads, lda, r, at
     cdef bint last
     cdef ev_sums s
+    cdef const char *ahead = g.ahead
+    cdef const char *ahead_end = g.ahead + g.ahead_bytes
+    cdef int64_t tiles = ceil_div(i_end - i_begin, plan.mc) * ceil_div(j_end - j_begin, EV_QNR) * ceil_div(g.k, plan.kc)
+    cdef int64_t some = g.ahead_bytes // max(1, 2 * tiles)   # more at once would wait for each other
     memset(&s, 0, sizeof(s))
     s.c, s.ldc = g.c, g.ldc
     j0 = j_begin
@@ -363,8 +379,10 @@ cdef void quad_share(const Plan *plan, const ev_qgemm *g, int64_t i_begin, int64
                     while j < nb:
                         s.i0, s.m, s.j0, s.n = i0, mb, j0 + j, min(<int64_t> EV_QNR, nb - j)
                         sums = kept + ((j // EV_QNR * plan.mi + i0 - i1) * EV_QNR if plan.keeps else 0)
+                        ahead = ev_fetch(ahead, min(ahead + some, ahead_end))
                         K.qgemm_u8(mb, s.n, quads, a, lda, b + j * quads * 4, g.weights_in_b, presum, p0 > 0,
                                    sums)
+                        ahead = ev_fetch(ahead, min(ahead + some, ahead_end))
                         if last:
                             s.sum = sums
                             s.row_add = row_adds + at if row_sums else NULL
@@ -453,7 +471,7 @@ cdef void qgemm_batch(const ev_qgemm *g, int64_t count, int64_t stride_a, int64_
     cdef int64_t items, grain = 1, parts
     if g.m <= 0 or g.n <= 0 or count <= 0:
         return
-    job.g, job.stride_a, job.stride_b, job.stride_c = g, stride_a, stride_b, stride_c
+    job.g, job.count, job.stride_a, job.stride_b, job.stride_c = g, count, stride_a, stride_b, stride_c
     job.method = choose(g)
     if job.method >= ROW:
         parts = max(1, min(<int64_t> g.threads, g.m * g.n * g.k // VECTOR_MACS_PER_THREAD)) if count == 1 else 1

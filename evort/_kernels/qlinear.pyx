@@ -86,6 +86,7 @@ cdef int product(const ev_call *c) noexcept nogil:
         g.q.residual, g.q.residual_type = z.data, z.dtype
         g.q.residual_scale, g.q.residual_zero = scale_of(c, Z_SCALE), integer_of(c, Z_ZERO)
     g.threads, g.scratch = c.threads, c.scratch
+    g.ahead, g.ahead_bytes = <const char *> c.ahead, c.ahead_bytes
     if axes == 0:
         qgemm_batch(&g, 1, 0, 0, 0)
         return EV_OK

@@ -307,9 +307,15 @@ static void EV_FN(qpanel_sums)(int64_t n, int64_t quads, const int8_t *b, int ad
 {
     const __m512i one = _mm512_set1_epi8(1);
     for (int64_t j = 0; j < n; j += EV_QNR, sums += EV_QNR) {
-        __m512i s = add ? _mm512_loadu_si512(sums) : _mm512_setzero_si512();
-        for (int64_t p = 0; p < quads; p++, b += 4 * EV_QNR) s = _mm512_dpbusd_epi32(s, one, _mm512_loadu_si512(b));
-        _mm512_storeu_si512(sums, s);
+        __m512i s = add ? _mm512_loadu_si512(sums) : _mm512_setzero_si512(), t = _mm512_setzero_si512(), u = t;
+        int64_t p = 0; /* three sums, as each addition waits for the one before */
+        for (; p + 3 <= quads; p += 3, b += 12 * EV_QNR) {
+            s = _mm512_dpbusd_epi32(s, one, _mm512_loadu_si512(b));
+            t = _mm512_dpbusd_epi32(t, one, _mm512_loadu_si512(b + 4 * EV_QNR));
+            u = _mm512_dpbusd_epi32(u, one, _mm512_loadu_si512(b + 8 * EV_QNR));
+        }
+        for (; p < quads; p++, b += 4 * EV_QNR) s = _mm512_dpbusd_epi32(s, one, _mm512_loadu_si512(b));
+        _mm512_storeu_si512(sums, _mm512_add_epi32(s, _mm512_add_epi32(t, u)));
     }
 }
 
