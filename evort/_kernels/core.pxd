@@ -234,18 +234,6 @@ cdef extern from "qnhwc.h" nogil:
         const void *z
         int64_t ldz, ldy
         uint8_t *y
-    ctypedef struct ev_nhwc_depthwise:
-        const uint8_t *x
-        int64_t step
-        const int32_t *offset
-        int64_t pairs
-        const int8_t *w
-        const int32_t *add
-        const float *scale
-        int64_t channels
-        const ev_qfinish *finish
-        int64_t y_step
-        uint8_t *y
     ctypedef struct ev_nhwc_winograd:
         int64_t rows, cols, height, width
         const uint8_t *x
@@ -481,12 +469,13 @@ cdef extern from "ukr.h" nogil:
         void (*nhwc_has)(int *has) noexcept nogil
         void (*nhwc_widen)(int64_t n, const uint8_t *x, int16_t *y) noexcept nogil
         void (*nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end) noexcept nogil
-        void (*nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n) noexcept nogil
         void (*nhwc_winograd_image)(const ev_nhwc_winograd *g) noexcept nogil
         void (*nhwc_winograd_kernels)(const ev_nhwc_winograd *g, int64_t p0, int64_t pairs) noexcept nogil
         void (*nhwc_winograd_results)(const ev_nhwc_winograd *g) noexcept nogil
         void (*nhwc_quads)(int64_t n, const uint8_t *const *rows, uint8_t *q) noexcept nogil
         void (*nhwc_columns)(const ev_nhwc_columns *g, int64_t n) noexcept nogil
+        void (*nhwc_pairs)(int64_t n, const uint8_t *const *rows, int16_t *q) noexcept nogil
+        void (*nhwc_pair_columns)(const ev_nhwc_columns *g, int64_t n) noexcept nogil
         void (*nhwc_max)(int64_t n, int64_t taps, const int32_t *offset, int is_signed, const uint8_t *x, int64_t step,
                          int64_t pixels, uint8_t *y) noexcept nogil
         void (*winograd_weights_f32)(int64_t m, int64_t c, const float *w, int64_t stride_m, int64_t stride_c, float *u,

@@ -20,9 +20,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK,
-                                  EV_UINT8, ev_call, ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_depthwise,
-                                  ev_nhwc_winograd, ev_ukr,
-                                  parallel_for, register, ukernels)
+                                  EV_UINT8, ev_call, ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_winograd,
+                                  ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
                                      row_factors, take_linear)
 
@@ -43,7 +42,6 @@ cdef enum:
     SLACK = 64                   # bytes behind a staged image that may be read
     MOST_SEGMENTS = 1 << 12
     MOST_TAPS = 256
-    MOST_CYCLE = 1 << 12         # bytes of a run of pixels after which weights repeat
     POSITIONS = 252              # whose sums are transposed at a time
 
 
@@ -67,8 +65,6 @@ ctypedef struct Geometry:
     bint whole                   # an image with channels first is made bytes of at once
     int64_t segments, quads      # runs of bytes that a position reads, and quads of each
     bint rows                    # a segment is a row of the kernel, else a tap
-    bint run                     # depthwise: the pixels of a row are one run of bytes,
-    int64_t cycle                # after so many of which weights repeat, a multiple of a vector
     int64_t pitch                # pixels of a row of what is read
     int64_t band, bands, parts   # output rows; shares of the blocks of channels
     int64_t chunk, chunks        # output planes
@@ -76,7 +72,7 @@ ctypedef struct Geometry:
     bint winograd
     int64_t ldv, step_v, step_u, step_o
     # Offsets into scratch: shared, then of each thread.
-    int64_t each, at_add, at_scale, at_channel, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, at_v, at_u, at_o, slot
+    int64_t each, at_add, at_scale, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, at_v, at_u, at_o, slot
 
 
 cdef bint take_window(Geometry *g, const int64_t *v, bint columns) noexcept nogil:
@@ -112,27 +108,25 @@ cdef inline int64_t common(int64_t a, int64_t b) noexcept nogil:
     return a
 
 
-cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint depthwise) noexcept nogil:
-    """False where these drivers do not take the window."""
+cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept nogil:
+    """False where `linear` does not take the window."""
     cdef int64_t row, items, at, size, positions
-    if not take_window(g, v, False) or depthwise and g.d * g.out_d * g.kernel_d != 1:
-        return False
+    take_window(g, v, False)
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
     g.segments = g.kernel_d * g.kernel_h * (1 if g.rows else g.kernel_w)
     g.quads = ceil_div(g.c * (g.kernel_w if g.rows else 1), 4)
     g.presum = min(v[I_PRESUM], <int64_t> (1 if g.quads % 2 else 2))
-    g.staged = not (g.x_last and (depthwise or not g.wide) and g.pad_d == g.pad_h == g.pad_w == 0
-                    and (depthwise or g.c % 4 == 0) and (g.out_d - 1) * g.stride_d + (g.kernel_d - 1) * g.dilation_d < g.d
+    g.staged = not (g.x_last and not g.wide and g.pad_d == g.pad_h == g.pad_w == 0
+                    and g.c % 4 == 0 and (g.out_d - 1) * g.stride_d + (g.kernel_d - 1) * g.dilation_d < g.d
                     and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
-    row = g.kernel_h * g.kernel_w if depthwise else 4 * g.quads * g.segments
-    if g.n * g.out_d * g.out_h * g.out_w * g.turns * g.m * row < 2 * MACS_PER_TASK:
+    if g.n * g.out_d * g.out_h * g.out_w * g.turns * g.m * 4 * g.quads * g.segments < 2 * MACS_PER_TASK:
         threads = 1
-    g.winograd = not depthwise and v[I_SMALL] and takes_winograd(g)
+    g.winograd = v[I_SMALL] and takes_winograd(g)
     g.staged = g.staged or g.winograd            # whole tiles, of bytes
     g.pitch = (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 if g.staged else g.w
     if g.winograd:
         g.pitch = up_to(g.out_w, 4) + 2
-    g.widens = g.wide and not depthwise and not g.winograd
+    g.widens = g.wide and not g.winograd
     size = 2 if g.widens else 1
     row = g.pitch * g.c * size
     if row * g.stride_h > (1 << 24) or reach_h(g, 1) * row > (1 << 28) or g.segments > MOST_SEGMENTS:
@@ -152,17 +146,12 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     if g.kernel_d * g.dilation_d * g.plane * size > (1 << 30):
         return False
     g.parts = 1
-    if threads > 1 and g.n * g.chunks * g.bands < threads and not depthwise:
+    if threads > 1 and g.n * g.chunks * g.bands < threads:
         g.parts = min(<int64_t> threads, ceil_div(g.m, EV_NHWC_NR))
-    g.cycle = g.c * EV_NHWC_NR // common(g.c, EV_NHWC_NR)
-    g.run = g.stride_w == 1 and g.out_w > 1 and g.cycle <= MOST_CYCLE
-    if not g.run:
-        g.cycle = up_to(g.c, EV_NHWC_NR)
     g.at_add = 0
-    g.each = g.cycle if depthwise else up_to(g.m, EV_NHWC_VECTOR)
+    g.each = up_to(g.m, EV_NHWC_VECTOR)
     g.at_scale = up_to(4 * g.each * g.turns, 64)
-    g.at_channel = 2 * g.at_scale
-    g.shared = g.at_channel + (up_to(8 * (g.c + 4), 64) if depthwise else 0)
+    g.shared = 2 * g.at_scale
     g.at_stage = 0
     at = up_to(g.kernel_d * g.plane * size + SLACK, 64) if g.staged else 0
     g.at_line = at
@@ -176,7 +165,7 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads, bint dep
     g.at_z = at
     if g.any_type:               # sums in rows, behind which 31 more are read
         at += (positions + 32) * EV_NHWC_NR * 4
-    elif not g.y_last and not depthwise:
+    elif not g.y_last:
         at += positions * EV_NHWC_NR
     g.at_sums = at
     at += up_to(4 * (g.out_w * g.m + SLACK), 64) if g.sums else 0
@@ -205,7 +194,7 @@ cdef int linear(const ev_call *c) noexcept nogil:
     take_linear(c, &t.job)
     if t.job.o.y.size == 0:
         return EV_OK
-    make_geometry(g, c.ints, c.threads, False)
+    make_geometry(g, c.ints, c.threads)
     scale = <float *> (<char *> c.scratch + g.at_scale)
     t.sums = <const int32_t *> c.in_[c.ints[I_INPUTS]].data
     t.w = <const int8_t *> (t.sums + g.turns * g.each)
@@ -220,95 +209,7 @@ cdef int linear(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
-# Depthwise -----------------------------------------------------------------------------------------------------------
-
-cdef void depthwise_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    """Items [begin, end): bands and images, the first fastest."""
-    cdef Task *t = <Task *> ctx
-    cdef const Job *job = &t.job
-    cdef const Geometry *g = &t.g
-    cdef char *shared = <char *> job.call.scratch
-    cdef char *scratch = shared + g.shared + worker * g.slot
-    cdef int32_t[MOST_TAPS + 4] offset
-    cdef int64_t item, image, first, rows, i, at, e, row, whole, round_ = g.cycle, length, taps = g.kernel_h * g.kernel_w
-    cdef const uint8_t *x
-    cdef uint8_t *y
-    cdef ev_nhwc_depthwise k
-    for i in range(up_to(taps, 4)):
-        offset[i] = offset[0] if i >= taps else <int32_t> (
-            (i // g.kernel_w * g.dilation_h * g.pitch + i % g.kernel_w * g.dilation_w) * g.c)
-    k.offset, k.pairs, k.finish = offset, ceil_div(taps, 2), &job.finish
-    k.step = round_ if g.run else g.stride_w * g.c
-    k.y_step = round_ if g.run else g.c
-    length = g.out_w * g.c if g.run else g.c
-    for item in range(begin, end):
-        first = item % g.bands * g.band
-        image = item // g.bands
-        rows = min(g.band, g.out_h - first)
-        if g.staged:
-            stage(job, g, image, 0, first, rows, scratch + g.at_stage, scratch)
-            x = <const uint8_t *> (scratch + g.at_stage)
-        else:
-            x = <const uint8_t *> job.o.x.data + (image * g.h + first * g.stride_h) * g.w * g.c
-        y = <uint8_t *> job.o.y.data + (image * g.out_h + first) * g.out_w * g.c
-        at = 0
-        while at < min(round_, length):
-            k.w = t.w + at * 4 * ceil_div(taps, 4)
-            k.add, k.scale = <const int32_t *> (shared + g.at_add) + at, <const float *> (shared + g.at_scale) + at
-            for row in range(rows):
-                k.x = x + row * g.stride_h * g.pitch * g.c + at
-                k.y = y + row * g.out_w * g.c + at
-                k.channels = min(<int64_t> EV_NHWC_NR, length - at)
-                if not g.run:
-                    K.nhwc_depthwise(&k, g.out_w)
-                    continue
-                whole = max(<int64_t> 0, (length - at - EV_NHWC_NR) // round_ + 1) if length - at >= EV_NHWC_NR else 0
-                if whole > 0:
-                    K.nhwc_depthwise(&k, whole)
-                e = at + whole * round_
-                if e < length:
-                    k.x += whole * round_
-                    k.y += whole * round_
-                    k.channels = length - e
-                    K.nhwc_depthwise(&k, 1)
-            at += EV_NHWC_NR
-
-
 include "qnhwc_columns.pxi"
-
-
-cdef int depthwise(const ev_call *c) noexcept nogil:
-    """in: those of QLinearConv, then what pack_depthwise gives; out: y; the rest as for `linear`."""
-    if not c.ints[I_WIDE]:
-        return columns(c)
-    cdef Task t
-    cdef Geometry *g = &t.g
-    cdef int64_t e, m, items
-    cdef int32_t *add = <int32_t *> c.scratch
-    cdef int32_t *adds
-    cdef float *scale
-    cdef float *scales
-    take_linear(c, &t.job)
-    if t.job.o.y.size == 0:
-        return EV_OK
-    make_geometry(g, c.ints, c.threads, True)
-    scale = <float *> (<char *> c.scratch + g.at_scale)
-    adds = <int32_t *> (<char *> c.scratch + g.at_channel)
-    scales = <float *> (adds + g.c + 4)
-    t.sums = <const int32_t *> c.in_[c.ints[I_INPUTS]].data
-    t.w = <const int8_t *> (t.sums + up_to(g.c, EV_NHWC_VECTOR))
-    row_factors(&t.job, g.c, t.sums, adds, scales)
-    for m in range(g.c, g.c + 4):  # the first ones again
-        adds[m], scales[m] = adds[m - g.c], scales[m - g.c]
-    m = 0
-    for e in range(0, g.cycle, 4):
-        memcpy(add + e, adds + m, 16)
-        memcpy(scale + e, scales + m, 16)
-        m = (m + 4) % g.c if g.c < 4 else m + 4 if m + 4 < g.c else m + 4 - g.c
-    items = g.n * g.bands
-    parallel_for(depthwise_items, &t, items,
-                 max(1, MACS_PER_TASK // max(1, t.job.o.y.size // items * g.kernel_h * g.kernel_w)), c.threads)
-    return EV_OK
 
 
 include "qnhwc_moves.pxi"
@@ -362,7 +263,7 @@ def winograd(ints) -> bool:
     cdef int64_t[ALL_INTS] values
     cdef Geometry g
     read_ints(ints, values)
-    make_geometry(&g, values, 1, False)
+    make_geometry(&g, values, 1)
     return g.winograd
 
 
@@ -374,9 +275,9 @@ def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
     read_ints(ints, values)
     if values[I_C] == 0 or values[I_M] == 0:
         return -1
-    if depthwise and not values[I_WIDE]:
+    if depthwise:
         return by_columns.shared + threads * by_columns.slot if make_columns(&by_columns, values, threads) else -1
-    if not make_geometry(&g, values, threads, depthwise):
+    if not make_geometry(&g, values, threads):
         return -1
     return g.shared + threads * g.slot
 
@@ -426,7 +327,7 @@ def pack_dense(weights, int flip, ints):
     cdef int64_t[ALL_INTS] values
     cdef Geometry g
     read_ints(ints, values)
-    make_geometry(&g, values, 1, False)
+    make_geometry(&g, values, 1)
     cdef int64_t turn, each = g.each * (9 * g.kernel_d * g.c if g.winograd else 4 * g.quads * g.segments), bytes_ = g.turns * (4 * g.each + each)
     cdef int64_t all_ = g.c * g.kernel_d * g.kernel_h * g.kernel_w
     found = _aligned(numpy, bytes_)
@@ -449,49 +350,24 @@ def pack_dense(weights, int flip, ints):
 def cycle_of(ints) -> int:
     """After how many bytes the weights of pack_depthwise repeat: plans for images of other sizes may differ in that."""
     cdef int64_t[ALL_INTS] values
-    cdef Geometry g
-    cdef Columns by_columns
+    cdef Columns g
     read_ints(ints, values)
-    if not values[I_WIDE]:
-        make_columns(&by_columns, values, 1)
-        return by_columns.cycle
-    make_geometry(&g, values, 1, True)
+    make_columns(&g, values, 1)
     return g.cycle
 
 
 def pack_depthwise(weights, int flip, ints):
-    """The same for `depthwise`, from [C, 1, kernel...]; without the sums where images are in quads of rows."""
+    """The same for `depthwise`, from [C, 1, kernel...], without the sums."""
     import numpy
 
     cdef int64_t[ALL_INTS] values
-    cdef Geometry g
-    cdef Columns by_columns
+    cdef Columns g
     read_ints(ints, values)
+    make_columns(&g, values, 1)
     weights = numpy.ascontiguousarray(weights)
-    cdef const uint8_t *w = <const uint8_t *> <size_t> weights.ctypes.data
-    if not values[I_WIDE]:
-        make_columns(&by_columns, values, 1)
-        found = _aligned(numpy, by_columns.quads * by_columns.w.kernel_w * by_columns.cycle * 4)
-        found[:] = 0
-        pack_columns(&by_columns, w, flip, <int8_t *> <size_t> found.ctypes.data)
-        return found
-    make_geometry(&g, values, 1, True)
-    cdef int64_t whole = up_to(g.c, EV_NHWC_VECTOR), all_ = g.cycle, taps = g.kernel_h * g.kernel_w, quads = ceil_div(taps, 4)
-    cdef int64_t c, t, e, at, bytes_ = 4 * whole + all_ * 4 * quads
-    found = _aligned(numpy, bytes_)
-    cdef char *to = <char *> <size_t> found.ctypes.data
-    cdef int32_t *sums = <int32_t *> to
-    cdef int8_t *packed = <int8_t *> (to + 4 * whole)
-    memset(to, 0, bytes_)
-    for c in range(g.c):
-        for t in range(taps):
-            sums[c] += <int8_t> (w[c * taps + t] ^ flip)
-    for e in range(all_):
-        if e >= g.c and not g.run:
-            break
-        for t in range(taps):
-            at = t % 4 // 2 * 128 + 2 * (e % 64) + t % 2
-            packed[e // 64 * 256 * quads + t // 4 * 256 + at] = <int8_t> (w[e % g.c * taps + t] ^ flip)
+    found = _aligned(numpy, g.items * g.w.kernel_w * g.cycle * 4)
+    found[:] = 0
+    pack_columns(&g, <const uint8_t *> <size_t> weights.ctypes.data, flip, <int8_t *> <size_t> found.ctypes.data)
     return found
 
 

@@ -1,7 +1,7 @@
-# Depthwise convolutions of bytes that lie channels last, by quads of rows. Part of qnhwc.pyx.
+# Depthwise convolutions of bytes that lie channels last, by quads of rows, or by pairs of int16. Part of qnhwc.pyx.
 #
-# Byte e of four rows of the image becomes a quad, once for all columns of the kernel and for every row of the result that
-# reads these rows: those of a block, as many as 4 * groups rows of the image allow, or all where the image has no more.
+# Byte e of four (two) rows of the image becomes an item of four bytes, once for all columns of the kernel and for every row
+# of the result that reads these rows: those of a block, as many as `groups` items allow, or all where the image has no more.
 # The weights are shifted to where a row of the result meets them. Rows of padding are neither made nor multiplied.
 
 cdef enum:
@@ -12,10 +12,11 @@ ctypedef struct Columns:
     Geometry w                   # the window only
     int64_t cycle                # bytes of the result after which weights repeat; a multiple of a vector
     bint run                     # the pixels of a row are one run of bytes; else a pixel at a time
-    int64_t groups               # of four rows, at most
+    int64_t each                 # rows of an item: 4, or 2
+    int64_t groups               # of so many rows, at most
     int64_t block, blocks        # rows of the result that share them
     int64_t band, bands, pitch   # columns of the result, and of the image under them
-    int64_t quads                # of a kernel's column
+    int64_t items                # of a kernel's column
     int64_t at_scale, shared, slot
 
 
@@ -28,18 +29,18 @@ ctypedef struct ColumnsTask:
 cdef bint make_columns(Columns *g, const int64_t *v, int32_t threads) noexcept nogil:
     """False where this driver does not take the window."""
     cdef Geometry *w = &g.w
-    cdef int64_t items, reach
+    cdef int64_t some, reach
     if not take_window(w, v, True):
         return False
     if w.n * w.c * w.out_h * w.out_w * w.kernel_h * w.kernel_w < 2 * MACS_PER_TASK:
         threads = 1
-    g.quads = ceil_div(w.kernel_h, 4)
-    g.groups = g.quads
+    g.each = 2 if w.wide else 4
+    g.items = g.groups = ceil_div(w.kernel_h, g.each)
     g.block = 1
-    if w.h <= 4 * g.groups and w.dilation_h == 1:
-        g.block, g.groups = w.out_h, ceil_div(w.h, 4)
+    if w.h <= g.each * g.groups and w.dilation_h == 1:
+        g.block, g.groups = w.out_h, ceil_div(w.h, g.each)
     elif w.dilation_h == 1:
-        g.block = (4 * g.groups - w.kernel_h) // w.stride_h + 1
+        g.block = (g.each * g.groups - w.kernel_h) // w.stride_h + 1
     g.blocks = ceil_div(w.out_h, g.block)
     if g.groups * w.kernel_w > EV_NHWC_TAPS or w.h * w.w * w.c > <int64_t> 1 << 40:
         return False
@@ -47,9 +48,9 @@ cdef bint make_columns(Columns *g, const int64_t *v, int32_t threads) noexcept n
     g.cycle = w.c * EV_NHWC_VECTOR // common(w.c, EV_NHWC_VECTOR) if g.run else up_to(w.c, EV_NHWC_VECTOR)
     reach = (w.kernel_w - 1) * w.dilation_w + 1
     g.band = max(<int64_t> 1, min(w.out_w, (QUAD_BYTES // (4 * g.groups * w.c) - reach) // w.stride_w + 1))
-    items = w.n * g.blocks * ceil_div(w.out_w, g.band)
-    if threads > 1 and items < 2 * threads:
-        g.band = min(g.band, max(ceil_div(w.out_w, ceil_div(2 * threads, items)), ceil_div(FEWEST_BYTES, w.c)))
+    some = w.n * g.blocks * ceil_div(w.out_w, g.band)
+    if threads > 1 and some < 2 * threads:
+        g.band = min(g.band, max(ceil_div(w.out_w, ceil_div(2 * threads, some)), ceil_div(FEWEST_BYTES, w.c)))
     g.bands = ceil_div(w.out_w, g.band)
     g.band = ceil_div(w.out_w, g.bands)
     g.pitch = (g.band - 1) * w.stride_w + reach
@@ -59,30 +60,35 @@ cdef bint make_columns(Columns *g, const int64_t *v, int32_t threads) noexcept n
     return True
 
 
-cdef void fill_quads(uint32_t quad, int64_t n, uint32_t *to) noexcept nogil:
+cdef void fill_items(uint32_t item, int64_t n, uint32_t *to) noexcept nogil:
     cdef int64_t i
     for i in range(n):
-        to[i] = quad
+        to[i] = item
 
 
-cdef void make_quads(const Job *job, const Columns *g, const uint8_t *x, int64_t top, int64_t rows, int64_t left,
+cdef void make_items(const Job *job, const Columns *g, const uint8_t *x, int64_t top, int64_t rows, int64_t left,
                      char *to) noexcept nogil:
     """Rows top, top + dilation, ... of the image, columns from `left` on, padding with what stands for zero."""
     cdef const Geometry *w = &g.w
     cdef int64_t row, r, begin = min(max(<int64_t> 0, -left), g.pitch), end = max(begin, min(g.pitch, w.w - left))
     cdef const uint8_t *four[4]
     cdef uint32_t pad
-    for row in range(0, max(<int64_t> 1, rows), 4):
+    row = 0
+    while row == 0 or row < rows:
         pad = 0
-        for r in range(4):
+        for r in range(g.each):
             four[r] = NULL
             if row + r < rows:
                 four[r] = x + ((top + (row + r) * w.dilation_h) * w.w + left + begin) * w.c
-                pad |= <uint32_t> job.x_zero << <uint32_t> (8 * r)
-        fill_quads(pad, begin * w.c, <uint32_t *> to)
-        K.nhwc_quads((end - begin) * w.c, four, <uint8_t *> to + 4 * begin * w.c)
-        fill_quads(pad, (g.pitch - end) * w.c, <uint32_t *> to + end * w.c)
+                pad |= <uint32_t> job.x_zero << <uint32_t> (32 // g.each * r)
+        fill_items(pad, begin * w.c, <uint32_t *> to)
+        if g.each == 2:
+            K.nhwc_pairs((end - begin) * w.c, four, <int16_t *> to + 2 * begin * w.c)
+        else:
+            K.nhwc_quads((end - begin) * w.c, four, <uint8_t *> to + 4 * begin * w.c)
+        fill_items(pad, (g.pitch - end) * w.c, <uint32_t *> to + end * w.c)
         to += 4 * g.pitch * w.c
+        row += g.each
 
 
 cdef void columns_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
@@ -92,11 +98,13 @@ cdef void columns_items(void *ctx, int64_t begin, int64_t end, int32_t worker) n
     cdef const Columns *g = &t.g
     cdef const Geometry *w = &g.w
     cdef char *shared = <char *> job.call.scratch
-    cdef char *quads = shared + g.shared + worker * g.slot
+    cdef char *made = shared + g.shared + worker * g.slot
     cdef int64_t item, image, row, first, last, top, rows, left, width, at, length, lanes, whole
     cdef const uint8_t *x
     cdef uint8_t *y
+    cdef void (*multiply)(const ev_nhwc_columns *given, int64_t n) noexcept nogil
     cdef ev_nhwc_columns k
+    multiply = K.nhwc_pair_columns if g.each == 2 else K.nhwc_columns
     memset(&k, 0, sizeof(k))
     k.kernel_h, k.kernel_w, k.group_step = w.kernel_h, w.kernel_w, 4 * g.pitch * w.c
     k.tap_step, k.step = 4 * w.dilation_w * w.c, 4 * (g.cycle if g.run else w.stride_w * w.c)
@@ -115,8 +123,8 @@ cdef void columns_items(void *ctx, int64_t begin, int64_t end, int32_t worker) n
         at = ceil_div(-top, w.dilation_h) if top < 0 else 0
         top += at * w.dilation_h
         rows = max(<int64_t> 0, rows - at)
-        make_quads(job, g, x, top, rows, left * w.stride_w - w.pad_w, quads)
-        k.groups, k.rows = max(<int64_t> 1, ceil_div(rows, 4)), rows
+        make_items(job, g, x, top, rows, left * w.stride_w - w.pad_w, made)
+        k.groups, k.rows = max(<int64_t> 1, ceil_div(rows, g.each)), rows
         length = (width if g.run else 1) * w.c
         at = 0
         while at < min(g.cycle, length):
@@ -130,19 +138,19 @@ cdef void columns_items(void *ctx, int64_t begin, int64_t end, int32_t worker) n
                 y = <uint8_t *> job.o.y.data + ((image * w.out_h + row) * w.out_w + left) * w.c + at
                 k.first = (top - row * w.stride_h + w.pad_h) // w.dilation_h if w.dilation_h > 1 else (
                     top - row * w.stride_h + w.pad_h)
-                k.q, k.y, k.channels = <const uint8_t *> quads + 4 * at, y, lanes
+                k.q, k.y, k.channels = <const uint8_t *> made + 4 * at, y, lanes
                 if whole > 0:
-                    K.nhwc_columns(&k, whole)
+                    multiply(&k, whole)
                 if g.run and at + whole * g.cycle < length:
                     k.q += whole * k.step
                     k.y += whole * k.y_step
                     k.channels = length - at - whole * g.cycle
-                    K.nhwc_columns(&k, 1)
+                    multiply(&k, 1)
             at += EV_NHWC_NR
 
 
-cdef int columns(const ev_call *c) noexcept nogil:
-    """`depthwise` by quads of rows."""
+cdef int depthwise(const ev_call *c) noexcept nogil:
+    """in: those of QLinearConv, then what pack_depthwise gives; out: y; the rest as for `linear`."""
     cdef ColumnsTask t
     cdef Columns *g = &t.g
     cdef int64_t m, items
@@ -165,10 +173,16 @@ cdef int columns(const ev_call *c) noexcept nogil:
 
 
 cdef void pack_columns(const Columns *g, const uint8_t *w, int flip, int8_t *to) noexcept nogil:
-    """[quads][kernel_w][cycle][4] from [C, kernel]; `to` is of zeros. Plans of one cycle share them, whether they run or not."""
-    cdef int64_t e, i, j, taps = g.w.kernel_h * g.w.kernel_w
+    """[items][kernel_w][cycle][each] from [C, kernel]; `to` is of zeros. Plans of one cycle share them, whether they run or
+    not."""
+    cdef int8_t v
+    cdef int64_t e, i, j, at, taps = g.w.kernel_h * g.w.kernel_w
     for i in range(g.w.kernel_h):
         for j in range(g.w.kernel_w):
             for e in range(g.cycle):
-                to[((i // 4 * g.w.kernel_w + j) * g.cycle + e) * 4 + i % 4] = <int8_t> (
-                    w[e % g.w.c * taps + i * g.w.kernel_w + j] ^ flip)
+                v = <int8_t> (w[e % g.w.c * taps + i * g.w.kernel_w + j] ^ flip)
+                at = (i // g.each * g.w.kernel_w + j) * g.cycle + e
+                if g.each == 2:
+                    (<int16_t *> to)[2 * at + i % 2] = v
+                else:
+                    to[4 * at + i % 4] = v

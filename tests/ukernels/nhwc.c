@@ -96,44 +96,6 @@ void check_nhwc_conv(void)
     }
 }
 
-void check_nhwc_depthwise(void)
-{
-    static const int64_t CHANNELS[] = {1, 3, 4, 16, 17, 31, 48, 63, 64};
-    char what[96];
-    EACH(c, CHANNELS) for (int64_t quads = 1; quads < 5; quads++) for (int64_t n = 1; n < 4; n++) for (int kind = 0; kind < 8; kind++) {
-        const int64_t channels = CHANNELS[c_], step = channels + kind, size = (n - 1) * step + 40 + channels;
-        uint8_t *x = guarded((size_t)size), *y = guarded((size_t)((n - 1) * step + channels));
-        int8_t *w = guarded((size_t)(256 * quads));
-        int32_t *offset = guarded((size_t)quads * 16), *add = guarded(256);
-        float *scale = guarded(256);
-        fill_bytes(x, size, 0), fill_bytes(w, 256 * quads, 1);
-        for (int64_t t = 0; t < 4 * quads; t++) offset[t] = (int32_t)(random_bits() % 41);
-        fill_finish(64, 64, quads, add, scale);
-        const ev_qfinish f = some_finish(kind);
-        const int64_t pairs = 2 * quads - kind % 2;
-        if (kind % 2) /* the last pair weighs nothing */
-            for (int64_t c = 0; c < 64; c++)
-                for (int t = 2; t < 4; t++) w[256 * (quads - 1) + 128 + 2 * c + t % 2] = 0;
-        const ev_nhwc_depthwise g = {x, step, offset, pairs, w, add, scale, channels, &f, step, y};
-        memset(y, 0x5a, (size_t)((n - 1) * step + channels));
-        K->nhwc_depthwise(&g, n);
-        snprintf(what, sizeof what, "channels=%d quads=%d n=%d kind=%d", (int)channels, (int)quads, (int)n, kind);
-        for (int64_t i = 0; i < (n - 1) * step + channels; i++) {
-            const int64_t p = i / step, c = i % step;
-            uint32_t sum = 0x5a;
-            if (c < channels) {
-                sum = (uint32_t)add[c];
-                for (int64_t t = 0; t < 4 * quads; t++)
-                    sum += (uint32_t)(x[p * step + offset[t] + c] *
-                                      w[t / 4 * 256 + t % 4 / 2 * 128 + 2 * c + t % 2]);
-                sum = (uint32_t)finished(&f, (int32_t)sum, scale[c], NULL);
-            }
-            if (!same_i32("nhwc_depthwise", what, i, y[i], (uint8_t)sum)) return;
-        }
-        release_all();
-    }
-}
-
 /* All of a band, with the products between: kernels of 112 channels, whose sums just fit, among them. */
 void check_nhwc_winograd(void)
 {
@@ -188,17 +150,17 @@ void check_nhwc_winograd(void)
     }
 }
 
-/* The same sums by quads of rows, from where a block of rows begins before, in and behind the kernel's. */
+/* Depthwise sums by quads, or pairs, of rows, from where a block of rows begins before, in and behind the kernel's. */
 void check_nhwc_columns(void)
 {
     static const int64_t CHANNELS[] = {1, 8, 16, 17, 40, 64}, KERNELS[][2] = {{1, 3}, {3, 3}, {5, 5}, {4, 1}, {9, 2}};
     char what[96];
-    EACH(c, CHANNELS) EACH(k, KERNELS) for (int64_t n = 1; n < 20; n += 5) for (int kind = 0; kind < 8; kind++) {
-        const int64_t channels = CHANNELS[c_], high = KERNELS[k_][0], width = KERNELS[k_][1], lanes = (channels + 15) / 16 * 16;
-        const int64_t rows = 1 + (int64_t)(random_bits() % 8), groups = (rows + 3) / 4, first = (int64_t)(random_bits() % 12) - 4;
-        const int64_t pixel = channels + kind, tap = 4 * pixel, step = tap * (1 + kind % 2), length = ((n - 1) * (1 + kind % 2) + width) * pixel;
+    EACH(c, CHANNELS) EACH(k, KERNELS) for (int64_t n = 1; n < 20; n += 5) for (int kind = 0; kind < 16; kind++) {
+        const int64_t each = kind < 8 ? 4 : 2, channels = CHANNELS[c_], high = KERNELS[k_][0], width = KERNELS[k_][1], lanes = (channels + 15) / 16 * 16;
+        const int64_t rows = 1 + (int64_t)(random_bits() % 8), groups = (rows + each - 1) / each, first = (int64_t)(random_bits() % 12) - 4;
+        const int64_t pixel = channels + kind % 8, packed = (high + each - 1) / each * width * 4 * lanes, tap = 4 * pixel, step = tap * (1 + kind % 2), length = ((n - 1) * (1 + kind % 2) + width) * pixel;
         uint8_t *y = guarded((size_t)((n - 1) * pixel + channels)), *q = guarded((size_t)(groups * 4 * length + 64));
-        int8_t *w = guarded((size_t)((high + 3) / 4 * width * 4 * lanes));
+        int8_t *w = guarded((size_t)packed);
         int32_t *add = guarded((size_t)lanes * 4);
         float *scale = guarded((size_t)lanes * 4);
         const uint8_t *x[8] = {NULL};
@@ -209,22 +171,30 @@ void check_nhwc_columns(void)
         }
         for (int64_t g = 0; g < groups; g++) {
             uint8_t *some = guarded((size_t)(4 * length));
-            K->nhwc_quads(length, x + 4 * g, some);
-            for (int64_t i = 0; i < 4 * length; i++)
-                if (!same_i32("nhwc_quads", "", i, some[i], x[4 * g + i % 4] ? x[4 * g + i % 4][i / 4] : 0)) return;
+            if (each == 4) K->nhwc_quads(length, x + 4 * g, some);
+            else K->nhwc_pairs(length, x + 2 * g, (int16_t *)some);
+            for (int64_t i = 0; i < each * length; i++) {
+                const uint8_t *row = x[each * g + i % each];
+                const int32_t is = each == 4 ? some[i] : ((const int16_t *)some)[i];
+                if (!same_i32(each == 4 ? "nhwc_quads" : "nhwc_pairs", "", i, is, row ? row[i / each] : 0)) return;
+            }
             memcpy(q + g * 4 * length, some, (size_t)(4 * length));
         }
-        memset(w, 0, (size_t)((high + 3) / 4 * width * 4 * lanes));
+        memset(w, 0, (size_t)packed);
         for (int64_t i = 0; i < high; i++)
             for (int64_t j = 0; j < width; j++)
-                for (int64_t c = 0; c < channels; c++)
-                    w[(i / 4 * width + j) * 4 * lanes + 4 * c + i % 4] = (int8_t)extreme(-128, 127);
+                for (int64_t c = 0; c < channels; c++) {
+                    const int64_t at = each * ((i / each * width + j) * lanes + c) + i % each;
+                    if (each == 4) w[at] = (int8_t)extreme(-128, 127);
+                    else ((int16_t *)w)[at] = (int16_t)extreme(-128, 127);
+                }
         fill_finish(lanes, channels, high * width, add, scale);
-        const ev_qfinish f = some_finish(kind);
+        const ev_qfinish f = some_finish(kind % 8);
         const ev_nhwc_columns g = {q, groups, 4 * length, first, rows, high, width, tap, step, w, 4 * lanes, add, scale,
                                    (int32_t)extreme(0, 255), channels, &f, pixel, y};
         memset(y, 0x5a, (size_t)((n - 1) * pixel + channels));
-        K->nhwc_columns(&g, n);
+        if (each == 4) K->nhwc_columns(&g, n);
+        else K->nhwc_pair_columns(&g, n);
         snprintf(what, sizeof what, "channels=%d kernel=%dx%d rows=%d first=%d n=%d kind=%d", (int)channels, (int)high, (int)width,
                  (int)rows, (int)first, (int)n, kind);
         for (int64_t i = 0; i < (n - 1) * pixel + channels; i++) {
@@ -234,12 +204,14 @@ void check_nhwc_columns(void)
                 sum = (uint32_t)add[c];
                 for (int64_t r = 0; r < rows; r++)
                     for (int64_t j = 0; j < width; j++)
-                        if (r + first >= 0 && r + first < high)
+                        if (r + first >= 0 && r + first < high) {
+                            const int64_t at = each * (((r + first) / each * width + j) * lanes + c) + (r + first) % each;
                             sum += (uint32_t)((x[r][p * step / 4 + j * pixel + c] - g.zero) *
-                                              w[((r + first) / 4 * width + j) * 4 * lanes + 4 * c + (r + first) % 4]);
+                                              (each == 4 ? w[at] : ((const int16_t *)w)[at]));
+                        }
                 sum = (uint32_t)finished(&f, (int32_t)sum, scale[c], NULL);
             }
-            if (!same_i32("nhwc_columns", what, i, y[i], (uint8_t)sum)) return;
+            if (!same_i32(each == 4 ? "nhwc_columns" : "nhwc_pair_columns", what, i, y[i], (uint8_t)sum)) return;
         }
         release_all();
     }

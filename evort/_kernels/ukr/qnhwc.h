@@ -10,7 +10,7 @@
  * Tables without a product of bytes that is exact for all of them take numbers of 16 bits, in pairs (`wide`):
  *
  *   W [blocks of 64][quads][up to 4 vectors][2 pairs][16 channels][2]   dense; the image is staged as int16
- *   W [blocks of 64][quads of taps][2 pairs][64 channels][2 taps]       depthwise; the image is of bytes
+ *   W [pairs of the kernel's rows][its columns][channels][2 rows]       depthwise; the image is put in such pairs, too
  *
  * but for dense weights with a proof (`presum`), which are of bytes, as the image is.
  *
@@ -50,22 +50,6 @@ typedef struct {
     uint8_t *y;
 } ev_nhwc_conv;
 
-/* Depthwise, by pairs of taps: n results of `channels` bytes each, `step` apart in x and y_step in y; byte c of a result meets byte c at
- * each tap's offset. Taps are filled up to quads; what is added weighs nothing. No residual. */
-typedef struct {
-    const uint8_t *x;
-    int64_t step;
-    const int32_t *offset;
-    int64_t pairs;            /* of taps: of which there is more than what was filled up */
-    const int8_t *w;
-    const int32_t *add;
-    const float *scale;
-    int64_t channels;
-    const ev_qfinish *finish;
-    int64_t y_step;
-    uint8_t *y;
-} ev_nhwc_depthwise;
-
 /* A band of tiles of 4x4 results by 16 of their channels, see qwinograd_body.h. */
 typedef struct {
     int64_t rows, cols;       /* of tiles; `height` and `width` of their results are wanted */
@@ -90,7 +74,7 @@ typedef struct {
 } ev_nhwc_winograd;
 
 /* Depthwise, by quads of rows: n results of `channels` bytes each, y_step apart in y. Byte e of four rows of the image is at
- * q + 4*e, that of the next four group_step further. No residual. */
+ * q + 4*e, that of the next four group_step further. Or by pairs of rows as int16, which take as much room. No residual. */
 typedef struct {
     const uint8_t *q;
     int64_t groups, group_step;

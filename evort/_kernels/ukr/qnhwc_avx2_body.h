@@ -281,44 +281,98 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
     }
 }
 
-/* Sixteen channels at a time: two taps are interleaved, and widened. */
-static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
+/* Sixteen numbers of two rows at a time, the last ones with some before them. */
+static void EV_FN(nhwc_pairs)(int64_t n, const uint8_t *const *rows, int16_t *q)
 {
-    enum { AT_ONCE = 8 };
-    for (int64_t c = 0; c < g->channels; c += 16) {
-        const int64_t part = g->channels - c < 16 ? g->channels - c : 16;
-        int32_t sums[AT_ONCE * EV_NHWC_NR] __attribute__((aligned(32))), *sum = sums;
-        const __m256i add0 = _mm256_loadu_si256((const __m256i *)(g->add + c));
-        const __m256i add1 = _mm256_loadu_si256((const __m256i *)(g->add + c + 8));
-        float scale[32] = {0};
-        memcpy(scale, g->scale + c, 64);
-        for (int64_t i = 0; i < n; i++) {
-            const uint8_t *x = g->x + i * g->step + c;
-            const int8_t *w = g->w + 2 * c;
-            const int32_t *offset = g->offset;
-            __m256i p = add0, q = add1;
-            for (int64_t left = g->pairs; left > 0; left--, w += 128, offset += 2) {
-                __m128i t, u;
-                if (part == 16) {
-                    t = _mm_loadu_si128((const __m128i *)(x + offset[0]));
-                    u = _mm_loadu_si128((const __m128i *)(x + offset[1]));
-                } else {
-                    t = u = _mm_setzero_si128();
-                    memcpy(&t, x + offset[0], (size_t)part);
-                    memcpy(&u, x + offset[1], (size_t)part);
-                }
-                const __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
-                const __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)));
-                p = _mm256_add_epi32(p, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(t, u)), w0));
-                q = _mm256_add_epi32(q, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_unpackhi_epi8(t, u)), w1));
+    if (n < 16) {
+        for (int64_t e = 0; e < n; e++)
+            for (int r = 0; r < 2; r++) q[2 * e + r] = rows[r] ? rows[r][e] : 0;
+        return;
+    }
+    for (int64_t i = 0; i < n; i += 16) {
+        const int64_t e = i + 16 <= n ? i : n - 16;
+        const __m128i a = rows[0] ? _mm_loadu_si128((const __m128i *)(rows[0] + e)) : _mm_setzero_si128();
+        const __m128i b = rows[1] ? _mm_loadu_si128((const __m128i *)(rows[1] + e)) : _mm_setzero_si128();
+        _mm256_storeu_si256((__m256i *)(q + 2 * e), _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)));
+        _mm256_storeu_si256((__m256i *)(q + 2 * e + 16), _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b)));
+    }
+}
+
+/* The weights of eight channels as the pairs of rows meet them, 4 * EV_NHWC_NR bytes apart, and what is added to their
+ * sums. */
+static void EV_FN(nhwc_shifted)(const ev_nhwc_columns *g, int64_t c, int8_t *to, int32_t *add)
+{
+    const int64_t pairs = (g->kernel_h + 1) / 2, first = g->first;
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i total = _mm256_setzero_si256();
+    for (int64_t group = 0; group < g->groups; group++) {
+        const int64_t from = 2 * group + first, above = from >= 0 ? from / 2 : -((1 - from) / 2), left = g->rows - 2 * group;
+        const int odd = (int)(from - 2 * above);
+        const __m128i down = _mm_cvtsi32_si128(16 * odd), up = _mm_cvtsi32_si128(32 - 16 * odd);
+        const __m256i there = _mm256_set1_epi32(left >= 2 ? -1 : left == 1 ? 0xffff : 0);
+        const int8_t *w = g->w + above * g->kernel_w * g->w_step + 4 * c;
+        for (int64_t j = 0; j < g->kernel_w; j++, w += g->w_step, to += 4 * EV_NHWC_NR) {
+            __m256i v = _mm256_setzero_si256();
+            if (above >= 0 && above < pairs) v = _mm256_srl_epi32(_mm256_loadu_si256((const __m256i *)w), down);
+            if (above >= -1 && above + 1 < pairs) {
+                const __m256i next = _mm256_loadu_si256((const __m256i *)(w + g->kernel_w * g->w_step));
+                v = _mm256_or_si256(v, _mm256_sll_epi32(next, up));
             }
-            _mm256_store_si256((__m256i *)sum, p);
-            _mm256_store_si256((__m256i *)(sum + 8), q);
-            sum += EV_NHWC_NR;
-            if (i + 1 < n && i % AT_ONCE < AT_ONCE - 1) continue;
-            const int64_t first = i / AT_ONCE * AT_ONCE;
-            EV_FN(nhwc_results)(g->finish, i + 1 - first, part, sums, scale, NULL, 0, g->y + first * g->y_step + c, g->y_step);
-            sum = sums;
+            v = _mm256_and_si256(v, there);
+            total = _mm256_add_epi32(total, _mm256_madd_epi16(v, ones));
+            _mm256_store_si256((__m256i *)to, v);
         }
+    }
+    total = _mm256_mullo_epi32(total, _mm256_set1_epi32(g->zero));
+    _mm256_store_si256((__m256i *)add, _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(g->add + c)), total));
+}
+
+/* Four results of sixteen channels. */
+#define EV_RESULTS(X) X(0) X(1) X(2) X(3)
+static void EV_FN(nhwc_four)(const uint8_t *const *x, const int64_t *offset, int64_t taps, const int8_t *w, const int32_t *add,
+                             int32_t *sum)
+{
+    const __m256i add0 = _mm256_load_si256((const __m256i *)add), add1 = _mm256_load_si256((const __m256i *)add + 1);
+#define X(i)                    \
+    const uint8_t *x##i = x[i]; \
+    __m256i p##i = add0, q##i = add1;
+    EV_RESULTS(X)
+#undef X
+    for (int64_t t = 0; t < taps; t++, w += 4 * EV_NHWC_NR) {
+        const __m256i w0 = _mm256_load_si256((const __m256i *)w), w1 = _mm256_load_si256((const __m256i *)w + 1);
+        const int64_t at = offset[t];
+#define X(i)                                                                                                  \
+    p##i = _mm256_add_epi32(p##i, _mm256_madd_epi16(w0, _mm256_loadu_si256((const __m256i *)(x##i + at))));   \
+    q##i = _mm256_add_epi32(q##i, _mm256_madd_epi16(w1, _mm256_loadu_si256((const __m256i *)(x##i + at) + 1)));
+        EV_RESULTS(X)
+#undef X
+    }
+#define X(i)                                                      \
+    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR), p##i); \
+    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR) + 1, q##i);
+    EV_RESULTS(X)
+#undef X
+}
+#undef EV_RESULTS
+
+static void EV_FN(nhwc_pair_columns)(const ev_nhwc_columns *g, int64_t n)
+{
+    enum { MR = 4, TOGETHER = 4 * MR };
+    int8_t w[EV_NHWC_TAPS * 4 * EV_NHWC_NR] __attribute__((aligned(32)));
+    int32_t sums[TOGETHER * EV_NHWC_NR] __attribute__((aligned(32))), add[EV_NHWC_NR] __attribute__((aligned(32)));
+    int64_t offset[EV_NHWC_TAPS];
+    const int64_t taps = g->groups * g->kernel_w, lanes = (g->channels + 15) / 16 * 16;
+    for (int64_t t = 0; t < taps; t++) offset[t] = t / g->kernel_w * g->group_step + t % g->kernel_w * g->tap_step;
+    for (int64_t c = 0; c < lanes; c += 8) EV_FN(nhwc_shifted)(g, c, w + 4 * c, add + c);
+    for (int64_t p = 0; p < n; p += TOGETHER) {
+        const int64_t some = n - p < TOGETHER ? n - p : TOGETHER;
+        for (int64_t at = 0; at < some; at += MR)
+            for (int64_t c = 0; c < lanes; c += 16) {
+                const uint8_t *x[MR];
+                for (int64_t i = 0; i < MR; i++) /* beyond the last, it again */
+                    x[i] = g->q + (p + (at + i < some ? at + i : some - 1)) * g->step + 4 * c;
+                EV_FN(nhwc_four)(x, offset, taps, w + 4 * c, add + c, sums + at * EV_NHWC_NR + c);
+            }
+        EV_FN(nhwc_results)(g->finish, some, g->channels, sums, g->scale, NULL, 0, g->y + p * g->y_step, g->y_step);
     }
 }

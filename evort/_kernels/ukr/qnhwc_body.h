@@ -21,7 +21,8 @@ static void EV_FN(nhwc_quads)(int64_t n, const uint8_t *const *rows, uint8_t *q)
         for (int r = 0; r < 4; r++) q[4 * e + r] = rows[r] ? rows[r][e] : 0;
 }
 
-static void EV_FN(nhwc_columns)(const ev_nhwc_columns *g, int64_t n)
+/* Sums by items of `each` rows: 4, of bytes, or 2, of int16. */
+EV_INLINE void EV_FN(nhwc_by_rows)(const ev_nhwc_columns *g, int64_t n, const int each)
 {
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < g->channels; c++) {
@@ -29,13 +30,19 @@ static void EV_FN(nhwc_columns)(const ev_nhwc_columns *g, int64_t n)
             for (int64_t r = 0; r < g->rows; r++) {
                 const int64_t k = r + g->first;
                 if (k < 0 || k >= g->kernel_h) continue;
-                const int8_t *w = g->w + k / 4 * g->kernel_w * g->w_step + 4 * c + k % 4;
-                const uint8_t *q = g->q + r / 4 * g->group_step + i * g->step + 4 * c + r % 4;
-                for (int64_t j = 0; j < g->kernel_w; j++)
-                    sum += (uint32_t)((q[j * g->tap_step] - g->zero) * w[j * g->w_step]);
+                const int8_t *w = g->w + k / each * g->kernel_w * g->w_step + 4 * c;
+                const uint8_t *q = g->q + r / each * g->group_step + i * g->step + 4 * c;
+                for (int64_t j = 0; j < g->kernel_w; j++, w += g->w_step, q += g->tap_step)
+                    sum += (uint32_t)(each == 4 ? (q[r % 4] - g->zero) * w[k % 4]
+                                                : (((const int16_t *)q)[r % 2] - g->zero) * ((const int16_t *)w)[k % 2]);
             }
             EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[c], NULL, g->y + i * g->y_step + c);
         }
+}
+
+static void EV_FN(nhwc_columns)(const ev_nhwc_columns *g, int64_t n)
+{
+    EV_FN(nhwc_by_rows)(g, n, 4);
 }
 
 #if !defined(__AVX2__)
@@ -70,16 +77,16 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
     }
 }
 
-static void EV_FN(nhwc_depthwise)(const ev_nhwc_depthwise *g, int64_t n)
+/* q[e] = number e of two rows, 0 for those that are NULL. */
+static void EV_FN(nhwc_pairs)(int64_t n, const uint8_t *const *rows, int16_t *q)
 {
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < g->channels; c++) {
-            uint32_t sum = (uint32_t)g->add[c];
-            for (int64_t p = 0; p < g->pairs; p++)
-                for (int t = 0; t < 2; t++)
-                    sum += (uint32_t)(g->x[i * g->step + g->offset[2 * p + t] + c] * g->w[128 * p + 2 * c + t]);
-            EV_FN(nhwc_put)(g->finish, (int32_t)sum, g->scale[c], NULL, g->y + i * g->y_step + c);
-        }
+    for (int64_t e = 0; e < n; e++)
+        for (int r = 0; r < 2; r++) q[2 * e + r] = rows[r] ? rows[r][e] : 0;
+}
+
+static void EV_FN(nhwc_pair_columns)(const ev_nhwc_columns *g, int64_t n)
+{
+    EV_FN(nhwc_by_rows)(g, n, 2);
 }
 
 #endif
