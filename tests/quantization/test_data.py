@@ -85,6 +85,8 @@ def test_a_folder_of_images(graph, tmp_path):
     expected = (pixels[:, :, ::-1].transpose(2, 0, 1) / 255 - np.array([0.5, 0.25, 0])[:, None, None]) / 2
     np.testing.assert_allclose(colour[0], expected, atol=1e-6)
     np.testing.assert_allclose(grey[0, 2], pixels[:, :, 0] / 255 / 2, atol=1e-6)
+    with pytest.raises(CalibrationError, match="std has 2 numbers, the input 3 channels"):
+        images_of(graph, tmp_path, images=Images(std=(1.0, 2.0)))
 
 
 BAD = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -184,6 +185,9 @@ def test_options_come_from_flags_toml_and_python(calib, tmp_path, capsys):
         ({"bits": 4}, "bits is not for the static scheme; the weight-only scheme has it"),
         ({"scheme": "dynamic", "rounding": "gptq"}, "rounding is not for the dynamic scheme"),
         ({"scheme": "dynamic", "bits": 16, "zero_points": True}, "16 bits have none"),
+        ({"std": (1.0, 0.0)}, "std not 0"),
+        ({"scale": math.nan}, "must be finite"),
+        ({"size": (0, 4)}, "two positive numbers"),
         ({"samples": "many"}, "samples = 'many' should be like a whole number"),
         ({"threads": True}, "threads = True should be"),
         ({"bits": 4.0}, "bits = 4.0 should be"),

@@ -68,6 +68,9 @@ class Images:
                 pixels = np.atleast_3d(np.asarray(image))
         except (UnidentifiedImageError, OSError) as error:
             raise CalibrationError(f"{path}: cannot be read as an image ({error})") from None
+        for what, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) not in (1, pixels.shape[2]):
+                raise CalibrationError(f"{what} has {len(numbers)} numbers, the input {pixels.shape[2]} channels")
         if self.bgr:
             pixels = pixels[:, :, ::-1]
         if tensor.dtype != DType.UINT8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -190,6 +191,11 @@ class Options:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
         if self.hold_out < 0 or self.hold_out == 1:
             raise ValueError(f"hold_out must be 0 or at least 2, not {self.hold_out}")
+        numbers = (self.scale, *self.mean, *self.std)
+        if not all(math.isfinite(number) for number in numbers) or 0 in self.std:
+            raise ValueError(f"scale, mean and std must be finite and std not 0, not {', '.join(map(str, numbers))}")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size must be two positive numbers, height and width, not {list(self.size)}")
         self._check_limits()
         self._check_weights()
         if self.scheme == "dynamic":
