@@ -62,7 +62,7 @@ from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
 from evort_tools.quantization.qdq import in_integers, total_bytes
 from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_page
-from evort_tools.quantization.schemes import as_dynamic, by_layer, learns
+from evort_tools.quantization.schemes import as_dynamic, as_static, by_layer, learns
 from evort_tools.quantization.search import NOTED
 from evort_tools.quantization.select import PRODUCTS
 
@@ -306,7 +306,7 @@ def _settings(
 
 def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None:
     settings, helpers = _settings(data, result.options, result.options.exclude)
-    part = Result(result.model, static_part(result.options))
+    part = Result(result.model, as_static(result.options))
 
     def nested_int8(model: Model) -> tuple[Model, dict[str, str]]:
         part.model = model
@@ -324,12 +324,6 @@ def _mixed(data: Calibration | None, result: Result, progress: Progress) -> None
     if found.profile is not None:
         source = found.profile.source or "measured here"
         result.latency = {"float32_us": found.us_float, "predicted_us": found.us, "profile": source}
-
-
-def static_part(options: Options) -> Options:
-    """What the mixed scheme has of the static one for nested graphs, which are in integers as a whole or not at all."""
-    plain = dict.fromkeys(("metric", "max_drop", "max_size", "max_latency"))
-    return replace(options, scheme="static", sensitivity="sqnr", pin=(), exclude=(), profile="", **plain)
 
 
 def _static(

@@ -239,6 +239,21 @@ def test_bias_correction_gives_products_a_bias_and_counts_padding():
     np.testing.assert_allclose(error.mean(axis=(0, 2, 3)), 0, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (4, 8), (4, 1), (1,)])
+def test_biases_of_any_shape_are_corrected(shape):
+    nodes = [node("Gemm", ["x", "w", "b"], ["h"]), node("Relu", ["h"], ["r"]), node("Gemm", ["r", "v"], ["y"])]
+    constants = {"w": normal(16, 8), "v": normal(8, 5), "b": normal(*shape)}
+    model = convert_model(onnx_model(nodes, {"x": (np.float32, (4, 16))}, ["y"], constants))
+    change = np.arange(8) / 7
+    changed = copy_model(model)
+    bias.add_to_biases(changed.graph, {changed.graph.nodes[0].outputs[0]: change})
+    x = normal(4, 16)
+    wanted = np.maximum(x @ constants["w"] + constants["b"] + change, 0) @ constants["v"]
+    np.testing.assert_allclose(Session(changed).run({"x": x})["y"], wanted, atol=1e-4)
+    result = evort_tools.quantize(model, calib=normal(80, 16), prefer="size", bias_correction="on")
+    assert result.sqnr["y"] > 25
+
+
 def test_adaround_is_better_than_nearest_and_near_the_best():
     rng = np.random.default_rng(0)
     x = np.maximum(rng.normal(size=(300, 9)) + 1, 0)

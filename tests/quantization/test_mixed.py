@@ -46,7 +46,7 @@ class Ready:
         self.model = convert_model(source)
         self.data = open_calibration(data, self.model.graph)
         self.found = calibrate(self.model, self.data, Settings(method="minmax"))
-        self.models = variants(self.model, PRECISIONS, Options(block=16))
+        self.models = variants(self.model, PRECISIONS, Options(scheme="mixed", block=16))
         self.layers = layers_of(self.model, self.found, self.models)
         self.samples = self.data.head(4)
         self.profile = made_up(self.model, self.found.selection, seed)
@@ -256,6 +256,23 @@ def test_a_precision_that_a_layer_does_not_have(branched):
     layer.outputs, layer.bytes = [branched.model.graph.nodes[0].outputs[0]], {"float32": 8, "int8": 2}
     with pytest.raises(ValueError, match=r"layer 'ra' \(Conv\) has no int4; it has float32, int8"):
         pins_of(branched.model.graph, [layer], ("ra=int4",), ())
+
+
+@pytest.mark.parametrize(
+    ("precision", "share", "least"), [("float16", 0.55, 60), ("int4", 0.25, 12), ("int8", 0.4, 30)]
+)
+def test_a_transposed_convolution_in_each_precision(precision, share, least):
+    """Its floats of few bits are made by a node of their own, which goes with it."""
+    rng = np.random.default_rng(0)
+    up = Node("ConvTranspose", ["x", "w"], ["y"], {"strides": [2, 2]}, name="up")
+    weights = rng.normal(size=(16, 32, 3, 3)).astype(np.float32)
+    model = make_model([up], {"x": (DType.FLOAT, ("N", 16, 5, 5))}, ["y"], {"w": weights})
+    data = rng.normal(size=(8, 16, 5, 5)).astype(np.float32)
+    how = {"prefer": "size", "pin": (f"up={precision}",), "max_drop": "5dB", **FAST}
+    result = evort_tools.quantize(model, calib=data, **how)
+    assert result.sqnr["y"] > least
+    assert result.sizes["weights_after"] < share * result.sizes["weights_before"]
+    assert result.layers[0]["bytes"][precision] < share * result.layers[0]["bytes"]["float32"]
 
 
 def test_the_command(digits, tmp_path, capsys):

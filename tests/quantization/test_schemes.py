@@ -9,6 +9,8 @@ from support import ROOT
 import evort
 import evort_tools
 from evort_tools.cli import main
+from evort_tools.quantization.options import Options
+from evort_tools.quantization.schemes import as_static
 
 LENET = ROOT / "models" / "lenet.onnx"
 
@@ -50,3 +52,8 @@ def test_exclude_and_options_that_do_not_fit():
                   {"scheme": "weight-only", "rounding": "gptq"}, {"scheme": "weight-only", "block": 24}):  # fmt: skip
         with pytest.raises(ValueError):
             evort_tools.quantize(str(LENET), **{"scheme": "dynamic", **wrong})
+
+
+def test_the_static_part_of_the_mixed_scheme_has_what_static_has():
+    given = Options(scheme="mixed", block=16, rounding="nearest", max_size="1MB", pin=("a=int8",), activations="int8")
+    assert as_static(given) == Options(activations="int8")

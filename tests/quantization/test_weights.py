@@ -120,6 +120,20 @@ def test_float16_gives_way_to_bfloat16_where_it_would_overflow():
     assert np.isfinite(run(small, x=normal(2, 3))).all()
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e-8, 1e10])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_weights_of_any_size(factor, bits):
+    """Where float16 has too few bits of scales, or of weights, there is another type."""
+    w, x = normal(64, 32), normal(5, 64)
+    model = make_model(
+        [Node("MatMul", ["x", "w"], ["y"])], {"x": (DType.FLOAT, (5, 64))}, ["y"], {"w": w * np.float32(factor)}
+    )
+    # Half a step of 2^bits and of bfloat16's 2^8 in twice the largest weight leave as much at least.
+    assert snr(x @ w, run(weight_only(model, WeightOptions(bits)), x=x) / factor) > {4: 18, 8: 40, 16: 42}[bits]
+    packed = quantize_rows(w.T * np.float32(factor), x.T @ x, WeightOptions(4), GptqOptions())
+    assert snr(w.T, packed.floats() / factor) > 15
+
+
 def correlated(n: int, k: int) -> np.ndarray:
     """Inputs as layers have them: few directions carry most."""
     return (rng.standard_normal((n, k)) * np.geomspace(1, 0.02, k)) @ np.linalg.qr(rng.standard_normal((k, k)))[0]

@@ -119,5 +119,5 @@ def add_to_biases(graph: Graph, changes: Mapping[str, np.ndarray]) -> None:
             graph.add(Tensor(name, DType.FLOAT, (1,), np.zeros(1, np.float32)))
             node.inputs = [*node.inputs[:BIAS], *[""] * (BIAS - len(node.inputs)), name, *node.inputs[BIAS + 1 :]]
         old = graph.constant(node.inputs[BIAS])
-        shape = change.shape if old.size == 1 else old.shape  # Gemm's may be [1, channels]
-        set_constant(graph, node, BIAS, (old.astype(np.float64).reshape(-1) + change).reshape(shape))
+        # Gemm's may be [1, channels], or have a row for each of the result's.
+        set_constant(graph, node, BIAS, old.astype(np.float64).reshape(() if old.size == 1 else old.shape) + change)

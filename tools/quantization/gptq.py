@@ -25,6 +25,7 @@ from evort_tools.quantization.weights import (
     WeightOptions,
     for_layer,
     group_scales,
+    halves_do,
     pays,
     replaced,
     round_to_nearest,
@@ -99,7 +100,7 @@ def quantize_rows(rows: np.ndarray, h: np.ndarray, options: WeightOptions, gptq:
     if not diagonal.any():
         return round_to_nearest(rows, options)
     bits, block, levels = options.bits, options.block, (1 << options.bits) - 1
-    blocks = -(-k // block)
+    blocks, half = -(-k // block), halves_do(rows, options)
     w = rows.astype(np.float64)
     dead = diagonal == 0  # inputs that are always zero
     h = h + np.diag(np.where(dead, diagonal.mean(), gptq.damping * diagonal.mean()))
@@ -119,7 +120,7 @@ def quantize_rows(rows: np.ndarray, h: np.ndarray, options: WeightOptions, gptq:
         group = np.zeros((n, block), np.float32)
         group[:, : weights.shape[1]] = weights
         scales[:, b], zeros[:, b] = group_scales(
-            group, bits, options.symmetric, options.search, options.half_scales, importance[b * block : (b + 1) * block]
+            group, bits, options.symmetric, options.search, half, importance[b * block : (b + 1) * block]
         )
 
     if gptq.act_order:
@@ -144,7 +145,7 @@ def quantize_rows(rows: np.ndarray, h: np.ndarray, options: WeightOptions, gptq:
             w[:, p:last] -= np.outer(error, upper[p, p:last])
             errors[:, p - first] = error
         w[:, last:] -= errors @ upper[first:last, last:]
-    kind = np.float16 if options.half_scales else np.float32
+    kind = np.float16 if half else np.float32
     return Packed(q, scales.astype(kind), None if options.symmetric else zeros.astype(np.uint8), bits, block, k)
 
 

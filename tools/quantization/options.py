@@ -17,6 +17,8 @@ from evort_tools.quantization.metric import Drop
 SCHEMES = ("static", "dynamic", "weight-only", "mixed")
 PRECISIONS = ("float32", "float16", "int16", "int8", "int4")
 SWITCH = ("auto", "on", "off")
+GOAL = ("metric", "max_drop")  # what may be lost
+MIXED_ONLY = ("max_size", "max_latency", "pin")
 WEIGHTS = ("bits", "block", "zero_points", "rounding", "storage")  # what is asked of weights alone
 
 
@@ -211,7 +213,7 @@ class Options:
 
     def _check_weights(self) -> None:
         """That nothing is asked of weights that the scheme does not have."""
-        has = {"dynamic": ("bits", "zero_points"), "weight-only": WEIGHTS}.get(self.scheme, ())
+        has = {"dynamic": ("bits", "zero_points"), "mixed": WEIGHTS[1:], "weight-only": WEIGHTS}.get(self.scheme, ())
         defaults = {f.name: f.default for f in fields(self)}
         for name in WEIGHTS:
             true = (name, self.bits, self.scheme) == ("bits", 8, "static")
@@ -245,9 +247,9 @@ class Options:
             raise ValueError("a metric needs a limit to hold: give max_drop, such as 0.5%")
         if self.sensitivity == "metric" and self.metric is None:
             raise ValueError("sensitivity by the metric needs one: give metric, such as my_metric.py:top1")
-        goal, only_timed = ("metric", "max_drop"), ("static", "mixed")
-        only = {"static": goal, "mixed": (*goal, "max_size", "max_latency", "pin")}.get(self.scheme, ())
-        for name in (*goal, "max_size", "max_latency", "pin"):
+        only_timed = ("static", "mixed")
+        only = {"static": GOAL, "mixed": (*GOAL, *MIXED_ONLY)}.get(self.scheme, ())
+        for name in (*GOAL, *MIXED_ONLY):
             if getattr(self, name) and name not in only:
                 raise ValueError(f"{name} is not for the {self.scheme} scheme; the mixed scheme has it")
         if self.profile and (self.scheme not in only_timed or (self.prefer == "size" and not self.max_latency)):

@@ -105,10 +105,19 @@ def layers_of(real: Model, found: Calibrated | None, models: Mapping[str, Model]
             layer.static = True
         for precision, names in others.items():
             if all(o in names for o in layer.outputs) and precision not in layer.bytes:
-                layer.bytes[precision] = _bytes(models[precision].graph, [nodes[precision][o] for o in layer.outputs])
+                own = [nodes[precision][o] for o in layer.outputs]
+                makers = [m for node in own for m in _makers(node, nodes[precision], real.graph)]
+                layer.bytes[precision] = _bytes(models[precision].graph, [*own, *makers])
         if len(layer.bytes) > 1:
             layers.append(layer)
     return layers
+
+
+def _makers(node: Node, nodes: Mapping[str, Node], real: Graph) -> list[Node]:
+    """The nodes that make a layer's operands in its precision, such as floats of weights in 16 bits: those among
+    `nodes`, by first output, of which the float graph has no like."""
+    own = {n.outputs[0] for n in real.nodes}
+    return [nodes[name] for name in node.inputs if name in nodes and name not in own]
 
 
 def _bytes(graph: Graph, nodes: Sequence[Node]) -> int:
@@ -160,18 +169,22 @@ def swapped(real: Model, models: Mapping[str, Model], chosen: Mapping[str, str])
     """A copy of the float model in which nodes are those of other models: {first output: precision}."""
     new = copy_model(real)
     nodes = {p: {n.outputs[0]: n for n in models[p].graph.nodes} for p in {*chosen.values()} & models.keys()}
-    for index, node in enumerate(new.graph.nodes):
+    placed: list[Node] = []
+    for node in new.graph.nodes:
         precision = chosen.get(node.outputs[0], "")
         other = nodes.get(precision, {}).get(node.outputs[0])
         if other is None:
+            placed.append(node)
             continue
-        new.graph.nodes[index] = Node(
-            other.op, list(other.inputs), list(other.outputs), dict(other.attrs), other.domain, other.name
-        )
-        for name in other.inputs:
-            tensor = models[precision].graph.tensors.get(name)
-            if tensor is not None and tensor.data is not None and name not in new.graph.tensors:
-                new.graph.add(tensor)
+        for part in (*_makers(other, nodes[precision], real.graph), other):
+            placed.append(
+                Node(part.op, list(part.inputs), list(part.outputs), dict(part.attrs), part.domain, part.name)
+            )
+            for name in part.inputs:
+                tensor = models[precision].graph.tensors.get(name)
+                if tensor is not None and tensor.data is not None and name not in new.graph.tensors:
+                    new.graph.add(tensor)
+    new.graph.nodes = placed
     drop_unread(new.graph, list(new.graph.tensors))
     return new
 

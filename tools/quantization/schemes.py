@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 
 from evort.graph import Model
@@ -11,7 +12,7 @@ from evort_tools.passes import graphs_of
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
 from evort_tools.quantization.gptq import gptq
-from evort_tools.quantization.options import Options
+from evort_tools.quantization.options import GOAL, MIXED_ONLY, WEIGHTS, Options
 from evort_tools.quantization.qdq import own_constants
 from evort_tools.quantization.weights import WeightOptions, weight_only
 
@@ -64,6 +65,13 @@ def by_layer(
             if not node.domain and ((plain and node.op in _LAYERS) or node.op == "Attention"):
                 kept[node.label()] = "excluded" if (node.name or node.outputs[0]) in excluded else why
     return found, report, kept
+
+
+def as_static(options: Options) -> Options:
+    """What the mixed scheme has of the static one for nested graphs, which are in integers as a whole or not at all."""
+    others = (*GOAL, *MIXED_ONLY, *WEIGHTS, "sensitivity", "exclude", "profile")
+    plain = {f.name: f.default for f in fields(Options) if f.name in others}
+    return replace(options, scheme="static", **plain)
 
 
 def as_dynamic(options: Options, exclude: tuple[str, ...]) -> Options:

@@ -35,8 +35,10 @@ class WeightOptions:
 
     bits: 2, 3, 4 or 8, in groups; or 16. block: weights that share a scale, a power of two from 16 on. symmetric: the
     zero point is the middle of the range; else each group has one. search: try ranges that clip the largest weights,
-    and keep what has the smallest squared error, group by group. half_scales: scales as float16, else float32.
-    kind: with 16 bits, DType.FLOAT16 (weights beyond 65504 make it bfloat16, layer by layer) or DType.BFLOAT16.
+    and keep what has the smallest squared error, group by group. half_scales: scales as float16, where those do; else
+    float32.
+    kind: with 16 bits, DType.FLOAT16 (weights beyond 65504, or none above 2^-17, make it bfloat16, layer by layer) or
+    DType.BFLOAT16.
     exact: compute with activations as they are; else products of few rows may round them to 16 bits, which costs less
     than 2^-16 of the largest activation beside and is twice as fast. skip: names of layers to leave.
     """
@@ -110,7 +112,7 @@ def group_scales(
             scale = (ends * (shrink * side)).astype(np.float32)
             if half:
                 scale = np.clip(scale, -65504, 65504).astype(np.float16).astype(np.float32)
-            scale = np.where(np.abs(scale) > 1e-30, scale, np.float32(1))
+            scale = np.where(np.abs(scale) > np.finfo(np.float32).tiny, scale, np.float32(1))
             zero = (
                 np.full_like(scale, middle)
                 if symmetric
@@ -131,6 +133,17 @@ def group_scales(
     return best_scale, best_zero
 
 
+def halves_do(rows: np.ndarray, options: WeightOptions) -> bool:
+    """Whether the scales of a layer's weights [n, k] are float16."""
+    largest = max(-float(rows.min(initial=0.0)), float(rows.max(initial=0.0)))
+    return options.half_scales and halves_hold(largest / (1 << options.bits - 1))
+
+
+def halves_hold(largest: float) -> bool:
+    """Whether float16 has eight bits or more of numbers up to `largest`."""
+    return largest == 0 or 2.0**-17 <= largest <= 65504
+
+
 def round_to_nearest(rows: np.ndarray, options: WeightOptions) -> Packed:
     """Weights [n, k] in groups along k, each rounded to the nearest number. Raises ValueError for weights that are not
     finite."""
@@ -140,17 +153,18 @@ def round_to_nearest(rows: np.ndarray, options: WeightOptions) -> Packed:
     q = np.empty((n, blocks * block), np.uint8)
     scales, zeros = np.empty((n, blocks), np.float32), np.empty((n, blocks), np.uint8)
     step = max(1, ROWS // (blocks * block))
+    half = halves_do(rows, options)
     for at in range(0, n, step):
         part = np.zeros((min(step, n - at), blocks * block), np.float32)
         part[:, :k] = rows[at : at + step]
         if not np.isfinite(part).all():
             raise ValueError("weights hold NaN or infinity")
         groups = part.reshape(-1, blocks, block)
-        scale, zero = group_scales(groups, bits, options.symmetric, options.search, options.half_scales)
+        scale, zero = group_scales(groups, bits, options.symmetric, options.search, half)
         whole = np.clip(np.rint(groups / scale[..., None]) + zero[..., None], 0, (1 << bits) - 1)
         end = at + len(part)
         q[at:end], scales[at:end], zeros[at:end] = whole.reshape(part.shape), scale, zero
-    kind = np.float16 if options.half_scales else np.float32
+    kind = np.float16 if half else np.float32
     return Packed(q, scales.astype(kind), None if options.symmetric else zeros, bits, block, k)
 
 
@@ -243,7 +257,7 @@ def narrowed(layer: Layer, kind: DType) -> tuple[list[Node], float] | None:
     node, w = layer.node, layer.graph.tensors[layer.weight].data
     if node.op not in ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather"):
         return None
-    if kind == DType.FLOAT16 and np.abs(w).max() > 65504:
+    if kind == DType.FLOAT16 and not halves_hold(float(np.abs(w).max(initial=0.0))):
         kind = DType.BFLOAT16
     value = w.astype(np.float16) if kind == DType.FLOAT16 else lowp.narrow(w, kind)
     got = value.astype(np.float32) if kind == DType.FLOAT16 else lowp.widen(value, kind)
