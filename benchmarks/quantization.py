@@ -5,7 +5,8 @@
     python benchmarks/quantization.py --json results.json         # goes on where an earlier run stopped
 
 accuracy  each scheme of both tools, with the same calibration samples, judged on the same test samples; beside it what
-          evort's own tool tells its user
+          evort's own tool tells its user. Agreement has its 95 % confidence interval, and is missed where it is less
+          than onnxruntime's by more than chance
 memory    a static int8 model beside evort's float32 weights and arena: its own, and the peak of resident memory that a
           session of it adds to a process, a first one (with the pages of evort's code that it touches) and a second
 latency   static int8 / evort float32 / onnxruntime's int8 (the faster of static and dynamic), alternating, one thread
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ from rich.table import Table
 UNCHANGED = 0.95  # of the float file's size: a tool that makes no less has quantized next to nothing
 PARTS = ("accuracy", "memory", "latency", "tool")
 STATIC = WAYS[0]
+BEST = ("sqnr", "agreement")  # in which each scheme is to be no worse than onnxruntime's best
 PEERS = tuple(way for way in WAYS if way.tool != "evort")
 LATENCY_BAR, MEMORY_BAR, TOOL_BAR, LUT_PSNR, LUT_SIZE = 0.6, 0.35, 2.5, 40.0, 0.36
 # LeNet: scheme -> points of accuracy that may be lost, and the share of float32's file; None where there is no bar.
@@ -88,8 +91,11 @@ def file_of(folder: Path, name: str, way: Way) -> Path:
 
 
 def accuracy(name: str, way: Way, folder: Path, store: Store, timeout: float) -> dict[str, Any]:
-    job = Job(name, way, str(file_of(folder, name, way)), timeout)
-    return store.get(f"accuracy/{name}/{way.label}", lambda: measure(job))
+    job, key = Job(name, way, str(file_of(folder, name, way)), timeout), f"accuracy/{name}/{way.label}"
+    known = store.found.get(key, {})
+    if known.get("agreement") is not None and "decisions" not in known:  # from before they were counted
+        del store.found[key]
+    return store.get(key, lambda: measure(job))
 
 
 def quantized(name: str, way: Way, folder: Path, store: Store, timeout: float) -> Path | None:
@@ -256,12 +262,24 @@ def number(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def best_peer(store: Store, name: str, scheme: str) -> dict[str, float]:
-    """The best SQNR and agreement that onnxruntime reaches in a scheme, whichever method has it."""
+def half_width(share: float, decisions: int) -> float:
+    """Half the width of a share's 95 % confidence interval (Wilson), as if decisions were independent."""
+    z = 1.96
+    spread = share * (1 - share) / decisions + (z / (2 * decisions)) ** 2
+    return z * math.sqrt(spread) / (1 + z * z / decisions)
+
+
+def as_good(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> bool:
+    """Whether a share of agreement is no less than another beyond what chance makes of as many decisions."""
+    spread = sum(row["agreement"] * (1 - row["agreement"]) / row["decisions"] for row in (mine, peer))
+    return mine["agreement"] >= peer["agreement"] - 1.96 * math.sqrt(spread) - 1e-9
+
+
+def best_peer(store: Store, name: str, scheme: str, key: str) -> dict[str, Any] | None:
+    """The row of onnxruntime's method that has the best SQNR, or agreement, in a scheme; None where it has none."""
     rows = [store.found.get(f"accuracy/{name}/{w.label}", {}) for w in PEERS if w.scheme == scheme]
     rows = [row for row in rows if row.get("file", 1) < UNCHANGED * row.get("float_file", 0)]
-    return {key: max((r[key] for r in rows if r.get(key) is not None), default=-math.inf)
-            for key in ("sqnr", "agreement")}  # fmt: skip
+    return max((row for row in rows if row.get(key) is not None), key=lambda row: row[key], default=None)
 
 
 def accuracy_table(store: Store, names: list[str]) -> Table:
@@ -280,10 +298,13 @@ def accuracy_table(store: Store, names: list[str]) -> Table:
             if way.tool != "evort" and row["file"] >= UNCHANGED * row["float_file"]:
                 table.add_row(*label, "[dim]quantizes nothing[/]", "", "", "", "")
                 continue
-            peer = best_peer(store, name, way.scheme) if way.tool == "evort" else {"sqnr": -math.inf, "agreement": 0}
-            share = row["agreement"]
-            agrees = "" if share is None else mark(f"{100 * share:.2f}", share >= peer["agreement"] - 1e-9)
-            table.add_row(*label, mark(number(row["sqnr"]), row["sqnr"] >= peer["sqnr"]), number(row.get("told")),
+            best = {k: best_peer(store, name, way.scheme, k) if way.tool == "evort" else None for k in BEST}
+            share, agrees = row["agreement"], ""
+            if share is not None:
+                text = f"{100 * share:.2f} ± {100 * half_width(share, row['decisions']):.2f}"
+                agrees = mark(text, best["agreement"] is None or as_good(row, best["agreement"]))
+            good = best["sqnr"] is None or row["sqnr"] >= best["sqnr"]["sqnr"]
+            table.add_row(*label, mark(number(row["sqnr"]), good), number(row.get("told")),
                           agrees, f"{row['file'] / row['float_file']:.3f}", number(row["cpu_seconds"]))  # fmt: skip
         table.add_section()
     return table
