@@ -371,7 +371,7 @@ def _static(
     products: list[str] = []
     if options.method == "auto" and not options.adaptive and found.encodings:
         samples = data.head(trials.trial_count(changed, data))
-        products = by_range.products_by_range(changed, found, samples, options.threads)
+        products = by_range.products_by_range(real, changed, found, samples, options.threads)
         found = static.restricted(found, dict.fromkeys(products, ""))
         changed = improve.restored(changed, found)
     if goal is None:

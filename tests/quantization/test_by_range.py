@@ -12,6 +12,7 @@ from evort.session import Session
 from evort.types import DType
 from evort_tools.quantization.latency import Profile
 from evort_tools.quantization.layers import compare
+from evort_tools.quantization.trials import Judge
 
 FAST = {"method": "minmax", "equalize": "off", "adaround": "off", "bias_correction": "off"}
 
@@ -123,3 +124,24 @@ def test_a_product_between_operators_in_float_takes_the_range_of_each_run():
     assert layer.alone.ratio == layer.accumulated.ratio > 0
     calibrated = evort_tools.quantize(between(), calib=seen, **plain, method="minmax")
     assert [n.op for n in calibrated.model.graph.nodes] == ["Sinh", "QLinearConv", "Cosh"]
+
+
+def test_products_have_calibrated_ranges_where_that_is_better_for_the_whole_model(monkeypatch):
+    rng = np.random.default_rng(2)
+    seen = [{"x": rng.normal(size=(1, 32, 256)).astype(np.float32) / 4} for _ in range(16)]
+    plain = {key: value for key, value in FAST.items() if key != "method"} | {"prefer": "size"}
+    ratios = []
+
+    def operators_of(noise: float) -> list[str]:
+        def of_integers(judge: Judge, made: Model) -> float:
+            by_range = any(node.op == "DynamicQuantizeConv" for node in made.graph.nodes)
+            ratios.append(Judge.real(judge, made))
+            return noise if by_range else 1.0
+
+        monkeypatch.setattr(Judge, "of_integers", of_integers)
+        return [n.op for n in evort_tools.quantize(between(), calib=seen, **plain).model.graph.nodes]
+
+    monkeypatch.setattr(Judge, "real", Judge.of_integers, raising=False)
+    assert operators_of(1.05) == ["Sinh", "DynamicQuantizeConv", "Cosh"]
+    assert operators_of(1.2) == ["Sinh", "QLinearConv", "Cosh"]
+    assert len(ratios) == 4 and all(0 < ratio < 1 for ratio in ratios)

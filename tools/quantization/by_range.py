@@ -22,15 +22,20 @@ from evort_tools.quantization.compare import Error
 from evort_tools.quantization.data import Sample
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
 from evort_tools.quantization.encodings import Encoding
+from evort_tools.quantization.improve import restored
+from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.metric import Goal
 from evort_tools.quantization.placement import Costs, faster_alone
 from evort_tools.quantization.select import is_product
-from evort_tools.quantization.static import Calibrated
+from evort_tools.quantization.static import Calibrated, restricted
+from evort_tools.quantization.trials import Judge
 from evort_tools.quantization.widen import multiply_adds
 
 BY_RANGE = frozenset({"Attention", "Gather", "LSTM", "GRU"})
 # Multiply-adds, in all and for each number that is read, from which finding the range costs next to nothing.
 _LEAST_WORK, _LEAST_USE = 1 << 20, 64
+# The noise that products by range may have over that of calibrated ranges, which cut off what calibration has not seen.
+_CLEARLY = 1.1
 UNDONE = "the model would lose more than it may"
 
 
@@ -55,10 +60,27 @@ def layers_by_range(graph: Graph) -> list[Node]:
 
 
 def products_by_range(
-    model: Model, found: Calibrated, samples: Sequence[Sample], threads: int | None = None
+    real: Model, model: Model, found: Calibrated, samples: Sequence[Sample], threads: int | None = None
 ) -> list[str]:
     """The first outputs of the products that read and give float32 among what is in integers, and whose results on
-    samples are at least as good with the range of each run as with the calibrated one."""
+    samples are at least as good with the range of each run as with the calibrated one. None, where the whole model's
+    outputs are clearly closer with calibrated ranges, for which weights and biases of `model` were fitted, to those of
+    `real`, the float model before that."""
+    products = _good_alone(model, found, samples, threads)
+    if not products:
+        return products
+    judge = Judge(real, samples, threads)
+
+    def noise(chosen: list[str]) -> float:
+        rest = restricted(found, dict.fromkeys(chosen, ""))
+        made, _ = integer_model(restored(model, rest), rest)
+        return judge.of_integers(in_integers(made, "off", (), chosen))
+
+    return products if noise(products) <= _CLEARLY * noise([]) else []
+
+
+def _good_alone(model: Model, found: Calibrated, samples: Sequence[Sample], threads: int | None) -> list[str]:
+    """The products whose own results are no worse."""
     selection = found.selection
     writer, probes = selection.writer, dict[str, Probe]()
     weights = {name: found.encodings[name] for name in selection.weights}

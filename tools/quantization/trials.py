@@ -63,7 +63,8 @@ class Judge:
 
     def _view(self, model: Model) -> Model:
         view = copy_model(model)
-        view.graph.outputs = list(dict.fromkeys((*self._outputs, *self._judged)))
+        written = {name for node in model.graph.nodes for name in node.outputs}
+        view.graph.outputs = list(dict.fromkeys((*self._outputs, *filter(written.__contains__, self._judged))))
         return view
 
     def ratio(self, model: Model, encodings: Mapping[str, Encoding]) -> float:
@@ -73,6 +74,13 @@ class Judge:
     def of_outputs(self, model: Model, encodings: Mapping[str, Encoding]) -> float:
         """Noise over signal of the outputs themselves."""
         return self._ratios(model, encodings)[1]
+
+    def of_integers(self, made: Model) -> float:
+        """As `ratio`, of an integer model; of what a Softmax makes where that reads integers."""
+        errors = output_errors(self._view(made), self.samples, self.expected, self._threads)
+        pairs = zip(self._outputs, self._judged, strict=True)
+        names = [judged if judged in errors else output for output, judged in pairs]
+        return total_ratio({name: errors[name] for name in names if name in errors})
 
     def _ratios(self, model: Model, encodings: Mapping[str, Encoding]) -> tuple[float, float]:
         made = fake_quantized(self._view(model), encodings)
