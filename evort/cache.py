@@ -105,11 +105,11 @@ class Switch:
 class Place:
     """Where the plan of a model is kept, and what it must be for.
 
-    folder: made where there is none. model: the model's path, and status: what the system says of it. Raises
-    PermissionError for a folder that others may write to, and OSError.
+    folder: made where there is none. model: the model's path, and status: what the system says of it; the others are
+    options of `evort.load`. Raises PermissionError for a folder that others may write to, and OSError.
     """
 
-    __slots__ = ("path", "stamp", "threads")
+    __slots__ = ("max_memory", "path", "stamp", "threads")
 
     def __init__(
         self,
@@ -118,15 +118,17 @@ class Place:
         status: os.stat_result,
         threads: int,
         shapes: dict[str, tuple[int, ...]] | None,
+        max_memory: int | None,
     ):
-        options = core.isa(), threads, repr(shapes or {}), os.environ.get("EVORT_CPU", "")
+        # With a budget, the largest shapes were planned as well.
+        options = core.isa(), threads, repr(shapes or {}), max_memory is not None, os.environ.get("EVORT_CPU", "")
         name = repr((os.path.abspath(model), *options)).encode(errors="surrogateescape")
         stem = os.path.splitext(os.path.basename(model))[0]
         self.path = os.path.join(_private(os.fspath(folder)), f"{stem}-{source_hash(_KEY, name).hex()}.plan")
         self.stamp = (sys.implementation.cache_tag, *options, _identity(status), _identity(os.stat(SHARED_OBJECT[0])))
-        self.threads = threads
+        self.threads, self.max_memory = threads, max_memory
 
-    def find(self, file: Mapping, max_memory: int | None) -> Kept | None:
+    def find(self, file: Mapping) -> Kept | None:
         """The plan that is kept here, where it is whole, of this very model and build, and takes no more memory than is
         allowed. file: the model's map."""
         try:
@@ -141,7 +143,7 @@ class Place:
         start = end + -end % _ALIGN
         if found["stamp"] != self.stamp or len(data) != start + found["nbytes"]:
             return None
-        if max_memory is not None and found["needed"] > max_memory:
+        if self.max_memory is not None and found["needed"] > self.max_memory:
             return None  # planning says so in words
         try:
             return Kept(found, file, data[start:], self.threads)
@@ -174,7 +176,7 @@ class Place:
             {
                 "stamp": self.stamp,
                 "nbytes": parts.nbytes,
-                "needed": memory.weights_mapped + memory.weights_copied + plan.arena_bytes,
+                "needed": memory.weights_mapped + memory.weights_copied + memory.arena,
                 "inputs": [(v.name, int(v.dtype), v.shape) for v in session.inputs],
                 "outputs": [(v.name, int(v.dtype), v.shape) for v in session.outputs],
                 "plain": [(name, dtype.str) for name, dtype in plain],

@@ -337,8 +337,8 @@ def load(
         from evort.files import map_file
 
         mapped, status = map_file(path)
-        place = Place(folder, path, status, options["threads"], shapes)
-        kept = place.find(mapped, max_memory)
+        place = Place(folder, path, status, options["threads"], shapes, max_memory)
+        kept = place.find(mapped)
         if kept is not None:
             return Session._of_kept(kept, path, {**options, "cache": cache})
     preload_planning()

@@ -229,13 +229,27 @@ def test_what_is_not_all_drivers_is_not_kept(tmp_path):
 
 
 def test_a_budget_holds_for_a_kept_plan(tmp_path):
-    session = evort.load(LENET, threads=1, cache=tmp_path)
+    session = evort.load(LENET, threads=1, cache=tmp_path, max_memory=1 << 30)
     session(DIGIT)
     memory = session.memory()
     needed = memory.weights_mapped + memory.weights_copied + memory.arena
     assert is_kept(evort.load(LENET, threads=1, cache=tmp_path, max_memory=needed))
     with pytest.raises(MemoryBudgetError):
         evort.load(LENET, threads=1, cache=tmp_path, max_memory=needed - 1)(DIGIT)
+
+
+def test_a_budget_is_held_against_the_largest_shapes(tmp_path):
+    """As without a kept plan: where the model bounds its sizes, loading fails if the largest ones do not fit."""
+    model = product(np.ones((4, 1000), np.float32))
+    model.bounds = {"n": (1, 64)}
+    write(model, tmp_path / "m.etm")
+    x = np.ones((2, 4), np.float32)
+    plans = {"threads": 1, "cache": tmp_path / "plans"}
+    for options in (plans, {**plans, "max_memory": 1 << 20}):
+        evort.load(tmp_path / "m.etm", **options)(x)
+        assert is_kept(evort.load(tmp_path / "m.etm", **options))
+    with pytest.raises(MemoryBudgetError):
+        evort.load(tmp_path / "m.etm", **plans, max_memory=50_000)
 
 
 def test_packed_weights_are_kept_too(tmp_path):
