@@ -92,9 +92,8 @@ FUNCTIONS = {
     # Near their zeros a sum of numbers below 1 cancels: two roundings of it, U/2 each, times the factor before it.
     "HardSigmoid": (lambda x: np.clip(f32(0.2) * x + 0.5, 0, 1), 1, lambda x: U),
     "HardSwish": (lambda x: x * np.clip(x / 6 + 0.5, 0, 1), 2, lambda x: np.where(np.abs(x) < 3.1, U * np.abs(x), 0)),
-    # 1 + erf cancels likewise: 1.5 units of erf, half a unit of its argument (whose weight is below 0.5) and of the
-    # sum, of U each below 1.
-    "Gelu": (lambda x: 0.5 * x * (1 + erf(x * math.sqrt(0.5))), 3, lambda x: 1.5 * U * np.minimum(np.abs(x), 9)),
+    # Of |x| Q, where Q is at most a half: 1.6 U of its polynomial, one of rounding it, 0.7 (ln 2) of its exponent's.
+    "Gelu": (lambda x: 0.5 * x * (1 + erf(x * math.sqrt(0.5))), 1, lambda x: 1.7 * U * np.minimum(np.abs(x), 9)),
 }
 
 

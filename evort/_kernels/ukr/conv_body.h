@@ -327,21 +327,16 @@ static inline __attribute__((always_inline)) void EV_FN(depthwise_rows)(
     {                                                                                                           \
         EV_FN(depthwise_rows)(d, x, k, bias, residual, y, first, last, kh, kw, dw, vt, step);                   \
     }
-EV_DEPTHWISE(depthwise_3, d->kh, 3, 1, 2, 1)
-EV_DEPTHWISE(depthwise_5, d->kh, 5, 1, 2, 1)
+EV_DEPTHWISE(depthwise_3, d->kh, 3, d->dw, 2, 1)
+EV_DEPTHWISE(depthwise_5, d->kh, 5, d->dw, 2, 1)
 EV_DEPTHWISE(depthwise_step1, d->kh, d->kw, d->dw, 2, 1)
 EV_DEPTHWISE(depthwise_any, d->kh, d->kw, d->dw, 1, 0)
 
 /* Output rows [first, last) of one channel: y = clamp(x * k + bias + residual). */
 static void EV_FN(depthwise_f32)(EV_DEPTHWISE_ARGS)
 {
-    const int dense = d->dw == 1 || d->kw == 1;
     void (*fn)(EV_DEPTHWISE_ARGS) = EV_FN(depthwise_any);
-    if (d->sw == 1) {
-        if (dense && d->kw == 3) fn = EV_FN(depthwise_3);
-        else if (dense && d->kw == 5) fn = EV_FN(depthwise_5);
-        else fn = EV_FN(depthwise_step1);
-    }
+    if (d->sw == 1) fn = d->kw == 3 ? EV_FN(depthwise_3) : d->kw == 5 ? EV_FN(depthwise_5) : EV_FN(depthwise_step1);
     /* Bands of rows whose strips fit; where not even one row does, loads check their bounds. */
     const int64_t span = 2 * VW + (d->kw - 1) * d->dw, reach = (d->kh - 1) * d->dh + 1;
     const int64_t fit = (EV_FN(STRIP) / span - reach) / d->sh + 1;

@@ -71,7 +71,7 @@ EV_MAP(elu_f32, float, x < 0.0f ? a * EV_FN(expm1_negative_f32)(x) : x)
 EV_MAP(selu_f32, float, x < 0.0f ? (a * b) * EV_FN(expm1_negative_f32)(x) : b * x)
 EV_MAP(celu_f32, float, EV_FN(celu_f32)(x, a))
 EV_MAP(mish_f32, float, EV_FN(mish_f32)(x))
-EV_MAP(gelu_f32, float, 0.5f * x * (1.0f + EV_FN(erf_f32)(x * 0x1.6a09e6p-1f)))
+EV_MAP(gelu_f32, float, EV_FN(gelu_f32)(x))
 EV_MAP(gelu_tanh_f32, float,
        0.5f * x * (1.0f + EV_FN(tanh_f32)(0x1.988454p-1f * (x + 0.044715f * x * x * x))))
 EV_MAP(thresholded_f32, float, x > a ? x : 0.0f)

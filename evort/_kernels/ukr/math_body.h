@@ -160,6 +160,23 @@ EV_INLINE float EV_FN(erf_f32)(float x)
     return EV_FN(copysign)(is_small ? small : large, x);
 }
 
+/* x times the normal distribution up to x, as max(x, 0) - u Q(u): u = |x|, and Q(u), what the distribution has beyond u, is 2 to
+ * the power of a polynomial. Errors are at most a unit in the last place and 1.7 * 2^-24 |x|; beyond 5.8 what is taken off
+ * is less than 2e-8. Of minus infinity it is NaN, as by the formula with erf. */
+EV_INLINE float EV_FN(gelu_f32)(float x)
+{
+    float u = EV_FN(abs)(x);
+    u = u > 5.8f ? 5.8f : u;
+    const float u2 = u * u;
+    const float high = (-0x1.7d73e0p-19f * u + 0x1.4b0a00p-15f) * u2 + (-0x1.874cb0p-13f * u - 0x1.1d1a96p-13f);
+    const float low = (0x1.ced284p-8f * u - 0x1.ae0a82p-5f) * u2 + (-0x1.d63ac2p-2f * u - 0x1.26aed4p+0f);
+    const float y = (high * (u2 * u2) + low) * u - 1.0f;
+    const float shifted = y + 0x1.8p23f, r = y - (shifted - 0x1.8p23f), r2 = r * r; /* as in expm1_reduced */
+    const float p = ((0x1.5bda96p-10f * r + 0x1.3ce8b2p-7f) * r2 + (0x1.c6b6d8p-5f * r + 0x1.ebf9c2p-3f)) * r2
+                    + (0x1.62e42ap-1f * r + 1.0f);
+    return (x < 0.0f ? x * 0.0f : x) - u * EV_FN(unbits)(EV_FN(bits)(p) + (EV_FN(bits)(shifted) << 23));
+}
+
 /* sin(x + quarters * pi/2). The reduction is in double: exact products up to 2^20 quarters. */
 EV_INLINE float EV_FN(sin_quarter)(float x, uint32_t quarters)
 {
