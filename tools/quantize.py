@@ -60,7 +60,7 @@ from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
-from evort_tools.quantization.qdq import in_integers, total_bytes
+from evort_tools.quantization.qdq import nodes_in_integers, total_bytes
 from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_page
 from evort_tools.quantization.schemes import as_dynamic, as_static, by_layer, learns
 from evort_tools.quantization.search import NOTED
@@ -235,7 +235,7 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     progress = progress or silent
     data = None if calib is None else _calibration(calib, model, options)
     result = Result(model, options)
-    if already := in_integers(model.graph):
+    if already := nodes_in_integers(model.graph):
         result.notes.append(f"{already} operators have weights in integers already, and stay as they are")
     if data is not None:
         result.judges = {_CALIBRATION if learns(options) else _SAMPLES: data}

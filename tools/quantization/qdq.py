@@ -236,7 +236,7 @@ def total_bytes(graph: Graph) -> int:
     return total + sum(total_bytes(sub) for node in graph.nodes for sub in node.subgraphs())
 
 
-def in_integers(graph: Graph) -> int:
+def nodes_in_integers(graph: Graph) -> int:
     """How many nodes of a graph, nested ones included, have weights of 8 bits or fewer."""
 
     def small(name: str) -> bool:
@@ -245,4 +245,4 @@ def in_integers(graph: Graph) -> int:
         return bits <= 8 and tensor.data is not None and tensor.data.size > 1
 
     own = sum(any(small(name) for name in node.inputs) for node in graph.nodes)
-    return own + sum(in_integers(sub) for node in graph.nodes for sub in node.subgraphs())
+    return own + sum(nodes_in_integers(sub) for node in graph.nodes for sub in node.subgraphs())
