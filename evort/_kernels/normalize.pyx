@@ -11,6 +11,7 @@ cdef enum:
     GRAIN = 65536  # elements that are worth a thread
     BLOCK = 2048   # an activation follows while its input is in the first cache
     TILE = 256     # EV_REDUCE_TILE
+    ROWS = 16      # of a layer's, whose moments are found together
 
 
 cdef int64_t grain_of(int64_t items, int64_t elements) noexcept nogil:
@@ -123,7 +124,7 @@ cdef int group_f32(const ev_call *c) noexcept nogil:
 
 cdef void layer_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
     cdef const ev_call *c = <const ev_call *> ctx
-    cdef int64_t n = c.ints[0], period = c.ints[1], bias_period = c.ints[2], item, i
+    cdef int64_t n = c.ints[0], period = c.ints[1], bias_period = c.ints[2], item, i, first, rows, r
     cdef bint centred = c.ints[3]
     cdef ev_epilogue e = epilogue(c.ints[4], c.reals + 1)
     cdef const float *scale = <const float *> c.in_[1].data
@@ -131,28 +132,38 @@ cdef void layer_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
     cdef const float *x
     cdef float *y
     cdef float about
-    cdef double count, mean, m2, inverse
-    for item in range(begin, end):
-        x = <const float *> c.in_[0].data + item * n
-        y = <float *> c.out[0].data + item * n
-        count, mean, m2 = 0.0, 0.0, 0.0
-        if centred:
-            K.moments_f32(n, x, &count, &mean, &m2)
-        else:
-            K.reduce_rows_f32(EV_REDUCE_SQUARE, 1, n, n, x, NULL, &m2)
-        inverse = 1.0 / sqrt(m2 / <double> n + c.reals[0])
-        about = <float> mean
-        i = 0
-        while i < n:
-            K.affine_each_f32(period, x + i, about, <float> inverse, <float> ((about - mean) * inverse), scale,
-                              bias if bias == NULL else bias + i % bias_period, y + i)
-            i += period
-        if e.activation:
-            K.activate_f32(&e, 1, n, 0, y, n)
-        if c.n_out > 1 and c.out[1] != NULL:
-            (<float *> c.out[1].data)[item] = about
-        if c.n_out > 2 and c.out[2] != NULL:
-            (<float *> c.out[2].data)[item] = <float> inverse
+    cdef double count, m2
+    cdef double mean[ROWS]
+    cdef double inverse[ROWS]
+    first = begin
+    while first < end:
+        # The moments of a few rows, then these rows: else each row would wait for its own square root and division.
+        rows = min(end - first, max(<int64_t> 1, min(<int64_t> ROWS, BLOCK * 2 // n)))
+        for r in range(rows):
+            x = <const float *> c.in_[0].data + (first + r) * n
+            count, mean[r], m2 = 0.0, 0.0, 0.0
+            if centred:
+                K.moments_f32(n, x, &count, &mean[r], &m2)
+            else:
+                K.reduce_rows_f32(EV_REDUCE_SQUARE, 1, n, n, x, NULL, &m2)
+            inverse[r] = 1.0 / sqrt(m2 / <double> n + c.reals[0])
+        for r in range(rows):
+            item = first + r
+            x = <const float *> c.in_[0].data + item * n
+            y = <float *> c.out[0].data + item * n
+            about = <float> mean[r]
+            i = 0
+            while i < n:
+                K.affine_each_f32(period, x + i, about, <float> inverse[r], <float> ((about - mean[r]) * inverse[r]), scale,
+                                  bias if bias == NULL else bias + i % bias_period, y + i)
+                i += period
+            if e.activation:
+                K.activate_f32(&e, 1, n, 0, y, n)
+            if c.n_out > 1 and c.out[1] != NULL:
+                (<float *> c.out[1].data)[item] = about
+            if c.n_out > 2 and c.out[2] != NULL:
+                (<float *> c.out[2].data)[item] = <float> inverse[r]
+        first += rows
 
 
 cdef int layer_f32(const ev_call *c) noexcept nogil:
