@@ -108,9 +108,34 @@ cdef inline int64_t common(int64_t a, int64_t b) noexcept nogil:
     return a
 
 
+cdef inline int64_t longest(int64_t n, int64_t h, int64_t band, int64_t threads) noexcept nogil:
+    """Rows, of n times h in bands, of the thread that has the most."""
+    return ceil_div(n * ceil_div(h, band), threads) * band
+
+
+cdef int64_t share(Geometry *g, int64_t h, int64_t band, int64_t threads) noexcept nogil:
+    """Rows of a band, at most `band` of h, for so many threads: two bands for each, or one where that is more even. Sets
+    `parts`: where those are more even, or as even and there are more weights than pixels, which each band reads anew,
+    threads share the blocks of channels instead."""
+    cdef int64_t n = g.n * g.chunks, blocks = ceil_div(g.m, EV_NHWC_NR), parts = min(threads, blocks), rows, few, most
+    cdef bint heavy = g.m * g.kernel_d * g.kernel_h * g.kernel_w > g.h * g.w
+    g.parts = 1
+    if threads <= 1 or n * ceil_div(h, band) >= 2 * threads:
+        return band
+    rows = min(band, ceil_div(h, ceil_div(2 * threads, n)))
+    few = min(band, ceil_div(h, ceil_div(threads, n)))
+    if longest(n, h, few, threads) < longest(n, h, rows, threads):
+        rows = few
+    most = longest(n, h, rows, threads) * blocks
+    if n * ceil_div(h, band) < threads and ceil_div(blocks, parts) * n * h < most + heavy:
+        g.parts = parts
+        return band
+    return rows
+
+
 cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept nogil:
     """False where `linear` does not take the window."""
-    cdef int64_t row, items, at, size, positions
+    cdef int64_t row, at, size, positions
     take_window(g, v, False)
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
     g.segments = g.kernel_d * g.kernel_h * (1 if g.rows else g.kernel_w)
@@ -135,9 +160,8 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept
     g.chunks = min(g.out_d, ceil_div(2 * threads, g.n * ceil_div(g.out_h, g.band))) if threads > 1 else 1
     g.chunk = ceil_div(g.out_d, g.chunks)
     g.chunks = ceil_div(g.out_d, g.chunk)
-    items = g.n * g.chunks * ceil_div(g.out_h, g.band)
-    if threads > 1 and items < 2 * threads:
-        g.band = max(<int64_t> 1, min(g.band, ceil_div(g.out_h, ceil_div(2 * threads, g.n * g.chunks))))
+    if not g.winograd:
+        g.band = share(g, g.out_h, g.band, threads)
     g.bands = ceil_div(g.out_h, g.band)
     g.band = ceil_div(g.out_h, g.bands)
     if g.winograd:
@@ -145,9 +169,6 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept
     g.plane = (reach_h(g, g.band) * g.pitch if g.staged else g.h * g.w) * g.c
     if g.kernel_d * g.dilation_d * g.plane * size > (1 << 30):
         return False
-    g.parts = 1
-    if threads > 1 and g.n * g.chunks * g.bands < threads:
-        g.parts = min(<int64_t> threads, ceil_div(g.m, EV_NHWC_NR))
     g.at_add = 0
     g.each = up_to(g.m, EV_NHWC_VECTOR)
     g.at_scale = up_to(4 * g.each * g.turns, 64)

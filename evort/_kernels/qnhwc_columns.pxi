@@ -7,6 +7,7 @@
 cdef enum:
     QUAD_BYTES = 64 * 1024       # of a band of columns, about
     FEWEST_BYTES = 2048          # of a row of the result in a thread's band
+    PRODUCTS_PER_TASK = MACS_PER_TASK // 4  # which take as long as so many of a dense convolution
 
 ctypedef struct Columns:
     Geometry w                   # the window only
@@ -32,7 +33,7 @@ cdef bint make_columns(Columns *g, const int64_t *v, int32_t threads) noexcept n
     cdef int64_t some, reach
     if not take_window(w, v, True):
         return False
-    if w.n * w.c * w.out_h * w.out_w * w.kernel_h * w.kernel_w < 2 * MACS_PER_TASK:
+    if w.n * w.c * w.out_h * w.out_w * w.kernel_h * w.kernel_w < 2 * PRODUCTS_PER_TASK:
         threads = 1
     g.each = 2 if w.wide else 4
     g.items = g.groups = ceil_div(w.kernel_h, g.each)
@@ -168,7 +169,7 @@ cdef int depthwise(const ev_call *c) noexcept nogil:
         add[m], scale[m] = add[m - g.w.c], scale[m - g.w.c]
     items = g.w.n * g.blocks * g.bands
     parallel_for(columns_items, &t, items,
-                 max(1, MACS_PER_TASK // max(1, t.job.o.y.size // items * g.w.kernel_h * g.w.kernel_w)), c.threads)
+                 max(1, PRODUCTS_PER_TASK // max(1, t.job.o.y.size // items * g.w.kernel_h * g.w.kernel_w)), c.threads)
     return EV_OK
 
 

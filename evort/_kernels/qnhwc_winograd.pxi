@@ -60,9 +60,7 @@ cdef void plan_winograd(Geometry *g, int64_t threads) noexcept nogil:
     """Bands, and what they take of the scratch."""
     cdef int64_t across = ceil_div(g.out_w, 4), down = ceil_div(g.out_h, 4), tiles, rows
     rows = min(down, max(<int64_t> 1, winograd_tiles(g) // across))
-    if threads > 1 and g.n * g.chunks * ceil_div(down, rows) < 2 * threads:
-        rows = max(<int64_t> 1, min(rows, ceil_div(down, ceil_div(2 * threads, g.n * g.chunks))))
-    g.bands = ceil_div(down, rows)
+    g.bands = ceil_div(down, share(g, down, rows, threads))
     rows = ceil_div(down, g.bands)
     g.bands = ceil_div(down, rows)
     g.band = 4 * rows

@@ -360,7 +360,9 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
     enum { MR = 7, TOGETHER = 4 * MR }; /* positions in registers, and those that are finished together */
     int32_t sums[(TOGETHER + 7) * EV_NHWC_NR] __attribute__((aligned(64)));
     const uint8_t *x[MR];
-    int64_t row = begin / g->width, column = begin % g->width;
+    int64_t column = begin % g->width;
+    const int64_t wrap = g->row_step - g->width * g->step;
+    const uint8_t *from = (const uint8_t *)g->x + begin / g->width * g->row_step + column * g->step;
     EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
     if (g->wide) { /* planned for another table */
         ev_ukr_table__scalar.nhwc_conv(g, begin, end);
@@ -370,9 +372,11 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
         const int64_t n = end - p < TOGETHER ? end - p : TOGETHER;
         for (int64_t at = 0; at < n; at += MR) {
             int32_t *sum = sums + at * EV_NHWC_NR;
+#pragma GCC unroll 7
             for (int64_t i = 0; i < MR; i++) { /* beyond the last, it again */
-                x[i] = at + i < n ? (const uint8_t *)g->x + row * g->row_step + column * g->step : x[i - 1];
-                if (++column == g->width) column = 0, row++;
+                x[i] = at + i < n ? from : x[i - 1];
+                from += g->step;
+                if (++column == g->width) column = 0, from += wrap;
             }
             switch ((g->channels + 7) / 8) {
             case 1: EV_FN(nhwc_dots)(g, x, sum, 1, 1); break;
