@@ -380,6 +380,24 @@ def test_gemm_nbits(bits, block, m, n, k, with_zeros, half, exact, threads):
     assert np.all(np.abs(got - a.astype(np.float64) @ w.T) <= bound)
 
 
+@pytest.mark.parametrize("exponent", [0, 3, 12, 28, 33])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gemm_nbits_of_numbers_far_apart(bits, exponent):
+    """Numbers of 10^-exponent to 10^exponent side by side, where VNNI has x as 24 bits beside the largest of eight, and zeros."""
+    rng = np.random.default_rng([bits, exponent])
+    n, k, block = 21, 300, 32
+    q = rng.integers(0, 256, (n, -(-k // block) * block * bits // 8)).astype(np.uint8)
+    scales = (rng.random((n, -(-k // block))) * 0.1 + 0.01).astype(np.float32)
+    w = widen(q, scales, None, bits, block, k).astype(np.float64)
+    a = (rng.standard_normal((3, k)) * 10.0 ** rng.integers(-exponent, exponent + 1, (3, k))).astype(np.float32)
+    a[1, 40:90] = 0
+    a[2, ::7] = 0
+    sizes = np.abs(a).astype(np.float64) @ (np.abs(w) + np.repeat(scales, block, 1)[:, :k] * 2.0**bits).T
+    got = blas.gemm_nbits(a, q, scales, None, bits=bits, block=block)
+    # The smallest normal number for each term: less may be taken for zero.
+    assert np.all(np.abs(got - a.astype(np.float64) @ w.T) <= gamma(k + 8, np.float32) * sizes + k * 1.2e-38 * 2**bits)
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 @pytest.mark.parametrize("trans", [False, True])
 @pytest.mark.parametrize("shape", [(1, 5, 3), (3, 40, 600), (4, 530, 33), (20, 17, 65), (0, 3, 4), (2, 0, 5)])

@@ -205,7 +205,7 @@ cdef void winograd_products(const Winograd *job, const float *u, int64_t m, cons
     cdef ev_tile t
     cdef int64_t e, j, z
     t.m, t.k = m, job.channels
-    t.rsa, t.csa, t.a_step = 1, job.ldu, K.mr
+    t.rsa, t.csa, t.a_step, t.next = 1, job.ldu, K.mr, NULL
     t.ldb, t.b_step, t.ldc, t.ldadd = 16, job.step_panel, job.tiles, job.tiles
     t.row_bias = t.col_bias = NULL
     t.alpha = t.beta = 1

@@ -56,6 +56,8 @@ cdef extern from "gemm.h" nogil:
         int64_t m, n, k
         const void *a
         int64_t rsa, csa, a_step
+        const void *next
+        int64_t ldnext
         const void *b
         int64_t ldb, b_step
         void *c

@@ -288,6 +288,9 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
                 t.m = min(mc, i_end - i0)
                 t.a = <const char *> g.a + (i0 * g.rsa + p0 * g.csa) * size
                 t.rsa, t.csa, t.a_step = g.rsa, g.csa, K.mr * g.rsa
+                t.next, t.ldnext = NULL, g.rsa
+                if g.csa == 1 and g.supply == NULL:          # with tiles to meet before, or copied when it comes
+                    t.next = <const char *> t.a + (t.m if copy_a or pack_a else <int64_t> K.mr) * g.rsa * size
                 if g.supply != NULL:
                     g.supply(g.supply_ctx, i0, t.m, p0, kb, packed_a)
                     t.a = packed_a
@@ -358,7 +361,7 @@ cdef void without_product(const Job *job, const ev_gemm *g, int64_t i_begin, int
     """What add_and_finish says, for a share: addend and bias before the product, or the clamp after it."""
     cdef ev_tile t
     t.m, t.n, t.k, t.alpha = i_end - i_begin, j_end - j_begin, 0, 1
-    t.a = t.b = NULL
+    t.a = t.b = t.next = NULL
     t.rsa = t.csa = t.a_step = t.ldb = t.b_step = 0
     add_and_finish(&t, g, job.size, i_begin, j_begin, first, first, not first)
     job.tile(&t)

@@ -13,6 +13,7 @@ extern const ev_ukr ev_ukr_table__avx2;
 #include "qnhwc_vnni_body.h"
 #include "qlookup_avx512_body.h"
 #include "sparse_body.h"
+#include "nbits_vnni_body.h"
 
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
@@ -31,6 +32,8 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .qhas_u8 = EV_FN(qhas_u8),
     .qrow_sums = EV_FN(qrow_sums),
     .qpanel_sums = EV_FN(qpanel_sums),
+    .nbits_spread_f32 = EV_FN(nbits_spread_f32),
+    .nbits_dot_f32 = EV_FN(nbits_dot_f32),
     .sp_tile_s8 = EV_FN(sp_tile_s8),
     .sp_dot_s8 = EV_FN(sp_dot_s8),
 };

@@ -30,6 +30,8 @@ typedef struct {
     const void *a;
     int64_t rsa, csa;
     int64_t a_step;                 /* from one group of mr rows to the next */
+    const void *next;               /* the rows of A to come, fetched into L2 meanwhile, or NULL */
+    int64_t ldnext;
     const void *b;                  /* row p of a panel at p*ldb, NR readable elements each */
     int64_t ldb;
     int64_t b_step;                 /* from one panel to the next */

@@ -31,7 +31,8 @@ enum { NARROW, PARTIAL, WHOLE };
 /* mr, width, by_lanes and packs are constants at each call, so every `if` below is resolved by the compiler. With
  * `packs`, rows of B are read from `from`, ldf elements apart, and copied to the panels, for which there is time
  * between the multiplications; rows to come are fetched into L2, as rows a power of two apart would drive each other
- * out of L1. Without, `next` is what later tiles read of A or B, fetched as well, `step` elements on for each k. */
+ * out of L1. Without, `next` is what later tiles read of A or B, fetched as well: `step` elements on for each k, and
+ * `skip` more after every `wide`. */
 #ifndef EV_FETCH
 #define EV_FETCH(p) __builtin_prefetch(p, 0, 2)
 #define EV_LAST (64 / sizeof(T) - 1) /* of a line's elements: rows seldom begin a line, and where one does not, what its first line
@@ -41,7 +42,7 @@ enum { EV_FETCH_AHEAD = 32, EV_FETCH_C_K = 128 }; /* depth from which it pays to
 
 static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
     const ev_tile *t, const T *a, T *b, int64_t i0, int64_t j0, const int mr, const int width, const int by_lanes,
-    const int packs, const T *from, int64_t ldf, const T *next, int64_t step)
+    const int packs, const T *from, int64_t ldf, const T *next, int64_t step, int64_t wide, int64_t skip)
 {
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
     const T *a3 = a + 3 * rsa, *a6 = a + 6 * rsa, *a9 = a + 9 * rsa; /* as x86 addresses reach three rows each */
@@ -58,6 +59,7 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
             if (width != NARROW) EV_FETCH(old + VW + EV_LAST);
         }
     }
+    const T *end = next + wide;
     EV_UNROLL
     for (int64_t k = t->k; k > 0; k--) {
         V lanes = {0};
@@ -73,6 +75,7 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
             EV_FETCH(next);
             if (2 * VW * sizeof(T) > 64) EV_FETCH(next + 64 / sizeof(T));
             next += step;
+            if (!by_lanes && next >= end) next += skip, end += wide + skip; /* by lanes, A is packed */
         }
 #define X(i)                                                                             \
         if (mr > i) {                                                                    \
@@ -260,7 +263,8 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
 {
     const int packed = t->a_step != EV_MR * t->rsa;
     int64_t n = t->n, last = n % NR;
-    if (last > EV_TAIL_COLUMNS || t->csa != 1 || t->k < 4 * VW || t->k > EV_TAIL_K) last = 0;
+    const int64_t deep = (VW == 16 && last <= 2 ? 2 : 4) * VW; /* from where sums along k pay for adding up their lanes */
+    if (last > EV_TAIL_COLUMNS || t->csa != 1 || t->k < deep || t->k > EV_TAIL_K) last = 0;
     n -= last;
     for (int64_t j = 0; j < n; j += 2 * VW) {
         T *b = (T *)t->b + j / NR * t->b_step + j % NR;
@@ -268,8 +272,8 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
         const int width = EV_TILE_WIDTH(n - j, VW);
         int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr, i = 0;
         if (from) {
-            if (EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 1, 1, from + j, ldf, NULL, 0);
-            else EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf, NULL, 0);
+            if (EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 1, 1, from + j, ldf, NULL, 0, 0, 0);
+            else EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf, NULL, 0, 0, 0);
             i = EV_MR;
             a += t->a_step;
             groups--;
@@ -278,21 +282,28 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
             /* Rows that do not lie in panels go in even shares: 14 are 7 and 7. */
             mr = !packed ? (t->m - i + groups - 1) / groups : t->m - i < EV_MR ? t->m - i : EV_MR;
             /* The first rows to meet a panel that lies apart fetch the next one (its first line came with this one's last),
-             * those that meet the first panel the next rows of A. Others have both in L2, and fetch what they read. */
+             * those that meet the first panel the rows of A to come. Others have both in L2, and fetch what they read. */
             const T *next = b;
-            int64_t step = t->ldb;
-            if (i == 0 && t->ldb != NR) next += 2 * VW + EV_LAST;
-            else if (j == 0 && t->csa == 1 && t->rsa == t->k) next = a + mr * t->rsa, step = mr;
+            int64_t step = t->ldb, wide = step * t->k, skip = 0;
+            if (i == 0 && t->ldb != NR) {
+                next += 2 * VW + EV_LAST;
+            } else if (j == 0 && t->next) {
+                next = (const T *)t->next + i * t->ldnext;
+                step = mr, wide = t->k, skip = t->ldnext - t->k;
+            }
+#define ROWS(mr, width, by_lanes) \
+    EV_TYPED(gemm_rows)(t, a, b, i, j, mr, width, by_lanes, 0, NULL, 0, next, step, wide, skip)
             switch (mr) {
 #define X(mr)                                                                                             \
             case mr:                                                                                      \
-                if (width == NARROW) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, NARROW, 0, 0, NULL, 0, next, step);       \
-                else if (width == PARTIAL) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, PARTIAL, 0, 0, NULL, 0, next, step); \
-                else if ((mr == EV_MR || (mr % 4 == 0 && packed)) && EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 1, 0, NULL, 0, next, step); \
-                else EV_TYPED(gemm_rows)(t, a, b, i, j, mr, WHOLE, 0, 0, NULL, 0, next, step);                                 \
+                if (width == NARROW) ROWS(mr, NARROW, 0);                                                 \
+                else if (width == PARTIAL) ROWS(mr, PARTIAL, 0);                                          \
+                else if ((mr == EV_MR || (mr % 4 == 0 && packed)) && EV_BY_LANES(t)) ROWS(mr, WHOLE, 1);  \
+                else ROWS(mr, WHOLE, 0);                                                                  \
                 break;
             EV_EACH_COUNT(X)
 #undef X
+#undef ROWS
             }
             a += packed ? t->a_step : mr * t->rsa;
         }

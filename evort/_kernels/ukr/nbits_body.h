@@ -266,7 +266,8 @@ NB_INLINE NB_V EV_FN(nb_term)(const int bits, const int whole, const int zeros, 
     return even * EV_FN(nb_expand)(scale, n, index);
 }
 
-/* One or two rows at a time, so that two sums are under way beside each other. whole: x is of 16 bits, in records. */
+/* One or two rows at a time, so that two sums are under way beside each other. whole: x is of 16 bits, in records. The rows
+ * to come are fetched meanwhile, as no processor follows a stream past its page. */
 NB_INLINE void EV_FN(nb_rows)(const ev_nbits *w, int64_t row, const float *xs, const float *sums, float *y,
                               const int bits, const int rows, const int whole)
 {
@@ -290,6 +291,10 @@ NB_INLINE void EV_FN(nb_rows)(const ev_nbits *w, int64_t row, const float *xs, c
             const int64_t block = p >> shift_by;
             uint8_t edge[2][6 * NB_W];
             const uint8_t *from[2] = {q, q + w->row_bytes};
+            for (int r = 0; r < rows; r++) {
+                __builtin_prefetch(from[r] + rows * w->row_bytes, 0, 2);
+                if (direct) __builtin_prefetch(scales[r] + block + rows * w->blocks, 0, 2);
+            }
             const int64_t room = w->row_bytes - (((first << shift_by) + p) * bits >> 3);
             if (room < bytes) /* a row's last chunk, cut short */
                 for (int r = 0; r < rows; r++) {

@@ -125,28 +125,35 @@ static inline __attribute__((always_inline)) void EV_FN(q_dot_bytes)(int64_t n, 
     }
 }
 
+enum { Q_BLOCK = 1024 };
+
+/* x less the least of it (and of 0), which is returned, as bytes; 1 where x does not fit: no 8 bits less a zero point
+ * are that far apart, but x may be any. */
+static int EV_FN(q_to_bytes)(int64_t n, const int16_t *x, uint8_t *bytes)
+{
+    int least = 0, most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        least = x[i] < least ? x[i] : least;
+        most = x[i] > most ? x[i] : most;
+    }
+    if (most - least > 255) return 1;
+    for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)(x[i] - least);
+    return least;
+}
+
 static void EV_FN(qdot)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed, int32_t *sums,
                         int64_t inc)
 {
-    enum { BLOCK = 1024 };
-    uint8_t bytes[BLOCK];
+    uint8_t bytes[Q_BLOCK];
     if (!is_signed) {
         EV_FN(q_dot_rows)(n, k, x, w, ld, 0, sums, inc);
         return;
     }
-    for (int64_t p = 0; p < k; p += BLOCK, x += BLOCK, w += BLOCK) {
-        const int64_t some = k - p < BLOCK ? k - p : BLOCK;
-        int least = 0, most = 0;
-        for (int64_t i = 0; i < some; i++) {
-            least = x[i] < least ? x[i] : least;
-            most = x[i] > most ? x[i] : most;
-        }
-        if (most - least > 255) { /* no 8 bits less a zero point are that far apart, but x may be any */
-            EV_FN(q_dot_rows)(n, some, x, w, ld, 1, sums, inc);
-            continue;
-        }
-        for (int64_t i = 0; i < some; i++) bytes[i] = (uint8_t)(x[i] - least);
-        if (least == 0) EV_FN(q_dot_bytes)(n, some, bytes, 0, w, ld, sums, inc);
+    for (int64_t p = 0; p < k; p += Q_BLOCK, x += Q_BLOCK, w += Q_BLOCK) {
+        const int64_t some = k - p < Q_BLOCK ? k - p : Q_BLOCK;
+        const int least = EV_FN(q_to_bytes)(some, x, bytes);
+        if (least > 0) EV_FN(q_dot_rows)(n, some, x, w, ld, 1, sums, inc);
+        else if (least == 0) EV_FN(q_dot_bytes)(n, some, bytes, 0, w, ld, sums, inc);
         else EV_FN(q_dot_bytes)(n, some, bytes, -least, w, ld, sums, inc);
     }
 }
@@ -203,6 +210,67 @@ static inline __attribute__((always_inline)) void EV_FN(q_axpy_rows)(int64_t n, 
     }
 }
 
+/* The 64 sums of a line as unpacking quads of bytes leaves them, and back: as rows and columns of 4 x 4 fours. */
+static inline void EV_FN(q_turn_sums)(int32_t *sums)
+{
+    __m512i *s = (__m512i *)sums;
+    const __m512i a = _mm512_loadu_si512(s), b = _mm512_loadu_si512(s + 1);
+    const __m512i c = _mm512_loadu_si512(s + 2), d = _mm512_loadu_si512(s + 3);
+    const __m512i ab0 = _mm512_shuffle_i32x4(a, b, 0x44), ab1 = _mm512_shuffle_i32x4(a, b, 0xee);
+    const __m512i cd0 = _mm512_shuffle_i32x4(c, d, 0x44), cd1 = _mm512_shuffle_i32x4(c, d, 0xee);
+    _mm512_storeu_si512(s, _mm512_shuffle_i32x4(ab0, cd0, 0x88));
+    _mm512_storeu_si512(s + 1, _mm512_shuffle_i32x4(ab0, cd0, 0xdd));
+    _mm512_storeu_si512(s + 2, _mm512_shuffle_i32x4(ab1, cd1, 0x88));
+    _mm512_storeu_si512(s + 3, _mm512_shuffle_i32x4(ab1, cd1, 0xdd));
+}
+
+/* The same of int8 by vpdpbusd, where x + less are bytes, for whole lines: quads of rows are interleaved, and what is
+ * less, times the sum of each column, is taken off. */
+static inline __attribute__((always_inline)) void EV_FN(q_axpy_bytes)(
+    int64_t n, int64_t k, const uint8_t *x, const int less, const uint8_t *w, int64_t ld, int32_t *sums)
+{
+    enum { ROWS = 8 };
+    for (int64_t j = 0; j < n; j += 64) EV_FN(q_turn_sums)(sums + j);
+    for (int64_t p = 0; p < k; p += ROWS, w += ROWS * ld) {
+        const uint8_t *r[ROWS]; /* rows past the last: that one, times 0 */
+        int32_t quad[2] = {0}, one[2] = {0};
+        const int64_t left = k - p < ROWS ? k - p : ROWS;
+        for (int i = 0; i < ROWS; i++) r[i] = w + (i < left ? i : left - 1) * ld;
+        memcpy(quad, x + p, (size_t)left);
+        memset(one, 1, (size_t)left);
+        const __m512i x0 = _mm512_set1_epi32(quad[0]), x1 = _mm512_set1_epi32(quad[1]);
+        const __m512i ones0 = _mm512_set1_epi32(one[0]), ones1 = _mm512_set1_epi32(one[1]);
+        const __m512i minus = _mm512_set1_epi32(-less);
+        for (int64_t j = 0; j < n; j += 64) {
+            __m512i *to = (__m512i *)(sums + j);
+            __m512i s[4], all[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) s[i] = _mm512_loadu_si512(to + i), all[i] = _mm512_setzero_si512();
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                const __m512i a = _mm512_loadu_si512(r[4 * h] + j), b = _mm512_loadu_si512(r[4 * h + 1] + j);
+                const __m512i c = _mm512_loadu_si512(r[4 * h + 2] + j), d = _mm512_loadu_si512(r[4 * h + 3] + j);
+                const __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
+                const __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
+                const __m512i y[4] = {_mm512_unpacklo_epi16(ab0, cd0), _mm512_unpackhi_epi16(ab0, cd0),
+                                      _mm512_unpacklo_epi16(ab1, cd1), _mm512_unpackhi_epi16(ab1, cd1)};
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) {
+                    __builtin_prefetch(r[4 * h + i] + ROWS * ld + j, 0, 2);
+                    s[i] = _mm512_dpbusd_epi32(s[i], h ? x1 : x0, y[i]);
+                    if (less) all[i] = _mm512_dpbusd_epi32(all[i], h ? ones1 : ones0, y[i]);
+                }
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                if (less) s[i] = _mm512_add_epi32(s[i], _mm512_mullo_epi32(all[i], minus));
+                _mm512_storeu_si512(to + i, s[i]);
+            }
+        }
+    }
+    for (int64_t j = 0; j < n; j += 64) EV_FN(q_turn_sums)(sums + j);
+}
+
 /* At most 64 columns: their sums stay in registers over all rows, two of which are taken at a time. */
 static inline __attribute__((always_inline)) void EV_FN(q_axpy_narrow)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w,
                                                                        int64_t ld, const int is_signed, int32_t *sums)
@@ -229,11 +297,28 @@ static inline __attribute__((always_inline)) void EV_FN(q_axpy_narrow)(int64_t n
     for (int b = 0; b < SIDE; b++) _mm512_mask_storeu_epi32(sums + 16 * b, there[b], s[b]);
 }
 
-static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed, int32_t *sums)
+static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
+                         int32_t *sums)
 {
+    const int64_t lines = is_signed ? n / 64 * 64 : 0;
+    int64_t done = 0;
+    if (lines) {
+        uint8_t bytes[Q_BLOCK];
+        for (; done < k; done += Q_BLOCK) {
+            const int64_t some = k - done < Q_BLOCK ? k - done : Q_BLOCK;
+            const int least = EV_FN(q_to_bytes)(some, x + done, bytes);
+            const uint8_t *from = w + done * ld;
+            if (least > 0) EV_FN(q_axpy_rows)(lines, some, x + done, from, ld, 1, sums);
+            else if (least == 0) EV_FN(q_axpy_bytes)(lines, some, bytes, 0, from, ld, sums);
+            else EV_FN(q_axpy_bytes)(lines, some, bytes, -least, from, ld, sums);
+        }
+        if (n == lines) return;
+        n -= lines;
+        w += lines;
+        sums += lines;
+    }
     if (n <= 64 && is_signed) EV_FN(q_axpy_narrow)(n, k, x, w, ld, 1, sums);
     else if (n <= 64) EV_FN(q_axpy_narrow)(n, k, x, w, ld, 0, sums);
-    else if (is_signed) EV_FN(q_axpy_rows)(n, k, x, w, ld, 1, sums);
     else EV_FN(q_axpy_rows)(n, k, x, w, ld, 0, sums);
 }
 
