@@ -383,7 +383,7 @@ def test_gemm_nbits(bits, block, m, n, k, with_zeros, half, exact, threads):
 @pytest.mark.parametrize("exponent", [0, 3, 12, 28, 33])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gemm_nbits_of_numbers_far_apart(bits, exponent):
-    """Numbers of 10^-exponent to 10^exponent side by side, where VNNI has x as 24 bits beside the largest of eight, and zeros."""
+    """Numbers of 10^-exponent to 10^exponent side by side, and zeros: VNNI has 24 bits beside the largest of eight."""
     rng = np.random.default_rng([bits, exponent])
     n, k, block = 21, 300, 32
     q = rng.integers(0, 256, (n, -(-k // block) * block * bits // 8)).astype(np.uint8)

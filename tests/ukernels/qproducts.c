@@ -101,7 +101,7 @@ void check_q_sums(void)
     }
 }
 
-/* One row or column of int16 by a matrix of bytes, modulo 2^32. */
+/* One row or column of int16 (any, or bytes less a zero point) by a matrix of bytes, modulo 2^32. */
 void check_q_vectors(void)
 {
     EACH(n, SIZES) EACH(k, SIZES) for (int is_signed = 0; is_signed < 2; is_signed++) {
@@ -109,7 +109,7 @@ void check_q_vectors(void)
         int16_t *x = guarded((size_t)k * 2);
         uint8_t *dots = guarded((size_t)(n * (k + 1) - 1)), *rows = guarded((size_t)(k * (n + 1) - 1));
         int32_t *y = guarded((size_t)((n - 1) * inc + 1) * 4), *z = guarded((size_t)n * 4);
-        fill_i16(x, k, 32767);
+        fill_i16(x, k, (n + k) % 2 ? 32767 : 127);
         fill_bytes(dots, n * (k + 1) - 1, is_signed), fill_bytes(rows, k * (n + 1) - 1, is_signed);
         for (int64_t j = 0; j < n; j++) y[j * inc] = z[j] = -5;
         K->qdot(n, k, x, dots, k + 1, is_signed, y, inc), K->qaxpy(n, k, x, rows, n + 1, is_signed, z);
