@@ -32,7 +32,7 @@ enum { NARROW, PARTIAL, WHOLE };
  * `packs`, rows of B are read from `from`, ldf elements apart, and copied to the panels, for which there is time
  * between the multiplications; rows to come are fetched into L2, as rows a power of two apart would drive each other
  * out of L1. Without, `next` is what later tiles read of A or B, fetched as well: `step` elements on for each k, and
- * `skip` more after every `wide`. */
+ * `skip` more after `run` of them. */
 #ifndef EV_FETCH
 #define EV_FETCH(p) __builtin_prefetch(p, 0, 2)
 #define EV_LAST (64 / sizeof(T) - 1) /* of a line's elements: rows seldom begin a line, and where one does not, what its first line
@@ -42,7 +42,7 @@ enum { EV_FETCH_AHEAD = 32, EV_FETCH_C_K = 128 }; /* depth from which it pays to
 
 static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
     const ev_tile *t, const T *a, T *b, int64_t i0, int64_t j0, const int mr, const int width, const int by_lanes,
-    const int packs, const T *from, int64_t ldf, const T *next, int64_t step, int64_t wide, int64_t skip)
+    const int packs, const T *from, int64_t ldf, const T *next, int64_t step, int64_t run, int64_t skip)
 {
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
     const T *a3 = a + 3 * rsa, *a6 = a + 6 * rsa, *a9 = a + 9 * rsa; /* as x86 addresses reach three rows each */
@@ -59,39 +59,40 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
             if (width != NARROW) EV_FETCH(old + VW + EV_LAST);
         }
     }
-    const T *end = next + wide;
-    EV_UNROLL
-    for (int64_t k = t->k; k > 0; k--) {
-        V lanes = {0};
-        const V b0 = *(const VU *)(packs ? from : b);
-        const V b1 = width == NARROW ? (V){0} : *(const VU *)(packs ? from + VW : second);
-        if (packs) {
-            EV_FETCH(from + EV_FETCH_AHEAD * ldf + EV_LAST);
-            if (2 * VW * sizeof(T) > 64) EV_FETCH(from + EV_FETCH_AHEAD * ldf + VW + EV_LAST);
-            *(VU *)b = b0;
-            *(VU *)second = b1;
-            from += ldf;
-        } else {
-            EV_FETCH(next);
-            if (2 * VW * sizeof(T) > 64) EV_FETCH(next + 64 / sizeof(T));
-            next += step;
-            if (!by_lanes && next >= end) next += skip, end += wide + skip; /* by lanes, A is packed */
-        }
-#define X(i)                                                                             \
-        if (mr > i) {                                                                    \
-            if (by_lanes && i % VW == 0) EV_LOAD_LANES(lanes, a + i);                    \
-            const T x = by_lanes ? lanes[i % VW] : (i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : a9)[(i % 3) * rsa]; \
-            p##i += b0 * x;                                                              \
-            if (width != NARROW) q##i += b1 * x;                                         \
-        }
-        EV_EACH_ROW(X)
+    for (int64_t left = t->k, some; left > 0; left -= some, next += skip) {
+        some = left < run ? left : run;
+        EV_UNROLL
+        for (int64_t k = some; k > 0; k--) {
+            V lanes = {0};
+            const V b0 = *(const VU *)(packs ? from : b);
+            const V b1 = width == NARROW ? (V){0} : *(const VU *)(packs ? from + VW : second);
+            if (packs) {
+                EV_FETCH(from + EV_FETCH_AHEAD * ldf + EV_LAST);
+                if (2 * VW * sizeof(T) > 64) EV_FETCH(from + EV_FETCH_AHEAD * ldf + VW + EV_LAST);
+                *(VU *)b = b0;
+                *(VU *)second = b1;
+                from += ldf;
+            } else {
+                EV_FETCH(next);
+                if (2 * VW * sizeof(T) > 64) EV_FETCH(next + 64 / sizeof(T));
+                next += step;
+            }
+#define X(i)                                                                                                  \
+            if (mr > i) {                                                                                     \
+                if (by_lanes && i % VW == 0) EV_LOAD_LANES(lanes, a + i);                                     \
+                const T x = by_lanes ? lanes[i % VW] : (i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : a9)[(i % 3) * rsa];\
+                p##i += b0 * x;                                                                               \
+                if (width != NARROW) q##i += b1 * x;                                                          \
+            }
+            EV_EACH_ROW(X)
 #undef X
-        a += csa;
-        a3 += csa;
-        a6 += csa;
-        a9 += csa;
-        b += ldb;
-        second += ldb;
+            a += csa;
+            a3 += csa;
+            a6 += csa;
+            a9 += csa;
+            b += ldb;
+            second += ldb;
+        }
     }
 
     const T alpha = (T)t->alpha, beta = (T)t->beta;
@@ -272,8 +273,8 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
         const int width = EV_TILE_WIDTH(n - j, VW);
         int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr, i = 0;
         if (from) {
-            if (EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 1, 1, from + j, ldf, NULL, 0, 0, 0);
-            else EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf, NULL, 0, 0, 0);
+            if (EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 1, 1, from + j, ldf, NULL, 0, t->k, 0);
+            else EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf, NULL, 0, t->k, 0);
             i = EV_MR;
             a += t->a_step;
             groups--;
@@ -284,15 +285,15 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
             /* The first rows to meet a panel that lies apart fetch the next one (its first line came with this one's last),
              * those that meet the first panel the rows of A to come. Others have both in L2, and fetch what they read. */
             const T *next = b;
-            int64_t step = t->ldb, wide = step * t->k, skip = 0;
+            int64_t step = t->ldb, run = t->k, skip = 0;
             if (i == 0 && t->ldb != NR) {
                 next += 2 * VW + EV_LAST;
             } else if (j == 0 && t->next) {
                 next = (const T *)t->next + i * t->ldnext;
-                step = mr, wide = t->k, skip = t->ldnext - t->k;
+                step = mr, run = (t->k + mr - 1) / mr, skip = t->ldnext - run * mr;
             }
 #define ROWS(mr, width, by_lanes) \
-    EV_TYPED(gemm_rows)(t, a, b, i, j, mr, width, by_lanes, 0, NULL, 0, next, step, wide, skip)
+    EV_TYPED(gemm_rows)(t, a, b, i, j, mr, width, by_lanes, 0, NULL, 0, next, step, run, skip)
             switch (mr) {
 #define X(mr)                                                                                             \
             case mr:                                                                                      \
