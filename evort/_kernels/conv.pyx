@@ -4,6 +4,7 @@
     direct_f32      a padded copy of a band of the image is the right operand, read at each tap's offset;
                     direct_lanes_f32: with output channels, not positions, in the lanes
     winograd_f32    3x3, stride 1, enough channels: a quarter of the products
+    winograd_line_f32  rows of the kernel of five elements, stride 1: 0.6 of the products
     few_f32         a few output positions: each row of weights times all columns of the im2col matrix
     im2col_f32      any other: the right operand is packed from the image, panel by panel, never built as a whole
     depthwise_f32   one input channel a group: no product, a stencil over the image: 3x3 and 5x5 along rows, others some
@@ -420,6 +421,7 @@ include "conv_direct.pxi"
 include "conv_few.pxi"
 include "conv_separable.pxi"
 include "conv_winograd.pxi"
+include "conv_winograd_line.pxi"
 
 DRIVERS = {}
 register(DRIVERS, "pointwise_f32", pointwise_f32)
@@ -428,6 +430,7 @@ register(DRIVERS, "few_f32", few_f32)
 register(DRIVERS, "direct_f32", direct_f32)
 register(DRIVERS, "direct_lanes_f32", direct_lanes_f32)
 register(DRIVERS, "winograd_f32", winograd_f32)
+register(DRIVERS, "winograd_line_f32", winograd_line_f32)
 register(DRIVERS, "depthwise_f32", depthwise_f32)
 register(DRIVERS, "separable_f32", separable_f32)
 register(DRIVERS, "transpose_f32", transpose_f32)

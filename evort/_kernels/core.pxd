@@ -490,6 +490,11 @@ cdef extern from "ukr.h" nogil:
         void (*winograd_output_maps_f32)(const ev_winograd_output *g, int64_t n, const float *o, int64_t ldo,
                                          const float *bias, const float *residual, float *y,
                                          int64_t plane) noexcept nogil
+        void (*winograd_line_kernels_f32)(int64_t n, const float *w, float *u, int64_t step) noexcept nogil
+        void (*winograd_line_input_f32)(int64_t c, int64_t height, int64_t width, const float *x, int64_t top,
+                                        int64_t rows, int64_t pad, float *v, int64_t pitch, int64_t step) noexcept nogil
+        void (*winograd_line_output_f32)(int64_t rows, int64_t ow, const float *o, int64_t step, float lo, float hi,
+                                         float *y) noexcept nogil
         void (*rnn_cell_f32)(int64_t n, const float *gate, float clip, float *h) noexcept nogil
         void (*lstm_cell_f32)(int64_t n, const float *gates, const float *p, float clip, int input_forget, float *cell,
                               float *h) noexcept nogil

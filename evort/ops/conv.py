@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LIMIT = 1 << 31  # of strides, dilations and pads, so that 64-bit index arithmetic cannot overflow
 _MOST = (1 << 30) - 1  # of a spatial axis in the drivers, where lanes are counted in 32 bits
 _DEPTHWISE, _DIRECT, _LANES = "conv.depthwise_f32", "conv.direct_f32", "conv.direct_lanes_f32"
+_LINE = "conv.winograd_line_f32"
 _ALONE = 1 << 20  # multiply-adds that are not worth a second thread
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
@@ -278,8 +279,8 @@ class Conv(Op):
     attrs = {**conv_attrs(), "exact": Attr("int", 0), **activation_attrs()}
     inplace = ((0, 3),)
     choices = (
-        _DEPTHWISE, "conv.few_f32", "conv.winograd_f32", _DIRECT, _LANES, "conv.pointwise_f32", "conv.im2col_f32",
-        "sparse.convolution_f32",
+        _DEPTHWISE, "conv.few_f32", "conv.winograd_f32", _LINE, _DIRECT, _LANES, "conv.pointwise_f32",
+        "conv.im2col_f32", "sparse.convolution_f32",
     )  # fmt: skip
 
     def infer(self, c: Call) -> list[Spec]:
@@ -335,6 +336,8 @@ class Conv(Op):
             direct_scratch,
             few_scratch,
             products_scratch,
+            winograd_line_kernels,
+            winograd_line_scratch,
             winograd_scratch,
         )
 
@@ -360,6 +363,11 @@ class Conv(Op):
             scratch = winograd_scratch(inputs, maps, images, ints, threads, not free)
             if scratch:
                 return Kernel("conv.winograd_f32", ints, reals, scratch)
+        if not c["exact"] and not c.has(3) and w.value is not None and (free or told == _LINE):
+            scratch = winograd_line_scratch(inputs, maps, images, ints, threads, not free)
+            if scratch:
+                packed = [("Winograd, lines", lambda: winograd_line_kernels(w.value))]
+                return Kernel(_LINE, ints, reals, scratch, packed, range(5))
         if free or told == _DIRECT or (told == _LANES and not c.has(3)):
             lanes = told == _LANES if told or c.has(3) else None
             lanes, scratch = direct_scratch(inputs, maps, images, ints, threads, lanes, not free)

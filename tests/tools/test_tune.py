@@ -40,6 +40,7 @@ def with_record(model: Model, tuned: tuning.Tuned, cpu: str | None = None) -> Mo
 CONVOLUTIONS = {
     # shapes of x and w, attributes: the kernels that take it
     "3x3": ((2, 5, 13, 11), (16, 5, 3, 3), {"pads": [1, 1, 1, 1]}, "winograd direct direct_lanes im2col"),
+    "5x5": ((2, 5, 13, 11), (16, 5, 5, 5), {"pads": [2, 2, 1, 2]}, "winograd_line direct direct_lanes im2col"),
     "many": ((1, 24, 9, 9), (80, 24, 3, 3), {"pads": [1, 0, 1, 2]}, "winograd direct direct_lanes im2col"),
     "strided": ((1, 7, 10, 33), (6, 7, 3, 2), {"strides": [2, 3], "dilations": [1, 2]}, "direct im2col"),
     "grouped": ((1, 8, 6, 7), (12, 4, 3, 3), {"group": 2}, "winograd direct im2col"),
@@ -67,7 +68,7 @@ def test_every_kernel_of_a_convolution_computes_the_same(name, residual, isa, us
     feeds = {f"in{i}": v for i, v in enumerate(values) if i not in (1, 2)}
     base.run(feeds)
     (layer,) = tune.found_layers(base.plans())
-    expected = {f"conv.{k}_f32" for k in kernels.split() if not (residual and k == "direct_lanes")}
+    expected = {f"conv.{k}_f32" for k in kernels.split() if not (residual and k in ("direct_lanes", "winograd_line"))}
     assert set(layer.kernels) == expected
     # Of sums of k products of numbers in [-1, 1]; Winograd's transforms lose a digit (tests/ops/test_conv_winograd.py).
     k = int(np.prod(w[1:]))

@@ -31,6 +31,7 @@
 #include "direct_body.h"
 #include "winograd_body.h"
 #include "winograd_row_body.h"
+#include "winograd_line_body.h"
 #include "depthwise_rows_body.h"
 #include "depthwise_block_body.h"
 #include "qconv_body.h"
