@@ -336,8 +336,6 @@ class Conv(Op):
             direct_scratch,
             few_scratch,
             products_scratch,
-            winograd_line_kernels,
-            winograd_line_scratch,
             winograd_scratch,
         )
 
@@ -363,7 +361,9 @@ class Conv(Op):
             scratch = winograd_scratch(inputs, maps, images, ints, threads, not free)
             if scratch:
                 return Kernel("conv.winograd_f32", ints, reals, scratch)
-        if not c["exact"] and not c.has(3) and w.value is not None and (free or told == _LINE):
+        if w.shape[-1] == 5 and w.value is not None and not c["exact"] and not c.has(3) and (free or told == _LINE):
+            from evort._kernels.conv import winograd_line_kernels, winograd_line_scratch
+
             scratch = winograd_line_scratch(inputs, maps, images, ints, threads, not free)
             if scratch:
                 packed = [("Winograd, lines", lambda: winograd_line_kernels(w.value))]
