@@ -411,3 +411,65 @@ void check_winograd_output(void)
             release_all();
         }
 }
+
+/* Element i of M x, and the sum of its terms' sizes. */
+static double along(const double *m, int n, int i, const double *x, double *size)
+{
+    double sum = *size = 0;
+    for (int a = 0; a < n; a++) sum += m[i * n + a] * x[a], *size += fabs(m[i * n + a] * x[a]);
+    return sum;
+}
+
+/* The transforms along one axis, F(2, 5): six roundings, matrices' numbers included. */
+void check_winograd_line(void)
+{
+    enum { L = EV_DIRECT_LANES };
+    static const double G5[6][5] = {{1, 0, 0, 0, 0},
+                                    {-2.0 / 3, -2.0 / 3 * S, -1.0 / 3, -1.0 / 3 * S, -1.0 / 6},
+                                    {-2.0 / 3, 2.0 / 3 * S, -1.0 / 3, 1.0 / 3 * S, -1.0 / 6},
+                                    {1.0 / 6, Q / 6, 1.0 / 3, Q / 3, 2.0 / 3},
+                                    {1.0 / 6, -Q / 6, 1.0 / 3, -Q / 3, 2.0 / 3},
+                                    {0, 0, 0, 0, 1}};
+    static const double A2[2][6] = {{1, 1, 1, 1, 1, 0}, {0, S, -S, Q, -Q, 1}};
+    double x[6], size;
+    for (int64_t n = 1; n < 12; n += 5) {
+        const int64_t step = (n + 1) * L;
+        float *w = floats(n * 5 * L), *v = guarded((size_t)(5 * step + n * L) * 4);
+        K->winograd_line_kernels_f32(n, w, v, step);
+        for (int64_t k = 0; k < n; k++) for (int j = 0; j < 6; j++) for (int i = 0; i < L; i++) {
+            for (int t = 0; t < 5; t++) x[t] = w[(k * 5 + t) * L + i];
+            const double want = along(G5[0], 5, j, x, &size);
+            if (!close_to("winograd_line_kernels_f32", "", (k * 6 + j) * L + i, v[j * step + k * L + i], want, 6 * u * size))
+                return;
+        }
+        release_all();
+    }
+    for (int64_t width = 1; width < 45; width += 4) for (int64_t pad = 0; pad < 5; pad++) for (int64_t top = -2; top < 3; top++) {
+        const int64_t c = 3, height = 4, rows = 5, pitch = 8 * (1 + (width > 12)), step = c * rows * pitch + 8;
+        float *image = floats(c * height * width), *v = guarded((size_t)(6 * step) * 4);
+        K->winograd_line_input_f32(c, height, width, image, top, rows, pad, v, pitch, step);
+        for (int64_t e = 0; e < c * rows * pitch; e++) for (int j = 0; j < 6; j++) {
+            const int64_t row = top + e / pitch % rows, at = 2 * (e % pitch) - pad;
+            for (int i = 0; i < 6; i++) {
+                const int inside = row >= 0 && row < height && at + i >= 0 && at + i < width;
+                x[i] = inside ? image[(e / pitch / rows * height + row) * width + at + i] : 0;
+            }
+            const double want = along(BT[0], 6, j, x, &size);
+            if (!close_to("winograd_line_input_f32", "", e * 6 + j, v[j * step + e], want, 6 * u * size)) return;
+        }
+        release_all();
+    }
+    for (int64_t rows = 1; rows < 4; rows++) for (int64_t ow = 1; ow < 8; ow++) {
+        const int64_t tiles = (ow + 1) / 2, step = (rows * tiles + 1) * L;
+        float *o = floats(6 * step), *y = guarded((size_t)(rows * ow * L) * 4);
+        const float hi = rows == 1 ? 1 : INFINITY;
+        K->winograd_line_output_f32(rows, ow, o, step, -0.5f, hi, y);
+        for (int64_t e = 0; e < rows * ow * L; e++) {
+            const int64_t at = e / L % ow, tile = e / L / ow * tiles + at / 2;
+            for (int j = 0; j < 6; j++) x[j] = o[j * step + tile * L + e % L];
+            const double want = fmin(fmax(along(A2[0], 6, (int)(at % 2), x, &size), -0.5), hi);
+            if (!close_to("winograd_line_output_f32", "", e, y[e], want, 6 * u * size)) return;
+        }
+        release_all();
+    }
+}

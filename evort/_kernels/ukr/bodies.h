@@ -31,7 +31,6 @@
 #include "direct_body.h"
 #include "winograd_body.h"
 #include "winograd_row_body.h"
-#include "winograd_line_body.h"
 #include "depthwise_rows_body.h"
 #include "depthwise_block_body.h"
 #include "qconv_body.h"
@@ -49,6 +48,7 @@
 #include "qfinish_neon_body.h"
 #endif
 #include "qwinograd_body.h"
+#include "winograd_line_body.h"
 #include "interpolate_body.h"
 #include "nbits_body.h"
 #include "narrow_body.h"
