@@ -137,6 +137,7 @@ void check_q_normalize(void)
         int32_t *columns = guarded((size_t)n * 4);
         int64_t sum = 3, square = 4, want_sum = 3, want_square = 4, total, want_total = 0;
         fill_bytes(x, rows * step - 1, is_signed);
+        for (int64_t r = 0; r < rows; r++) x[r * step] = is_signed ? 127 : 255; /* more than 16 bits hold, in one column */
         for (int i = 0; i < 256; i++) table[i] = (float)(random_bits() % 100000);
         for (int64_t i = 0; i < n; i++) scale[i] *= 40, columns[i] = 9;
         const int32_t zero = (int32_t)extreme(lowest(type), highest(type)), zero_out = out == EV_INT8 ? -7 : 90;
