@@ -64,7 +64,11 @@ EV_MAP(leaky_f32, float, x < 0.0f ? a * x : x)
 EV_MAP(sigmoid_f32, float, EV_FN(sigmoid_f32)(x))
 EV_MAP(tanh_f32, float, EV_FN(tanh_f32)(x))
 EV_MAP(hard_sigmoid_f32, float, EV_FN(clip)(a * x + b, 0.0f, 1.0f))
+#ifdef __aarch64__ /* one instruction each; NaN comes back with the factor x */
+EV_MAP(hard_swish_f32, float, x * fminf(fmaxf(x * (1.0f / 6.0f) + 0.5f, 0.0f), 1.0f))
+#else
 EV_MAP(hard_swish_f32, float, x * EV_FN(clip)(x * (1.0f / 6.0f) + 0.5f, 0.0f, 1.0f))
+#endif
 EV_MAP(swish_f32, float, x * EV_FN(sigmoid_f32)(a * x))
 EV_MAP(softplus_f32, float, EV_FN(softplus_f32)(x))
 EV_MAP(elu_f32, float, x < 0.0f ? a * EV_FN(expm1_negative_f32)(x) : x)
