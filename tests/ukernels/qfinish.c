@@ -33,6 +33,7 @@ static int finished(const char *row, const char *what, int64_t i, int type, cons
     return close_to(row, what, i, item(type, y, i), fmin(fmax(scaled + zero, lo), hi), 0.5 + off);
 }
 
+/* GELU of bytes is within 1.7e-4 and 9e-7 of its argument (requant_body.h). */
 void check_qfinish(void)
 {
     static const int TYPES[] = {EV_UINT8, EV_INT8, EV_INT16, EV_FLOAT};
@@ -95,11 +96,11 @@ void check_qfinish(void)
             volatile float inverse = 1 / q.y_scale, scaled = x * inverse;
             low = fmin(low, x), high = fmax(high, x);
             if (!finished("qfinish", what, at, type, y, x, scaled, q.y_zero, q.lo, q.hi, exact,
-                          type == EV_INT16 ? 0.01 : 4e-5 / 0.02 + 1e-4))
+                          type == EV_INT16 ? 0.01 : 1.7e-4 / 0.02 + 1e-4))
                 return;
         }
-        if (noted && (!close_to("qfinish", "smallest", 0, range[0], low, 5e-5) || !close_to("qfinish", "largest", 0,
-                range[1], high, 5e-5))) return;
+        if (noted && (!close_to("qfinish", "smallest", 0, range[0], low, 1.8e-4) || !close_to("qfinish", "largest", 0,
+                range[1], high, 1.8e-4))) return;
         release_all();
     }
 }
