@@ -290,7 +290,8 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
                 next += 2 * VW + EV_LAST;
             } else if (j == 0 && t->next) {
                 next = (const T *)t->next + i * t->ldnext;
-                step = mr, run = (t->k + mr - 1) / mr, skip = t->ldnext - run * mr;
+                step = mr;
+                if (t->ldnext != t->k) run = (t->k + mr - 1) / mr, skip = t->ldnext - run * mr;
             }
 #define ROWS(mr, width, by_lanes) \
     EV_TYPED(gemm_rows)(t, a, b, i, j, mr, width, by_lanes, 0, NULL, 0, next, step, run, skip)
