@@ -5,7 +5,7 @@
 # The weights are shifted to where a row of the result meets them. Rows of padding are neither made nor multiplied.
 
 cdef enum:
-    QUAD_BYTES = 64 * 1024       # of a band of columns, about
+    QUAD_BYTES = 32 * 1024       # of a band of columns, about
     FEWEST_BYTES = 2048          # of a row of the result in a thread's band
     PRODUCTS_PER_TASK = MACS_PER_TASK // 4  # which take as long as so many of a dense convolution
 
