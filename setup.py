@@ -43,7 +43,7 @@ SMALL = {"_records", "blas", "etm._reader", "plan._planner"} | {
     )
 }  # fmt: skip
 # What has loops of its own beside micro-kernels.
-LOOPS = {f"_kernels.{name}" for name in ("elementwise", "gather", "layout", "pooling", "random", "search", "train")}
+LOOPS = {f"_kernels.{name}" for name in ("gather", "layout", "pooling", "random", "search", "train")}
 LDFLAGS = ["-pthread"]
 if DEBUG:
     CFLAGS += ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
