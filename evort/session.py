@@ -30,11 +30,11 @@ _STORES = frozenset({"DequantizeLinear", "If", "Loop", "Scan"})  # itself, or in
 _KEPT = ("evort.files", "evort.programs", "evort.cache")  # what running a kept plan takes
 # What reading and planning a model takes, in the order that `preload` wants (tests/test_imports.py). A session with a
 # kept plan (evort.cache) does without all of it.
+_FIRST = ("evort.errors", "evort._records")
 _PLANNING = (
-    "evort.errors", "evort._records", "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation",
-    "evort.ops.conv", "evort.ops.linear", "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.files",
-    "evort.etm._reader", "evort.etm.", "evort.programs", "evort.backends.", "evort.plan._planner", "evort.plan.",
-    "evort.runner", "evort.inputs",
+    "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation", "evort.ops.conv", "evort.ops.linear",
+    "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.files", "evort.etm._reader", "evort.etm.",
+    "evort.programs", "evort.backends.", "evort.plan._planner", "evort.plan.", "evort.runner", "evort.inputs",
 )  # fmt: skip
 
 
@@ -371,7 +371,11 @@ def load(
 def preload_planning() -> None:
     """Imports what planning takes, where that was not done before."""
     if "evort.runner" not in sys.modules:
-        preload(_PLANNING)
+        preload(_FIRST)
+        from evort._records import Uncollected
+
+        with Uncollected():
+            preload(_PLANNING)
 
 
 def _threads(threads: int | None) -> int:
