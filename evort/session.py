@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from _thread import allocate_lock  # importing threading takes longer than all of this module
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ _KEPT = ("evort.files", "evort.programs", "evort.cache")  # what running a kept 
 # What reading and planning a model takes, in the order that `preload` wants (tests/test_imports.py). A session with a
 # kept plan (evort.cache) does without all of it.
 _FIRST = ("evort.errors", "evort._records")
+_importing = allocate_lock()
 _PLANNING = (
     "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation", "evort.ops.conv", "evort.ops.linear",
     "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.files", "evort.etm._reader", "evort.etm.",
@@ -104,7 +106,7 @@ class Session:
         with self._lock:
             kept = self._kept
             if kept is not None:
-                preload_planning()
+                import_planning()
                 from evort._records import Uncollected
 
                 with Uncollected():
@@ -341,7 +343,7 @@ def load(
         kept = place.find(mapped)
         if kept is not None:
             return Session._of_kept(kept, path, {**options, "cache": cache})
-    preload_planning()
+    import_planning()
     from evort._records import Uncollected
 
     with Uncollected():
@@ -368,14 +370,20 @@ def load(
         return session
 
 
-def preload_planning() -> None:
-    """Imports what planning takes, where that was not done before."""
-    if "evort.runner" not in sys.modules:
+def import_planning() -> None:
+    """Imports what planning takes, where that was not done before: one thread at a time, since Python gives up where one
+    imports a package and another a module of it."""
+    with _importing:
+        if "evort.runner" in sys.modules:
+            return
         preload(_FIRST)
         from evort._records import Uncollected
 
         with Uncollected():
             preload(_PLANNING)
+            for name in _PLANNING:
+                if name.rstrip(".") not in sys.modules:
+                    import_module(name.rstrip("."))
 
 
 def _threads(threads: int | None) -> int:

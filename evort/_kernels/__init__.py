@@ -10,7 +10,7 @@ the `PyInit_` function that has a module's name. Of the other compiled modules, 
 import _imp
 import sys
 from _io import FileIO
-from importlib._bootstrap import _ModuleLockManager
+from _thread import _count as threads_started
 from importlib._bootstrap_external import MAGIC_NUMBER  # importlib.util, which has it too, is not loaded yet
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from marshal import loads
@@ -54,13 +54,15 @@ for _suffix in EXTENSION_SUFFIXES:
 def preload(names: tuple[str, ...]) -> None:
     """Imports modules of evort, each of which comes after those that it imports; a package's name ends in a dot.
 
-    Import statements do the same, but looking for a module and making it takes Python as long as running it does.
-    Sources must have the bytecode that Python keeps of them: where one has none or is newer, nothing is done here, and
-    import statements find, compile and keep them as ever. Other threads wait for a module that runs, as they do in an
-    import statement.
+    Import statements do the same, but looking for a module, locking and making it takes Python as long as running it
+    does. Sources must have the bytecode that Python keeps of them: where one has none or is newer, nothing is done here,
+    and import statements find, compile and keep them as ever. So they do where other threads might import the same, which
+    while `evort` itself is imported wait for that.
     """
     modules = sys.modules
     if sys.flags.optimize or sys.pycache_prefix:  # bytecode is elsewhere
+        return
+    if threads_started() and not getattr(modules["evort"].__spec__, "_initializing", False):
         return
     made: list[tuple[ModuleType, CodeType | None]] = []
     buffer = bytearray(1 << 16)
@@ -71,21 +73,17 @@ def preload(names: tuple[str, ...]) -> None:
         return
     for module, code in made:
         name = module.__name__
-        with _ModuleLockManager(name):
-            if name in modules:  # an import statement of one before, or of another thread, was first
-                continue
-            module.__spec__._initializing = True
-            modules[name] = module
-            try:
-                if code is None:
-                    _imp.exec_dynamic(module)
-                else:
-                    exec(code, module.__dict__)
-            except BaseException:
-                del modules[name]
-                raise
-            finally:
-                module.__spec__._initializing = False
+        if name in modules:  # an import statement of one before was first
+            continue
+        modules[name] = module
+        try:
+            if code is None:
+                _imp.exec_dynamic(module)
+            else:
+                exec(code, module.__dict__)
+        except BaseException:
+            del modules[name]
+            raise
     for module, _ in made:
         parent, _, name = module.__name__.rpartition(".")
         setattr(modules[parent], name, modules[module.__name__])
