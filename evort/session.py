@@ -371,8 +371,8 @@ def load(
 
 
 def import_planning() -> None:
-    """Imports what planning takes, where that was not done before: one thread at a time, since Python gives up where one
-    imports a package and another a module of it."""
+    """Imports what planning takes, where that was not done before: one thread at a time, since Python gives up where
+    one imports a package and another a module of it."""
     with _importing:
         if "evort.runner" in sys.modules:
             return

@@ -55,9 +55,9 @@ def preload(names: tuple[str, ...]) -> None:
     """Imports modules of evort, each of which comes after those that it imports; a package's name ends in a dot.
 
     Import statements do the same, but looking for a module, locking and making it takes Python as long as running it
-    does. Sources must have the bytecode that Python keeps of them: where one has none or is newer, nothing is done here,
-    and import statements find, compile and keep them as ever. So they do where other threads might import the same, which
-    while `evort` itself is imported wait for that.
+    does. Sources must have the bytecode that Python keeps of them: where one has none or is newer, nothing is done
+    here, and import statements find, compile and keep them as ever. So they do where other threads might import the
+    same; while `evort` itself is imported, those wait.
     """
     modules = sys.modules
     if sys.flags.optimize or sys.pycache_prefix:  # bytecode is elsewhere
