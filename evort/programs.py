@@ -31,14 +31,16 @@ def driver_capsule(name: str) -> object:
 class Programs:
     """A plan, and the programs that wait for their next run: a run takes one, or makes one, and puts it back.
 
-    plan: has tensors, rows, constants, arena_bytes and reads, as an `evort.plan.Plan` does. writes: name, shape and
-    NumPy dtype of what it computes; alone: whether that is all outputs of its graph. made: how many programs there are.
+    plan: has tensors, rows, constants, arena_bytes and reads, as an `evort.plan.Plan` does. reads: names of its inputs;
+    writes: name, shape and NumPy dtype of what it computes; alone: whether that is all outputs of its graph. made: how
+    many programs there are.
     """
 
-    __slots__ = ("alone", "free", "made", "plan", "threads", "writes")
+    __slots__ = ("alone", "free", "made", "plan", "reads", "threads", "writes")
 
     def __init__(self, plan: Any, writes: list[tuple[str, tuple[int, ...], np.dtype]], alone: bool, threads: int):
         self.plan = plan
+        self.reads: list[str] = plan.reads
         self.writes = writes
         self.alone = alone
         self.threads = threads
@@ -56,9 +58,12 @@ class Programs:
 
     def call(self, feeds: dict[str, Any]) -> dict[str, Any]:
         """Runs the plan on checked, C-contiguous feeds; gives new arrays by name. Raises what `error` makes."""
-        program = self.take()
         try:
-            return program.call(feeds, self.plan.reads, self.writes)
+            program = self.free.pop()
+        except IndexError:
+            program = self.take()
+        try:
+            return program.call(feeds, self.reads, self.writes)
         except StepFailed as failure:
             raise self.error(failure) from None
         finally:
@@ -68,7 +73,7 @@ class Programs:
         """The same, into arrays that fit."""
         program = self.take()
         try:
-            program.run([feeds[n] for n in self.plan.reads], [into[w[0]] for w in self.writes])
+            program.run([feeds[n] for n in self.reads], [into[w[0]] for w in self.writes])
         except StepFailed as failure:
             raise self.error(failure) from None
         finally:
