@@ -75,6 +75,7 @@ def preload(names: tuple[str, ...]) -> None:
         name = module.__name__
         if name in modules:  # an import statement of one before was first
             continue
+        module.__spec__._initializing = False  # which import statements ask for, slowly where it is not there
         modules[name] = module
         try:
             if code is None:
