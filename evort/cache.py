@@ -145,10 +145,7 @@ class Place:
             return None
         if self.max_memory is not None and found["needed"] > self.max_memory:
             return None  # planning says so in words
-        try:
-            return Kept(found, file, data[start:], self.threads)
-        except NotImplementedError:  # a driver that is not there
-            return None
+        return Kept(found, file, data[start:], self.threads)
 
     def keep(self, session: Session, planned: Planned, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Writes what runs inputs of these shapes, where that is one plan of drivers alone: no Python functions, text

@@ -32,12 +32,12 @@ _KEPT = ("evort.files", "evort.programs", "evort.cache")  # what running a kept 
 # What reading and planning a model takes, in the order that `preload` wants (tests/test_imports.py). A session with a
 # kept plan (evort.cache) does without all of it.
 _FIRST = ("evort.errors", "evort._records")
-_importing = allocate_lock()
 _PLANNING = (
     "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation", "evort.ops.conv", "evort.ops.linear",
     "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.files", "evort.etm._reader", "evort.etm.",
     "evort.programs", "evort.backends.", "evort.plan._planner", "evort.plan.", "evort.runner", "evort.inputs",
 )  # fmt: skip
+_importing = allocate_lock()
 
 
 class Session:

@@ -229,7 +229,6 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_small_dots)(
         }
     EV_POSITIONS(EV_LEAVE)
 }
-#undef EV_LEAVE
 #undef EV_POSITIONS
 
 static __attribute__((noinline)) void EV_FN(nhwc_dots_1)(const ev_nhwc_conv *g, const uint8_t *const *x, const int8_t *w,
@@ -347,12 +346,9 @@ static void EV_FN(nhwc_four)(const uint8_t *const *x, const int64_t *offset, int
         EV_RESULTS(X)
 #undef X
     }
-#define X(i)                                                      \
-    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR), p##i); \
-    _mm256_store_si256((__m256i *)(sum + i * EV_NHWC_NR) + 1, q##i);
-    EV_RESULTS(X)
-#undef X
+    EV_RESULTS(EV_LEAVE)
 }
+#undef EV_LEAVE
 #undef EV_RESULTS
 
 static void EV_FN(nhwc_pair_columns)(const ev_nhwc_columns *g, int64_t n)
