@@ -449,12 +449,11 @@ cdef void vector_share(Method method, const ev_qgemm *g, int64_t begin, int64_t 
         for j in range(nb if shifted else 0):
             sums[j] -= zero_point(w, j0 + j) * total
         j = 0
-        while j < nb:
-            if by_row:
-                s.j0, s.n, s.sum = j0 + j, min(<int64_t> EV_QNR, nb - j), sums + j
-                K.qfinish(&g.q, &s)
-                j += EV_QNR
-            else:
+        if by_row:
+            s.j0, s.n, s.sum = j0, nb, sums
+            K.qfinish(&g.q, &s)
+        else:
+            while j < nb:
                 mb = min(<int64_t> EV_QMC, nb - j)
                 for p in range(mb):
                     rows[p * EV_QNR] = sums[j + p]

@@ -104,12 +104,14 @@ void check_q_sums(void)
 /* One row or column of int16 (any, or bytes less a zero point) by a matrix of bytes, modulo 2^32. */
 void check_q_vectors(void)
 {
-    EACH(n, SIZES) EACH(k, SIZES) for (int is_signed = 0; is_signed < 2; is_signed++) {
+    static const int16_t LEAST[] = {-32767, -127, 0, -20}; /* of x, within 254 of it but for the first */
+    EACH(n, SIZES) EACH(k, SIZES) EACH(l, LEAST) for (int is_signed = 0; is_signed < 2; is_signed++) {
         const int64_t n = SIZES[n_], k = SIZES[k_], inc = 1 + k % 2;
         int16_t *x = guarded((size_t)k * 2);
         uint8_t *dots = guarded((size_t)(n * (k + 1) - 1)), *rows = guarded((size_t)(k * (n + 1) - 1));
         int32_t *y = guarded((size_t)((n - 1) * inc + 1) * 4), *z = guarded((size_t)n * 4);
-        fill_i16(x, k, (n + k) % 2 ? 32767 : 127);
+        fill_i16(x, k, l_ ? 127 : 32767);
+        for (int64_t i = 0; l_ && i < k; i++) x[i] += LEAST[l_] + 127;
         fill_bytes(dots, n * (k + 1) - 1, is_signed), fill_bytes(rows, k * (n + 1) - 1, is_signed);
         for (int64_t j = 0; j < n; j++) y[j * inc] = z[j] = -5;
         K->qdot(n, k, x, dots, k + 1, is_signed, y, inc), K->qaxpy(n, k, x, rows, n + 1, is_signed, z);

@@ -41,7 +41,8 @@ typedef struct {
     float *range;           /* NULL, or where to note the real results (ev_widen) */
 } ev_requant;
 
-/* A block of sums to finish: m <= EV_QMC rows, n <= EV_QNR columns from (i0, j0) on. */
+/* A block of sums to finish: m <= EV_QMC rows, n <= EV_QNR columns from (i0, j0) on, or one row of any length, without
+ * `wide` and what is added. */
 typedef struct {
     int64_t i0, j0, m, n;
     const int32_t *sum;     /* EV_QNR in a row */

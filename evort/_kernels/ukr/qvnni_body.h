@@ -101,60 +101,89 @@ static inline __attribute__((always_inline)) void EV_FN(q_dot_rows)(int64_t n, i
     }
 }
 
-/* The same of int8, by vpdpbusd, where x + less are bytes: what is less, times the sum of each row, is taken off. */
-static inline __attribute__((always_inline)) void EV_FN(q_dot_bytes)(int64_t n, int64_t k, const uint8_t *x, const int less,
+/* Int8 by vpdpbusd takes x as bytes: unsigned ones; signed ones, to which those of W, with 128 added, are the unsigned
+ * (128 times their sum is taken off once); or x + less, where what is less, times the sum of each row, is taken off. */
+enum { Q_UNSIGNED, Q_SIGNED, Q_SHIFTED, Q_BLOCK = 1024 };
+
+typedef struct {
+    int form, less;
+    int32_t add; /* to each sum */
+    uint8_t x[Q_BLOCK];
+} EV_FN(q_bytes);
+
+/* 1 where x does not fit: no 8 bits less a zero point are that far apart, but x may be any. */
+static int EV_FN(q_to_bytes)(int64_t n, const int16_t *x, EV_FN(q_bytes) *b)
+{
+    __m512i low = _mm512_setzero_si512(), high = low, total = low;
+    for (int64_t i = 0; i < n; i += 32) {
+        const __m512i v = _mm512_maskz_loadu_epi16(n - i >= 32 ? ~0u : (1u << (n - i)) - 1, x + i);
+        low = _mm512_min_epi16(low, v);
+        high = _mm512_max_epi16(high, v);
+        total = _mm512_dpwssd_epi32(total, v, _mm512_set1_epi16(1));
+    }
+    /* the least of pairs, as 32 bits, and then of all */
+    const int least = _mm512_reduce_min_epi32(_mm512_min_epi32(_mm512_slli_epi32(low, 16), low)) >> 16;
+    const int most = _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_slli_epi32(high, 16), high)) >> 16;
+    if (most - least > 255) return 1;
+    b->form = least == 0 ? Q_UNSIGNED : least >= -128 && most <= 127 ? Q_SIGNED : Q_SHIFTED;
+    b->less = b->form == Q_SHIFTED ? -least : 0;
+    b->add = b->form == Q_SIGNED ? -128 * _mm512_reduce_add_epi32(total) : 0;
+    for (int64_t i = 0; i < n; i += 32) {
+        const __mmask32 there = n - i >= 32 ? ~0u : (1u << (n - i)) - 1;
+        const __m512i v = _mm512_add_epi16(_mm512_maskz_loadu_epi16(there, x + i), _mm512_set1_epi16((int16_t)b->less));
+        _mm256_mask_storeu_epi8(b->x + i, there, _mm512_cvtepi16_epi8(v));
+    }
+    return 0;
+}
+
+/* Rows are named variables, as GCC keeps arrays of vectors in memory. */
+#define EV_EIGHT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+static inline __attribute__((always_inline)) void EV_FN(q_dot_bytes)(int64_t n, int64_t k, const EV_FN(q_bytes) *b, const int form,
                                                                      const uint8_t *w, int64_t ld, int32_t *sums, int64_t inc)
 {
-    const __m512i ones = _mm512_set1_epi8(1), minus = _mm512_set1_epi32(-less);
+    const __m512i less = _mm512_set1_epi8((char)b->less), flip = _mm512_set1_epi8(-128);
+    const __m512i add = _mm512_zextsi128_si512(_mm_cvtsi32_si128(b->add));
     for (int64_t j = 0; j < n; j += 8, w += 8 * ld) {
-        const uint8_t *r[8];
-        __m512i acc[8], all[8];
-        for (int i = 0; i < 8; i++) r[i] = w + (j + i < n ? i : 0) * ld, acc[i] = all[i] = _mm512_setzero_si512();
+#define X(i)                                              \
+    const uint8_t *r##i = w + (j + i < n ? i : 0) * ld; \
+    __m512i acc##i = add, all##i = _mm512_setzero_si512();
+        EV_EIGHT(X)
+#undef X
         for (int64_t p = 0; p < k; p += 64) {
             const __mmask64 there = k - p >= 64 ? ~0ull : (1ull << (k - p)) - 1;
-            const __m512i v = _mm512_maskz_loadu_epi8(there, x + p);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; i++) {
-                const __m512i row = _mm512_maskz_loadu_epi8(there, r[i] + p);
-                acc[i] = _mm512_dpbusd_epi32(acc[i], v, row);
-                if (less) all[i] = _mm512_dpbusd_epi32(all[i], ones, row);
-            }
+            const __m512i v = _mm512_maskz_loadu_epi8(there, b->x + p);
+#define X(i)                                                                                      \
+    {                                                                                             \
+        const __m512i row = _mm512_maskz_loadu_epi8(there, r##i + p);                             \
+        if (form == Q_SIGNED) acc##i = _mm512_dpbusd_epi32(acc##i, _mm512_xor_si512(row, flip), v); \
+        else acc##i = _mm512_dpbusd_epi32(acc##i, v, row);                                        \
+        if (form == Q_SHIFTED) all##i = _mm512_dpbusd_epi32(all##i, less, row);                   \
+    }
+            EV_EIGHT(X)
+#undef X
         }
-        for (int i = 0; less && i < 8; i++) acc[i] = _mm512_add_epi32(acc[i], _mm512_mullo_epi32(all[i], minus));
+#define X(i) form == Q_SHIFTED ? _mm512_sub_epi32(acc##i, all##i) : acc##i,
+        const __m512i acc[8] = {EV_EIGHT(X)};
+#undef X
         EV_FN(q_add_lanes)(acc, n - j, sums + j * inc, inc);
     }
 }
-
-enum { Q_BLOCK = 1024 };
-
-/* x less the least of it (and of 0), which is returned, as bytes; 1 where x does not fit: no 8 bits less a zero point
- * are that far apart, but x may be any. */
-static int EV_FN(q_to_bytes)(int64_t n, const int16_t *x, uint8_t *bytes)
-{
-    int least = 0, most = 0;
-    for (int64_t i = 0; i < n; i++) {
-        least = x[i] < least ? x[i] : least;
-        most = x[i] > most ? x[i] : most;
-    }
-    if (most - least > 255) return 1;
-    for (int64_t i = 0; i < n; i++) bytes[i] = (uint8_t)(x[i] - least);
-    return least;
-}
+#undef EV_EIGHT
 
 static void EV_FN(qdot)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed, int32_t *sums,
                         int64_t inc)
 {
-    uint8_t bytes[Q_BLOCK];
+    EV_FN(q_bytes) b;
     if (!is_signed) {
         EV_FN(q_dot_rows)(n, k, x, w, ld, 0, sums, inc);
         return;
     }
     for (int64_t p = 0; p < k; p += Q_BLOCK, x += Q_BLOCK, w += Q_BLOCK) {
         const int64_t some = k - p < Q_BLOCK ? k - p : Q_BLOCK;
-        const int least = EV_FN(q_to_bytes)(some, x, bytes);
-        if (least > 0) EV_FN(q_dot_rows)(n, some, x, w, ld, 1, sums, inc);
-        else if (least == 0) EV_FN(q_dot_bytes)(n, some, bytes, 0, w, ld, sums, inc);
-        else EV_FN(q_dot_bytes)(n, some, bytes, -least, w, ld, sums, inc);
+        if (EV_FN(q_to_bytes)(some, x, &b)) EV_FN(q_dot_rows)(n, some, x, w, ld, 1, sums, inc);
+        else if (b.form == Q_UNSIGNED) EV_FN(q_dot_bytes)(n, some, &b, Q_UNSIGNED, w, ld, sums, inc);
+        else if (b.form == Q_SIGNED) EV_FN(q_dot_bytes)(n, some, &b, Q_SIGNED, w, ld, sums, inc);
+        else EV_FN(q_dot_bytes)(n, some, &b, Q_SHIFTED, w, ld, sums, inc);
     }
 }
 
@@ -224,23 +253,23 @@ static inline void EV_FN(q_turn_sums)(int32_t *sums)
     _mm512_storeu_si512(s + 3, _mm512_shuffle_i32x4(ab1, cd1, 0xdd));
 }
 
-/* The same of int8 by vpdpbusd, where x + less are bytes, for whole lines: quads of rows are interleaved, and what is
- * less, times the sum of each column, is taken off. */
+/* The same of int8 by vpdpbusd, for whole lines: quads of rows are interleaved. */
 static inline __attribute__((always_inline)) void EV_FN(q_axpy_bytes)(
-    int64_t n, int64_t k, const uint8_t *x, const int less, const uint8_t *w, int64_t ld, int32_t *sums)
+    int64_t n, int64_t k, const EV_FN(q_bytes) *b, const int form, const uint8_t *w, int64_t ld, int32_t *sums)
 {
     enum { ROWS = 8 };
+    const __m512i flip = _mm512_set1_epi8(-128);
     for (int64_t j = 0; j < n; j += 64) EV_FN(q_turn_sums)(sums + j);
+    for (int64_t j = 0; form == Q_SIGNED && j < n; j++) sums[j] += b->add;
     for (int64_t p = 0; p < k; p += ROWS, w += ROWS * ld) {
         const uint8_t *r[ROWS]; /* rows past the last: that one, times 0 */
-        int32_t quad[2] = {0}, one[2] = {0};
+        int32_t quad[2] = {0}, less[2] = {0};
         const int64_t left = k - p < ROWS ? k - p : ROWS;
         for (int i = 0; i < ROWS; i++) r[i] = w + (i < left ? i : left - 1) * ld;
-        memcpy(quad, x + p, (size_t)left);
-        memset(one, 1, (size_t)left);
+        memcpy(quad, b->x + p, (size_t)left);
+        memset(less, b->less, (size_t)left);
         const __m512i x0 = _mm512_set1_epi32(quad[0]), x1 = _mm512_set1_epi32(quad[1]);
-        const __m512i ones0 = _mm512_set1_epi32(one[0]), ones1 = _mm512_set1_epi32(one[1]);
-        const __m512i minus = _mm512_set1_epi32(-less);
+        const __m512i less0 = _mm512_set1_epi32(less[0]), less1 = _mm512_set1_epi32(less[1]);
         for (int64_t j = 0; j < n; j += 64) {
             __m512i *to = (__m512i *)(sums + j);
             __m512i s[4], all[4];
@@ -248,24 +277,27 @@ static inline __attribute__((always_inline)) void EV_FN(q_axpy_bytes)(
             for (int i = 0; i < 4; i++) s[i] = _mm512_loadu_si512(to + i), all[i] = _mm512_setzero_si512();
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
-                const __m512i a = _mm512_loadu_si512(r[4 * h] + j), b = _mm512_loadu_si512(r[4 * h + 1] + j);
-                const __m512i c = _mm512_loadu_si512(r[4 * h + 2] + j), d = _mm512_loadu_si512(r[4 * h + 3] + j);
-                const __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
-                const __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
+                __m512i q[4];
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) {
+                    q[i] = _mm512_loadu_si512(r[4 * h + i] + j);
+                    if (form == Q_SIGNED) q[i] = _mm512_xor_si512(q[i], flip);
+                    __builtin_prefetch(r[4 * h + i] + ROWS * ld + j, 0, 2);
+                }
+                const __m512i ab0 = _mm512_unpacklo_epi8(q[0], q[1]), ab1 = _mm512_unpackhi_epi8(q[0], q[1]);
+                const __m512i cd0 = _mm512_unpacklo_epi8(q[2], q[3]), cd1 = _mm512_unpackhi_epi8(q[2], q[3]);
                 const __m512i y[4] = {_mm512_unpacklo_epi16(ab0, cd0), _mm512_unpackhi_epi16(ab0, cd0),
                                       _mm512_unpacklo_epi16(ab1, cd1), _mm512_unpackhi_epi16(ab1, cd1)};
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++) {
-                    __builtin_prefetch(r[4 * h + i] + ROWS * ld + j, 0, 2);
-                    s[i] = _mm512_dpbusd_epi32(s[i], h ? x1 : x0, y[i]);
-                    if (less) all[i] = _mm512_dpbusd_epi32(all[i], h ? ones1 : ones0, y[i]);
+                    if (form == Q_SIGNED) s[i] = _mm512_dpbusd_epi32(s[i], y[i], h ? x1 : x0);
+                    else s[i] = _mm512_dpbusd_epi32(s[i], h ? x1 : x0, y[i]);
+                    if (form == Q_SHIFTED) all[i] = _mm512_dpbusd_epi32(all[i], h ? less1 : less0, y[i]);
                 }
             }
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++) {
-                if (less) s[i] = _mm512_add_epi32(s[i], _mm512_mullo_epi32(all[i], minus));
-                _mm512_storeu_si512(to + i, s[i]);
-            }
+            for (int i = 0; i < 4; i++)
+                _mm512_storeu_si512(to + i, form == Q_SHIFTED ? _mm512_sub_epi32(s[i], all[i]) : s[i]);
         }
     }
     for (int64_t j = 0; j < n; j += 64) EV_FN(q_turn_sums)(sums + j);
@@ -303,14 +335,14 @@ static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *
     const int64_t lines = is_signed ? n / 64 * 64 : 0;
     int64_t done = 0;
     if (lines) {
-        uint8_t bytes[Q_BLOCK];
+        EV_FN(q_bytes) b;
         for (; done < k; done += Q_BLOCK) {
             const int64_t some = k - done < Q_BLOCK ? k - done : Q_BLOCK;
-            const int least = EV_FN(q_to_bytes)(some, x + done, bytes);
             const uint8_t *from = w + done * ld;
-            if (least > 0) EV_FN(q_axpy_rows)(lines, some, x + done, from, ld, 1, sums);
-            else if (least == 0) EV_FN(q_axpy_bytes)(lines, some, bytes, 0, from, ld, sums);
-            else EV_FN(q_axpy_bytes)(lines, some, bytes, -least, from, ld, sums);
+            if (EV_FN(q_to_bytes)(some, x + done, &b)) EV_FN(q_axpy_rows)(lines, some, x + done, from, ld, 1, sums);
+            else if (b.form == Q_UNSIGNED) EV_FN(q_axpy_bytes)(lines, some, &b, Q_UNSIGNED, from, ld, sums);
+            else if (b.form == Q_SIGNED) EV_FN(q_axpy_bytes)(lines, some, &b, Q_SIGNED, from, ld, sums);
+            else EV_FN(q_axpy_bytes)(lines, some, &b, Q_SHIFTED, from, ld, sums);
         }
         if (n == lines) return;
         n -= lines;

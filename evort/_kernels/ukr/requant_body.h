@@ -312,46 +312,62 @@ static void EV_FN(qraw_rows)(const ev_requant *q, const ev_sums *s, const int32_
     }
 }
 
-static void EV_FN(qfinish)(const ev_requant *q, const ev_sums *s)
+/* Of each column, one number. */
+typedef union {
+    EV_FN(qf) v[EV_QV];
+    int32_t i[EV_QNR];
+    float f[EV_QNR];
+} EV_FN(qlane);
+
+/* n of them; all by whole vectors, as the parts of a copy would hold up who reads them. */
+static inline __attribute__((always_inline)) void EV_FN(qtake)(EV_FN(qlane) *to, const void *from, int64_t n)
 {
-    int32_t row[EV_QMC] = {0}, col[EV_QNR] = {0};
+    if (n == EV_QNR) EV_EACH_QV to->v[v] = ((const EV_FN(qfu) *)from)[v];
+    else memcpy(to, from, (size_t)n * 4);
+}
+
+static void EV_FN(qfinish)(const ev_requant *q, const ev_sums *sums)
+{
+    ev_sums block = *sums, *s = &block;
+    int32_t row[EV_QMC] = {0};
     const int whole = q->type == EV_INT32, biased = q->bias && q->bias_type == EV_INT32;
     const int32_t *bias = biased ? q->bias : NULL, alpha = whole ? q->alpha : 1;
+    const int folds = EV_FN(qfolds)(q);
+    const float divisor = folds ? q->y_scale : 1.0f;
+    float row_scale[EV_QMC], least, most;
     if (s->row_add)
         for (int64_t i = 0; i < s->m; i++) row[i] = s->row_add[i] * alpha;
     if (biased && q->bias_axis == EV_BIAS_ROW)
         for (int64_t i = 0; i < s->m; i++) row[i] += bias[s->i0 + i];
-    if (s->col_add)
-        for (int64_t j = 0; j < EV_QNR; j++) col[j] = s->col_add[j] * alpha;
-    if (biased && q->bias_axis == EV_BIAS_COLUMN)
-        for (int64_t j = 0; j < s->n; j++) col[j] += bias[s->j0 + j];
-    if (whole) {
-        EV_FN(qraw_rows)(q, s, row, col);
-        return;
-    }
-    const int folds = EV_FN(qfolds)(q);
-    const float divisor = folds ? q->y_scale : 1.0f;
-    float row_scale[EV_QMC], col_scale[EV_QNR] = {0}, least, most;
     EV_FN(qlimits)(q, &least, &most);
     if (q->scale_axis == EV_BIAS_ROW)
         for (int64_t i = 0; i < s->m; i++) row_scale[i] = q->factor * q->scale[s->i0 + i] / divisor;
-    else if (q->scale_axis == EV_BIAS_COLUMN)
-        for (int64_t j = 0; j < s->n; j++) col_scale[j] = q->factor * q->scale[s->j0 + j] / divisor;
-    else
-        for (int64_t j = 0; j < EV_QNR; j++) col_scale[j] = q->factor * q->scale[0] / divisor;
     const float *rows = q->scale_axis == EV_BIAS_ROW ? row_scale : NULL;
     const int64_t size = q->type == EV_FLOAT ? 4 : q->type == EV_INT16 ? 2 : 1;
-    float col_bias[EV_QNR] = {0};
     const int added = q->bias && !biased && q->bias_axis == EV_BIAS_COLUMN;
-    if (added) EV_FN(qcopy)(col_bias, (const float *)q->bias + s->j0, s->n, 4);
     const int plain = folds || (q->type == EV_FLOAT && (!q->bias || biased || added) && q->activation == EV_ACT_NONE);
-    if (s->wide || !plain || q->range)
-        EV_FN(qchain_rows)(q, s, row, col, rows, col_scale, col_bias, folds, least, most, size);
-#define FOLD(type, size) EV_FN(qfold_rows)(q, s, row, col, rows, col_scale, col_bias, least, most, type, size)
-    else if (q->type == EV_FLOAT) FOLD(EV_FLOAT, 4);
-    else if (q->type == EV_INT16) FOLD(EV_INT16, 2);
-    else if (q->type == EV_INT8) FOLD(EV_INT8, 1);
-    else FOLD(EV_UINT8, 1);
+    for (int64_t j = 0; j < sums->n; j += EV_QNR, s->j0 += EV_QNR, s->sum += EV_QNR) {
+        EV_FN(qlane) col = {.i = {0}}, col_bias = col, col_scale = col;
+        s->n = sums->n - j < EV_QNR ? sums->n - j : EV_QNR;
+        if (biased && q->bias_axis == EV_BIAS_COLUMN) EV_FN(qtake)(&col, bias + s->j0, s->n);
+        if (s->col_add)
+            for (int64_t i = 0; i < EV_QNR; i++) col.i[i] += s->col_add[i] * alpha;
+        if (whole) {
+            EV_FN(qraw_rows)(q, s, row, col.i);
+            continue;
+        }
+        if (added) EV_FN(qtake)(&col_bias, (const float *)q->bias + s->j0, s->n);
+        if (q->scale_axis == EV_BIAS_COLUMN) EV_FN(qtake)(&col_scale, q->scale + s->j0, s->n);
+        else EV_EACH_QV col_scale.v[v] += q->scale[0];
+        EV_EACH_QV col_scale.v[v] = q->factor * col_scale.v[v] / divisor;
+        if (s->wide || !plain || q->range)
+            EV_FN(qchain_rows)(q, s, row, col.i, rows, col_scale.f, col_bias.f, folds, least, most, size);
+#define FOLD(type, size) EV_FN(qfold_rows)(q, s, row, col.i, rows, col_scale.f, col_bias.f, least, most, type, size)
+        else if (q->type == EV_FLOAT) FOLD(EV_FLOAT, 4);
+        else if (q->type == EV_INT16) FOLD(EV_INT16, 2);
+        else if (q->type == EV_INT8) FOLD(EV_INT8, 1);
+        else FOLD(EV_UINT8, 1);
 #undef FOLD
+    }
 }
 #pragma GCC pop_options
