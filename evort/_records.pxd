@@ -31,7 +31,7 @@ cdef class Node:
 
 
 cdef class Graph:
-    cdef public object name, nodes, tensors, inputs, outputs
+    cdef public object name, nodes, tensors, inputs, outputs, make
 
 
 cdef class Kernel:

@@ -172,14 +172,20 @@ cdef class Graph:
     """Nodes in topological order over named tensors.
 
     `tensors` has at least every input and constant; for values between nodes it may hold what inference found.
+    make: None, or what gives the graph that stands for this one where it is run, the same one each time.
     """
 
     def __init__(self, name=""):
         self.name = name
+        self.make = None
         self.nodes = []
         self.tensors = {}
         self.inputs = []
         self.outputs = []
+
+    def taken(self):
+        """The graph to run."""
+        return self if self.make is None else self.make()
 
     def add(self, tensor):
         """Adds or replaces a tensor; returns its name."""

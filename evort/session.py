@@ -232,8 +232,10 @@ class Session:
     def memory(self) -> Memory:
         """What the session takes, by the plans made so far."""
         from evort.memory import Memory
+        from evort.weights import pending
 
-        return Memory(self._runner.planned(), self._mapped, self._copied + self._backend.packed_bytes)
+        copied = self._copied - pending(self.model.graph) + self._backend.packed_bytes
+        return Memory(self._runner.planned(), self._mapped, copied)
 
     def _run(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
         """The short way for arrays that need no conversion, of shapes that have been run before; else the long one."""

@@ -120,6 +120,7 @@ class Shadow:
         real = np.asarray(real, np.float64)
         if count.name in self._scales and got.dtype.kind in "iu":
             scale, zero, _ = self._scales[count.name]
+            scale = np.reshape(scale, (-1, *(1,) * (got.ndim - 2))) if np.ndim(scale) else scale
             limits = np.iinfo(got.dtype)
             low, high = ((end - zero) * scale for end in (limits.min, limits.max))
             # At an end for want of range, and not because the value is there (the zeros of a Relu).
@@ -155,31 +156,34 @@ class Shadow:
         return {"calls": self._calls, "every": self.every, "layers": [c.as_dict() for c in self.layers.values()]}
 
 
-def integer_tensors(graph: Graph) -> Iterator[tuple[str, tuple[float, int, DType]]]:
-    """The tensors that operators read or write with one constant scale: (name, (scale, zero point, integer type)).
-    What only moves integers gives them on as they are."""
-    known: dict[str, tuple[float, int, DType]] = {}
+def integer_tensors(graph: Graph) -> Iterator[tuple[str, tuple[float | np.ndarray, int, DType]]]:
+    """The tensors that operators read or write with constant scales: (name, (scale, zero point, integer type)); the
+    scale is a number, or float64 [C], one for each index of axis 1. What only moves integers gives them on as they
+    are."""
+    known: dict[str, tuple[float | np.ndarray, int, DType]] = {}
     for name, found in _operands(graph):
-        if name not in known:
+        if name not in known or np.ndim(known[name][0]) < np.ndim(found[0]):
             known[name] = found
-            yield name, found
     for node in graph.nodes:
         if node.op in _MOVES and not node.domain and node.inputs[0] in known:
             for name in node.outputs:
                 if name and name not in known:
                     known[name] = known[node.inputs[0]]
-                    yield name, known[name]
+    yield from known.items()
 
 
-def _operands(graph: Graph) -> Iterator[tuple[str, tuple[float, int, DType]]]:
+def _operands(graph: Graph) -> Iterator[tuple[str, tuple[float | np.ndarray, int, DType]]]:
+    """What operators say of each tensor. Where a reader has a scale for each channel, the writer's units are those."""
     for node in graph.nodes:
         for operand, *about in scaled_operands(node):
             given = [node.inputs[i] if i < len(node.inputs) else "" for i in (max(operand, 0), *about)]
             tensor = node.outputs[0] if operand < 0 else given[0]
             scale, zero = (graph.constant(name) for name in given[1:])
-            if graph.constant(tensor) is None and all(v is not None and v.size == 1 for v in (scale, zero)):
-                found = float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]), graph.tensors[given[2]].dtype
-                yield tensor, found
+            if graph.constant(tensor) is not None or scale is None or zero is None or zero.size != 1:
+                continue
+            if scale.size == 1 or node.op == "QLinearInstanceNormalization":
+                unit = float(scale.reshape(-1)[0]) if scale.size == 1 else scale.astype(np.float64)
+                yield tensor, (unit, int(zero.reshape(-1)[0]), graph.tensors[given[2]].dtype)
 
 
 class ShadowedSession(Session):

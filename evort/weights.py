@@ -1,11 +1,13 @@
 """Weights that a file holds as integers and operators read as floats: they become floats once, when it is loaded.
 
 The quantizer stores so what is faster in float32 (`docs/quantization.md`): the file has their size in 8 bits, and a run
-takes what it takes with float weights.
+takes what it takes with float weights. Those of an If's branch become floats when it is taken first: of one that never
+is, nothing is read.
 """
 
 from __future__ import annotations
 
+from evort._kernels.core import release
 from evort.graph import Graph, Model, Node, Tensor
 from evort.quant import dequantize
 from evort.types import DType
@@ -15,12 +17,37 @@ _STORED = (DType.INT8, DType.UINT8)
 
 def with_floats(model: Model) -> tuple[Model, int]:
     """(the model without the DequantizeLinear nodes that read constants of 8 bits of their own graph, nested ones
-    included, with what they give as constants instead; the bytes of these). All else is shared; a model without such
-    nodes is returned as it is."""
+    included, with what they give as constants instead; the bytes of these, `pending` ones among them). Branches of an
+    If become so in their `Graph.taken`. All else is shared; a model without such nodes is returned as it is."""
     graph, nbytes = _with_floats(model.graph)
     if graph is model.graph:
         return model, 0
     return Model(graph, model.opsets, model.metadata, model.producer, model.bounds, model.golden), nbytes
+
+
+def pending(graph: Graph) -> int:
+    """The bytes of the floats of branches that have not been taken yet, of what `with_floats` gave."""
+    total = 0
+    for sub in (sub for node in graph.nodes for sub in node.subgraphs()):
+        later = sub.make
+        untaken = later is not None and later.made is None
+        total += later.nbytes if untaken else pending(sub if later is None else later.made)
+    return total
+
+
+class _Later:
+    """Makes a branch's floats when it is taken first. nbytes: that they take; made: the graph with them, or None."""
+
+    __slots__ = ("graph", "made", "nbytes")
+
+    def __init__(self, graph: Graph, nbytes: int):
+        self.graph, self.nbytes = graph, nbytes
+        self.made: Graph | None = None
+
+    def __call__(self) -> Graph:
+        if self.made is None:
+            self.made, _ = _with_floats(self.graph)
+        return self.made
 
 
 def _with_floats(graph: Graph) -> tuple[Graph, int]:
@@ -28,14 +55,16 @@ def _with_floats(graph: Graph) -> tuple[Graph, int]:
     floats: list[Tensor] = []
     nbytes, same = 0, True
     for node in graph.nodes:
-        if node.op == "DequantizeLinear" and _constant(graph, node):
+        if _constant(graph, node):
             q, scale, *zero = (graph.tensors[name].data for name in node.inputs if name)
             axis = None if scale.ndim == 0 else node.attrs.get("axis", 1) % q.ndim
             value = dequantize(q, scale, zero[0] if zero else None, axis)
+            release(q)
             floats.append(Tensor(node.outputs[0], DType.FLOAT, value.shape, value))
             nbytes += value.nbytes
             continue
-        inner = {key: _with_floats(sub) for key, sub in node.attrs.items() if isinstance(sub, Graph)}
+        form = _later if node.op == "If" and not node.domain else _with_floats
+        inner = {key: form(sub) for key, sub in node.attrs.items() if isinstance(sub, Graph)}
         if any(made is not node.attrs[key] for key, (made, _) in inner.items()):
             attrs = {**node.attrs, **{key: made for key, (made, _) in inner.items()}}
             nbytes += sum(more for _, more in inner.values())
@@ -43,16 +72,39 @@ def _with_floats(graph: Graph) -> tuple[Graph, int]:
         nodes.append(node)
     if same and not floats:
         return graph, 0
-    made = Graph(graph.name)
-    made.tensors, made.inputs, made.outputs, made.nodes = dict(graph.tensors), graph.inputs, graph.outputs, nodes
+    made = _copy(graph, nodes)
     for tensor in floats:
         made.add(tensor)
     return made, nbytes
 
 
+def _later(graph: Graph) -> tuple[Graph, int]:
+    """A branch that becomes floats once it is taken."""
+    nbytes = _bytes_of(graph)
+    if not nbytes:
+        return graph, 0
+    copied = _copy(graph, graph.nodes)
+    copied.make = _Later(graph, nbytes)
+    return copied, nbytes
+
+
+def _copy(graph: Graph, nodes: list[Node]) -> Graph:
+    made = Graph(graph.name)
+    made.tensors, made.inputs, made.outputs, made.nodes = dict(graph.tensors), graph.inputs, graph.outputs, nodes
+    return made
+
+
+def _bytes_of(graph: Graph) -> int:
+    """Bytes of a graph's stored weights as floats, nested ones included."""
+    own = sum(4 * graph.tensors[node.inputs[0]].data.size for node in graph.nodes if _constant(graph, node))
+    return own + sum(_bytes_of(sub) for node in graph.nodes for sub in node.subgraphs())
+
+
 def _constant(graph: Graph, node: Node) -> bool:
-    """Whether a DequantizeLinear reads a constant of 8 bits with float32 scales, by tensor or by axis."""
-    if node.domain or node.attrs.get("block_size", 0) or node.outputs[0] in graph.outputs:
+    """Whether a node is a DequantizeLinear of a constant of 8 bits with float32 scales, by tensor or by axis."""
+    if node.op != "DequantizeLinear" or node.domain:
+        return False
+    if node.attrs.get("block_size", 0) or node.outputs[0] in graph.outputs:
         return False
     operands = [graph.tensors.get(name) for name in node.inputs if name]
     if any(t is None or t.data is None for t in operands):
@@ -61,4 +113,4 @@ def _constant(graph: Graph, node: Node) -> bool:
     return q.dtype in _STORED and scale.dtype == DType.FLOAT and scale.data.ndim <= 1
 
 
-__all__ = ["with_floats"]
+__all__ = ["pending", "with_floats"]

@@ -10,7 +10,7 @@ import evort_tools
 from evort import etm
 from evort.graph import Node, Tensor
 from evort.types import DType
-from evort.weights import with_floats
+from evort.weights import pending, with_floats
 from evort_tools.quantization.stored import stored
 
 RNG = np.random.default_rng(0)
@@ -56,15 +56,19 @@ def test_weights_of_branches_become_floats_too():
                        {"c": (DType.BOOL, ())}, ["z"])  # fmt: skip
     got, nbytes = with_floats(outer)
     assert nbytes == 2 * 2 * W.nbytes
-    for branch in ("then_branch", "else_branch"):
-        assert [n.op for n in got.graph.nodes[0].attrs[branch].nodes] == ["Gemm", "MatMul", "MatMul"]
+    for left, branch in ((1, "then_branch"), (0, "else_branch")):
+        graph = got.graph.nodes[0].attrs[branch]
+        assert [n.op for n in graph.taken().nodes] == ["Gemm", "MatMul", "MatMul"] and graph.taken() is graph.taken()
+        assert pending(got.graph) == left * 2 * W.nbytes
         assert len(outer.graph.nodes[0].attrs[branch].nodes) == 5  # what was given is as it was
     feeds = {"c": np.array(True)}
     both = [evort.session.Session(m).run(feeds)["z"] for m in (outer, got)]
     np.testing.assert_array_equal(*both)
     session = evort.load(etm.write(outer), threads=1)
+    before = session.memory().weights_copied
     assert all(n.op != "DequantizeLinear" for plan in session.plans() for n in [s.call.node for s in plan.steps])
     np.testing.assert_array_equal(session.run(feeds)["z"], both[0])
+    assert session.memory().weights_copied == before + 2 * W.nbytes  # of the branch that was taken
     assert not any(s.call.node.op == "DequantizeLinear" for plan in session.plans() for s in plan.steps)
 
 

@@ -37,6 +37,7 @@ from evort.session import Session
 from evort.weights import with_floats
 from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, check_place, print_json, progress_bar, silent
+from evort_tools.passes import graphs_of
 from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization import (
     accuracy,
@@ -45,6 +46,7 @@ from evort_tools.quantization import (
     layers,
     mixed,
     nested,
+    normalized,
     placement,
     reduced,
     static,
@@ -80,7 +82,8 @@ class Result:
     over signal with each helper that was kept, in the order in which they were applied.
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
-    know. stored: the layers that run in float32 with weights that the file holds in 8 bits.
+    know. stored: the layers that run in float32 with weights that the file holds in 8 bits; storable: first outputs of
+    those for which that is tried.
     levels: of precision, with `adaptive`: see `evort_tools.quantization.adaptive`.
     """
 
@@ -102,6 +105,7 @@ class Result:
         self.loss: dict[str, float] = {}
         self.notes: list[str] = []
         self.stored: list[str] = []
+        self.storable: set[str] = set()
         self.levels: dict[str, Any] = {}
 
     def to_bytes(self) -> bytes:
@@ -369,9 +373,10 @@ def _static(
         changed = improve.restored(changed, found)
     result.notes += found.notes
     products: list[str] = []
+    samples = data.head(trials.trial_count(changed, data))
+    large = [] if options.adaptive else normalized.spots(changed, found, samples[0])
     if options.method == "auto" and not options.adaptive and found.encodings:
-        samples = data.head(trials.trial_count(changed, data))
-        products = by_range.products_by_range(real, changed, found, samples, options.threads)
+        products = by_range.products_by_range(real, changed, found, samples, options.threads, large)
         found = static.restricted(found, dict.fromkeys(products, ""))
         changed = improve.restored(changed, found)
     if goal is None:
@@ -380,11 +385,17 @@ def _static(
         result.model, changed, found, loss = accuracy.undo(changed, found, goal, costs, progress)
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
     result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal, options.attention, products)
-    if goal is not None and ranged:
+    if large:
+        judge = trials.Judge(real, samples, options.threads)
+        made = normalized.in_bytes(real, result.model, large, data, judge.of_integers, options.threads)
+        result.model = made if goal is None or goal.holds(goal.loss(made)) else result.model
+    if goal is not None and (ranged or large):
         result.loss["loss"] = goal.loss(result.model)
     if costs is not None and not options.adaptive:
         integer = {node.outputs[0] for node in found.selection.nodes}.union(products)
-        _store(result, {n.outputs[0] for n in costs.selection.nodes} & settings.floats.keys() - integer, goal)
+        result.storable |= {n.outputs[0] for n in costs.selection.nodes} & settings.floats.keys() - integer
+        if not inside:  # passes over the graph around a nested one would make floats of its weights again
+            _store(result, goal)
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
     result.plain = found.plain
     ranged_too = {node.label() for node in changed.graph.nodes if node.outputs[0] in products}
@@ -418,32 +429,41 @@ def _nested(data: Calibration, result: Result, progress: Progress, goal: Goal | 
         result.layers += part.layers
         result.kept |= part.kept
         result.notes += part.notes
+        result.storable |= part.storable
         return part.model
 
-    def without_data(model: Model) -> Model:
+    def without_data(model: Model, _: str) -> Model:
         exclude = nested.fitting(model.graph, result.options.exclude, True)
         made, rows, kept = by_layer(model, None, as_dynamic(result.options, exclude))
         result.layers += rows
         result.kept |= kept
         return made
 
+    def in_float(model: Model, why: str) -> Model:
+        layers = nested.layers_of(model.graph)
+        result.kept |= {node.label(): why for node in layers}
+        chosen = (node for node in layers if not any(nested.fits([node], p) for p in result.options.exclude))
+        result.storable.update(node.outputs[0] for node in chosen)
+        return model
+
     # It is unknown what such a graph takes and gives: so where speed or a limit is to be held it stays in float.
-    unseen = without_data if result.options.prefer == "size" and goal is None else None
+    unseen = None if goal is not None else without_data if result.options.prefer == "size" else in_float
     shapes, threads = shapes_of(result.model.graph), result.options.threads
     result.model, kept = nested.quantized_nested(result.model, data, shapes, quantized, threads, goal, unseen)
     return kept
 
 
-def _store(result: Result, floats: set[str], goal: Goal | None) -> None:
-    """Stores the weights of these products in 8 bits, where the goal bears that."""
-    made, changed = stored.stored(result.model, floats)
+def _store(result: Result, goal: Goal | None) -> None:
+    """Stores the weights of products that stay in float in 8 bits, where the goal bears that."""
+    made, changed = stored.stored(result.model, result.storable)
     loss = None if goal is None or not changed else goal.loss(made)
     if not changed or (loss is not None and not goal.holds(loss)):
         return
     if loss is not None:
         result.loss["loss"] = loss
     result.model = made
-    result.stored = [n.name or n.outputs[0] for n in made.graph.nodes if n.outputs[0] in changed]
+    nodes = (node for graph in graphs_of(made.graph) for node in graph.nodes)
+    result.stored = [node.name or node.outputs[0] for node in nodes if node.outputs[0] in changed]
 
 
 def _note_speed(result: Result, costs: placement.Costs, integer: set[str]) -> None:

@@ -1,10 +1,10 @@
-"""Drivers of means, softmax and layer normalization of quantized tensors. Sums are of integers and exact, so that
+"""Drivers of means, softmax, layer and instance normalization of quantized tensors. Sums are of integers and exact, so that
 neither the instruction set nor the number of threads changes a bit."""
 from libc.math cimport sqrt
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_INT16, EV_OK, EV_UINT8, EV_UINT16, ev_call, ev_item_size, ev_ukr,
-                                  note, parallel_for, register, ukernels)
+from evort._kernels.core cimport (EV_FLOAT, EV_INT8, EV_INT16, EV_OK, EV_UINT8, EV_UINT16, ev_call, ev_epilogue, ev_item_size,
+                                  ev_ukr, note, parallel_for, register, ukernels)
 
 cdef const ev_ukr *K = ukernels()
 
@@ -243,7 +243,59 @@ cdef int layer(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
+# Instance normalization ------------------------------------------------------------------------------------------
+
+cdef enum:
+    # Where the integers of `instance` are.
+    I_DTYPE = 0, I_OUT = 1, I_ZERO = 2, I_ZERO_OUT = 3, I_CHANNELS = 4, I_N = 5, I_ACTIVATION = 6
+
+
+cdef void instance_chunk(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
+    cdef const ev_call *c = <const ev_call *> ctx
+    cdef int dtype = <int> c.ints[I_DTYPE], out = <int> c.ints[I_OUT]
+    cdef int64_t n = c.ints[I_N], item, channel, i, total, square, size = ev_item_size(out)
+    cdef const uint8_t *x
+    cdef float real[256]
+    cdef float scale[256]
+    cdef float bias[256]
+    cdef char table[256 * 4]
+    cdef float unit = <float> c.reals[0]
+    cdef uint8_t zero_out = <uint8_t> c.ints[I_ZERO_OUT]
+    cdef double average, variance
+    cdef ev_epilogue e
+    e.bias, e.residual, e.ldr, e.slope, e.bias_axis = NULL, NULL, 0, NULL, 0
+    e.activation, e.a, e.b = <int32_t> c.ints[I_ACTIVATION], <float> c.reals[1], <float> c.reals[2]
+    for item in range(begin, end):
+        channel, x = item % c.ints[I_CHANNELS], <const uint8_t *> c.in_[0].data + item * n
+        total = square = 0
+        K.q_moments(dtype, n, x, <int32_t> c.ints[I_ZERO], &total, &square)
+        average = <double> total / <double> n
+        variance = <double> square / <double> n - average * average
+        variance = (variance if variance > 0 else 0) + (<const double *> c.in_[3].data)[channel]
+        for i in range(256):  # in the order of the bits of x
+            real[i] = <float> ((i if dtype == EV_UINT8 or i < 128 else i - 256) - c.ints[I_ZERO])
+            scale[i] = (<const float *> c.in_[1].data)[channel]
+            bias[i] = (<const float *> c.in_[2].data)[channel]
+        K.q_affine_f32(256, real, <float> average, <float> (1.0 / sqrt(variance)), scale, bias, real)
+        if e.activation:
+            K.activate_f32(&e, 1, 256, 0, real, 256)
+        if out == EV_FLOAT:
+            memcpy(table, real, sizeof(real))
+        else:
+            K.q_quantize(out, 256, real, &unit, &zero_out, 0, lowest(out), highest(out), table)
+        K.q_lookup(size, n, x, table, <char *> c.out[0].data + item * n * size)
+
+
+cdef int instance(const ev_call *c) noexcept nogil:
+    """in: X [N, channels, n] of bytes, scale, bias, and epsilon in units of X squared, float64 (each [channels]); out: Y.
+    ints: (types of X and Y, zero points of X and Y, channels, n, activation); reals: (Y's scale, or 1, alpha, beta)."""
+    cdef int64_t items = c.in_[0].size // c.ints[I_N]
+    parallel_for(instance_chunk, <void *> c, items, grain_of(items, c.in_[0].size), c.threads)
+    return EV_OK
+
+
 DRIVERS = {}
+register(DRIVERS, "instance", instance)
 register(DRIVERS, "mean", mean)
 register(DRIVERS, "softmax", softmax)
 register(DRIVERS, "layer", layer)

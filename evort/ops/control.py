@@ -32,7 +32,7 @@ class If(Op):
             raise c.error("a branch of If takes no inputs")
         if len(branch.outputs) < len(c.node.outputs):
             raise c.error(f"a branch gives {len(branch.outputs)} outputs, the node has {len(c.node.outputs)}")
-        return branch
+        return branch.taken()
 
 
 @op("Loop", since=25)

@@ -1,7 +1,7 @@
 """Softmax and normalizations of quantized tensors.
 
 Everything that is summed is an integer, so sums are exact; what follows is in float32, each operation rounded by
-itself. (InstanceNormalization is that of floats.) A result without scale and zero point is float32.
+itself. (InstanceNormalization of float32 is that of floats.) A result without scale and zero point is float32.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from math import prod
 
 import numpy as np
 
+from evort.ops.activation import activation_ints_reals, apply_reference
 from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op
 from evort.ops.normalize import InstanceNormalization
 from evort.ops.qoperands import (
@@ -190,26 +191,76 @@ class QLinearLayerNormalization(Op):
 
 @op("QLinearInstanceNormalization", domain="evort")
 class QLinearInstanceNormalization(InstanceNormalization):
-    """y = quantize(activation(InstanceNormalization(input))) of float32 input, scale and B: bytes for an integer
-    operator that follows. Float32 without y_scale and y_zero_point."""
+    """y = quantize(activation(InstanceNormalization(input))): bytes for an integer operator that follows, float32
+    without y_scale and y_zero_point. The input is float32, or has 8 bits with a scale (one, or one for each channel)
+    and a zero point.
 
-    inputs, outputs = ("input", "scale", "B", "y_scale?", "y_zero_point?"), ("y",)
-    dtypes = {**dict.fromkeys(("input", "scale", "B", "y_scale"), _FLOAT), "y_zero_point": BYTES}
+    Moments of integers are those of the integers, in float64 from exact sums, epsilon in units of input_scale squared.
+    What becomes of a channel's integers is a table of 256.
+    """
+
+    inputs = ("input", "scale", "B", "y_scale?", "y_zero_point?", "input_scale?", "input_zero_point?")
+    outputs = ("y",)
+    dtypes = {
+        "input": BYTES | _FLOAT,
+        **dict.fromkeys(("scale", "B", "y_scale", "input_scale"), _FLOAT),
+        **dict.fromkeys(("y_zero_point", "input_zero_point"), BYTES),
+    }
 
     def infer(self, c: Call) -> list[Spec]:
         super().infer(c)
+        x, scale, zero = c.ins[0], *(c.ins[i] if c.has(i) else None for i in (5, 6))
+        if (x.dtype == DType.FLOAT) == (scale is not None) or (scale is None) != (zero is None):
+            raise c.error("input_scale and input_zero_point come with an input of integers, and only with one")
+        if scale is not None and scale.shape not in ((), (1,), (x.shape[1],)):
+            raise c.error(f"input_scale must be a scalar or one for each of {x.shape[1]} channels")
+        if scale is not None and not (zero.shape in ((), (1,)) and zero.dtype == x.dtype):
+            raise c.error("input_zero_point must be a scalar of the input's element type")
         return [c.like(0, result_type(c, 3, DType.UINT8))]
 
     def reference(self, c: Call, *given: np.ndarray | None) -> np.ndarray:
-        real, y = super().reference(c, *given[:3]), result(c, given, 3)
+        (x, scale, bias), y = given[:3], result(c, given, 3)
+        if x.dtype == np.float32:
+            real = super().reference(c, x, scale, bias)
+        elif x.size == 0:
+            real = np.zeros(x.shape, np.float32)
+        else:
+            rows = x.astype(np.int64).reshape(*x.shape[:2], -1) - int(given[6].reshape(()))
+            n = rows.shape[2]
+            with np.errstate(all="ignore"):
+                mean = rows.sum(2, keepdims=True) / np.float64(n)
+                var = np.maximum(np.square(rows).sum(2, keepdims=True) / np.float64(n) - mean * mean, 0)
+                inverse = (1 / np.sqrt(var + self.epsilons(c, given[5])[:, None])).astype(np.float32)
+                real = (rows.astype(np.float32) - mean.astype(np.float32)) * inverse * scale[:, None] + bias[:, None]
+                real = apply_reference(c, real.reshape(x.shape))
         return real if y is None else y.quantized(real)
 
+    def epsilons(self, c: Call, scale: np.ndarray) -> np.ndarray:
+        """epsilon in units of each channel's integers squared, [C] float64."""
+        wide = np.broadcast_to(scale.reshape(-1), c.ins[0].shape[1:2]).astype(np.float64)
+        return np.float64(np.float32(c["epsilon"])) / wide**2
+
     def bind(self, c: Call) -> Kernel | None:
-        kernel, dtype = super().bind(c), c.outs[0].dtype
-        if kernel is None or dtype == DType.FLOAT or not known(c, 3, 4):
-            return kernel if dtype == DType.FLOAT else None
-        y = Quantity.of(c, 2, dtype)
-        ints, reals = (*kernel.ints[:-2], dtype, y.zero), (*kernel.reals[:-1], y.scale)
-        return Kernel(kernel.driver, ints, reals, inputs=(0, 1, 2))
+        dtype = c.outs[0].dtype
+        if not known(c, 3, 4, 5, 6) or c.ins[0].size == 0:
+            return None
+        y = None if dtype == DType.FLOAT else Quantity.of(c, 2, dtype)
+        if c.ins[0].dtype == DType.FLOAT:
+            kernel = super().bind(c)
+            if kernel is None or y is None:
+                return kernel
+            ints, reals = (*kernel.ints[:-2], dtype, y.zero), (*kernel.reals[:-1], y.scale)
+            return Kernel(kernel.driver, ints, reals, inputs=(0, 1, 2))
+        x, scale = c.ins[0], c.ins[5].value
+        act, params = activation_ints_reals(c)
+        ints = (x.dtype, dtype, int(c.ins[6].value.reshape(())), 0 if y is None else y.zero, *x.shape[1:2],
+                prod(x.shape[2:]), *act)  # fmt: skip
+        return Kernel(
+            "qnormalize.instance",
+            ints=ints,
+            reals=(1 if y is None else y.scale, *params),
+            packed=(("epsilons", lambda: self.epsilons(c, scale)),),
+            inputs=(0, 1, 2),
+        )
 
     gradient = Op.gradient  # none: it rounds

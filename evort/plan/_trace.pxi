@@ -294,6 +294,7 @@ cdef Graph captured(Graph graph, dict names):
     outer = {name: new for name, new in names.items() if name in free}
     if not outer:
         return graph
+    graph = graph.taken()
     copy = Graph(graph.name)
     copy.inputs, copy.tensors = graph.inputs, graph.tensors
     copy.outputs = [outer.get(name, name) for name in graph.outputs]

@@ -128,3 +128,44 @@ def test_instance_normalization(isa, threads, dtype, shape, attrs):
         np.testing.assert_array_equal(same, real)
     finally:
         core.select_isa()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([(2, 3, 7), (1, 2, 70, 61), (2, 4, 3, 5, 7), (1, 3, 1), (1, 1, 300, 301)]),
+    BYTES,
+    st.sampled_from([np.uint8, np.int8, np.float32]),
+    st.booleans(),
+    st.sampled_from([{}, {"activation": "LeakyRelu", "activation_alpha": 0.25, "epsilon": 1e-3}]),
+    SEEDS,
+)
+def test_instance_normalization_of_bytes(shape, dtype, out, each, attrs, seed):
+    """A scale for each channel decides only what epsilon is beside the variance; constant channels give B."""
+    rng = np.random.default_rng(seed)
+    x = numbers(rng, dtype, shape)
+    x[0, 0] = rng.choice([np.iinfo(dtype).min, np.iinfo(dtype).max])
+    unit = rng.uniform(1e-3, 0.1, shape[1] if each else ()).astype(np.float32)
+    weights = [rng.normal(0, 1, shape[1]).astype(np.float32) for _ in range(2)]
+    y = [None, None] if out == np.float32 else [np.float32(0.02), zero(rng, out)]
+    operands = [x, *weights, *y, unit, zero(rng, dtype)]
+    got = everywhere("qnormalize.instance", "QLinearInstanceNormalization", operands, attrs, "evort")
+    units = np.broadcast_to(unit, shape[1:2]).reshape(-1, *(1,) * (len(shape) - 2))
+    real = (x.astype(np.float64) - operands[6]) * units
+    (want,) = run_node("InstanceNormalization", [real.astype(np.float32), *weights], attrs, device="reference")
+    if out == np.float32:
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)  # `real` is rounded before the mean is taken
+    else:
+        q = Quantity(DType.UINT8 if out == np.uint8 else DType.INT8, *y)
+        assert np.abs(got.astype(int) - q.quantized(want)).max() <= 1
+
+
+def test_instance_normalization_needs_a_scale_for_integers():
+    x, c, s, z = np.zeros((1, 3, 4), np.uint8), np.ones(3, np.float32), np.float32(1), np.uint8(0)
+    for operands, what in (
+        ([x, c, c], "come with an input of integers"),
+        ([x.astype(np.float32), c, c, None, None, s, z], "come with an input of integers"),
+        ([x, c, c, None, None, np.ones(2, np.float32), z], "one for each of 3 channels"),
+        ([x, c, c, None, None, s, np.int8(0)], "element type"),
+    ):
+        with pytest.raises(ShapeError, match=what):
+            run_node("QLinearInstanceNormalization", operands, domain="evort")

@@ -81,6 +81,19 @@ def test_a_branch_that_no_sample_takes_stays_in_float_where_a_limit_is_to_be_hel
     assert noise(result.model, real, -1) < 1e-3
 
 
+def test_a_branch_that_no_sample_takes_has_its_weights_in_8_bits_where_speed_counts():
+    """They are floats once it is taken, and nothing else changes."""
+    real = model()
+    result = evort_tools.quantize(real, calib=samples(1, 1, 2, 3))
+    (other,) = (n.attrs["else_branch"] for n in result.model.graph.nodes if n.op == "If")
+    assert [n.op for n in other.nodes] == ["DequantizeLinear", "MatMul"]
+    assert "last" in result.stored and "no calibration sample takes this branch" in result.kept.values()
+    assert noise(result.model, real, -1) < 1e-3
+    result = evort_tools.quantize(real, calib=samples(1, 1, 2, 3), exclude=("last",))
+    (other,) = (n.attrs["else_branch"] for n in result.model.graph.nodes if n.op == "If")
+    assert [n.op for n in other.nodes] == ["MatMul"]
+
+
 def test_exclude_reaches_into_branches():
     result = evort_tools.quantize(model(), calib=samples(1, -1, 1, -1), prefer="size", exclude=("last",))
     assert operators(result.model).count("MatMul") == 1

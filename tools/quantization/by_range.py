@@ -60,13 +60,18 @@ def layers_by_range(graph: Graph) -> list[Node]:
 
 
 def products_by_range(
-    real: Model, model: Model, found: Calibrated, samples: Sequence[Sample], threads: int | None = None
+    real: Model,
+    model: Model,
+    found: Calibrated,
+    samples: Sequence[Sample],
+    threads: int | None = None,
+    skip: Collection[str] = (),
 ) -> list[str]:
     """The first outputs of the products that read and give float32 among what is in integers, and whose results on
     samples are at least as good with the range of each run as with the calibrated one. None, where the whole model's
     outputs are clearly closer with calibrated ranges, for which weights and biases of `model` were fitted, to those of
-    `real`, the float model before that."""
-    products = _good_alone(model, found, samples, threads)
+    `real`, the float model before that. skip: the first outputs of products that are left as they are."""
+    products = [name for name in _good_alone(model, found, samples, threads) if name not in skip]
     if not products:
         return products
     judge = Judge(real, samples, threads)

@@ -144,7 +144,7 @@ def compare(
             layers[name].alone.add(values[name], values[twins[name]])
         for part in second.parts(feeds):
             for name, got in part.items():
-                layers[name].accumulated.add(values[name], _real(_thinned(got), scales.get(name)))
+                layers[name].accumulated.add(values[name], _real(got, scales.get(name)))
         if progress is not None:
             progress()
     return list(layers.values())
@@ -158,10 +158,15 @@ def _thinned(value: np.ndarray) -> np.ndarray:
     return value.reshape(-1)[::step].copy()
 
 
-def _real(value: np.ndarray, scale: tuple[float, int, DType] | None) -> np.ndarray:
-    if value.dtype.kind not in "iu" or scale is None:
-        return value
-    return (value.astype(np.float32) - scale[1]) * np.float32(scale[0])
+def _real(value: np.ndarray, about: tuple[float | np.ndarray, int, DType] | None) -> np.ndarray:
+    """Some of the elements, as real numbers."""
+    if value.dtype.kind not in "iu" or about is None:
+        return _thinned(value)
+    scale, zero, _ = about
+    if np.ndim(scale):
+        by_channel = np.float32(scale).reshape(-1, *(1,) * (value.ndim - 2))
+        return _thinned((value.astype(np.float32) - zero) * by_channel)
+    return (_thinned(value).astype(np.float32) - zero) * np.float32(scale)
 
 
 def _layers(real: Graph, quantized: Graph, encodings: Mapping[str, Encoding]) -> dict[str, Layer]:

@@ -76,12 +76,13 @@ def _keys(node: Node) -> tuple[str, ...]:
 def fitting(graph: Graph, patterns: Collection[str], inside: bool) -> tuple[str, ...]:
     """Those of the excluded names that are for a graph: that fit something in it; of the outermost graph (not inside)
     also those that fit nothing at all, which is an error that is raised there."""
-    fits = tuple(p for p in patterns if _fits(graph.nodes, p))
+    own = tuple(p for p in patterns if fits(graph.nodes, p))
     nested = [node for g in graphs_of(graph) if g is not graph for node in g.nodes]
-    return fits if inside else tuple(p for p in patterns if p in fits or not _fits(nested, p))
+    return own if inside else tuple(p for p in patterns if p in own or not fits(nested, p))
 
 
-def _fits(nodes: Collection[Node], pattern: str) -> bool:
+def fits(nodes: Collection[Node], pattern: str) -> bool:
+    """Whether a name or pattern fits one of these nodes, a tensor that it writes, or its operator."""
     return any(fnmatchcase(name, pattern) for n in nodes for name in (n.name, n.op, *n.outputs) if name)
 
 
@@ -92,14 +93,14 @@ def quantized_nested(
     quantize: Quantize,
     threads: int | None = None,
     goal: Goal | None = None,
-    unseen: Callable[[Model], Model] | None = None,
+    unseen: Callable[[Model, str], Model] | None = None,
 ) -> tuple[Model, dict[str, str]]:
     """A copy of a model whose nested graphs are quantized, and {label of a product: why it stays in float} of those
     that no sample runs, or with which the model would lose too much.
 
     quantize: gives the quantized model of a nested graph, for that as a model, its calibration data and its own view of
     the goal. shapes: of the model's graph. goal: of which the nested graphs together may use a half. unseen: gives the
-    quantized model of one that no sample runs; without it such a graph stays in float.
+    model that takes the place of one that no sample runs, and is told why; without it such a graph stays in float.
     """
     model = own_constants(model)
     taken = names_of(model.graph).taken
@@ -129,22 +130,23 @@ def quantized_nested(
             except CalibrationError:
                 if samples.seen:
                     raise
-                if unseen is not None:
-                    node.attrs[key] = _as_body(unseen(inner).graph, body, reads, taken)
-                    continue
                 why = samples.why or NOT_TAKEN[node.op]
-                kept |= {n.label(): why for n in _layers(body)}
+                if unseen is not None:
+                    node.attrs[key] = _as_body(unseen(inner, why).graph, body, reads, taken)
+                else:
+                    kept |= {n.label(): why for n in layers_of(body)}
                 continue
             if inside is not None and not inside.holds(
                 inside.loss(made)
             ):  # it alone would hold it, but not with others
-                kept |= {n.label(): UNDONE for n in _layers(body)}
+                kept |= {n.label(): UNDONE for n in layers_of(body)}
                 continue
             node.attrs[key] = _as_body(made.graph, body, reads, taken)
     return model, kept
 
 
-def _layers(body: Graph) -> list[Node]:
+def layers_of(body: Graph) -> list[Node]:
+    """The layers of a graph that the static scheme makes integers."""
     return [*filter(is_product, body.nodes), *layers_by_range(body)]
 
 

@@ -214,13 +214,17 @@ def _proposals(
         # Attention over many tokens never comes near 1: then half of the steps or more would be for nothing.
         if max(-lo, hi) * 2 > fixed[1]:
             return {"fixed": Encoding.of_range(*fixed, target.dtype, target.symmetric, method="fixed")}
-    # Of few samples the next is likely to reach further.
-    widest = 1 + ROOM / histogram.samples if histogram.samples < FEW else 1.0
+    room = widest(histogram.samples)
     found: dict[str, Encoding] = {}
     for method in methods:
-        lo, hi = (widest * end for end in ranges.find(method, row, target))
+        lo, hi = (room * end for end in ranges.find(method, row, target))
         found[method] = Encoding.of_range(lo, hi, target.dtype, target.symmetric, method=method)
     return found
+
+
+def widest(samples: int) -> float:
+    """How much further than what was seen ranges reach: of few samples the next is likely to reach further."""
+    return 1 + ROOM / samples if samples < FEW else 1.0
 
 
 def _fixed_range(writer: Node | None) -> tuple[float, float] | None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from evort.graph import Graph, Model, Node, Tensor
 from evort.types import DType
-from evort_tools.passes import names_of
+from evort_tools.importer.builder import Names
+from evort_tools.passes import graphs_of, names_of
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.qdq import copy_model
 from evort_tools.quantization.select import is_product, weight_axis
@@ -22,9 +23,14 @@ LEAST = 64  # weights: less is not worth the operands
 
 
 def stored(model: Model, floats: Collection[str]) -> tuple[Model, list[str]]:
-    """A copy of a model in which these products (by first output) have stored weights, and which of them do."""
+    """A copy of a model in which these products (by first output), in nested graphs too, have stored weights, and which
+    of them do."""
     copied = copy_model(model)
-    graph, names = copied.graph, names_of(copied.graph)
+    names = names_of(copied.graph)
+    return copied, [name for graph in graphs_of(copied.graph) for name in _store(graph, floats, names)]
+
+
+def _store(graph: Graph, floats: Collection[str], names: Names) -> list[str]:
     changed: list[str] = []
     made: list[Node] = []
     for node in graph.nodes:
@@ -44,7 +50,7 @@ def stored(model: Model, floats: Collection[str]) -> tuple[Model, list[str]]:
         node.inputs = [node.inputs[0], made[-1].outputs[0], *node.inputs[2:]]
         changed.append(node.outputs[0])
     graph.nodes[:0] = made
-    return copied, changed
+    return changed
 
 
 def _shared(graph: Graph, name: str) -> bool:
