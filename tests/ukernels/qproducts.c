@@ -13,13 +13,23 @@ static const struct {
 } OPERANDS[] = {{EV_UINT8, 0, 0}, {EV_UINT8, 0, 2}, {EV_INT8, 0, 1}, {EV_INT8, 0, 2}, {EV_INT16, 0, 1}, {EV_FLOAT,
         EV_INT8, 1}, {EV_FLOAT, EV_UINT8, 0}, {EV_FLOAT, EV_INT16, 1}};
 
+/* A number that is, when divided by the scale, in the middle between two integers, or next to it. */
+static float middle(float scale)
+{
+    const float x = ((float)extreme(-260, 260) + 0.5f) * scale;
+    const int beside = (int)extreme(-1, 1);
+    return beside ? nextafterf(x, (float)beside * INFINITY) : x;
+}
+
 /* An operand of `size` elements; zero points of `lines` lines. */
 static ev_qoperand operand(int64_t at, int64_t size, int64_t lines, int64_t rs, int64_t cs)
 {
-    ev_qoperand x = {.rs = rs, .cs = cs, .type = OPERANDS[at].type, .as_type = OPERANDS[at].as_type, .scale = 0.1f};
+    static const float SCALES[] = {0.1f, 0.125f, 0.0077f, 1e-38f};
+    ev_qoperand x = {.rs = rs, .cs = cs, .type = OPERANDS[at].type, .as_type = OPERANDS[at].as_type,
+                     .scale = SCALES[random_bits() % 4]};
     uint8_t *data = guarded((size_t)(size * ev_item_size(x.type))), *zero = guarded((size_t)lines * 2);
     for (int64_t i = 0; i < size; i++)
-        if (x.type == EV_FLOAT) ((float *)data)[i] = provoking();
+        if (x.type == EV_FLOAT) ((float *)data)[i] = random_bits() % 4 ? middle(x.scale) : provoking();
         else for (int64_t b = 0; b < ev_item_size(x.type); b++) data[i * ev_item_size(x.type) + b] = (uint8_t)extreme(0, 255);
     for (int64_t i = 0; i < 2 * lines; i++) zero[i] = (uint8_t)extreme(0, 255);
     x.data = data, x.zero = OPERANDS[at].zeros ? zero : NULL, x.zero_step = OPERANDS[at].zeros == 2;

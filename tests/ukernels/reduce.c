@@ -26,7 +26,7 @@ void check_reduce(void)
         else K->reduce_rows_f32(op, rows, step, n, x, shift, acc);
         snprintf(what, sizeof what, "op %d, n=%d, rows=%d", op, (int)n, (int)rows);
         for (int64_t i = 0; i < count; i++) {
-            double want = op == EV_REDUCE_PROD ? 1 : 0, size = 0;
+            double want = op == EV_REDUCE_PROD ? 1 : 0, size = 0.5; /* of what is there, too */
             for (int64_t p = 0; p < (cols ? rows : n); p++) {
                 const double v = x[cols ? p * step + i : i * step + p];
                 const double term = op == EV_REDUCE_ABS      ? fabs(v)

@@ -8,6 +8,8 @@
 #include <math.h>
 #include <string.h>
 
+extern const ev_ukr ev_ukr_table__avx2;
+
 #include "math_body.h"
 #include "elementwise_body.h"
 #include "gemm_body.h"
@@ -16,6 +18,7 @@
 #include "direct_body.h"
 #include "depthwise_rows_body.h"
 #include "winograd_row_body.h"
+#include "requant_avx512_body.h"
 #include "attention_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
@@ -39,6 +42,8 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .direct_f32 = EV_FN(direct_f32),
     .direct_lanes_f32 = EV_FN(direct_lanes_f32),
     .softmax_part_f32 = EV_FN(softmax_part_f32),
+    .qfinish = EV_FN(qfinish),
+    .qquad_rows = EV_FN(qquad_rows),
     .qa_rows = EV_FN(qa_rows),
     .qa_columns = EV_FN(qa_columns),
     .qa_real = EV_FN(qa_real),

@@ -181,15 +181,6 @@ static void EV_FN(cast)(int from, int to, int64_t n, const void *x, void *y)
     }
 }
 
-/* Clamped, then rounded to nearest even by adding 1.5 * 2^23, which leaves the integer in the low bits. NaN becomes the
- * least. */
-EV_INLINE int32_t EV_FN(quantized)(float x, float least, float most)
-{
-    x = x > least ? x : least;
-    x = x < most ? x : most;
-    return (int32_t)(EV_FN(bits)(x + 0x1.8p23f) - 0x4b400000u);
-}
-
 /* y = (x - zero) * scale. */
 static void EV_FN(dequantize_f32)(int64_t n, const float *x, const float *scale, const float *zero, int64_t stride,
                                   float *y)

@@ -26,6 +26,15 @@ EV_INLINE float EV_FN(unbits)(uint32_t u)
     return x;
 }
 
+/* Clamped, then rounded to nearest even by adding 1.5 * 2^23, which leaves the integer in the low bits. NaN becomes the
+ * least. */
+EV_INLINE int32_t EV_FN(quantized)(float x, float least, float most)
+{
+    x = x > least ? x : least;
+    x = x < most ? x : most;
+    return (int32_t)(EV_FN(bits)(x + 0x1.8p23f) - 0x4b400000u);
+}
+
 /* 2^n for n in [-126, 127]. */
 EV_INLINE float EV_FN(exp2i)(uint32_t n) { return EV_FN(unbits)((n + 127u) << 23); }
 

@@ -3,34 +3,7 @@
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off")
 
-/* Without a residual and a float bias, and with an activation that only clamps, an integer result is one product of
- * the sum, rounded and clamped. */
-static int EV_FN(qfolds)(const ev_requant *q)
-{
-    return q->type != EV_FLOAT && !q->residual && (!q->bias || q->bias_type == EV_INT32) &&
-           (q->activation == EV_ACT_NONE || q->activation == EV_ACT_RELU || q->activation == EV_ACT_CLIP);
-}
-
-static inline float EV_FN(qlowest)(const ev_requant *q, float bound)
-{
-    return q->activation == EV_ACT_RELU ? 0.0f : q->activation == EV_ACT_CLIP ? q->a : bound;
-}
-
-static inline float EV_FN(qhighest)(const ev_requant *q, float bound)
-{
-    return q->activation == EV_ACT_CLIP ? q->b : bound;
-}
-
-/* The smallest and largest result, as integers less the zero point. */
-static void EV_FN(qlimits)(const ev_requant *q, float *least, float *most)
-{
-    *least = (float)(q->lo - q->y_zero), *most = (float)(q->hi - q->y_zero);
-    if (!EV_FN(qfolds)(q)) return;
-    const float lo = EV_FN(qlowest)(q, -INFINITY) / q->y_scale, hi = EV_FN(qhighest)(q, INFINITY) / q->y_scale;
-    const float low = *least, high = *most;
-    *least = (float)EV_FN(quantized)(lo, low, high);
-    *most = (float)EV_FN(quantized)(hi, low, high);
-}
+#include "requant_limits_body.h"
 
 /* A row of EV_QNR numbers, as vectors. Explicitly so: of loops over 16 elements GCC makes vectors of 8, 4, 2 and 1. */
 typedef float EV_FN(qf) __attribute__((vector_size(EV_QBYTES), may_alias));
@@ -190,14 +163,12 @@ static inline __attribute__((always_inline)) void EV_FN(qfold_rows)(
     }
 }
 
-/* GELU for results of 8 bits: x * (0.5 + t P(t^2)), t = x within [-3.94, 3.94], where the sum is 0 or 1; P is our own minimax
- * fit, with which GELU is within 1.7e-4 (and 9e-7 |x|). NaN stays. */
+/* GELU for results of 8 bits (qgemm.h). NaN stays. */
 static inline __attribute__((always_inline)) EV_FN(qrow) EV_FN(qgelu)(EV_FN(qrow) x)
 {
-    static const float p[] = {0x1.978d4cp-2f,  -0x1.092f34p-4f,  0x1.22126ep-7f, -0x1.b3b936p-11f,
-                              0x1.a186d8p-15f, -0x1.c66bc6p-20f, 0x1.a7ee1ep-26f};
+    static const float p[] = EV_QGELU_TERMS;
     EV_EACH_QV {
-        const EV_FN(qf) most = (EV_FN(qf)){0} + 3.94f, t = EV_FN(qwithin)(x.v[v], -most, most);
+        const EV_FN(qf) most = (EV_FN(qf)){0} + EV_QGELU_MOST, t = EV_FN(qwithin)(x.v[v], -most, most);
         /* By pairs of terms (Estrin), which wait for each other less than Horner's. */
         const EV_FN(qf) s = t * t, s2 = s * s, s4 = s2 * s2;
         const EV_FN(qf) low = (p[0] + p[1] * s) + (p[2] + p[3] * s) * s2, high = (p[4] + p[5] * s) + p[6] * s2;
