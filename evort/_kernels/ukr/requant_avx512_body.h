@@ -32,8 +32,10 @@ static inline __m512 EV_FN(qresidual)(const ev_requant *q, int64_t at, __mmask16
     return _mm512_cvtepi32_ps(centred) * _mm512_set1_ps(q->residual_scale);
 }
 
-static inline __attribute__((always_inline)) void EV_FN(qfinish_rows)(const ev_requant *q, const ev_sums *s,
-                                                                      const int folds, const int gelu)
+/* n <= 16 columns. */
+static inline __attribute__((always_inline)) void EV_FN(qfinish_columns)(const ev_requant *q, const ev_sums *s,
+                                                                         const float least, const float most,
+                                                                         const int folds, const int gelu)
 {
     const __mmask16 there = (__mmask16)((1u << s->n) - 1);
     const int whole_bias = q->bias && q->bias_type == EV_INT32, bias_rows = whole_bias && q->bias_axis == EV_BIAS_ROW;
@@ -47,8 +49,6 @@ static inline __attribute__((always_inline)) void EV_FN(qfinish_rows)(const ev_r
         bias = _mm512_maskz_loadu_ps(there, (const float *)q->bias + s->j0);
     if (q->scale_axis == EV_BIAS_COLUMN) scale = _mm512_maskz_loadu_ps(there, q->scale + s->j0);
     scale = _mm512_set1_ps(q->factor) * scale / _mm512_set1_ps(divisor);
-    float least, most;
-    EV_FN(qlimits)(q, &least, &most);
     const __m512 inverse = _mm512_set1_ps(1.0f / q->y_scale);
     const __m512i zero = _mm512_set1_epi32(q->y_zero);
     char *c = (char *)s->c + (s->i0 * s->ldc + s->j0) * size;
@@ -81,10 +81,19 @@ static void EV_FN(qfinish)(const ev_requant *q, const ev_sums *s)
     const int folds = EV_FN(qfolds)(q), gelu = q->activation == EV_ACT_GELU && q->type != EV_INT16;
     const int simple = q->activation == EV_ACT_NONE || (q->type != EV_FLOAT && (q->activation == EV_ACT_RELU || gelu));
     const int rows = q->bias && q->bias_type == EV_FLOAT && q->bias_axis == EV_BIAS_ROW;
-    if (q->type == EV_INT32 || s->wide || q->range || rows || !(folds || simple)) ev_ukr_table__avx2.qfinish(q, s);
-    else if (folds) EV_FN(qfinish_rows)(q, s, 1, 0);
-    else if (gelu) EV_FN(qfinish_rows)(q, s, 0, 1);
-    else EV_FN(qfinish_rows)(q, s, 0, 0);
+    if (q->type == EV_INT32 || s->wide || q->range || rows || !(folds || simple)) {
+        ev_ukr_table__avx2.qfinish(q, s);
+        return;
+    }
+    float least, most;
+    EV_FN(qlimits)(q, &least, &most);
+    ev_sums part = *s;
+    for (int64_t j = 0; j < s->n; j += EV_QNR, part.j0 += EV_QNR, part.sum += EV_QNR) {
+        part.n = s->n - j < EV_QNR ? s->n - j : EV_QNR;
+        if (folds) EV_FN(qfinish_columns)(q, &part, least, most, 1, 0);
+        else if (gelu) EV_FN(qfinish_columns)(q, &part, least, most, 0, 1);
+        else EV_FN(qfinish_columns)(q, &part, least, most, 0, 0);
+    }
 }
 #pragma GCC pop_options
 
