@@ -44,6 +44,7 @@ from evort_tools.quantization import (
     by_range,
     improve,
     layers,
+    memory,
     mixed,
     nested,
     normalized,
@@ -389,6 +390,8 @@ def _static(
         judge = trials.Judge(real, samples, options.threads)
         made = normalized.in_bytes(real, result.model, large, data, judge.of_integers, options.threads)
         result.model = made if goal is None or goal.holds(goal.loss(made)) else result.model
+    if not options.adaptive:
+        result.model = memory.smaller(real, result.model, samples[0])
     if goal is not None and (ranged or large):
         result.loss["loss"] = goal.loss(result.model)
     if costs is not None and not options.adaptive:

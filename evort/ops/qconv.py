@@ -166,9 +166,10 @@ def _constant(c: Call, *indices: int) -> bool:
     return all(not c.has(i) or c.ins[i].value is not None for i in indices)
 
 
-def _good_scales(c: Call) -> bool:
-    """Whether the scales are constants, finite and positive."""
-    return all(_is_good(c.ins[i].value) for i in (_X_SCALE, _W_SCALE, _Y_SCALE, _Z_SCALE) if c.has(i))
+def _good_scales(c: Call, found: bool = False) -> bool:
+    """Whether the scales are constants, finite and positive. found: that of x need not be."""
+    indices = (*(() if found else (_X_SCALE,)), _W_SCALE, _Y_SCALE, _Z_SCALE)
+    return all(_is_good(c.ins[i].value) for i in indices if c.has(i))
 
 
 def _is_good(scale: np.ndarray | None) -> bool:
@@ -342,7 +343,9 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
         return _bind_last(c, window, transposed)
     if not transposed and _packs(c, window):
         return _bind_last(c, window, transposed)
-    if not _good_scales(c) or not _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO):
+    # The range of x may be that of the run, as a node found it.
+    found = c.ins[_X].dtype in _BYTES and c.ins[_X_SCALE].value is None
+    if not _good_scales(c, found) or not _constant(c, *(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO):
         return None
     number, reals = activation_ints_reals(c)
     ints = _ints(c, _X, window.ints(), c.outs[0].shape[1], number[0], transposed)

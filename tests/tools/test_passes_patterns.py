@@ -251,6 +251,29 @@ def test_normalization_of_other_axes_stays():
     assert "ReduceMean" in ops_of(after)
 
 
+def test_normalization_of_other_axes_keeps_nothing_of_its_size():
+    """As Flax writes it: squares are averaged as they are read, and scale and deviation multiplied in one by one."""
+    w = Writer()
+    w.constants.update(axis=np.array([1]), gamma=f32(1, 8, 1), one=np.array(1.0, np.float32))
+    mean, squares = w.ReduceMean("x", "axis"), w.ReduceMean(w.Mul("x", "x"), "axis")
+    inverse = w.Div("one", w.Sqrt(w.Add(w.Relu(w.Sub(squares, w.Mul(mean, mean))), 1e-3)))
+    last = w.Mul(w.Sub("x", mean), w.Mul(inverse, "gamma"))
+    after = check_pass(w.model(last, (2, 8, 40)), rtol=1e-5)
+    assert "ReduceSumSquare" in ops_of(after)
+    by_output = {n.outputs[0]: n for n in after.graph.nodes}
+    sizes = [n for n in after.graph.nodes if n.op == "Mul" and after.graph.constant(n.inputs[1]) is not None]
+    last = by_output[after.graph.outputs[0]]
+    assert last in sizes and after.graph.constant(last.inputs[1]).shape == (1, 8, 1)
+    assert by_output[last.inputs[0]].op == "Mul"
+
+
+def test_factors_as_large_as_what_they_multiply_stay():
+    w = Writer()
+    w.constants.update(gamma=f32(1, 8, 4))
+    last = w.Mul("x", w.Mul(w.Relu("x"), "gamma"))
+    assert ops_of(check_pass(w.model(last, (2, 8, 4)), rtol=1e-5)).count("Mul") == 2
+
+
 def test_mean_and_variance_of_different_axes_are_no_normalization():
     w = Writer()
     w.constants.update(a=np.array([2]), b=np.array([1, 2]))

@@ -36,6 +36,7 @@ ORDER = (
     "pads",
     "scales",
     "factors",
+    "spreads",
     "products",
     "residuals",
     "affines",

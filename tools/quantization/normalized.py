@@ -18,19 +18,17 @@ from typing import Any
 import numpy as np
 
 from evort.graph import Graph, Model, Node, Tensor
-from evort.memory import Memory
-from evort.session import Session
 from evort.types import DType
 from evort_tools.passes import names_of
 from evort_tools.quantization.capture import observe, specs_of
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.equalize import HOMOGENEOUS, readers_of
+from evort_tools.quantization.memory import SHARE, fullest, planned
 from evort_tools.quantization.qdq import copy_model
 from evort_tools.quantization.select import Z, operand
 from evort_tools.quantization.static import Calibrated, widest
 
 _LARGE = 0.25  # of the elements of a model's largest tensor: smaller ones do not decide what a run takes
-_SHARE = 1 / 3  # of the float model's arena, from which no more is given away for memory
 _LOSS = 1.25  # times the noise of the outputs, at most: a decibel
 
 
@@ -61,9 +59,9 @@ def in_bytes(real: Model, model: Model, names: Sequence[str], data: Calibration,
     ranges = {name: Channels() for name in left}
     count = observe(model, data, ranges, threads)
     (sample,) = data.head(1)
-    most, enough = _LOSS * noise(model), _SHARE * _planned(real, sample).arena
-    while left and (memory := _planned(model, sample)).arena > enough:
-        name = next((name for name in left if name in _fullest(memory)), "")
+    most, enough = _LOSS * noise(model), SHARE * planned(real, sample).arena
+    while left and (memory := planned(model, sample)).arena > enough:
+        name = next((name for name in left if name in fullest(memory)), "")
         if not name:
             break
         left.remove(name)
@@ -72,19 +70,6 @@ def in_bytes(real: Model, model: Model, names: Sequence[str], data: Calibration,
         if noise(made) <= most:
             model = made
     return model
-
-
-def _planned(model: Model, sample: Mapping[str, Any]) -> Memory:
-    session = Session(model, threads=1)
-    session.run(dict(sample))
-    return session.memory()
-
-
-def _fullest(memory: Memory) -> set[str]:
-    """What lies in the arena at the step at which most does."""
-    alive = [[b for b in memory.buffers if b.start <= step <= b.end] for step in range(len(memory.steps))]
-    fullest = max(alive, key=lambda buffers: sum(b.nbytes for b in buffers))
-    return {name for buffer in fullest for name in buffer.names}
 
 
 class Channels:
