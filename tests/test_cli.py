@@ -156,6 +156,26 @@ def test_profile_and_trace(capsys, lenet, tmp_path):
     assert code == 0 and "nodes" in out
 
 
+def test_profile_of_given_inputs(capsys, tmp_path):
+    """Which branch of an If is timed is decided by an input; the other one is random."""
+    make = onnx.helper.make_node
+    info = [onnx.helper.make_tensor_value_info(n, t, s) for n, t, s in (
+        ("x", onnx.TensorProto.FLOAT, [1, "n"]), ("c", onnx.TensorProto.BOOL, []), ("y", onnx.TensorProto.FLOAT, None)
+    )]  # fmt: skip
+    branches = {
+        f"{key}_branch": onnx.helper.make_graph([make(op, ["x"], [key])], key, [], [
+            onnx.helper.make_tensor_value_info(key, onnx.TensorProto.FLOAT, None)
+        ]) for key, op in (("then", "Exp"), ("else", "Tanh"))
+    }  # fmt: skip
+    graph = onnx.helper.make_graph([make("If", ["c"], ["y"], **branches)], "g", info[:2], info[2:])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "if.onnx")
+    np.save(tmp_path / "c.npy", np.array(True))
+    for given, wanted in (((), "Tanh"), (("-i", f"c={tmp_path / 'c.npy'}"), "Exp")):
+        code, out = run(capsys, "profile", tmp_path / "if.onnx", "--shape", "x=1,5", "--runs", "1", "--json", *given)
+        assert code == 0 and wanted in {row["operator"] for row in json.loads(out)}
+    assert cli.main(["profile", str(tmp_path / "if.onnx"), "--precisions", "-i", str(tmp_path / "c.npy")]) == 2
+
+
 def test_diff(capsys, lenet, tmp_path):
     assert run(capsys, "diff", lenet, lenet)[0] == 0
     other = tmp_path / "plain.etm"

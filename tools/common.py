@@ -147,10 +147,14 @@ def random_inputs(session: Session, shapes: dict[str, tuple[int, ...]], seed: in
     return feeds
 
 
-def tried_inputs(session: Session, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Random inputs that the model has run with once. Raises what `random_inputs` and the run raise; where dimensions
-    were left open and taken as 1, ShapeError names them."""
-    feeds = random_inputs(session, shapes)
+def tried_inputs(
+    session: Session, shapes: dict[str, tuple[int, ...]], given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Inputs that the model has run with once: those given, and random ones. Raises what `random_inputs` and the run
+    raise; where dimensions were left open and taken as 1, ShapeError names them."""
+    given = given or {}
+    shapes = shapes | {name: np.shape(value) for name, value in given.items()}
+    feeds = random_inputs(session, shapes) | given
     guessed = [v for v in session.inputs if v.name not in shapes and not all(isinstance(d, int) for d in v.shape or ())]
     try:
         session.run(feeds)

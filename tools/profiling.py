@@ -1,5 +1,8 @@
 """Times each operator of a model: a table by layer or by operator, and a Chrome trace that opens in Perfetto.
 
+Inputs that no file is given for are random numbers; where branches depend on one, as on silero-vad's sampling rate, it
+decides what is timed: -i sr=rate.npy.
+
 With --precisions it times the layers of a float model in float32, float16, int16, int8 and int4 instead, and writes
 what `evort quantize --profile` takes: run it on the device that the model is for.
 """
@@ -27,11 +30,13 @@ from evort_tools.common import (
     write_atomically,
 )
 from evort_tools.inspection import operator_text
+from evort_tools.run import add_input_arguments, given_inputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="an .etm file (or .onnx, converted in memory)")
     add_shape_argument(parser)
+    add_input_arguments(parser)
     parser.add_argument("--threads", type=int, default=1, help="threads to use (1)")
     parser.add_argument("--runs", type=int, default=20, help="runs to measure; medians are shown (20)")
     parser.add_argument("--by", choices=("layer", "operator"), default="layer", help="one row for each (layer)")
@@ -45,12 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.runs < 1:
         raise ValueError("--runs must be at least 1")
+    if args.precisions and args.input:
+        raise ValueError("--precisions times layers on inputs of its own: it takes --shape, but no --input")
     if args.precisions:
         return run_precisions(args)
     if args.output:
         raise ValueError("--output goes with --precisions; a run is written with --trace")
     session = open_session(args.model, threads=args.threads)
-    feeds = tried_inputs(session, shapes_of(args))
+    feeds = tried_inputs(session, shapes_of(args), given_inputs(session, args))
     runs = [session.profile(feeds) for _ in range(args.runs)]
     if args.trace:
         write_trace(args.trace, runs[-1])

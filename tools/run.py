@@ -22,14 +22,19 @@ from evort_tools.common import open_session
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="an .etm file (or .onnx, converted in memory)")
-    parser.add_argument(
-        "-i", "--input", action="append", required=True, metavar="[NAME=]FILE",
-        help="an npz with all inputs, or an npy or image file for one input (repeatable; NAME may be left out where "
-        "the model has one input)",
-    )  # fmt: skip
+    add_input_arguments(parser, required=True)
     parser.add_argument("-o", "--output", metavar="FILE.npz", help="where to write the outputs")
     parser.add_argument("--threads", type=int, help="threads to use (default: EVORT_NUM_THREADS or the processors)")
     parser.add_argument("--device", default="cpu", help="cpu, or reference (slow, for checking)")
+
+
+def add_input_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Files with inputs, and how images are read: what `given_inputs` takes."""
+    parser.add_argument(
+        "-i", "--input", action="append", required=required, metavar="[NAME=]FILE",
+        help="an npz with all inputs, or an npy or image file for one input (repeatable; NAME may be left out where "
+        "the model has one input)",
+    )  # fmt: skip
     parser.add_argument("--scale", type=float, default=1 / 255, help="what image values are multiplied by (1/255)")
     parser.add_argument("--mean", type=_floats, default=[0.0], help="subtracted after scaling, by channel: 0.5,0.5,0.5")
     parser.add_argument("--std", type=_floats, default=[1.0], help="divided by after that, by channel")
@@ -42,15 +47,20 @@ def _floats(text: str) -> list[float]:
 
 def run(args: argparse.Namespace) -> int:
     session = open_session(args.model, threads=args.threads, device=args.device)
-    feeds: dict[str, Any] = {}
-    for given in args.input:
-        feeds.update(read_inputs(session, given, args))
-    results = session.run(feeds)
+    results = session.run(given_inputs(session, args))
     if args.output:
         write_npz(args.output, results)
     for name, value in results.items():
         print(f"{name}: {describe(value)}")
     return 0
+
+
+def given_inputs(session: Session, args: argparse.Namespace) -> dict[str, Any]:
+    """The arrays of all --input. Raises ValueError or OSError for what cannot be read."""
+    feeds: dict[str, Any] = {}
+    for given in args.input or ():
+        feeds.update(read_inputs(session, given, args))
+    return feeds
 
 
 def read_inputs(session: Session, given: str, args: argparse.Namespace) -> dict[str, Any]:
