@@ -221,11 +221,13 @@ cdef extern from "qconv.h" nogil:
         float *range
 
 cdef extern from "qnhwc.h" nogil:
-    int EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_NHWC_TAPS
+    int EV_NHWC_DOTS, EV_NHWC_BYTES, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_NHWC_TAPS
     ctypedef struct ev_nhwc_conv:
         const void *x
         int64_t wide, presum
         int64_t row_step, step, width
+        const int32_t *pool
+        int64_t pooled
         const int32_t *offset
         int64_t segments, quads
         const int8_t *w

@@ -19,8 +19,8 @@ pixel gives to a row of the result, [kernel's width][channels], are the channels
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK,
-                                  EV_UINT8, ev_call, ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_winograd,
+from evort._kernels.core cimport (EV_NHWC_BYTES, EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_TAPS,
+                                  EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call, ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_winograd,
                                   ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
                                      row_factors, take_linear)
@@ -36,12 +36,15 @@ cdef enum:
     I_ANY                        # whether the result, or its residual, is not of bytes: they have channels first
     I_SMALL                      # whether all sums of products fit 25 bits and a sign: Winograd's convolution takes them
     I_PRESUM                     # the operator's attribute; where it is used, I_WIDE is 0
+    I_POOL_H                     # rows and columns of positions, the largest result of which is wanted; else 1
+    I_POOL_W
     ALL_INTS
     BAND_BYTES = 160 * 1024      # of the image that a band reads: it stays in L2, beside a block of weights
     WHOLE_BYTES = 32 * 1024
     SLACK = 64                   # bytes behind a staged image that may be read
     MOST_SEGMENTS = 1 << 12
     MOST_TAPS = 256
+    MOST_POOL = 28               # EV_NHWC_POOL
     POSITIONS = 252              # whose sums are transposed at a time
 
 
@@ -60,6 +63,7 @@ ctypedef struct Geometry:
     bint any_type                # see I_ANY
     int64_t d, out_d, kernel_d, stride_d, dilation_d, pad_d
     int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
+    int64_t pool_h, pool_w       # see I_POOL_H; out_h and out_w count what is wanted
     bint x_last, y_last, staged, wide, widens
     int64_t presum               # of ev_nhwc_conv
     bint whole                   # an image with channels first is made bytes of at once
@@ -85,20 +89,28 @@ cdef bint take_window(Geometry *g, const int64_t *v, bint columns) noexcept nogi
     g.d, g.out_d, g.kernel_d, g.stride_d, g.dilation_d, g.pad_d = a[0], a[3], a[6], a[9], a[12], a[15]
     g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = a[1], a[4], a[7], a[10], a[13], a[16]
     g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w = a[2], a[5], a[8], a[11], a[14], a[17]
+    g.pool_h, g.pool_w = v[I_POOL_H], v[I_POOL_W]
+    g.out_h, g.out_w = g.out_h // g.pool_h, g.out_w // g.pool_w
     if columns and (g.d != 1 or g.out_d != 1 or g.kernel_d != 1 or g.pad_d != 0):
         return False
     if (g.d == g.out_d == g.kernel_d == g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0 and g.turns == 1
             and not g.sums and not columns):     # one axis: bands cut it
         g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = (
             g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w)
-        g.w = g.out_w = g.kernel_w = g.stride_w = g.dilation_w = 1
+        g.pool_h = g.pool_w
+        g.w = g.out_w = g.kernel_w = g.stride_w = g.dilation_w = g.pool_w = 1
         g.pad_w = 0
     return True
 
 
 cdef inline int64_t reach_h(const Geometry *g, int64_t rows) noexcept nogil:
-    """Rows of the image under so many rows of positions."""
-    return (rows - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1
+    """Rows of the image under so many rows of results."""
+    return (rows * g.pool_h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1
+
+
+cdef inline int64_t reach_w(const Geometry *g) noexcept nogil:
+    """Columns of the image under a row of results."""
+    return (g.out_w * g.pool_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1
 
 
 cdef inline int64_t common(int64_t a, int64_t b) noexcept nogil:
@@ -143,20 +155,20 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept
     g.presum = min(v[I_PRESUM], <int64_t> (1 if g.quads % 2 else 2))
     g.staged = not (g.x_last and not g.wide and g.pad_d == g.pad_h == g.pad_w == 0
                     and g.c % 4 == 0 and (g.out_d - 1) * g.stride_d + (g.kernel_d - 1) * g.dilation_d < g.d
-                    and reach_h(g, g.out_h) <= g.h and (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w < g.w)
-    if g.n * g.out_d * g.out_h * g.out_w * g.turns * g.m * 4 * g.quads * g.segments < 2 * MACS_PER_TASK:
+                    and reach_h(g, g.out_h) <= g.h and reach_w(g) <= g.w)
+    if g.n * g.out_d * g.out_h * g.pool_h * g.out_w * g.pool_w * g.turns * g.m * 4 * g.quads * g.segments < 2 * MACS_PER_TASK:
         threads = 1
     g.winograd = v[I_SMALL] and takes_winograd(g)
     g.staged = g.staged or g.winograd            # whole tiles, of bytes
-    g.pitch = (g.out_w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 if g.staged else g.w
+    g.pitch = reach_w(g) if g.staged else g.w
     if g.winograd:
         g.pitch = up_to(g.out_w, 4) + 2
     g.widens = g.wide and not g.winograd
     size = 2 if g.widens else 1
     row = g.pitch * g.c * size
-    if row * g.stride_h > (1 << 24) or reach_h(g, 1) * row > (1 << 28) or g.segments > MOST_SEGMENTS:
+    if row * g.stride_h * g.pool_h > (1 << 24) or reach_h(g, 1) * row > (1 << 28) or g.segments > MOST_SEGMENTS:
         return False
-    g.band = min(g.out_h, max(<int64_t> 1, (BAND_BYTES // (g.kernel_d * row) - reach_h(g, 1)) // g.stride_h + 1))
+    g.band = min(g.out_h, max(<int64_t> 1, (BAND_BYTES // (g.kernel_d * row) - reach_h(g, 1)) // (g.stride_h * g.pool_h) + 1))
     g.chunks = min(g.out_d, ceil_div(2 * threads, g.n * ceil_div(g.out_h, g.band))) if threads > 1 else 1
     g.chunk = ceil_div(g.out_d, g.chunks)
     g.chunks = ceil_div(g.out_d, g.chunk)
@@ -243,6 +255,13 @@ def wide() -> bool:
     cdef int has = 0
     K.nhwc_has(&has)
     return has == EV_NHWC_WIDE
+
+
+def pools(int64_t positions) -> bool:
+    """Whether `linear` gives the largest result of so many positions, whose results are not kept."""
+    cdef int has = 0
+    K.nhwc_has(&has)
+    return has == EV_NHWC_BYTES and positions <= MOST_POOL
 
 
 cdef int read_ints(ints, int64_t *values) except -1:

@@ -3,7 +3,7 @@
 cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t d, int64_t first, int64_t rows, char *to,
                 char *scratch) noexcept nogil:
     """What `rows` rows of positions from `first` on read of plane d, with padding, channels last."""
-    cdef int64_t h, top = first * g.stride_h - g.pad_h, begin, n, c, size = ev_item_size(job.o.x.dtype)
+    cdef int64_t h, top = first * g.pool_h * g.stride_h - g.pad_h, begin, n, c, size = ev_item_size(job.o.x.dtype)
     cdef int64_t row = g.pitch * g.c, area = g.h * g.w, all_ = g.d * area
     cdef const char *x = <const char *> job.o.x.data + (image * g.c * all_ + d * area * (g.c if g.x_last else 1)) * size
     cdef char *line = scratch + g.at_line
@@ -64,4 +64,4 @@ cdef const char *image_of(const Job *job, const Geometry *g, int64_t image, int6
     ring.begin, ring.end = top, top + g.kernel_d
     if g.staged:
         return scratch + g.at_stage
-    return <const char *> job.o.x.data + ((image * g.d + top) * g.h + first * g.stride_h) * g.w * g.c
+    return <const char *> job.o.x.data + ((image * g.d + top) * g.h + first * g.pool_h * g.stride_h) * g.w * g.c

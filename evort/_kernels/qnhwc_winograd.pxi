@@ -34,7 +34,7 @@ cdef bint takes_winograd(const Geometry *g) noexcept nogil:
     cdef double here, direct, products
     cdef int has = 0
     cdef bint wide
-    if g.kernel_h != 3 or g.kernel_w != 3 or g.c % 2 != 0 or g.turns > 1 or g.sums:
+    if g.kernel_h != 3 or g.kernel_w != 3 or g.c % 2 != 0 or g.turns > 1 or g.sums or g.pool_h * g.pool_w > 1:
         return False
     if g.stride_d * g.stride_h * g.stride_w * g.dilation_d * g.dilation_h * g.dilation_w != 1:
         return False

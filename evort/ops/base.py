@@ -65,6 +65,7 @@ class Op:
       and item size (element i of the output depends on no other element of that input than i).
     unread: optional inputs that change nothing, so that the converter need not compute them.
     deterministic: false for random operators (never folded, never merged).
+    joins: the operator whose only reader a node may be for `join` to see both; "" for chains of its own.
     choices: drivers of which more than one may take a node, for `evort tune` to time; `bind` chooses among them by what
       it expects of their speed, unless `Call.kernel` names one.
     untrained: indices of float inputs that are no parameters to train (statistics, bounds, scales).
@@ -83,6 +84,7 @@ class Op:
     unread: ClassVar[frozenset[str]] = frozenset()
     deterministic: ClassVar[bool] = True
     untrained: ClassVar[tuple[int, ...]] = ()
+    joins: ClassVar[str] = ""
     choices: ClassVar[tuple[str, ...]] = ()
     # The reference gets bfloat16, float8 and float4 operands as their bits. Where false, they are widened to float32
     # before and rounded after.
@@ -125,8 +127,9 @@ class Op:
 
     def join(self, calls: Sequence[Call]) -> tuple[int, Node] | None:
         """For a chain of nodes of this operator, up to three, each the only reader of the one before it (as its first
-        input), where they hand on more than some caches hold: how many of the last of them are better done at once, and
-        the node that does it; None to keep them. Its inputs are among theirs, its outputs the last one's."""
+        input), where they hand on more than some caches hold, or for two nodes, that of the operator `joins` and its
+        only reader: how many of the last of them are better done at once, and the node that does it; None to keep
+        them. Its inputs are among theirs, its outputs the last one's."""
         return None
 
     def expand(self, c: Call) -> Graph | None:

@@ -16,6 +16,7 @@ from evort.ops.base import REQUIRED, Attr, Call, Kernel, Op, op, wide
 from evort.types import FLOATS, STORAGE, DType, Spec
 
 if TYPE_CHECKING:
+    from evort.graph import Node
     from evort.ops.gradients import Gradients
 
 LIMIT = 1 << 31  # for each attribute: what follows fits 64 bits
@@ -169,6 +170,7 @@ class MaxPool(Pool):
     """
 
     outputs = ("Y", "Indices?")
+    joins = "QLinearConv"
     attrs = {**_WINDOW, "storage_order": Attr("int", 0), **activation_attrs()}
     dtypes = {"X": FLOATS | {DType.INT8, DType.UINT8, DType.INT16}}
 
@@ -230,6 +232,11 @@ class MaxPool(Pool):
             return None
         ints = (kernel.ints[0], c["storage_order"], *kernel.ints[4:28])
         return Kernel("pooling.max_with_indices", ints)
+
+    def join(self, calls: Sequence[Call]) -> tuple[int, Node] | None:
+        from evort.ops.qconv_pool import join
+
+        return join(*calls)
 
     def gradient(self, g: Gradients, c: Call, dy: str, *_: None) -> list[str | None]:
         attrs = {k: c[k] for k in _WINDOW if c[k] is not None}

@@ -207,7 +207,7 @@ def _is_depthwise(c: Call) -> bool:
     return c.ins[_W].shape[1] == 1 and c["group"] == c.outs[0].shape[1] == c.ins[_X].shape[1]
 
 
-def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
+def last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
     """(parameters, depthwise?, scratch bytes) of the drivers for operands that lie channels last, or None where those
     do not take them."""
     w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
@@ -225,7 +225,7 @@ def _last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | N
 
 
 def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
-    """What `_last_ints` returns of operands that it has accepted."""
+    """What `last_ints` returns of operands that it has accepted."""
     w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
     number, _ = activation_ints_reals(c)
     ints = _ints(c, _X, window.ints(), y.shape[1], number[0], False)
@@ -237,15 +237,16 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
     x_last = c.ins[_X].channels_last or (pixel and c.ins[_X].dtype == DType.UINT8)
     y_last = y.channels_last or (pixel and bytes_)
     presum = c["presum"] if wide() and not depthwise else 0
+    pool = c.attrs.get("pool") or (1, 1)
     ints = (*ints, int(x_last), int(y_last), int(wide() and not presum), 1, y.shape[1], int(not bytes_))
     small = (
         not depthwise
         and bytes_
         and window.kernel[-2:] == (3, 3)
-        and winograd((*ints, 1, presum))  # looking at the weights takes longer
+        and winograd((*ints, 1, presum, *pool))  # looking at the weights takes longer
         and small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
     )
-    ints = (*ints, int(small), presum)
+    ints = (*ints, int(small), presum, *pool)
     scratch = scratch_bytes(ints, c.threads, depthwise)
     return None if scratch < 0 else (ints, depthwise, scratch)
 
@@ -296,7 +297,7 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] |
         return None
     from evort._kernels.qnhwc import scratch_bytes, wide
 
-    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m, 0, 0, 0)
+    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m, 0, 0, 0, 1, 1)
     scratch = scratch_bytes(ints, c.threads, False)
     return None if scratch < 0 else (ints, False, scratch)
 
@@ -306,7 +307,7 @@ def _turned(w: np.ndarray) -> np.ndarray:
     return np.moveaxis(w if w.ndim == 4 else w[:, :, None], (0, 1), (3, 2))
 
 
-def _bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
+def bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     """The driver for operands that lie channels last."""
     from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise, winograd
 
@@ -330,7 +331,7 @@ def _packs(c: Call, window: Window) -> bool:
         return False
     from evort._kernels.core import channels_last
 
-    found = _last_ints(c, window) if channels_last() else None
+    found = last_ints(c, window) if channels_last() else None
     if found is None or found[1]:
         return False
     from evort._kernels.qnhwc import winograd
@@ -340,9 +341,9 @@ def _packs(c: Call, window: Window) -> bool:
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     if c.ins[_X].channels_last or c.outs[0].channels_last:
-        return _bind_last(c, window, transposed)
+        return bind_last(c, window, transposed)
     if not transposed and _packs(c, window):
-        return _bind_last(c, window, transposed)
+        return bind_last(c, window, transposed)
     # The range of x may be that of the run, as a node found it.
     found = c.ins[_X].dtype in _BYTES and c.ins[_X_SCALE].value is None
     if not _good_scales(c, found) or not _constant(c, *(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO):
@@ -426,7 +427,7 @@ class QLinearConv(Op):
         if c.kernel in _FIRST:
             return ()
         window, _ = conv_shapes(c, c.ins[_X], c.ins[_W])
-        found = _last_ints(c, window)
+        found = last_ints(c, window)
         if found is None:
             return ()
         image = c.ins[_X].dtype == DType.UINT8

@@ -3,7 +3,12 @@
 
 cdef enum:
     LONGEST = 3
-    HANDED_ON = 3 << 17          # bytes between the nodes of a chain: less is not worth looking at
+    HANDED_ON = 3 << 17          # bytes between nodes of one operator: less is not worth looking at
+
+
+cdef inline str made_by(Trace found, Py_ssize_t k):
+    """The name of the operator of a call."""
+    return (<Bound> found.bounds[k]).definition.name
 
 
 cdef int join_chains(Trace found, set kept) except -1:
@@ -18,9 +23,11 @@ cdef int join_chains(Trace found, set kept) except -1:
     cdef bint near = False
     for k in range(len(found.calls)):
         bound, c = found.bounds[k], found.calls[k]
-        if bound.info.joins and len(c.node.outputs) == 1:
+        if bound.info.joins:
             name = c.node.inputs[0]
-            near = near or (name in made and 2 * (<Spec> found.specs[name]).bytes() >= HANDED_ON)
+            near = near or (name in made and (bound.definition.joins == made_by(found, made[name]) or (
+                2 * (<Spec> found.specs[name]).bytes() >= HANDED_ON)))
+        if len(c.node.outputs) == 1:
             made[c.node.outputs[0]] = k
     if not near:
         return 0
@@ -33,16 +40,17 @@ cdef int join_chains(Trace found, set kept) except -1:
             continue
         chain = [k]
         handed_on = 0
-        while len(chain) < LONGEST:
+        other = bound.definition.joins
+        while len(chain) < (2 if other else LONGEST):
             name = (<Call> found.calls[chain[0]]).node.inputs[0]
             if name in kept or readers[name] != 1 or name not in made:
                 break
             j = made[name]
-            if (<Bound> found.bounds[j]).definition is not bound.definition:
+            if made_by(found, j) != (other or bound.definition.name):
                 break
             chain.insert(0, j)
             handed_on += (<Spec> found.specs[name]).bytes()
-        if handed_on < HANDED_ON:
+        if len(chain) < 2 or (not other and handed_on < HANDED_ON):
             continue
         joined = bound.definition.join([found.calls[j] for j in chain])
         if joined is None:

@@ -299,6 +299,30 @@ def test_a_region_ends_with_a_pool(isa: str, channels: int, size: tuple[int, ...
         assert names == ["pooling.pool", "qnhwc.linear", "qnhwc.max_pool"]
 
 
+@pytest.mark.parametrize(("window", "joined"), [((2, 2), True), ((3, 2), True), ((1, 5), True), ((6, 5), False)])
+@pytest.mark.parametrize(("channels", "y_type", "activation"), [
+    (3, np.uint8, ""), (6, np.int8, "Relu"), (16, np.uint8, "LeakyRelu"), (70, np.uint8, "Clip"),
+])  # fmt: skip
+def test_largest_results_are_all_that_is_kept(
+    isa: str, window: tuple[int, int], joined: bool, channels: int, y_type: Any, activation: str
+) -> None:
+    """Where the kernel compares sums: of windows of at most 28, that follow one another; the last row is in none."""
+    network = Network((2, 1, 14, 17))
+    params = {"LeakyRelu": {"activation_alpha": 0.1}, "Clip": {"activation_alpha": 0.1, "activation_beta": 0.9}}
+    act = {"activation": activation, **params.get(activation, {})}
+    pool = {"kernel_shape": list(window), "strides": list(window)}
+    x = network.conv("x", 1, channels, (3, 5), pads=[1, 2, 1, 2], y_type=y_type, **act)
+    first = network.add("MaxPool", [x], pool)
+    x = network.same(first, channels) if y_type is np.uint8 else first
+    kept = network.conv("x", 1, channels, (3, 5), y_type=y_type, **act)
+    for threads in (1, 3):
+        names = check(network, x, threads=threads)
+        assert (names.count("qnhwc.max_pool") + names.count("pooling.pool") == 0) == (
+            core.channels_last() and isa == "avx512vnni" and joined and activation != "LeakyRelu" and channels != 3
+        )
+    assert {"qnhwc.max_pool", "pooling.pool"} & set(check(network, kept, network.add("MaxPool", [kept], pool)))
+
+
 def test_single_pixels_need_no_region(isa: str) -> None:
     network = Network((2, 20, 1, 1))
     names = check(network, network.conv(network.conv("x", 20, 70, (1, 1)), 70, 16, (3, 3), pads=[1] * 4))

@@ -89,7 +89,7 @@ def test_conv_equals_the_reference(window: Any, setup: Any, act: Any, z: str, th
 
 def moves(c: Any, window: Any) -> bool:
     """Whether kernels for operands that lie channels last take a dense convolution."""
-    found = qconv._last_ints(c, window) if core.channels_last() else None
+    found = qconv.last_ints(c, window) if core.channels_last() else None
     return found is not None and not found[1]
 
 

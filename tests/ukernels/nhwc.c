@@ -45,6 +45,7 @@ static void fill_finish(int64_t n, int64_t channels, int64_t products, int32_t *
 void check_nhwc_conv(void)
 {
     static const int64_t CHANNELS[] = {1, 15, 16, 17, 24, 32, 40, 48, 63, 64}, QUADS[] = {1, 2, 5}, ENDS[] = {1, 6, 7, 8, 15};
+    static const int32_t pool[] = {0};
     char what[96];
     EACH(c, CHANNELS) EACH(q, QUADS) EACH(e, ENDS) for (int kind = 0; kind < 16; kind++) {
         const int64_t channels = CHANNELS[c_], quads = QUADS[q_], end = ENDS[e_], begin = end > 8 ? 3 : 0, segments = 1 + kind % 3;
@@ -66,7 +67,7 @@ void check_nhwc_conv(void)
             w[i] = (int8_t)(presum == 2 ? w[i] >> 2 : w[i] < 0 ? w[i] / 2 : w[i] / 2 + w[i] % 2);
         int16_t *x16 = guarded((size_t)size * 2);
         K->nhwc_widen(size, x, x16);
-        const ev_nhwc_conv g = {wide ? (const void *)x16 : x, wide, presum, row, step, width, offset, segments, quads, w, add, scale, channels, &f,
+        const ev_nhwc_conv g = {wide ? (const void *)x16 : x, wide, presum, row, step, width, pool, 1, offset, segments, quads, w, add, scale, channels, &f,
                                 f.folds || channels % 2 ? NULL : z, ldy, ldy, y};
         memset(y, 0x5a, (size_t)((end - 1) * ldy + channels));
         K->nhwc_conv(&g, begin, end);
@@ -92,6 +93,50 @@ void check_nhwc_conv(void)
                 }
                 if (!same_i32("nhwc_conv", what, p * ldy + c, y[p * ldy + c], (uint8_t)sum)) return;
             }
+        release_all();
+    }
+}
+
+/* The largest of several positions' sums, which check_nhwc_conv looks at, as one result. */
+void check_nhwc_pooled(void)
+{
+    static const int64_t CHANNELS[] = {1, 6, 8, 16, 17, 40, 64}, WINDOWS[][2] = {{1, 2}, {2, 2}, {3, 3}, {5, 1}, {4, 7}};
+    int has = 0;
+    char what[96];
+    K->nhwc_has(&has);
+    if (has != EV_NHWC_BYTES) return;
+    EACH(c, CHANNELS) EACH(p, WINDOWS) for (int64_t width = 1; width < 12; width += 5) for (int kind = 0; kind < 16; kind++) {
+        const int64_t channels = CHANNELS[c_], lanes = (channels + 15) / 16 * 16, high = WINDOWS[p_][0], wide = WINDOWS[p_][1];
+        const int64_t pooled = high * wide, rows = 2, columns = width * wide, step = 1 + kind % 3, row = columns * step + 5;
+        const int64_t quads = 2, n = rows * width, ldy = channels + kind % 2 * 5, size = rows * high * row + 4 * quads;
+        uint8_t *x = guarded((size_t)size), *y = guarded((size_t)((n - 1) * ldy + channels));
+        int8_t *w = guarded((size_t)(quads * 4 * lanes));
+        int32_t *offset = guarded(4), *add = guarded((size_t)lanes * 4), *pool = guarded((size_t)pooled * 4);
+        int32_t *sums = guarded((size_t)(rows * high * columns * channels) * 4);
+        float *scale = guarded((size_t)lanes * 4);
+        fill_bytes(x, size, 0), fill_bytes(w, quads * 4 * lanes, 1);
+        fill_finish(lanes, channels, quads, add, scale);
+        offset[0] = 0;
+        for (int64_t i = 0; i < pooled; i++) pool[i] = (int32_t)(i / wide * row + i % wide * step);
+        const ev_qfinish f = some_finish(kind);
+        ev_nhwc_conv g = {x, 0, 0, row, step, columns, offset, 1, offset, 1, quads, w, add, scale, channels, NULL,
+                          NULL, channels, channels, (uint8_t *)sums};
+        K->nhwc_conv(&g, 0, rows * high * columns);
+        memset(y, 0x5a, (size_t)((n - 1) * ldy + channels));
+        g.row_step = high * row, g.step = wide * step, g.width = width, g.pool = pool, g.pooled = pooled;
+        g.finish = &f, g.y = y, g.ldy = ldy;
+        K->nhwc_conv(&g, 0, n);
+        snprintf(what, sizeof what, "channels=%d, %d x %d, kind=%d", (int)channels, (int)high, (int)wide, kind);
+        for (int64_t at = 0; at < (n - 1) * ldy + channels; at++) {
+            const int64_t p = at / ldy, c = at % ldy;
+            int32_t most = INT32_MIN;
+            for (int64_t i = 0; c < channels && i < pooled; i++) {
+                const int32_t sum = sums[((p / width * high + i / wide) * columns + p % width * wide + i % wide) * channels + c];
+                most = sum > most ? sum : most;
+            }
+            const int32_t want = c < channels ? finished(&f, most, scale[c], NULL) : 0x5a;
+            if (!same_i32("nhwc_conv, pooled", what, at, y[at], (uint8_t)want)) return;
+        }
         release_all();
     }
 }

@@ -29,14 +29,19 @@ enum { EV_NHWC_BYTES = 1, EV_NHWC_WIDE = 2, EV_NHWC_HALVES = 3, EV_NHWC_DOTS = 4
 #define EV_NHWC_NR 64     /* channels of a block */
 #define EV_NHWC_VECTOR 16 /* to a multiple of so many, channels are filled up */
 
+#define EV_NHWC_POOL 28   /* at most so many positions have a result in common */
+
 /* Positions, counted along rows of `width`: that at (row, column) begins at x + row*row_step + column*step, and reads
- * `quads` quads from each of the `segments` offsets on. */
+ * `quads` quads from each of the `segments` offsets on. Tables that say EV_NHWC_BYTES can take several for one: the result
+ * of the largest sum of those that begin at the `pooled` places `pool` from there on. */
 typedef struct {
     const void *x;            /* uint8, or the same numbers as int16 where `wide`; steps and offsets count elements */
     int64_t wide;
     int64_t presum;           /* 0, or of bytes: so many quads, from each segment's first on, whose products add up in 16
                                * bits, whatever the image is, as lanes of vpmaddubsw do. 1, or 2 where quads are even */
     int64_t row_step, step, width;
+    const int32_t *pool;
+    int64_t pooled;           /* 1: `pool` is {0} */
     const int32_t *offset;
     int64_t segments, quads;
     const int8_t *w;          /* the block's */

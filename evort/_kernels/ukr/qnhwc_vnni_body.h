@@ -355,26 +355,40 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
 }
 #undef EV_POSITIONS
 
+/* The largest of every `pooled` successive of n positions' sums. */
+static __attribute__((noinline)) void EV_FN(nhwc_largest)(const ev_nhwc_conv *g, int32_t *sum, int64_t n)
+{
+    for (const int32_t *from = sum; n > 0; n -= g->pooled, from += g->pooled * EV_NHWC_NR, sum += EV_NHWC_NR)
+        for (int64_t c = 0; c < g->channels; c += EV_NHWC_VECTOR) {
+            __m512i most = _mm512_load_si512(from + c);
+            for (int64_t i = 1; i < g->pooled; i++)
+                most = _mm512_max_epi32(most, _mm512_load_si512(from + i * EV_NHWC_NR + c));
+            _mm512_store_si512(sum + c, most);
+        }
+}
+
 static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
 {
-    enum { MR = 7, TOGETHER = 4 * MR }; /* positions in registers, and those that are finished together */
-    int32_t sums[(TOGETHER + 7) * EV_NHWC_NR] __attribute__((aligned(64)));
+    enum { MR = 7, MOST = 4 * MR }; /* positions in registers, and those that are finished together */
+    int32_t sums[(MOST + 7) * EV_NHWC_NR] __attribute__((aligned(64)));
     const uint8_t *x[MR];
-    int64_t column = begin % g->width;
-    const int64_t wrap = g->row_step - g->width * g->step;
+    int64_t column = begin % g->width, place = 0;
+    const int64_t wrap = g->row_step - g->width * g->step, pooled = g->pooled, together = MOST / pooled;
     const uint8_t *from = (const uint8_t *)g->x + begin / g->width * g->row_step + column * g->step;
     EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
     if (g->wide) { /* planned for another table */
         ev_ukr_table__scalar.nhwc_conv(g, begin, end);
         return;
     }
-    for (int64_t p = begin; p < end; p += TOGETHER) {
-        const int64_t n = end - p < TOGETHER ? end - p : TOGETHER;
+    for (int64_t p = begin; p < end; p += together) {
+        const int64_t results = end - p < together ? end - p : together, n = results * pooled;
         for (int64_t at = 0; at < n; at += MR) {
             int32_t *sum = sums + at * EV_NHWC_NR;
 #pragma GCC unroll 7
             for (int64_t i = 0; i < MR; i++) { /* beyond the last, it again */
-                x[i] = at + i < n ? from : x[i - 1];
+                x[i] = at + i < n ? from + g->pool[place] : x[i - 1];
+                if (at + i >= n || ++place < pooled) continue;
+                place = 0;
                 from += g->step;
                 if (++column == g->width) column = 0, from += wrap;
             }
@@ -388,7 +402,8 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
             default: EV_FN(nhwc_dots)(g, x, sum, 4, 0); break;
             }
         }
-        EV_FN(nhwc_finish)(g, sums, n, p, &seen);
+        if (pooled > 1) EV_FN(nhwc_largest)(g, sums, n);
+        EV_FN(nhwc_finish)(g, sums, results, p, &seen);
     }
     if (g->finish && g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
 }
