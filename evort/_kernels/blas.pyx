@@ -1,6 +1,6 @@
 """BLAS on any strides, for the two interfaces of evort.blas: see blas.pxd."""
 from evort._kernels.core cimport EV_INT8, EV_INT32, EV_UINT8, ev_ukr, ukernels
-from evort._kernels.gemm cimport ev_gemm, gemm_batch_f32, gemm_batch_f64, gemm_batch_scratch, gemm_init
+from evort._kernels.gemm cimport ev_gemm, gemm_batch_f32, gemm_batch_f64, gemm_batch_scratch, gemm_init, gemm_packs
 from evort._kernels.qgemm cimport ev_qgemm, qgemm, qgemm_init, qgemm_scratch
 from evort._kernels.nbits cimport ev_weights, widened_product, widened_scratch
 from libc.stdint cimport uintptr_t
@@ -106,11 +106,12 @@ cdef int gemm(int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_
     cdef ev_gemm g
     cdef char[STACK + 64] small
     cdef void *scratch = NULL
-    cdef int64_t needed
+    cdef int64_t needed = 0
     gemm_init(&g, m, n, k if alpha != 0 else 0, a, rsa, b, rsb, c, ldc)   # alpha == 0: A and B are not read
     g.csa, g.csb, g.alpha, g.beta = csa, csb, alpha, beta
     g.threads = threads if threads > 1 else 1
-    needed = gemm_batch_scratch(sizeof(real), count, m, n, k, g.threads)
+    if gemm_packs(&g, sizeof(real)):
+        needed = gemm_batch_scratch(sizeof(real), count, m, n, k, g.threads)
     if needed <= STACK:
         g.scratch = &small[0] + (64 - <uintptr_t> &small[0] % 64)
     elif posix_memalign(&scratch, 64, needed) != 0:

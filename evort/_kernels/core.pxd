@@ -286,6 +286,7 @@ cdef extern from "ukr.h" nogil:
         const char *isa
         int64_t mr
         int packs_a
+        int masks
         void (*unary_f32)(int op, int64_t n, const float *x, float *y, float a, float b) noexcept nogil
         ev_binary binary_f32
         ev_binary binary_f64

@@ -196,7 +196,7 @@ cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
         return BLOCKED
     if g.m == 1 and g.rsb == 1 and g.csa == 1:
         return ROW_TIMES_COLUMNS
-    if g.m == 1 and g.csb == 1:
+    if g.m == 1 and g.csb == 1 and not (K.masks and is_narrow(g, size)):
         return ROW_TIMES_ROWS
     if g.n == 1 and g.csa == 1 and g.rsb == 1:
         return ROWS_TIMES_COLUMN
@@ -206,14 +206,21 @@ cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
 
 
 cdef bint gemm_packs(const ev_gemm *g, int64_t size) noexcept nogil:
-    """Whether a product may use scratch: with a vector none does."""
+    """Whether a product may use scratch: with a vector none does, nor where masks read the last columns of B in place."""
     cdef Method method = choose(g, size)
-    return method == BLOCKED or method == IN_PLACE
+    return method == BLOCKED or method == IN_PLACE and not K.masks
+
+
+cdef bint is_narrow(const ev_gemm *g, int64_t size) noexcept nogil:
+    """Whether B is one panel at most: packing it would be a mere copy."""
+    return g.n * size <= EV_NR_F32 * 4
 
 
 cdef int64_t in_place_kc(const ev_gemm *g, int64_t size) noexcept nogil:
     """Rows of B to take at a time, 0 where packing B pays: with many rows of A, or with long columns of B."""
     cdef bint aliased = g.rsb * size % ALIAS == 0
+    if K.masks and g.csb == 1 and not aliased and g.rsa * size % ALIASED_A != 0 and is_narrow(g, size):
+        return even_block(g.k, ROOMY_KC, 4)
     cdef int64_t kc = ALIASED_KC if aliased else IN_PLACE_KC
     if g.csb != 1 or g.m > (ALIASED_ROWS if aliased else FEW_ROWS) and (g.m > SHALLOW_ROWS or g.k > kc):
         return 0
@@ -270,7 +277,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     j0 = j_begin
     while j0 < j_end:
         nb = min(nc, j_end - j0)
-        packed = nb // nr * nr if in_place else 0            # the first column that is read from packed panels
+        packed = nb if in_place and K.masks else nb // nr * nr if in_place else 0    # the first column in packed panels
         whole = nb // (2 * nr) * (2 * nr) if as_it_goes else packed    # the first that is packed before the product
         p0 = 0
         last = False

@@ -26,6 +26,7 @@ extern const ev_ukr ev_ukr_table__avx2;
 const ev_ukr EV_FN(ev_ukr_table) = {
     .isa = EV_STR(EV_ISA),
     .mr = EV_MR,
+    .masks = 1,
     .unary_f32 = EV_FN(unary_f32),
     .activate_f32 = EV_FN(activate_f32),
     .gemm_f32 = EV_FN(gemm_f32),

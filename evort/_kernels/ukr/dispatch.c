@@ -80,7 +80,11 @@ int ev_select(const char *isa)
         if (!ISAS[i].usable()) continue;
         ev_ukr chosen = *ISAS[i].table;
         for (int j = i + 1; j < N_ISAS; j++) {
-            if (!chosen.mr) chosen.mr = ISAS[j].table->mr, chosen.packs_a = ISAS[j].table->packs_a;
+            if (!chosen.mr) {
+                chosen.mr = ISAS[j].table->mr;
+                chosen.packs_a = ISAS[j].table->packs_a;
+                chosen.masks = ISAS[j].table->masks;
+            }
 #define EV_UKERNEL(name, args) if (!chosen.name) chosen.name = ISAS[j].table->name;
 #include "ukernels.inc"
 #undef EV_UKERNEL

@@ -4,6 +4,7 @@
  *   NR            columns of a panel          ABS            fabs
  *   VMAX, VMIN    (bound, x): x clamped, NaN where x is NaN
  *   PART, SET_PART  the first n elements at p as a vector, and back
+ *   HALF_V, HALF_PART, HALF_WIDEN  (AVX-512) half a vector, the first n elements at p as such, and a V of it
  * See gemm.h for the contract. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -70,6 +71,10 @@ EV_VECTOR(int32_t, vi32)
 #define EV_SET_PART_F32(p, n, x) _mm512_mask_storeu_ps(p, (__mmask16)EV_FIRST(n), x)
 #define EV_PART_F64(p, n) _mm512_maskz_loadu_pd((__mmask8)EV_FIRST(n), p)
 #define EV_SET_PART_F64(p, n, x) _mm512_mask_storeu_pd(p, (__mmask8)EV_FIRST(n), x)
+typedef float EV_FN(half_f32) __attribute__((vector_size(32), may_alias));
+typedef double EV_FN(half_f64) __attribute__((vector_size(32), may_alias));
+#define EV_HALF_PART_F32(p, n) _mm256_maskz_loadu_ps((__mmask8)EV_FIRST(n), p)
+#define EV_HALF_PART_F64(p, n) _mm256_maskz_loadu_pd((__mmask8)EV_FIRST(n), p)
 #else
 #define EV_PARTS(T, name)                                                                                           \
     static __attribute__((noinline)) EV_FN(v##name) EV_FN(part_##name)(const T *p, int64_t n)                       \
@@ -119,6 +124,9 @@ EV_PARTS(double, f64)
 #define VMIN EV_MIN_F32
 #define PART EV_PART_F32
 #define SET_PART EV_SET_PART_F32
+#define HALF_V EV_FN(half_f32)
+#define HALF_PART EV_HALF_PART_F32
+#define HALF_WIDEN(x) _mm512_zextps256_ps512(x)
 #define ABS fabsf
 #include "gemm_vector.h"
 #include "gemm_tile.h"
@@ -134,6 +142,9 @@ EV_PARTS(double, f64)
 #undef VMIN
 #undef PART
 #undef SET_PART
+#undef HALF_V
+#undef HALF_PART
+#undef HALF_WIDEN
 #undef ABS
 
 #define T double
@@ -146,6 +157,9 @@ EV_PARTS(double, f64)
 #define VMIN EV_MIN_F64
 #define PART EV_PART_F64
 #define SET_PART EV_SET_PART_F64
+#define HALF_V EV_FN(half_f64)
+#define HALF_PART EV_HALF_PART_F64
+#define HALF_WIDEN(x) _mm512_zextpd256_pd512(x)
 #define ABS fabs
 #include "gemm_vector.h"
 #include "gemm_tile.h"
@@ -161,4 +175,7 @@ EV_PARTS(double, f64)
 #undef VMIN
 #undef PART
 #undef SET_PART
+#undef HALF_V
+#undef HALF_PART
+#undef HALF_WIDEN
 #undef ABS

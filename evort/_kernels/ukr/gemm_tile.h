@@ -4,15 +4,64 @@
  * of 32 with NEON (the same) and with AVX-512 (which takes two panels at a time). Rows are named variables, as GCC keeps arrays of vectors in
  * memory. */
 
-/* How many of the 2*VW columns there are: up to VW, fewer than 2*VW, all. Where masks cost nothing, all are PARTIAL. */
+/* How many of the 2*VW columns there are: up to VW/2, up to VW, fewer than 2*VW, all. Where masks cost nothing, all are
+ * PARTIAL, and rows of B that end with the last column can be read; half a vector is worth a tile of its own there, as
+ * operations on one cost half or, where processors have as many as of 256 bits, as much. */
 #ifndef EV_TILE_WIDTHS
 #define EV_TILE_WIDTHS
-enum { NARROW, PARTIAL, WHOLE };
+enum { HALF, NARROW, PARTIAL, WHOLE };
 #if defined(__AVX512F__)
-#define EV_TILE_WIDTH(left, vw) ((left) > (vw) ? PARTIAL : NARROW)
+#define EV_TILE_WIDTH(left, vw) ((left) > (vw) ? PARTIAL : 2 * (left) > (vw) ? NARROW : HALF)
+#define EV_TILE_COLUMNS(left, vw) ((left) > (vw) && (left) <= (vw) + (vw) / 2 ? (vw) : 2 * (vw)) /* one vector, then a half */
+#define EV_MASKS 1
+#define HALF_ROWS(mr) EV_TYPED(half_rows)(t, plain, a, b, i, j, mr)
 #else
 #define EV_TILE_WIDTH(left, vw) ((left) >= 2 * (vw) ? WHOLE : (left) > (vw) ? PARTIAL : NARROW)
+#define EV_TILE_COLUMNS(left, vw) (2 * (vw))
+#define EV_MASKS 0
+#define HALF_ROWS(mr) (void)0
 #endif
+#endif
+
+/* Results of a tile of up to VW columns, from the sums of its rows. */
+static __attribute__((noinline)) void EV_TYPED(vector_finish)(const ev_tile *t, const V *sums, int64_t i0, int64_t j0, int mr,
+                                                             int64_t n)
+{
+    const V lo = (T)t->lo - (V){0}, hi = (T)t->hi - (V){0};
+    const V s = t->col_bias ? PART((const T *)t->col_bias + j0, n) : (V){0};
+    for (int64_t i = i0; i < i0 + mr; i++) {
+        V r = s;
+        if (t->row_bias) r += ((const T *)t->row_bias)[i];
+        if (t->add) r += PART((const T *)t->add + i * t->ldadd + j0, n) * (T)t->beta;
+        r = VMIN(hi, VMAX(lo, r + sums[i - i0] * (T)t->alpha));
+        SET_PART((T *)t->c + i * t->ldc + j0, n, r);
+    }
+}
+
+/* Tiles of up to one vector, and of half a vector where that has its own. */
+#define W V
+#define W_PART(p, n) (EV_MASKS ? PART(p, n) : *(const VU *)(p)) /* panels are filled up with zeros */
+#define W_WIDEN(x) (x)
+#define W_SPLITS 0
+#define VECTOR_ROWS EV_TYPED(vector_rows)
+#include "gemm_narrow.h"
+#undef W
+#undef W_PART
+#undef W_WIDEN
+#undef W_SPLITS
+#undef VECTOR_ROWS
+#if defined(__AVX512F__)
+#define W HALF_V
+#define W_PART HALF_PART
+#define W_WIDEN HALF_WIDEN
+#define W_SPLITS 1
+#define VECTOR_ROWS EV_TYPED(half_rows)
+#include "gemm_narrow.h"
+#undef W
+#undef W_PART
+#undef W_WIDEN
+#undef W_SPLITS
+#undef VECTOR_ROWS
 #endif
 
 /* Where rows of A lie side by side, NEON multiplies by lanes of whole vectors, which GCC would load one by one. */
@@ -44,6 +93,7 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
     const ev_tile *t, const T *a, T *b, int64_t i0, int64_t j0, const int mr, const int width, const int by_lanes,
     const int packs, const T *from, int64_t ldf, const T *next, int64_t step, int64_t run, int64_t skip)
 {
+    const int64_t n1 = t->n - j0 - VW;
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb;
     const T *a3 = a + 3 * rsa, *a6 = a + 6 * rsa, *a9 = a + 9 * rsa; /* as x86 addresses reach three rows each */
     T *second = b + VW / NR * t->b_step + VW % NR;
@@ -56,16 +106,21 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
 #pragma GCC unroll 1
         for (int i = 0; i < mr; i++, old += step) {
             EV_FETCH(old + EV_LAST);
-            if (width != NARROW) EV_FETCH(old + VW + EV_LAST);
+            EV_FETCH(old + VW + EV_LAST);
         }
     }
+    /* Where rows of B lie in memory, there may be nothing behind the last one; behind others are those that follow. */
+    const int cut = EV_MASKS && width == PARTIAL && n1 < VW && ldb != NR && t->k > 0;
+    const V edge = cut ? PART(second + (t->k - 1) * ldb, n1) : (V){0};
     for (int64_t left = t->k, some; left > 0; left -= some, next += skip) {
         some = left < run ? left : run;
+        if (cut && left == 1) second = (T *)&edge;
+        else if (cut && left == some) some--;
         EV_UNROLL
         for (int64_t k = some; k > 0; k--) {
             V lanes = {0};
             const V b0 = *(const VU *)(packs ? from : b);
-            const V b1 = width == NARROW ? (V){0} : *(const VU *)(packs ? from + VW : second);
+            const V b1 = *(const VU *)(packs ? from + VW : second);
             if (packs) {
                 EV_FETCH(from + EV_FETCH_AHEAD * ldf + EV_LAST);
                 if (2 * VW * sizeof(T) > 64) EV_FETCH(from + EV_FETCH_AHEAD * ldf + VW + EV_LAST);
@@ -82,7 +137,7 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
                 if (by_lanes && i % VW == 0) EV_LOAD_LANES(lanes, a + i);                                     \
                 const T x = by_lanes ? lanes[i % VW] : (i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : a9)[(i % 3) * rsa];\
                 p##i += b0 * x;                                                                               \
-                if (width != NARROW) q##i += b1 * x;                                                          \
+                q##i += b1 * x;                                                                               \
             }
             EV_EACH_ROW(X)
 #undef X
@@ -95,39 +150,34 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
         }
     }
 
+    T *c = (T *)t->c + i0 * t->ldc + j0;
     const T alpha = (T)t->alpha, beta = (T)t->beta;
     const V lo = (T)t->lo - (V){0}, hi = (T)t->hi - (V){0};
     const T *row_bias = t->row_bias ? (const T *)t->row_bias + i0 : NULL;
     const T *col_bias = t->col_bias ? (const T *)t->col_bias + j0 : NULL;
     const T *add = t->add ? (const T *)t->add + i0 * t->ldadd + j0 : NULL;
-    T *c = (T *)t->c + i0 * t->ldc + j0;
-    const int64_t n0 = t->n - j0, n1 = n0 - VW;
-#define LOAD(p, n) (width == WHOLE ? *(const VU *)(p) : PART(p, n))
+#define LOAD(p) (width == WHOLE ? *(const VU *)(p) : PART(p, n1))
     V s0 = {0}, s1 = {0};
     if (col_bias) {
-        s0 = LOAD(col_bias, n0);
-        if (width != NARROW) s1 = LOAD(col_bias + VW, n1);
+        s0 = *(const VU *)col_bias;
+        s1 = LOAD(col_bias + VW);
     }
-#define X(i)                                                                       \
-    if (mr > i) {                                                                  \
-        V r0 = s0, r1 = s1;                                                        \
-        if (row_bias) {                                                            \
-            r0 += row_bias[i];                                                     \
-            r1 += row_bias[i];                                                     \
-        }                                                                          \
-        if (add) {                                                                 \
-            r0 += LOAD(add + i * t->ldadd, n0) * beta;                             \
-            if (width != NARROW) r1 += LOAD(add + i * t->ldadd + VW, n1) * beta;   \
-        }                                                                          \
-        r0 = VMIN(hi, VMAX(lo, r0 + p##i * alpha));                                \
-        r1 = VMIN(hi, VMAX(lo, r1 + q##i * alpha));                                \
-        if (width == WHOLE) {                                                      \
-            *(VU *)(c + i * t->ldc) = r0;                                          \
-            *(VU *)(c + i * t->ldc + VW) = r1;                                     \
-        } else {                                                                   \
-            SET_PART(c + i * t->ldc, n0, r0);                                      \
-            if (width != NARROW) SET_PART(c + i * t->ldc + VW, n1, r1);            \
-        }                                                                          \
+#define X(i)                                                    \
+    if (mr > i) {                                               \
+        V r0 = s0, r1 = s1;                                     \
+        if (row_bias) {                                         \
+            r0 += row_bias[i];                                  \
+            r1 += row_bias[i];                                  \
+        }                                                       \
+        if (add) {                                              \
+            r0 += *(const VU *)(add + i * t->ldadd) * beta;     \
+            r1 += LOAD(add + i * t->ldadd + VW) * beta;         \
+        }                                                       \
+        r0 = VMIN(hi, VMAX(lo, r0 + p##i * alpha));             \
+        r1 = VMIN(hi, VMAX(lo, r1 + q##i * alpha));             \
+        *(VU *)(c + i * t->ldc) = r0;                           \
+        if (width == WHOLE) *(VU *)(c + i * t->ldc + VW) = r1;  \
+        else SET_PART(c + i * t->ldc + VW, n1, r1);             \
     }
     EV_EACH_ROW(X)
 #undef X
@@ -138,6 +188,11 @@ static inline __attribute__((always_inline)) void EV_TYPED(gemm_rows)(
  * the columns are, and not as much as a vector. EV_TAIL_ROWS rows at a time share what is loaded of the columns. */
 #ifndef EV_TAIL
 #define EV_TAIL
+#if defined(__AVX2__)
+#define EV_LOADED(x) __asm__("" : "+v"(x)) /* once, and not by each multiplication */
+#else
+#define EV_LOADED(x) (void)0
+#endif
 enum { EV_TAIL_COLUMNS = 4, EV_TAIL_K = 512 };
 #if defined(__AVX512F__) || defined(__aarch64__)
 enum { EV_TAIL_ROWS = 4 }; /* of 32 registers */
@@ -148,8 +203,8 @@ enum { EV_TAIL_ROWS = 2 };
 
 /* One row of results from the sums of its vectors; elements of k from `done` on are still to be added. */
 static inline __attribute__((always_inline)) void EV_TYPED(tail_finish)(
-    const ev_tile *t, const T *const *column, int64_t i, int64_t j0, const V *sum, int64_t done, const int n,
-    const T lo, const T hi)
+    const ev_tile *t, const T *const *column, int64_t i, int64_t j0, const V *sum, int64_t done, int64_t k,
+    const int n, const T lo, const T hi)
 {
     typedef T four __attribute__((vector_size(EV_TAIL_COLUMNS * sizeof(T))));
     typedef __typeof__((four){0} < (four){0}) mask;
@@ -157,7 +212,7 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_finish)(
     const T *a = (const T *)t->a + i * t->rsa;
     T sums[EV_TAIL_COLUMNS];
     EV_TYPED(four_sums)(sum, sums);
-    for (int64_t p = done; p < t->k; p++)
+    for (int64_t p = done; p < k; p++)
 #pragma GCC unroll 4
         for (int j = 0; j < n; j++) sums[j] += a[p] * column[j][p];
     four s, r = (t->row_bias ? ((const T *)t->row_bias)[i] : 0) - (four){0};
@@ -177,7 +232,7 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
     const ev_tile *t, const T *const *column, int64_t i0, int64_t j0, const int rows, const int n)
 {
     const T *a = (const T *)t->a + i0 * t->rsa, lo = (T)t->lo, hi = (T)t->hi;
-    const int64_t whole = t->k / VW * VW;
+    const int64_t k = t->k, whole = k / VW * VW;
 #define EACH_ROW(X) X(0) X(1) X(2) X(3)
 #define X(i) V s##i##0 = {0}, s##i##1 = {0}, s##i##2 = {0}, s##i##3 = {0};
     EACH_ROW(X)
@@ -190,18 +245,18 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
     for (int64_t p = 0; p < whole; p += VW) {
         const V x0 = *(const VU *)(column[0] + p), x1 = *(const VU *)(column[1] + p);
         const V x2 = *(const VU *)(column[2] + p), x3 = *(const VU *)(column[3] + p);
-#define X(i)                                                                                                      \
-        if (rows > i) {                                                                                            \
-            const V y = *(const VU *)(a + i * t->rsa + p);                                                         \
-            __builtin_prefetch(a + (i + rows) * t->rsa + p); /* the next rows: each is too short to be foreseen */ \
-            ADD(i, y)                                                                                              \
+#define X(i)                                        \
+        if (rows > i) {                             \
+            V y = *(const VU *)(a + i * t->rsa + p); \
+            EV_LOADED(y);                           \
+            ADD(i, y)                               \
         }
         EACH_ROW(X)
 #undef X
     }
 #if defined(__AVX512F__) /* parts cost nothing */
-    if (whole < t->k) {
-        const int64_t left = t->k - whole;
+    if (whole < k) {
+        const int64_t left = k - whole;
         const V x0 = PART(column[0] + whole, left), x1 = PART(column[1] + whole, left);
         const V x2 = PART(column[2] + whole, left), x3 = PART(column[3] + whole, left);
 #define X(i)                                                      \
@@ -212,14 +267,14 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
         EACH_ROW(X)
 #undef X
     }
-    const int64_t done = t->k;
+    const int64_t done = k;
 #else
     const int64_t done = whole;
 #endif
 #define X(i)                                                                             \
     if (rows > i) {                                                                      \
         const V sum[EV_TAIL_COLUMNS] = {s##i##0, s##i##1, s##i##2, s##i##3};             \
-        EV_TYPED(tail_finish)(t, column, i0 + i, j0, sum, done, n, lo, hi);              \
+        EV_TYPED(tail_finish)(t, column, i0 + i, j0, sum, done, k, n, lo, hi);              \
     }
     EACH_ROW(X)
 #undef X
@@ -247,34 +302,65 @@ static void EV_TYPED(gemm_few)(const ev_tile *t)
     EV_TYPED(columns_from)(t, column, 0);
 }
 
-/* The last columns, where only a few are left of a panel, which depends on n alone. */
+/* The last columns, where only a few are left, which depends on n alone. Transposed four rows of B at a time, as far as so
+ * much of it follows. */
 static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0)
 {
-    T copy[EV_TAIL_COLUMNS][EV_TAIL_K];
-    const T *column[EV_TAIL_COLUMNS];
-    for (int64_t j = 0; j < t->n - j0; j++) {
-        const T *b = (const T *)t->b + (j0 + j) / NR * t->b_step + (j0 + j) % NR;
-        for (int64_t p = 0; p < t->k; p++) copy[j][p] = b[p * t->ldb];
-        column[j] = copy[j];
+    typedef T four __attribute__((vector_size(4 * sizeof(T)), may_alias, aligned(sizeof(T))));
+    typedef __typeof__(__builtin_choose_expr(sizeof(T) == 4, (int32_t)0, (int64_t)0)) lane;
+    typedef lane which __attribute__((vector_size(4 * sizeof(T))));
+    const which low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
+    T copy[EV_TAIL_COLUMNS][EV_TAIL_K] __attribute__((aligned(64)));
+    const T *column[EV_TAIL_COLUMNS] = {copy[0], copy[1], copy[2], copy[3]};
+    const T *b = (const T *)t->b + j0 / NR * t->b_step + j0 % NR;
+    const int64_t n = t->n - j0, ldb = t->ldb;
+    int64_t p = 0;
+    for (; p + 4 <= t->k && (t->k - 4 - p) * ldb >= 4 - n; p += 4, b += 4 * ldb) {
+        const four r0 = *(const four *)b, r1 = *(const four *)(b + ldb);
+        const four r2 = *(const four *)(b + 2 * ldb), r3 = *(const four *)(b + 3 * ldb);
+        const four x = __builtin_shuffle(r0, r1, low), y = __builtin_shuffle(r2, r3, low);
+        const four z = __builtin_shuffle(r0, r1, high), w = __builtin_shuffle(r2, r3, high);
+        *(four *)(copy[0] + p) = __builtin_shuffle(x, y, first);
+        *(four *)(copy[1] + p) = __builtin_shuffle(x, y, last);
+        *(four *)(copy[2] + p) = __builtin_shuffle(z, w, first);
+        *(four *)(copy[3] + p) = __builtin_shuffle(z, w, last);
     }
+    for (; p < t->k; p++, b += ldb)
+        for (int64_t j = 0; j < n; j++) copy[j][p] = b[j];
     EV_TYPED(columns_from)(t, column, j0);
+}
+
+/* How many of the last columns are summed along k, which depends on n and k alone: where a tile costs more than that and
+ * adding up lanes, as much as some 24 multiplications of vectors. */
+static int64_t EV_TYPED(tail_columns)(const ev_tile *t)
+{
+    if (t->csa != 1 || t->k > EV_TAIL_K) return 0;
+#if defined(__AVX512F__)
+    const int64_t last = t->n % (VW / 2);
+    return last <= EV_TAIL_COLUMNS && t->k * (VW - 2 * last) >= 24 * VW ? last : 0;
+#else
+    const int64_t last = t->n % NR;
+    return last <= EV_TAIL_COLUMNS && t->k >= 4 * VW ? last : 0;
+#endif
 }
 
 static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, const T *from, int64_t ldf)
 {
     const int packed = t->a_step != EV_MR * t->rsa;
-    int64_t n = t->n, last = n % NR;
-    const int64_t deep = (VW == 16 && last <= 2 ? 2 : 4) * VW; /* from where sums along k pay for adding up their lanes */
-    if (last > EV_TAIL_COLUMNS || t->csa != 1 || t->k < deep || t->k > EV_TAIL_K) last = 0;
-    n -= last;
-    for (int64_t j = 0; j < n; j += 2 * VW) {
+    const int plain = !t->add && !t->row_bias && !t->col_bias && t->alpha == 1 && t->lo == -INFINITY && t->hi == INFINITY;
+    const int64_t last = EV_TYPED(tail_columns)(t), n = t->n - last;
+    for (int64_t j = 0, some; j < n; j += some) {
+        some = EV_TILE_COLUMNS(n - j, VW);
         T *b = (T *)t->b + j / NR * t->b_step + j % NR;
         const T *a = t->a;
-        const int width = EV_TILE_WIDTH(n - j, VW);
+        const int width = EV_TILE_WIDTH(some < n - j ? some : n - j, VW);
         int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr, i = 0;
         if (from) {
-            if (EV_BY_LANES(t)) EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 1, 1, from + j, ldf, NULL, 0, t->k, 0);
-            else EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, 0, 1, from + j, ldf, NULL, 0, t->k, 0);
+#define PACKING(by_lanes) \
+    EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, by_lanes, 1, from + j, ldf, NULL, 0, t->k, 0)
+            if (EV_BY_LANES(t)) PACKING(1);
+            else PACKING(0);
+#undef PACKING
             i = EV_MR;
             a += t->a_step;
             groups--;
@@ -298,7 +384,8 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
             switch (mr) {
 #define X(mr)                                                                                             \
             case mr:                                                                                      \
-                if (width == NARROW) ROWS(mr, NARROW, 0);                                                 \
+                if (width == HALF) HALF_ROWS(mr);                                                         \
+                else if (width == NARROW) EV_TYPED(vector_rows)(t, plain, a, b, i, j, mr);                \
                 else if (width == PARTIAL) ROWS(mr, PARTIAL, 0);                                          \
                 else if ((mr == EV_MR || (mr % 4 == 0 && packed)) && EV_BY_LANES(t)) ROWS(mr, WHOLE, 1);  \
                 else ROWS(mr, WHOLE, 0);                                                                  \

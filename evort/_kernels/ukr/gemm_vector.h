@@ -13,23 +13,25 @@ static inline T EV_TYPED(lanes_sum)(V v)
     return part[0];
 }
 
-/* The sums of the lanes of four vectors, in shuffles of four numbers where vectors have as many. */
+/* The sums of the lanes of four vectors: by shuffles of pairs of them where vectors have as many lanes. */
 static inline __attribute__((always_inline)) void EV_TYPED(four_sums)(const V *x, T *to)
 {
 #if EV_VECTOR_BYTES >= 32
     typedef T quad __attribute__((vector_size(4 * sizeof(T))));
     typedef __typeof__(__builtin_choose_expr(sizeof(T) == 4, (int32_t)0, (int64_t)0)) lane;
-    typedef lane which __attribute__((vector_size(4 * sizeof(T))));
-    quad r[4];
-    for (int i = 0; i < 4; i++) {
-        union { V v; quad part[VW / 4]; } u = {x[i]};
-        r[i] = u.part[0];
-        for (int j = 1; j < VW / 4; j++) r[i] += u.part[j];
+    typedef lane which __attribute__((vector_size(EV_VECTOR_BYTES)));
+    which low, high, first, last; /* of each four lanes */
+    for (int i = 0; i < VW; i += 4) {
+        low[i] = i, low[i + 1] = VW + i, low[i + 2] = i + 1, low[i + 3] = VW + i + 1;
+        high[i] = i + 2, high[i + 1] = VW + i + 2, high[i + 2] = i + 3, high[i + 3] = VW + i + 3;
+        first[i] = i, first[i + 1] = i + 1, first[i + 2] = VW + i, first[i + 3] = VW + i + 1;
+        last[i] = i + 2, last[i + 1] = i + 3, last[i + 2] = VW + i + 2, last[i + 3] = VW + i + 3;
     }
-    const which low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
-    const quad ab = __builtin_shuffle(r[0], r[1], low) + __builtin_shuffle(r[0], r[1], high);
-    const quad cd = __builtin_shuffle(r[2], r[3], low) + __builtin_shuffle(r[2], r[3], high);
-    const quad sums = __builtin_shuffle(ab, cd, first) + __builtin_shuffle(ab, cd, last);
+    const V ab = __builtin_shuffle(x[0], x[1], low) + __builtin_shuffle(x[0], x[1], high);
+    const V cd = __builtin_shuffle(x[2], x[3], low) + __builtin_shuffle(x[2], x[3], high);
+    const union { V v; quad part[VW / 4]; } u = {__builtin_shuffle(ab, cd, first) + __builtin_shuffle(ab, cd, last)};
+    quad sums = u.part[0];
+    for (int j = 1; j < VW / 4; j++) sums += u.part[j];
     memcpy(to, &sums, sizeof sums);
 #else
     for (int i = 0; i < 4; i++) to[i] = EV_TYPED(lanes_sum)(x[i]);

@@ -30,6 +30,7 @@ typedef struct ev_ukr {
     const char *isa;
     int64_t mr; /* rows that gemm_f32 and gemm_f64 take at a time: the width of packed panels of A, */
     int packs_a; /* which are faster than rows of A where they lie, whatever the packing costs */
+    int masks;   /* whether they read no more of rows of B than its n columns */
 #define EV_UKERNEL(name, args) void (*name) args;
 #include "ukernels.inc"
 #undef EV_UKERNEL
