@@ -8,7 +8,8 @@ accuracy  each scheme of both tools, with the same calibration samples, judged o
           evort's own tool tells its user. Agreement has its 95 % confidence interval, and is missed where it is less
           than onnxruntime's by more than chance
 memory    a static int8 model beside evort's float32 weights and arena: its own, and the peak of resident memory that a
-          session of it adds to a process, a first one (with the pages of evort's code that it touches) and a second
+          session of it adds to a process: a first one (with the pages of evort's code that it touches), a second, and
+          a second one that starts from a kept plan
 latency   static int8 / evort float32 / onnxruntime's int8 (the faster of static and dynamic), alternating, one thread
 tool      peak memory of `evort quantize` on a model of 67 MB, in parts of its size
 
@@ -137,10 +138,10 @@ def forget():  # the peak so far
 with numpy.load(sys.argv[1]) as data:
     feeds = {key: data[key] for key in data.files}
 kept = []
-for path in sys.argv[2:]:
+for path in sys.argv[3:]:
     forget()
     before = now("VmRSS")
-    session = evort.load(path, threads=1)
+    session = evort.load(path, threads=1, cache=sys.argv[2] or None)
     for _ in range(2):
         session.run(feeds)
     print(now("VmHWM") - before)
@@ -148,18 +149,26 @@ for path in sys.argv[2:]:
 """
 
 
-def resident(file: Path, feeds: Path, folder: Path) -> tuple[int, int]:
+def resident(file: Path, feeds: Path, folder: Path) -> dict[str, int]:
     """Bytes of resident memory that a first and a second session of a model add to a process, at their peaks; results
-    of a run among them. Each has a file of its own, so that nothing is shared."""
+    of a run among them; and a second one from a plan that a process before has kept. Each has a file of its own, so
+    that nothing is shared."""
     copies = [folder / f"resident{i}.etm" for i in range(2)]
     for copy in copies:
         shutil.copy(file, copy)
-    command = [sys.executable, "-P", "-c", RESIDENT, feeds, *copies]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+
+    def measured(plans: str) -> list[int]:
+        command = [sys.executable, "-P", "-c", RESIDENT, feeds, plans, *copies]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+        return [int(number) for number in done.stdout.split()]
+
+    first, second = measured("")
+    with tempfile.TemporaryDirectory() as plans:
+        measured(plans)
+        _, kept = measured(plans)
     for copy in copies:
         copy.unlink()
-    first, second = map(int, done.stdout.split())
-    return first, second
+    return {"resident": first, "second": second, "kept": kept}
 
 
 def memory(name: str, folder: Path, store: Store, timeout: float) -> dict[str, Any]:
@@ -180,7 +189,7 @@ def memory(name: str, folder: Path, store: Store, timeout: float) -> dict[str, A
             session.run(given)
             used = session.memory()
             found[what] = {"arena": used.arena, "weights": os.stat(path).st_size}
-            found[what]["resident"], found[what]["second"] = resident(path, feeds, folder)
+            found[what] |= resident(path, feeds, folder)
         return found
 
     return store.get(f"memory/{name}", make)
@@ -334,6 +343,7 @@ def speed_table(store: Store, names: list[str]) -> Table | None:
         "/ onnxruntime int8",
         "weights + arena",
         "a session adds",
+        "with a kept plan",
         "the first adds",
     ):
         table.add_column(head, justify="right")
@@ -346,13 +356,14 @@ def speed_table(store: Store, names: list[str]) -> Table | None:
             peers = [t for label, t in times.items() if label.startswith("onnxruntime") and "int8" in label]
             cells = [f"{mine:.3f}", mark(f"{real:.2f}", real <= LATENCY_BAR)]
             cells.append(mark(f"{mine / min(peers):.2f}", mine < min(peers)) if peers else "")
-        cells += ["", "", ""]
+        cells += ["", "", "", ""]
         if "int8" in used:
             whole = used["float32"]["arena"] + used["float32"]["weights"]
             planned = (used["int8"]["arena"] + used["int8"]["weights"]) / whole
-            shares = (planned, used["int8"]["second"] / whole)
-            cells[3:] = [*(mark(f"{share:.2f}", share <= MEMORY_BAR) for share in shares),
-                         f"{used['int8']['resident'] / whole:.2f}"]  # fmt: skip
+            added = [used["int8"].get(key) for key in ("second", "kept")]
+            shares = [planned, *(None if n is None else n / whole for n in added)]
+            cells[3:6] = ["" if share is None else mark(f"{share:.2f}", share <= MEMORY_BAR) for share in shares]
+            cells[6] = f"{used['int8']['resident'] / whole:.2f}"
         if any(cells):
             table.add_row(name, *cells)
     return table if table.row_count else None
