@@ -299,9 +299,10 @@ def _enough(runs: int, spent: float, seconds: float) -> bool:
 
 
 def _layer(owner: Mapping[str, str], node: Node) -> str | None:
-    """The layer of the float graph that a node's time counts for: what casts and moved operators write is named after
-    the tensor of that graph, with suffixes."""
-    for name in node.outputs:
+    """The layer of the float graph that a node's time counts for: that which it is named after, as a step that does a
+    pool along with a product is. What casts and moved operators write is named after the tensor of that graph, with
+    suffixes."""
+    for name in (node.name, *node.outputs):
         while name:
             if name in owner:
                 return owner[name]

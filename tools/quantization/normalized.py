@@ -52,8 +52,8 @@ def in_bytes(real: Model, model: Model, names: Sequence[str], data: Calibration,
     """An integer model with bytes in these of its tensors (`spots`), as long as they are what its arena is for, and but
     for those with which it would lose too much. real: the float model; noise: that of a model's outputs over their
     signal."""
-    writer = {node.outputs[0]: node for node in model.graph.nodes}
-    left = [name for name in names if (writer[name].domain, writer[name].op) == ("", "QLinearConv")]
+    integer = {node.outputs[0] for node in model.graph.nodes if node.op == "QLinearConv" and not node.domain}
+    left = [name for name in names if name in integer]
     if not left:
         return model
     ranges = {name: Channels() for name in left}
@@ -87,11 +87,12 @@ class Channels:
         """(scale of each channel, zero point) of uint8. room: how much further than what was seen they reach; gain:
         what a channel is multiplied by once its variance is 1."""
         low, high = (np.abs(end) * room for end in (self.low, self.high))
+        none = (low == 0) & (high == 0)  # any scale is right
         weight = np.square(gain) / np.where(self.variance > 0, self.variance, np.inf)
         best, least = (np.ones_like(low), 0), np.inf
         for zero in range(256):
             with np.errstate(divide="ignore", invalid="ignore"):
-                scale = np.fmax(np.fmax(low / zero, high / (255 - zero)), np.finfo(np.float32).tiny)
+                scale = np.where(none, 1, np.fmax(low / zero, high / (255 - zero)))
                 error = float(np.sum(np.square(scale) * weight))
             if np.isfinite(scale).all() and error < least:
                 best, least = (scale, zero), error
