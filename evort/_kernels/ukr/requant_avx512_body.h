@@ -32,31 +32,45 @@ static inline __m512 EV_FN(qresidual)(const ev_requant *q, int64_t at, __mmask16
     return _mm512_cvtepi32_ps(centred) * _mm512_set1_ps(q->residual_scale);
 }
 
-/* n <= 16 columns. */
+/* n <= 16 columns. raw: of int32. */
 static inline __attribute__((always_inline)) void EV_FN(qfinish_columns)(const ev_requant *q, const ev_sums *s,
                                                                          const float least, const float most,
-                                                                         const int folds, const int gelu)
+                                                                         const int raw, const int folds, const int gelu)
 {
     const __mmask16 there = (__mmask16)((1u << s->n) - 1);
     const int whole_bias = q->bias && q->bias_type == EV_INT32, bias_rows = whole_bias && q->bias_axis == EV_BIAS_ROW;
-    const int64_t size = q->type == EV_FLOAT ? 4 : q->type == EV_INT16 ? 2 : 1;
+    const int64_t size = raw || q->type == EV_FLOAT ? 4 : q->type == EV_INT16 ? 2 : 1;
+    const int32_t alpha = raw ? q->alpha : 1;
     const float divisor = folds ? q->y_scale : 1.0f;
     __m512i col = s->col_add ? _mm512_loadu_si512(s->col_add) : _mm512_setzero_si512();
-    __m512 bias = _mm512_setzero_ps(), scale = _mm512_set1_ps(q->scale[0]);
+    if (raw) col = _mm512_mullo_epi32(col, _mm512_set1_epi32(alpha));
     if (whole_bias && !bias_rows)
         col = _mm512_add_epi32(col, _mm512_maskz_loadu_epi32(there, (const int32_t *)q->bias + s->j0));
-    else if (q->bias && !whole_bias)
-        bias = _mm512_maskz_loadu_ps(there, (const float *)q->bias + s->j0);
-    if (q->scale_axis == EV_BIAS_COLUMN) scale = _mm512_maskz_loadu_ps(there, q->scale + s->j0);
-    scale = _mm512_set1_ps(q->factor) * scale / _mm512_set1_ps(divisor);
-    const __m512 inverse = _mm512_set1_ps(1.0f / q->y_scale);
+    __m512 bias = _mm512_setzero_ps(), scale = bias, inverse = bias;
+    if (!raw) {
+        if (q->bias && !whole_bias) bias = _mm512_maskz_loadu_ps(there, (const float *)q->bias + s->j0);
+        if (q->scale_axis == EV_BIAS_COLUMN) scale = _mm512_maskz_loadu_ps(there, q->scale + s->j0);
+        else scale = _mm512_set1_ps(q->scale[0]);
+        scale = _mm512_set1_ps(q->factor) * scale / _mm512_set1_ps(divisor);
+        inverse = _mm512_set1_ps(1.0f / q->y_scale);
+    }
     const __m512i zero = _mm512_set1_epi32(q->y_zero);
     char *c = (char *)s->c + (s->i0 * s->ldc + s->j0) * size;
     for (int64_t i = 0; i < s->m; i++, c += s->ldc * size) {
-        const int32_t row = (s->row_add ? s->row_add[i] : 0) + (bias_rows ? ((const int32_t *)q->bias)[s->i0 + i] : 0);
-        const __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(s->sum + i * EV_QNR), _mm512_set1_epi32(row));
+        const int32_t row = (s->row_add ? s->row_add[i] * alpha : 0) + (bias_rows ? ((const int32_t *)q->bias)[s->i0 + i] : 0);
+        __m512i sum = _mm512_loadu_si512(s->sum + i * EV_QNR);
+        if (raw && alpha != 1) sum = _mm512_mullo_epi32(sum, _mm512_set1_epi32(alpha));
+        sum = _mm512_add_epi32(_mm512_add_epi32(sum, _mm512_set1_epi32(row)), col);
+        if (raw) {
+            if (q->beta) {
+                const __m512i was = _mm512_maskz_loadu_epi32(there, c);
+                sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(was, _mm512_set1_epi32(q->beta)));
+            }
+            _mm512_mask_storeu_epi32(c, there, sum);
+            continue;
+        }
         if (q->scale_axis == EV_BIAS_ROW) scale = _mm512_set1_ps(q->factor * q->scale[s->i0 + i] / divisor);
-        __m512 x = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, col)) * scale;
+        __m512 x = _mm512_cvtepi32_ps(sum) * scale;
         if (!folds) {
             x += bias;
             if (q->residual) x += EV_FN(qresidual)(q, (s->i0 + i) * q->ldr + s->j0, there);
@@ -78,21 +92,22 @@ static inline __attribute__((always_inline)) void EV_FN(qfinish_columns)(const e
 
 static void EV_FN(qfinish)(const ev_requant *q, const ev_sums *s)
 {
-    const int folds = EV_FN(qfolds)(q), gelu = q->activation == EV_ACT_GELU && q->type != EV_INT16;
+    const int raw = q->type == EV_INT32, folds = EV_FN(qfolds)(q), gelu = q->activation == EV_ACT_GELU && q->type != EV_INT16;
     const int simple = q->activation == EV_ACT_NONE || (q->type != EV_FLOAT && (q->activation == EV_ACT_RELU || gelu));
     const int rows = q->bias && q->bias_type == EV_FLOAT && q->bias_axis == EV_BIAS_ROW;
-    if (q->type == EV_INT32 || s->wide || q->range || rows || !(folds || simple)) {
+    if (s->wide || !(raw || (!q->range && !rows && (folds || simple)))) {
         ev_ukr_table__avx2.qfinish(q, s);
         return;
     }
-    float least, most;
-    EV_FN(qlimits)(q, &least, &most);
+    float least = 0.0f, most = 0.0f;
+    if (!raw) EV_FN(qlimits)(q, &least, &most);
     ev_sums part = *s;
     for (int64_t j = 0; j < s->n; j += EV_QNR, part.j0 += EV_QNR, part.sum += EV_QNR) {
         part.n = s->n - j < EV_QNR ? s->n - j : EV_QNR;
-        if (folds) EV_FN(qfinish_columns)(q, &part, least, most, 1, 0);
-        else if (gelu) EV_FN(qfinish_columns)(q, &part, least, most, 0, 1);
-        else EV_FN(qfinish_columns)(q, &part, least, most, 0, 0);
+        if (raw) EV_FN(qfinish_columns)(q, &part, least, most, 1, 0, 0);
+        else if (folds) EV_FN(qfinish_columns)(q, &part, least, most, 0, 1, 0);
+        else if (gelu) EV_FN(qfinish_columns)(q, &part, least, most, 0, 0, 1);
+        else EV_FN(qfinish_columns)(q, &part, least, most, 0, 0, 0);
     }
 }
 #pragma GCC pop_options
