@@ -19,8 +19,9 @@ pixel gives to a row of the result, [kernel's width][channels], are the channels
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_NHWC_BYTES, EV_NHWC_DOTS, EV_NHWC_HALVES, EV_NHWC_NR, EV_NHWC_TAPS,
-                                  EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call, ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_winograd,
+from evort._kernels.core cimport (EV_ACT_NONE, EV_BIAS_COLUMN, EV_FLOAT, EV_NHWC_BYTES, EV_NHWC_DOTS, EV_NHWC_HALVES,
+                                  EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call,
+                                  ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_winograd, ev_requant, ev_sums,
                                   ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
                                      row_factors, take_linear)
@@ -46,6 +47,7 @@ cdef enum:
     MOST_TAPS = 256
     MOST_POOL = 28               # EV_NHWC_POOL
     POSITIONS = 252              # whose sums are transposed at a time
+    FEW = 16                     # positions: no bands of them, whose taps would not be one run of bytes; no rows of floats
 
 
 cdef inline int64_t ceil_div(int64_t a, int64_t b) noexcept nogil:
@@ -94,7 +96,8 @@ cdef bint take_window(Geometry *g, const int64_t *v, bint columns) noexcept nogi
     if columns and (g.d != 1 or g.out_d != 1 or g.kernel_d != 1 or g.pad_d != 0):
         return False
     if (g.d == g.out_d == g.kernel_d == g.h == g.out_h == g.kernel_h == 1 and g.pad_h == 0 and g.turns == 1
-            and not g.sums and not columns):     # one axis: bands cut it
+            and not g.sums and not columns
+            and (g.c % 4 == 0 or g.dilation_w > 1 or g.out_w >= FEW)):   # one axis: bands cut it
         g.h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h = (
             g.w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w)
         g.pool_h = g.pool_w

@@ -31,6 +31,23 @@ cdef void turned_rows(const Task *t, ev_nhwc_conv *k, int64_t image, int64_t fir
     k.x = x
 
 
+cdef void few_floats(const Job *job, const ev_nhwc_conv *k, int64_t n, const int32_t *sums, float *rows, float *y,
+                     int64_t ld) noexcept nogil:
+    """Floats of n positions' sums, position by position, as rows of so few numbers would take a call each."""
+    cdef ev_requant q
+    cdef ev_sums s
+    cdef int64_t p
+    memset(&q, 0, sizeof(q))
+    memset(&s, 0, sizeof(s))
+    q.type, q.scale, q.scale_axis, q.factor, q.range = EV_FLOAT, k.scale, EV_BIAS_COLUMN, 1, job.finish.range
+    s.m, s.n, s.c = 1, k.channels, rows
+    for p in range(n):
+        s.sum = sums + p * k.ldy
+        s.c = rows + p * k.ldy
+        K.qfinish(&q, &s)
+    K.move_transpose(4, k.channels, n, rows, k.ldy, y, ld)
+
+
 cdef void leave_any(const Task *t, ev_nhwc_conv *k, int64_t n, int64_t at, int64_t m, char *scratch) noexcept nogil:
     """Results of any type for n positions of k's channels, from channel m of the result on, the first at `at`."""
     cdef const Job *job = &t.job
@@ -45,6 +62,9 @@ cdef void leave_any(const Task *t, ev_nhwc_conv *k, int64_t n, int64_t at, int64
         some = min(n - p, <int64_t> POSITIONS)
         k.y = <uint8_t *> (scratch + g.at_y) - p * 4 * ldy
         K.nhwc_conv(k, p, p + some)
+        if n < FEW and z == NULL and job.finish.type == EV_FLOAT and job.finish.activation == EV_ACT_NONE:
+            few_floats(job, k, n, <int32_t *> (scratch + g.at_y), <float *> turned, <float *> job.o.y.data + at + m * all_, all_)
+            return
         K.move_transpose(4, k.channels, some, scratch + g.at_y, ldy, turned, pitch)
         for c in range(k.channels):
             to = at + (m + c) * all_ + p

@@ -325,18 +325,20 @@ def bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
 
 def _packs(c: Call, window: Window) -> bool:
     """Whether a convolution whose operands lie channels first takes the kernels for those that lie channels last, which
-    move them on the way: single pixels lie the same either way, and Winograd's convolution makes up for it."""
+    move them on the way: single pixels lie the same either way, few positions would leave vectors of them empty, and
+    Winograd's convolution makes up for it."""
     pixel = _pixels(c)
-    if c.kernel in _FIRST or c["group"] != 1 or not (pixel or c.kernel or window.kernel[-2:] == (3, 3)):
+    few = math.prod(window.out) < _LANES
+    if c.kernel in _FIRST or c["group"] != 1 or not (pixel or few or c.kernel or window.kernel[-2:] == (3, 3)):
         return False
     from evort._kernels.core import channels_last
 
     found = last_ints(c, window) if channels_last() else None
     if found is None or found[1]:
         return False
-    from evort._kernels.qnhwc import winograd
+    from evort._kernels.qnhwc import wide, winograd
 
-    return bool(pixel or c.kernel) or winograd(found[0])
+    return bool(pixel or (few and not wide()) or c.kernel) or winograd(found[0])
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:

@@ -122,6 +122,19 @@ def test_conv_that_moves_what_pays(isa: str, x: tuple[int, ...], types: str, flo
     assert driver in ({"qnhwc.linear"} if x[2] == 1 and core.channels_last() else {"qconv.linear", "qnhwc.winograd"})
 
 
+@pytest.mark.parametrize("y", ["f", "u8"])
+@pytest.mark.parametrize(
+    "x, w, stride", [((1, 1, 40), (70, 1, 16), 8), ((2, 6, 7), (130, 6, 3), 2), ((1, 1, 70), (9, 1, 7), 4)]
+)
+def test_conv_of_few_positions(isa: str, x: tuple[int, ...], w: tuple[int, ...], stride: int, y: str) -> None:
+    """Whose channels fill vectors, not its positions; of one channel, the taps are a run of bytes."""
+    inputs = operands(x, w, w[0], 0, f"u8 s8 {y}", True, zeros="none")
+    for act in ({}, {"activation": "Relu"}):
+        driver = same("QLinearConv", inputs, {"strides": [stride], **act}, 1)
+        few = isa == "avx512vnni" and (x[2] - w[2]) // stride < 15
+        assert driver == ("qnhwc.linear" if few else "qconv.linear") or not core.channels_last()
+
+
 @pytest.mark.parametrize("kernel, channels", [(1, 65536), (3, 7281), (4, 4096)])  # K up to 65,536
 @pytest.mark.parametrize("x_value, w_value", [(255, 127), (255, -128), (-128, -128), (127, -128), (255, 255)])
 def test_extremes_of_any_depth(isa: str, kernel: int, channels: int, x_value: int, w_value: int) -> None:

@@ -44,7 +44,7 @@ static void fill_finish(int64_t n, int64_t channels, int64_t products, int32_t *
 
 void check_nhwc_conv(void)
 {
-    static const int64_t CHANNELS[] = {1, 15, 16, 17, 24, 32, 40, 48, 63, 64}, QUADS[] = {1, 2, 5}, ENDS[] = {1, 6, 7, 8, 15};
+    static const int64_t CHANNELS[] = {1, 15, 16, 17, 24, 32, 40, 48, 63, 64}, QUADS[] = {1, 2, 5}, ENDS[] = {1, 3, 6, 7, 8, 15};
     static const int32_t pool[] = {0};
     char what[96];
     EACH(c, CHANNELS) EACH(q, QUADS) EACH(e, ENDS) for (int kind = 0; kind < 16; kind++) {

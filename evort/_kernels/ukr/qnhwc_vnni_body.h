@@ -299,14 +299,14 @@ static __attribute__((noinline)) void EV_FN(nhwc_finish)(const ev_nhwc_conv *g, 
 #undef COLUMNS
 }
 
-/* Seven positions by nv vectors; half: of the last one (nv 1 or 2) the first half, which takes half the time. Sums are named
+/* mr positions by nv vectors; half: of the last one (nv 1 or 2) the first half, which takes half the time. Sums are named
  * variables, as GCC keeps arrays of vectors in memory; the last of four vectors of weights is an operand in memory, as 28
  * sums, three of weights and one of the image are all registers. */
 #define EV_POSITIONS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6)
 static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc_conv *g, const uint8_t *const *x,
-                                                                   int32_t *sum, const int nv, const int half)
+                                                                   int32_t *sum, const int nv, const int half, const int mr)
 {
-#define X(i) const uint8_t *x##i = x[i];
+#define X(i) const uint8_t *x##i = x[i < mr ? i : 0];
     EV_POSITIONS(X)
 #undef X
     const int8_t *w = g->w;
@@ -323,7 +323,8 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
             const __m512i w0 = _mm512_loadu_si512(w), w1 = nv > 1 ? _mm512_loadu_si512(w + 64) : w0;
             const __m512i w2 = nv > 2 ? _mm512_loadu_si512(w + 128) : w0;
 #define X(i)                                                                                                      \
-    if (nv == 4) {                                                                                                \
+    if (i >= mr) {                                                                                                \
+    } else if (nv == 4) {                                                                                         \
         __m512i t;                                                                                                \
         __asm__("vpbroadcastd %[x], %[t]\n\tvpdpbusd %[w0], %[t], %[a]\n\tvpdpbusd %[w1], %[t], %[b]\n\t"         \
                 "vpdpbusd %[w2], %[t], %[c]\n\tvpdpbusd %[w3], %[t], %[d]"                                        \
@@ -343,13 +344,13 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
             EV_POSITIONS(X)
 #undef X
         }
-#define X(i)                                                                 \
-    if (half && nv == 1) a##i = _mm512_zextsi256_si512(h##i);                \
-    _mm512_store_si512(sum + i * EV_NHWC_NR, a##i);                          \
-    if (half) b##i = _mm512_zextsi256_si512(h##i);                           \
-    if (nv > 1) _mm512_store_si512(sum + i * EV_NHWC_NR + 16, b##i);         \
-    if (nv > 2) _mm512_store_si512(sum + i * EV_NHWC_NR + 32, c##i);         \
-    if (nv > 3) _mm512_store_si512(sum + i * EV_NHWC_NR + 48, d##i);
+#define X(i)                                                                  \
+    if (half && nv == 1) a##i = _mm512_zextsi256_si512(h##i);                 \
+    if (mr > i) _mm512_store_si512(sum + i * EV_NHWC_NR, a##i);               \
+    if (half) b##i = _mm512_zextsi256_si512(h##i);                            \
+    if (nv > 1 && mr > i) _mm512_store_si512(sum + i * EV_NHWC_NR + 16, b##i); \
+    if (nv > 2 && mr > i) _mm512_store_si512(sum + i * EV_NHWC_NR + 32, c##i); \
+    if (nv > 3 && mr > i) _mm512_store_si512(sum + i * EV_NHWC_NR + 48, d##i);
     EV_POSITIONS(X)
 #undef X
 }
@@ -393,13 +394,16 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
                 if (++column == g->width) column = 0, from += wrap;
             }
             switch ((g->channels + 7) / 8) {
-            case 1: EV_FN(nhwc_dots)(g, x, sum, 1, 1); break;
-            case 2: EV_FN(nhwc_dots)(g, x, sum, 1, 0); break;
-            case 3: EV_FN(nhwc_dots)(g, x, sum, 2, 1); break;
-            case 4: EV_FN(nhwc_dots)(g, x, sum, 2, 0); break;
+            case 1: EV_FN(nhwc_dots)(g, x, sum, 1, 1, MR); break;
+            case 2: EV_FN(nhwc_dots)(g, x, sum, 1, 0, MR); break;
+            case 3: EV_FN(nhwc_dots)(g, x, sum, 2, 1, MR); break;
+            case 4: EV_FN(nhwc_dots)(g, x, sum, 2, 0, MR); break;
             case 5:
-            case 6: EV_FN(nhwc_dots)(g, x, sum, 3, 0); break;
-            default: EV_FN(nhwc_dots)(g, x, sum, 4, 0); break;
+            case 6: EV_FN(nhwc_dots)(g, x, sum, 3, 0, MR); break;
+            default: /* few positions leave no time to multiply by what is not there, as the weights come from L2 */
+                if (n - at == 1) EV_FN(nhwc_dots)(g, x, sum, 4, 0, 1);
+                else if (n - at <= 4) EV_FN(nhwc_dots)(g, x, sum, 4, 0, 4);
+                else EV_FN(nhwc_dots)(g, x, sum, 4, 0, MR);
             }
         }
         if (pooled > 1) EV_FN(nhwc_largest)(g, sums, n);
