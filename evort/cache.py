@@ -17,7 +17,9 @@ import os
 import stat
 import sys
 from _imp import source_hash  # of 64 bits, and there already
+from _thread import allocate_lock
 from collections.abc import Iterator
+from functools import cached_property
 from marshal import dumps, loads
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -25,15 +27,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evort._kernels import SHARED_OBJECT, core, preload
-from evort._kernels.executor import CONST
+from evort._kernels.executor import CONST, Programs, Ready, StepFailed, driver_capsule
 from evort.files import map_file, write_atomically
-from evort.programs import Programs, driver_capsule
+from evort.session import Session, import_planning, read_model
 
 if TYPE_CHECKING:
     from evort._kernels.core import Mapping
+    from evort.inputs import Value
     from evort.plan import Plan
     from evort.runner import Planned
-    from evort.session import Session
 
 _MAGIC = b"evortplan\x01\r\n\x00\x00\x00\x00"
 _HEADER = 32  # the magic, and 8 bytes each of hash and length
@@ -53,7 +55,8 @@ class Kept:
     """What a file has.
 
     file: the model's map. inputs, outputs: name, number of the element type, and shape with symbolic dimensions; plain:
-    name and NumPy dtype of the inputs; shapes: theirs that the plan is for; ready: what runs inputs of these shapes.
+    name and NumPy dtype of the inputs; shapes: theirs that the plan is for; ready: what runs inputs of these
+    shapes, and values where it is for some.
     """
 
     __slots__ = ("file", "inputs", "outputs", "plain", "ready", "shapes")
@@ -77,29 +80,72 @@ class Kept:
             reads=found["reads"],
         )
         writes = [(name, shape, dtypes[text]) for name, shape, text in found["writes"]]
-        self.ready: Programs | Switch = Programs(plan, writes, True, threads)
-        if found["switch"]:
-            given = {n: np.frombuffer(data, text).reshape(shape) for n, text, shape, data in found["given"]}
-            self.ready = Switch(self.ready, found["switch"], given)
+        programs, names = Programs(plan, writes, True, threads), [name for name, _ in self.plain]
+        given = {n: np.frombuffer(data, text).reshape(shape) for n, text, shape, data in found["given"]}
+        self.ready = Ready(self.shapes, programs, names, dict(found["switch"]), given)
 
 
-class Switch:
-    """A plan for certain values of small inputs. switch: their names and bytes; given: what else the plan reads."""
+class _OfModel:
+    """An attribute of a session that only the model tells, which is read when one is asked for. What a session has set
+    itself comes first."""
 
-    __slots__ = ("given", "programs", "switch")
-    alone, plan = False, None
+    def __set_name__(self, owner: type, name: str):
+        self.name = name
 
-    def __init__(self, programs: Programs, switch: tuple[tuple[str, bytes], ...], given: dict[str, np.ndarray]):
-        self.programs = programs
-        self.switch = switch
-        self.given = given
+    def __get__(self, session: KeptSession, owner: type) -> Any:
+        session.read_model()
+        return session.__dict__[self.name]
 
-    def follower(self, feeds: dict[str, Any]) -> tuple[Programs, dict[str, Any]] | None:
-        """As `evort.runner.Planned.follower`."""
-        for name, value in self.switch:
-            if feeds[name].tobytes() != value:
-                return None
-        return self.programs, {**feeds, **self.given}
+
+class KeptSession(Session):
+    """A session that runs a kept plan. The model is read where more than that is asked for."""
+
+    model, _backend, _runner, _dtypes, _mapped, _copied, _file = [_OfModel() for _ in range(7)]
+
+    def __init__(self, kept: Kept, source: str, options: dict[str, Any]):
+        self.threads, self.device = options["threads"], "cpu"
+        self._source, self._options = source, options
+        self._kept: Kept | None = kept
+        self._place = None
+        self._ready, self._plain = [kept.ready], kept.plain
+        self._gives = [name for name, *_ in kept.outputs]
+        self._lock = allocate_lock()
+
+    @cached_property
+    def inputs(self) -> list[Value]:
+        return self._values(self._kept.inputs)
+
+    @cached_property
+    def outputs(self) -> list[Value]:
+        return self._values(self._kept.outputs)
+
+    @staticmethod
+    def _values(found: list[tuple[str, int, Any]]) -> list[Value]:
+        from evort.inputs import Value
+        from evort.types import DType
+
+        return [Value(name, DType(number), shape) for name, number, shape in found]
+
+    def read_model(self) -> None:
+        """Reads the model; the session goes on as any other."""
+        with self._lock:
+            kept = self._kept
+            if kept is not None:
+                import_planning()
+                from evort._records import Uncollected
+
+                with Uncollected():
+                    file, model, copied = read_model(self._source, False, kept.file)
+                    self._open(model, file.nbytes_mapped, copied, file)
+                    self._plan_ahead({name: shape for (name, _), shape in zip(kept.plain, kept.shapes, strict=True)})
+                self._ready, self._kept = [], None
+
+    def _run(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
+        try:
+            return super()._run(inputs, into)
+        except StepFailed:  # the model has the words for it
+            self.read_model()
+            return self._run_checked(inputs, into)
 
 
 class Place:
@@ -147,7 +193,7 @@ class Place:
             return None  # planning says so in words
         return Kept(found, file, data[start:], self.threads)
 
-    def keep(self, session: Session, planned: Planned, shapes: tuple[tuple[int, ...], ...]) -> None:
+    def keep(self, session: Session, planned: Planned, feeds: dict[str, Any]) -> None:
         """Writes what runs inputs of these shapes, where that is one plan of drivers alone: no Python functions, text
         or sequences. A folder that cannot be written to is a warning, since the model runs without."""
         from evort.types import STORAGE  # not to run a plan
@@ -177,7 +223,7 @@ class Place:
                 "inputs": [(v.name, int(v.dtype), v.shape) for v in session.inputs],
                 "outputs": [(v.name, int(v.dtype), v.shape) for v in session.outputs],
                 "plain": [(name, dtype.str) for name, dtype in plain],
-                "shapes": shapes,
+                "shapes": tuple([feeds[name].shape for name, _ in plain]),
                 "switch": switch,
                 "given": [(name, array.dtype.str, array.shape, array.tobytes()) for name, array in given.items()],
                 "tensors": tensors,
@@ -250,4 +296,4 @@ def _private(folder: str) -> str:
     return folder
 
 
-__all__ = ["Kept", "Place", "Switch"]
+__all__ = ["Kept", "KeptSession", "Place"]

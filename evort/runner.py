@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from evort._kernels.executor import INPUT, Program, StepFailed
+from evort._kernels.executor import INPUT, Program, Programs, Ready, StepFailed
 from evort._records import Uncollected
 from evort.backends import CpuBackend
 from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph
 from evort.ops.base import Call
 from evort.plan import Bound, Plan, Stage, build, constant_specs
-from evort.programs import Programs
 from evort.types import STORAGE, DType, Spec, spec_of
 
 MAX_PLANS = 16
@@ -62,15 +61,20 @@ class Planned(Programs):
         names.update([name for name in plan.next.known if name in plan.reads])
         return list(names) if sum(plan.specs[name].nbytes for name in names) <= SMALL else []
 
-    def follower(self, feeds: dict[str, Any]) -> tuple[Planned, dict[str, np.ndarray]] | None:
-        """The plan that follows for these inputs, and its inputs, where that is known without running this one."""
-        if not self.switch:
-            return None
-        found = self.switched.get(tuple([feeds[name].tobytes() for name in self.switch]))
-        return None if found is None else (found[0], {**feeds, **found[1]})
+    def ready(self, feeds: dict[str, Any], names: list[str], stages: Any) -> Ready:
+        """The short way for inputs of these shapes, and of these values where they decide and that was remembered.
+        names: of the inputs in order; stages: what runs them through several stages, where it takes several."""
+        shapes = tuple([feeds[name].shape for name in names])
+        if self.alone:
+            return Ready(shapes, self, names, {}, {})
+        key = tuple([feeds[name].tobytes() for name in self.switch])
+        if key not in self.switched:
+            return Ready(shapes, None, names, {}, {}, stages)
+        following, given = self.switched[key]
+        return Ready(shapes, following, names, dict(zip(self.switch, key, strict=True)), given)
 
     def remember(self, feeds: dict[str, Any], following: Planned, env: dict[str, Any]) -> None:
-        """Has `follower` know what came of these inputs. env: all values after the run."""
+        """Keeps what came of these inputs, for `ready`. env: all values after the run."""
         if not self.switch or not following.alone:
             return
         kept = {name: env[name].copy() for name in self.plan.keep_ids if name not in feeds}

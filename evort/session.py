@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evort._kernels import core, preload
-from evort._kernels.executor import StepFailed, shapes_of
+from evort._kernels.executor import Ready, apart, run_ready
 
 if TYPE_CHECKING:
     from evort._kernels.core import Mapping
-    from evort.cache import Kept, Place
+    from evort.cache import Place
     from evort.etm import File
     from evort.graph import Graph, Model
     from evort.memory import Memory
@@ -24,18 +24,16 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "reference")
 MAX_SHAPES = 16  # whose plans are found the short way
-# What a session that began with a kept plan lacks, until it is asked for.
-_OF_MODEL = frozenset({"inputs", "outputs", "model", "_backend", "_runner", "_dtypes", "_mapped", "_copied", "_file"})
 _STORES = frozenset({"DequantizeLinear", "If", "Loop", "Scan"})  # itself, or in a graph that it holds
 
-_KEPT = ("evort.files", "evort.programs", "evort.cache")  # what running a kept plan takes
+_KEPT = ("evort.files", "evort.cache")  # what running a kept plan takes
 # What reading and planning a model takes, in the order that `preload` wants (tests/test_imports.py). A session with a
 # kept plan (evort.cache) does without all of it.
 _FIRST = ("evort.errors", "evort._records")
 _PLANNING = (
     "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation", "evort.ops.conv", "evort.ops.linear",
     "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.files", "evort.etm._reader", "evort.etm.",
-    "evort.programs", "evort.backends.", "evort.plan._planner", "evort.plan.", "evort.runner", "evort.inputs",
+    "evort.backends.", "evort.plan._planner", "evort.plan.", "evort.runner", "evort.inputs",
 )  # fmt: skip
 _importing = allocate_lock()
 
@@ -68,52 +66,9 @@ class Session:
         self.device = device
         self._source = source
         self._options = {"threads": threads, "device": device, "max_memory": max_memory, "shapes": shapes}
-        self._kept: Kept | None = None
         self._place: Place | None = None
-        # Plans of the first stage, by the shapes of the inputs: the short way of `_run`.
-        self._ready: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._ready: list[Ready] = []  # the short way of `_run`
         self._open(model, mapped, copied, file)
-
-    @classmethod
-    def _of_kept(cls, kept: Kept, source: str, options: dict[str, Any]) -> Session:
-        """A session that runs a kept plan. The model is read where more than that is asked for."""
-        self = cls.__new__(cls)
-        self.threads, self.device = options["threads"], "cpu"
-        self._source, self._options = source, options
-        self._kept, self._place = kept, None
-        self._ready, self._plain = {kept.shapes: kept.ready}, kept.plain
-        self._gives = [name for name, *_ in kept.outputs]
-        self._lock = allocate_lock()
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        """What only the model tells, of a session that has not read it."""
-        kept = self.__dict__.get("_kept")
-        if kept is None or name not in _OF_MODEL:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if name in ("inputs", "outputs"):
-            from evort.inputs import Value
-            from evort.types import DType
-
-            values = [Value(n, DType(number), shape) for n, number, shape in getattr(kept, name)]
-            setattr(self, name, values)
-            return values
-        self._read_model()
-        return self.__dict__[name]
-
-    def _read_model(self) -> None:
-        """Reads the model of a session that began with a kept plan, which goes on as any other."""
-        with self._lock:
-            kept = self._kept
-            if kept is not None:
-                import_planning()
-                from evort._records import Uncollected
-
-                with Uncollected():
-                    file, model, copied = _read(self._source, False, kept.file)
-                    self._open(model, file.nbytes_mapped, copied, file)
-                    self._plan_ahead({name: shape for (name, _), shape in zip(kept.plain, kept.shapes, strict=True)})
-                self._ready, self._kept = {}, None
 
     def _open(self, model: Model, mapped: int, copied: int, file: Any) -> None:
         """Sets up what is of the model."""
@@ -191,12 +146,10 @@ class Session:
 
         Raises InputError as `run` does.
         """
-        for array in outputs.values():
-            plain = isinstance(array, np.ndarray) and array.flags.c_contiguous and array.flags.writeable
-            if not plain or any(isinstance(x, np.ndarray) and np.may_share_memory(array, x) for x in inputs.values()):
-                from evort.inputs import check_targets
+        if type(inputs) is not dict or type(outputs) is not dict or not apart(inputs, outputs):
+            from evort.inputs import check_targets
 
-                check_targets(inputs, outputs)
+            check_targets(inputs, outputs)
         self._run(inputs, outputs)
 
     def __call__(self, *args: Any, **given: Any) -> Any:
@@ -208,8 +161,9 @@ class Session:
 
             feeds = named([name for name, _ in self._plain], args, given)
         results = self._run(feeds, None)
-        outs = tuple([results[name] for name in self._gives])
-        return outs[0] if len(outs) == 1 else outs
+        if len(self._gives) == 1:
+            return results[self._gives[0]]
+        return tuple([results[name] for name in self._gives])
 
     def profile(self, inputs: dict[str, Any]) -> list[tuple[Plan, np.ndarray]]:
         """Runs the model once, timed: for each stage, its plan and the nanoseconds of each of its rows (its steps,
@@ -239,25 +193,8 @@ class Session:
 
     def _run(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
         """The short way for arrays that need no conversion, of shapes that have been run before; else the long one."""
-        planned = self._ready.get(shapes_of(inputs, self._plain))
-        if planned is not None:
-            feeds = inputs
-            if not planned.alone:
-                follower = planned.follower(inputs)
-                if follower is not None:
-                    planned, feeds = follower
-            try:
-                if planned.alone:
-                    if into is None:
-                        return planned.call(feeds)
-                    if planned.fits(into):
-                        planned.call_into(feeds, into)
-                        return into
-                elif into is None and planned.plan is not None:
-                    return self._runner.run(inputs, None, self._dtypes, None, planned)
-            except StepFailed:  # of a kept plan: the model has the words for it
-                self._read_model()
-        return self._run_checked(inputs, into)
+        results = run_ready(self._ready, self._plain, inputs, into)
+        return self._run_checked(inputs, into) if results is None else results
 
     def _run_checked(self, inputs: dict[str, Any], into: dict[str, np.ndarray] | None) -> dict[str, Any]:
         feeds, dtypes = self._feeds(inputs)
@@ -270,13 +207,16 @@ class Session:
 
             check_outputs(self.outputs, planned.plan, into)
         results = runner.run(feeds, into, dtypes, None, planned)
-        if len(self._ready) >= MAX_SHAPES:
-            self._ready.clear()
-        shapes = tuple([feeds[name].shape for name, dtype in self._plain if dtype is not None])
-        self._ready[shapes] = planned
+        if all(feeds[name] is inputs[name] for name in feeds):
+            names = [name for name, _ in self._plain]
+            ready = planned.ready(feeds, names, lambda given: runner.run(given, None, dtypes, None, planned))
+            if len(self._ready) >= MAX_SHAPES:
+                self._ready.clear()
+            if all(other.key != ready.key for other in self._ready):
+                self._ready.append(ready)
         place, self._place = self._place, None
         if place is not None:
-            place.keep(self, planned, shapes)
+            place.keep(self, planned, feeds)
         return results if len(results) == len(self._gives) else {name: results[name] for name in self._gives}
 
     def _feeds(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, DType]]:
@@ -337,14 +277,14 @@ def load(
     if folder and path is not None and device == "cpu" and shadow is None and not adaptive and not checksum:
         if "evort.cache" not in sys.modules:
             preload(_KEPT)
-        from evort.cache import Place
+        from evort.cache import KeptSession, Place
         from evort.files import map_file
 
         mapped, status = map_file(path)
         place = Place(folder, path, status, options["threads"], shapes, max_memory)
         kept = place.find(mapped)
         if kept is not None:
-            return Session._of_kept(kept, path, {**options, "cache": cache})
+            return KeptSession(kept, path, {**options, "cache": cache})
     import_planning()
     from evort._records import Uncollected
 
@@ -354,7 +294,7 @@ def load(
             from evort.shadow import ShadowedSession as make
         elif adaptive:
             from evort.adaptive import AdaptiveSession as make
-        file, model, copied = _read(source if path is None else path, checksum, mapped)
+        file, model, copied = read_model(source if path is None else path, checksum, mapped)
         session = make(
             model,
             source=bytes(source) if path is None else path,
@@ -396,7 +336,7 @@ def _threads(threads: int | None) -> int:
     return threads
 
 
-def _read(source: Any, checksum: bool, mapped: Mapping | None) -> tuple[File, Model, int]:
+def read_model(source: Any, checksum: bool, mapped: Mapping | None) -> tuple[File, Model, int]:
     """A file, its model with the floats that it stores otherwise, and the bytes of it that are copies."""
     from evort.etm import read
 
@@ -421,4 +361,4 @@ def _reload(source: str | bytes, options: dict[str, Any]) -> Session:
     return load(source, **options)
 
 
-__all__ = ["DEVICES", "Session", "load"]
+__all__ = ["DEVICES", "Session", "import_planning", "load", "read_model"]

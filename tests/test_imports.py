@@ -23,7 +23,7 @@ LAYERS = [
     "_version",
     "errors",
     "_kernels",
-    "files programs",
+    "files",
     "types",
     "graph",
     "sparse",
@@ -123,7 +123,7 @@ def test_what_every_start_needs_is_preloaded(tmp_path, kept):
     families = ["conv", "gemm", "linear", "pooling"]
     assert [name for name in found if name.split(".")[-1] not in families] == ["evort._kernels", "evort._kernels.core"]
     if kept:
-        own = ["cache", "executor", "files", "programs", "session"]
+        own = ["cache", "executor", "files", "session"]
         assert sorted(name.split(".")[-1] for name in modules) == sorted(["_kernels", "core", *own, *families])
 
 

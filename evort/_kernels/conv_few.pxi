@@ -69,6 +69,7 @@ def few_scratch(int64_t m, int64_t n, int64_t k, bint chosen) -> int:
 
 
 cdef int few_f32(const ev_call *c) noexcept nogil:
+    """As read_call says. With six operands, the last one has the weights, without taps that never meet the image."""
     cdef Shape s
     cdef ev_tile t
     cdef ev_epilogue e
@@ -78,6 +79,8 @@ cdef int few_f32(const ev_call *c) noexcept nogil:
     cdef const float *x
     read_call(c, &s)
     clamp_of(c, &lo, &hi)
+    if c.n_in > 5:
+        s.w = operand(c, 5)
     rows, channels = s.m // s.groups, s.c // s.groups
     k = channels * s.taps
     memset(&t, 0, sizeof(t))

@@ -3,13 +3,15 @@
 A `Program` is a plan made executable: C structs for its tensors and calls, and an arena of its own. It holds no
 weights (their memory is shared) and is used by one thread at a time; a session keeps as many as it has callers.
 """
+from importlib import import_module
+
 import numpy as np
 
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from evort._kernels.core cimport (EV_INT8, EV_MAX_RANK, EV_OK, EV_UINT8, address, ev_call, ev_driver, ev_tensor, register,
                                   run_begins, run_ends)
@@ -24,7 +26,6 @@ cdef enum:
     FETCHED = 4096               # bytes of weights that are worth fetching ahead
 
 cdef int64_t ALIGN = 64
-cdef object empty = np.empty
 cnp.import_array()
 
 
@@ -33,22 +34,6 @@ cdef inline void *data_of(object array) except? NULL:
     if cnp.PyArray_CheckExact(array) and cnp.PyArray_IS_C_CONTIGUOUS(array):
         return cnp.PyArray_DATA(array)
     return address(array)
-
-
-def shapes_of(inputs, list plain) -> tuple | None:
-    """The shapes of inputs by name, in the order of plain, where they are a dict of C-contiguous arrays with the names and
-    NumPy dtypes that it has; else None."""
-    cdef tuple wanted
-    cdef list shapes = []
-    cdef object array
-    if type(inputs) is not dict or len(<dict> inputs) != len(plain):
-        return None
-    for wanted in plain:
-        array = (<dict> inputs).get(wanted[0])
-        if not cnp.PyArray_CheckExact(array) or not cnp.PyArray_IS_C_CONTIGUOUS(array) or array.dtype is not wanted[1]:
-            return None
-        shapes.append(array.shape)
-    return tuple(shapes)
 
 
 cdef int64_t now() noexcept nogil:
@@ -308,7 +293,8 @@ cdef class Program:
     def call(self, dict feeds, list reads, list writes) -> dict:
         """Runs all steps on feeds by name, giving new arrays by name. reads: the inputs' names; writes: (name, shape,
         dtype) of the outputs."""
-        cdef list outputs = [empty(shape, dtype) for _, shape, dtype in writes]
+        cdef tuple write
+        cdef list outputs = [blank(write) for write in writes]
         self.run([feeds[name] for name in reads], outputs)
         return {write[0]: array for write, array in zip(writes, outputs)}
 
@@ -334,3 +320,6 @@ class StepFailed(Exception):
         super().__init__(step, status)
         self.step = step
         self.status = status
+
+
+include "programs.pxi"

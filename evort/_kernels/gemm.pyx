@@ -17,9 +17,10 @@ few rows, B is read where it lies, as packing it would cost as much as using it.
 Bias, residual and clamping activations are applied by the micro-kernel as it stores; the rest by a second pass over
 the block. A convolution supplies B through a callback, so that no im2col matrix is ever built.
 """
-from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_COLUMN, EV_BIAS_ROW, EV_MR_UNIT,
-                                  EV_NR_F32, EV_NR_F64, ev_epilogue, ev_tile, ev_ukr, parallel_for, ukernels)
+from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_COLUMN, EV_BIAS_NONE, EV_BIAS_ROW,
+                                  EV_MR_UNIT, EV_NR_F32, EV_NR_F64, ev_epilogue, ev_tile, ev_ukr, parallel_for, ukernels)
 from libc.math cimport INFINITY
+from libc.string cimport memcpy, memset
 
 cdef extern from *:
     """
@@ -374,6 +375,24 @@ cdef void without_product(const Job *job, const ev_gemm *g, int64_t i_begin, int
     job.tile(&t)
 
 
+cdef bint begin_vector(const ev_gemm *g, int64_t size, int64_t first, int64_t count) noexcept nogil:
+    """Makes `count` elements of C, one row or one column from `first` on, what a product is added to, where that is C as it
+    is, zeros or the bias; else returns False."""
+    cdef const ev_epilogue *e = g.epilogue
+    cdef bint row = g.m == 1
+    cdef char *c = <char *> g.c + first * size
+    if not row and g.ldc != 1 or e != NULL and e.residual != NULL or g.beta != 0 and g.beta != 1:
+        return False
+    if e == NULL or e.bias_axis == EV_BIAS_NONE:
+        if g.beta == 0:
+            memset(c, 0, <size_t> (count * size))
+        return True
+    if g.beta != 0 or e.bias_axis != (EV_BIAS_COLUMN if row else EV_BIAS_ROW):
+        return False
+    memcpy(c, <const char *> e.bias + first * size, <size_t> (count * size))
+    return True
+
+
 cdef void vector_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,
                        int64_t j_end) noexcept nogil:
     """C[i_begin:i_end, j_begin:j_end], one row or one column."""
@@ -382,7 +401,8 @@ cdef void vector_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef const char *a = <const char *> g.a
     cdef const char *b = <const char *> g.b
     cdef char *c = <char *> g.c
-    without_product(job, g, i_begin, i_end, j_begin, j_end, True)
+    if not begin_vector(g, size, i_begin + j_begin, (i_end - i_begin) * (j_end - j_begin)):
+        without_product(job, g, i_begin, i_end, j_begin, j_end, True)
     if job.method == ROW_TIMES_ROWS:
         j = j_begin
         while j < j_end:

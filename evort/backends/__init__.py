@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from evort._kernels import core
+from evort._kernels.executor import driver_capsule
 from evort.ops.base import Call, Kernel, Op
-from evort.programs import driver_capsule
 from evort.types import MAX_RANK, Spec
 
 

@@ -70,6 +70,21 @@ class Window:
             else:
                 yield tap, tuple(positions), tuple(elements)
 
+    def trimmed(self) -> tuple[Window, tuple[slice, ...]]:
+        """The window without first and last taps of an axis that never meet the image, and the taps that it has."""
+        met = [
+            [t for t in range(kernel) if max(0, -((t * d - p) // s)) < min(out, (size - 1 - t * d + p) // s + 1)]
+            for kernel, s, d, p, size, out in zip(
+                self.kernel, self.strides, self.dilations, self.pads, self.image, self.out, strict=True
+            )
+        ]
+        if not all(met) or all(len(taps) == kernel for taps, kernel in zip(met, self.kernel, strict=True)):
+            return self, tuple(map(slice, self.kernel))
+        taps = tuple([slice(found[0], found[-1] + 1) for found in met])
+        kernel = [found[-1] + 1 - found[0] for found in met]
+        pads = [p - found[0] * d for p, found, d in zip(self.pads, met, self.dilations, strict=True)]
+        return Window(kernel, self.strides, self.dilations, pads, self.image, self.out), taps
+
     def ints(self) -> tuple[int, ...]:
         """The parameters of the compiled drivers: image, out, kernel, strides, dilations and pads of three axes. Axes
         of one element and one tap are left out, so that the last one is long where any is. Empty where more than
@@ -355,6 +370,10 @@ class Conv(Op):
             told == "conv.few_f32" or (free and (threads == 1 or math.prod(sizes) <= _ALONE))
         ):
             scratch = few_scratch(*sizes, not free)
+            short, met = window.trimmed()
+            if scratch and short is not window and w.value is not None:
+                packed = [("taps that meet the image", lambda: w.value[:, :, *met])]
+                return Kernel("conv.few_f32", (*number, group, *short.ints()), reals, scratch, packed, range(5))
             if scratch:
                 return Kernel("conv.few_f32", ints, reals, scratch)
         if not c["exact"] and (free or told == "conv.winograd_f32"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,28 @@ def test_few_positions(isa: str, x: tuple[int, ...], w: tuple[int, ...], attrs: 
     assert drivers_of(session) == ["conv.few_f32"]
     for threads in (1, 2):
         check_driver("Conv", values, attrs, threads, residual)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "attrs", "taps"),
+    [
+        ((2, 64, 1), (7, 64, 3), {"pads": [1, 1]}, 1),
+        ((1, 66, 2), (6, 33, 3), {"pads": [1, 1], "strides": [2], "group": 2}, 2),
+        ((1, 40, 1, 2), (5, 40, 3, 3), {"pads": [1, 1, 1, 1]}, 3),
+        ((1, 70, 2), (5, 70, 3), {"pads": [1, 2], "dilations": [2]}, 1),  # whose tap is inside: less than no padding
+        ((1, 70, 2), (4, 70, 3), {"pads": [1, 1]}, None),
+    ],
+)
+def test_taps_that_never_meet_the_image_are_left_out(x, w, attrs, taps, isa) -> None:
+    """taps: that are left of constant weights, where some are left out."""
+    x, w, b = operands(x, w, w[0], 0)
+    session = Session(node_model("Conv", [x, w, b], attrs, constants=(1,)), threads=1)
+    got = session.run({"in0": x, "in2": b})["out0"]
+    exact, bound = bounds("Conv", x, w, b, None, attrs)
+    np.testing.assert_array_less(np.abs(got - exact), bound + 1e-30)
+    assert drivers_of(session) == ["conv.few_f32"]
+    copied = 0 if taps is None else w.nbytes // math.prod(w.shape[2:]) * taps
+    assert session.memory().weights_copied == copied
 
 
 @pytest.mark.parametrize(

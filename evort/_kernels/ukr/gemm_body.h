@@ -5,6 +5,7 @@
  *   VMAX, VMIN    (bound, x): x clamped, NaN where x is NaN
  *   PART, SET_PART  the first n elements at p as a vector, and back
  *   HALF_V, HALF_PART, HALF_WIDEN  (AVX-512) half a vector, the first n elements at p as such, and a V of it
+ *   TAIL_SUMS      the sums of several rows' vectors at once, where there is such a way
  * See gemm.h for the contract. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -128,6 +129,9 @@ EV_PARTS(double, f64)
 #define HALF_PART EV_HALF_PART_F32
 #define HALF_WIDEN(x) _mm512_zextps256_ps512(x)
 #define ABS fabsf
+#if EV_VECTOR_BYTES >= 32
+#define TAIL_SUMS EV_FN(tail_sums)
+#endif
 #include "gemm_vector.h"
 #include "gemm_tile.h"
 #include "gemm_pack.h"
@@ -146,6 +150,7 @@ EV_PARTS(double, f64)
 #undef HALF_PART
 #undef HALF_WIDEN
 #undef ABS
+#undef TAIL_SUMS
 
 #define T double
 #define TYPE f64

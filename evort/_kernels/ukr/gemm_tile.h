@@ -199,19 +199,37 @@ enum { EV_TAIL_ROWS = 4 }; /* of 32 registers */
 #else
 enum { EV_TAIL_ROWS = 2 };
 #endif
+
+/* Adds vectors up: a and b become halves of one, quarters of one, or pairs of lanes in each quarter of one. */
+#if defined(__AVX512F__)
+#define EV_HALVES(a, b) (_mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee))
+#define EV_QUARTERS(a, b) (_mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd))
+#define EV_PAIRS(a, b) (_mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xdd))
+#define EV_TAIL_COLUMN(s, j) EV_QUARTERS(EV_HALVES(s[0][j], s[1][j]), EV_HALVES(s[2][j], s[3][j]))
+#elif defined(__AVX2__)
+#define EV_HALVES(a, b) (_mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31))
+#define EV_PAIRS(a, b) (_mm256_shuffle_ps(a, b, 0x88) + _mm256_shuffle_ps(a, b, 0xdd))
+#define EV_TAIL_COLUMN(s, j) EV_HALVES(s[0][j], s[1][j])
+#endif
+#ifdef EV_PAIRS
+/* The sums of the lanes of EV_TAIL_ROWS rows of four vectors, row by row, as a vector. */
+static inline __attribute__((always_inline)) EV_FN(vf32) EV_FN(tail_sums)(const EV_FN(vf32) (*s)[EV_TAIL_COLUMNS])
+{
+    return EV_PAIRS(EV_PAIRS(EV_TAIL_COLUMN(s, 0), EV_TAIL_COLUMN(s, 1)),
+                    EV_PAIRS(EV_TAIL_COLUMN(s, 2), EV_TAIL_COLUMN(s, 3)));
+}
+#endif
 #endif
 
-/* One row of results from the sums of its vectors; elements of k from `done` on are still to be added. */
+/* One row of results from its sums; elements of k from `done` on are still to be added. */
 static inline __attribute__((always_inline)) void EV_TYPED(tail_finish)(
-    const ev_tile *t, const T *const *column, int64_t i, int64_t j0, const V *sum, int64_t done, int64_t k,
-    const int n, const T lo, const T hi)
+    const ev_tile *t, const T *const *column, int64_t i, int64_t j0, T *sums, int64_t done, int64_t k, const int n,
+    const T lo, const T hi)
 {
     typedef T four __attribute__((vector_size(EV_TAIL_COLUMNS * sizeof(T))));
     typedef __typeof__((four){0} < (four){0}) mask;
     const four least = lo - (four){0}, most = hi - (four){0};
     const T *a = (const T *)t->a + i * t->rsa;
-    T sums[EV_TAIL_COLUMNS];
-    EV_TYPED(four_sums)(sum, sums);
     for (int64_t p = done; p < k; p++)
 #pragma GCC unroll 4
         for (int j = 0; j < n; j++) sums[j] += a[p] * column[j][p];
@@ -271,13 +289,19 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
 #else
     const int64_t done = whole;
 #endif
-#define X(i)                                                                             \
-    if (rows > i) {                                                                      \
-        const V sum[EV_TAIL_COLUMNS] = {s##i##0, s##i##1, s##i##2, s##i##3};             \
-        EV_TYPED(tail_finish)(t, column, i0 + i, j0, sum, done, k, n, lo, hi);              \
-    }
-    EACH_ROW(X)
+    T sums[EV_TAIL_ROWS * EV_TAIL_COLUMNS];
+#define X(i) {s##i##0, s##i##1, s##i##2, s##i##3},
+    const V vectors[4][EV_TAIL_COLUMNS] = {EACH_ROW(X)};
 #undef X
+#ifdef TAIL_SUMS
+    if (rows == EV_TAIL_ROWS) {
+        const V all = TAIL_SUMS(vectors);
+        memcpy(sums, &all, sizeof all);
+    } else
+#endif
+        for (int i = 0; i < rows; i++) EV_TYPED(four_sums)(vectors[i], sums + EV_TAIL_COLUMNS * i);
+    for (int i = 0; i < rows; i++)
+        EV_TYPED(tail_finish)(t, column, i0 + i, j0, sums + EV_TAIL_COLUMNS * i, done, k, n, lo, hi);
 #undef ADD
 #undef EACH_ROW
 }

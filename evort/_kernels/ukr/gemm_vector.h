@@ -80,56 +80,77 @@ static void EV_TYPED(gemv_rows)(int64_t n, int64_t k, double alpha, const void *
     }
 }
 
-/* fetch: the next rows are fetched into L2 meanwhile, as the processor follows no stream from page to page by itself: 146
- * instead of 227 us for 5 MB of weights from a file, out of memory. */
-static inline __attribute__((always_inline)) void EV_TYPED(dot_rows)(
-    int64_t n, int64_t k, double alpha, const T *x, const T *w, int64_t ld, T *y, int64_t incy, const int fetch)
+/* Adds the products of a row with x from element p on, of fewer than two vectors; whole ones only where parts cost
+ * something. */
+static inline __attribute__((always_inline)) void EV_TYPED(row_rest)(int64_t k, const T *x, const T *w, int64_t p, V *a, V *b)
 {
+    if (p + VW <= k) {
+        *a += *(const VU *)(x + p) * *(const VU *)(w + p);
+        p += VW;
+    }
+#if defined(__AVX512F__)
+    if (p < k) *b += PART(x + p, k - p) * PART(w + p, k - p);
+#endif
+}
+
+/* The products of a row with x, added up lane by lane. */
+static inline __attribute__((always_inline)) V EV_TYPED(row_products)(int64_t k, const T *x, const T *w)
+{
+    V a = {0}, b = {0};
+    int64_t p = 0;
+    for (; p + 2 * VW <= k; p += 2 * VW) {
+        a += *(const VU *)(x + p) * *(const VU *)(w + p);
+        b += *(const VU *)(x + p + VW) * *(const VU *)(w + p + VW);
+    }
+    EV_TYPED(row_rest)(k, x, w, p, &a, &b);
+    return a + b;
+}
+
+/* fetch: the next rows are fetched into L2 meanwhile, as the processor follows no stream from page to page by itself: 146
+ * instead of 227 us for 5 MB of weights from a file, out of memory. short_rows: one row after the other, as it does follow
+ * that: 2.7 instead of 3.9 us for 512 rows of 512 bytes in L2. */
+static inline __attribute__((always_inline)) void EV_TYPED(dot_rows)(
+    int64_t n, int64_t k, double alpha, const T *x, const T *w, int64_t ld, T *y, int64_t incy, const int fetch,
+    const int short_rows)
+{
+#if defined(__AVX512F__)
+    const int64_t done = k;
+#else
+    const int64_t done = k / VW * VW;
+#endif
     int64_t j = 0;
     for (; j + 4 <= n; j += 4, w += 4 * ld) {
         V a0 = {0}, a1 = {0}, a2 = {0}, a3 = {0}, b0 = {0}, b1 = {0}, b2 = {0}, b3 = {0};
-        int64_t p = 0;
-        for (; p + 2 * VW <= k; p += 2 * VW) {
-            const V x0 = *(const VU *)(x + p), x1 = *(const VU *)(x + p + VW);
+        if (short_rows) {
+#define ROW(i) a##i = EV_TYPED(row_products)(k, x, w + i * ld);
+            ROW(0) ROW(1) ROW(2) ROW(3)
+#undef ROW
+        } else {
+            int64_t p = 0;
+            for (; p + 2 * VW <= k; p += 2 * VW) {
+                const V x0 = *(const VU *)(x + p), x1 = *(const VU *)(x + p + VW);
 #define ROW(i)                                                                                                     \
-            if (fetch) __builtin_prefetch(w + (i + 4) * ld + p, 0, 2);                                          \
-            if (fetch && 2 * VW * sizeof(T) > 64) __builtin_prefetch(w + (i + 4) * ld + p + VW, 0, 2);          \
-            a##i += x0 * *(const VU *)(w + i * ld + p), b##i += x1 * *(const VU *)(w + i * ld + p + VW);
+                if (fetch) __builtin_prefetch(w + (i + 4) * ld + p, 0, 2);                                          \
+                if (fetch && 2 * VW * sizeof(T) > 64) __builtin_prefetch(w + (i + 4) * ld + p + VW, 0, 2);          \
+                a##i += x0 * *(const VU *)(w + i * ld + p), b##i += x1 * *(const VU *)(w + i * ld + p + VW);
+                ROW(0) ROW(1) ROW(2) ROW(3)
+#undef ROW
+            }
+#define ROW(i) EV_TYPED(row_rest)(k, x, w + i * ld, p, &a##i, &b##i);
             ROW(0) ROW(1) ROW(2) ROW(3)
 #undef ROW
         }
-#define ROW(i) a##i += x0 * *(const VU *)(w + i * ld + p);
-        for (; p + VW <= k; p += VW) {
-            const V x0 = *(const VU *)(x + p);
-            ROW(0) ROW(1) ROW(2) ROW(3)
-        }
-#undef ROW
-#if defined(__AVX512F__) /* parts cost nothing */
-#define ROW(i) a##i += x0 * PART(w + i * ld + p, k - p);
-        if (p < k) {
-            const V x0 = PART(x + p, k - p);
-            ROW(0) ROW(1) ROW(2) ROW(3)
-            p = k;
-        }
-#undef ROW
-#endif
         const V both[4] = {a0 + b0, a1 + b1, a2 + b2, a3 + b3};
         T sums[4];
         EV_TYPED(four_sums)(both, sums);
         for (int i = 0; i < 4; i++) {
-            for (int64_t q = p; q < k; q++) sums[i] += x[q] * w[i * ld + q];
+            for (int64_t q = done; q < k; q++) sums[i] += x[q] * w[i * ld + q];
             y[(j + i) * incy] += (T)alpha * sums[i];
         }
     }
     for (; j < n; j++, w += ld) {
-        V a = {0}, b = {0};
-        int64_t p = 0;
-        for (; p + 2 * VW <= k; p += 2 * VW) {
-            a += *(const VU *)(x + p) * *(const VU *)(w + p);
-            b += *(const VU *)(x + p + VW) * *(const VU *)(w + p + VW);
-        }
-        T s = EV_TYPED(lanes_sum)(a + b);
-        for (; p < k; p++) s += x[p] * w[p];
+        T s = EV_TYPED(lanes_sum)(EV_TYPED(row_products)(k, x, w));
+        for (int64_t q = done; q < k; q++) s += x[q] * w[q];
         y[j * incy] += (T)alpha * s;
     }
 }
@@ -137,7 +158,9 @@ static inline __attribute__((always_inline)) void EV_TYPED(dot_rows)(
 static void EV_TYPED(gemv_dot)(int64_t n, int64_t k, double alpha, const void *x, const void *w, int64_t ld, void *y,
                        int64_t incy)
 {
-    enum { FAR_BYTES = 1 << 20 }; /* less stays in L2 */
-    if (n * k * (int64_t)sizeof(T) > FAR_BYTES) EV_TYPED(dot_rows)(n, k, alpha, x, w, ld, y, incy, 1);
-    else EV_TYPED(dot_rows)(n, k, alpha, x, w, ld, y, incy, 0);
+    enum { FAR_BYTES = 1 << 20, SHORT_BYTES = 1 << 11 }; /* less stays in L2; of a row */
+    const int64_t bytes = k * (int64_t)sizeof(T);
+    if (n * bytes > FAR_BYTES) EV_TYPED(dot_rows)(n, k, alpha, x, w, ld, y, incy, 1, 0);
+    else if (bytes > SHORT_BYTES) EV_TYPED(dot_rows)(n, k, alpha, x, w, ld, y, incy, 0, 0);
+    else EV_TYPED(dot_rows)(n, k, alpha, x, w, ld, y, incy, 0, 1);
 }
