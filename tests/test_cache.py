@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from support import ROOT, node_model
+from support import ROOT, make_model, node_model
 
 import evort
 import evort_tools
@@ -240,7 +240,9 @@ def test_a_budget_holds_for_a_kept_plan(tmp_path):
 
 def test_a_budget_is_held_against_the_largest_shapes(tmp_path):
     """As without a kept plan: where the model bounds its sizes, loading fails if the largest ones do not fit."""
-    model = product(np.ones((4, 1000), np.float32))
+    nodes = [Node("MatMul", ["x", "w"], ["h"]), Node("MatMul", ["h", "v"], ["y"])]  # h takes 4,000 bytes for each of n
+    weights = {"w": np.ones((4, 1000), np.float32), "v": np.ones((1000, 4), np.float32)}
+    model = make_model(nodes, {"x": (DType.FLOAT, ("n", 4))}, ["y"], weights)
     model.bounds = {"n": (1, 64)}
     write(model, tmp_path / "m.etm")
     x = np.ones((2, 4), np.float32)

@@ -263,11 +263,12 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
     for (int64_t p = 0; p < whole; p += VW) {
         const V x0 = *(const VU *)(column[0] + p), x1 = *(const VU *)(column[1] + p);
         const V x2 = *(const VU *)(column[2] + p), x3 = *(const VU *)(column[3] + p);
-#define X(i)                                        \
-        if (rows > i) {                             \
-            V y = *(const VU *)(a + i * t->rsa + p); \
-            EV_LOADED(y);                           \
-            ADD(i, y)                               \
+#define X(i)                                                                                                      \
+        if (rows > i) {                                                                                           \
+            V y = *(const VU *)(a + i * t->rsa + p);                                                              \
+            __builtin_prefetch(a + (i + rows) * t->rsa + p); /* rows to come, which in a model lie in L3 */        \
+            EV_LOADED(y);                                                                                         \
+            ADD(i, y)                                                                                             \
         }
         EACH_ROW(X)
 #undef X
