@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def prepare(folder: Path) -> None:
     for module in (evort, flatbuffers, np):
         (folder / "path" / module.__name__).symlink_to(Path(module.__file__).parent)
     (folder / "requests.c").write_text(REQUESTS)
-    command = [os.environ.get("CC", "cc").split()[-1], "-O1", "-shared", "-fPIC", "-o", "requests.so", "requests.c"]
+    command = [*shlex.split(os.environ.get("CC", "cc")), "-O1", "-shared", "-fPIC", "-o", "requests.so", "requests.c"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise Unavailable(f"the client requests do not compile (Debian: apt install gcc valgrind): {done.stderr}")

@@ -26,6 +26,7 @@ import argparse
 import ctypes
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -97,10 +98,10 @@ def build(folder: Path) -> ctypes.CDLL:
     """The loops of _peaks.c for this processor, or for AVX2 where that is in use. Exits with what the compiler said
     where it cannot."""
     target = folder / "peaks.so"
-    compiler = os.environ.get("CC", "cc").split()[-1]
+    compiler = shlex.split(os.environ.get("CC", "cc"))
     held = {"avx2": ["-mavx2", "-mfma"]}.get(kernels.isa())  # by EVORT_ISA, or by the processor
-    for native in [held] if held else (["-march=native"], ["-mcpu=native"]):
-        command = [compiler, "-O3", *native, "-ffp-contract=fast", "-shared", "-fPIC", "-o", target, SOURCE]
+    for native in [held] if held else (["-march=native"], ["-mcpu=native"], []):  # a cross-compiler has neither
+        command = [*compiler, "-O3", *native, "-ffp-contract=fast", "-shared", "-fPIC", "-o", target, SOURCE]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             break
