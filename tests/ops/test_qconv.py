@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_cases import check_node, node_cases
 from qconv_operands import every, operands, residual
+from qsupport import everywhere, numbers
 from support import drivers_of, node_model, run_node
 
 from evort._kernels import core
@@ -323,3 +324,18 @@ def test_what_follows_the_sums(isa: str, z: str, attrs: Any) -> None:
     """Residuals and activations, over numbers that no vector divides."""
     inputs = operands((1, 3, 17, 23), (5, 3, 1, 1), 5, 5)
     same("QLinearConv", residual(inputs, attrs, z, "QLinearConv", ""), attrs)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_the_range_of_x_may_be_that_of_the_run(dtype, depthwise):
+    """As DynamicQuantizeLinear finds it: scale and zero point are no constants."""
+    rng = np.random.default_rng(3)
+    x = numbers(rng, dtype, (1, 8, 9, 11))
+    w = numbers(rng, np.int8, (8, 1, 3, 3) if depthwise else (20, 8, 3, 3))
+    scales = [rng.uniform(1e-3, 1e-2, w.shape[0]).astype(np.float32), np.int8(0)]
+    inputs = [x, np.float32(0.03), dtype(7), w, *scales]
+    attrs = {"pads": [1, 1, 1, 1], "group": 8 if depthwise else 1}
+    driver = "qdepthwise.linear" if depthwise else "qconv.linear"
+    y = everywhere(driver, "QLinearConv", inputs, attrs, "", feeds=(0, 1, 2))
+    assert y.dtype == np.float32
