@@ -6,7 +6,7 @@ cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.exc cimport PyErr_SetFromErrno
 from cpython.pycapsule cimport PyCapsule_New
-from posix.mman cimport MADV_DONTNEED, MAP_FAILED, MAP_SHARED, PROT_READ, madvise, mmap, munmap
+from posix.mman cimport MADV_DONTNEED, MADV_RANDOM, MAP_FAILED, MAP_SHARED, PROT_READ, madvise, mmap, munmap
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 from evort._kernels.core cimport address, ev_call, ev_driver, ev_task, ev_ukr
 
@@ -159,6 +159,10 @@ def place_in(array) -> tuple[Mapping, int] | None:
     return None if file is None else (file, <char *> address(array) - <char *> file.base)
 
 
+cdef enum:
+    AROUND = 32768  # bytes that may come back with pages beside them, which systems map 64 KB at a time
+
+
 def release(array):
     """Lets the system take back the memory of an array that lies in a mapped file, as of weights that were copied into
     another layout: whole pages of it, which are read from the file again if they are used. Other arrays are left
@@ -171,6 +175,8 @@ def release(array):
     end = end // page * page
     if start < end:
         madvise(<void *> start, end - start, MADV_DONTNEED)
+        if end - start >= AROUND:
+            madvise(<void *> start, end - start, MADV_RANDOM)
 
 
 select_isa(os.environ.get("EVORT_ISA", ""))
