@@ -335,6 +335,7 @@ cdef extern from "ukr.h" nogil:
         void (*gemm_packing_f32)(const ev_tile *t, const void *b, int64_t ldb) noexcept nogil
         void (*gemm_packing_f64)(const ev_tile *t, const void *b, int64_t ldb) noexcept nogil
         void (*gemm_few_f32)(const ev_tile *t) noexcept nogil
+        void (*gemm_few_f64)(const ev_tile *t) noexcept nogil
         void (*pack_f32)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,
                          void *dst) noexcept nogil
         void (*pack_f64)(int64_t width, int64_t n, int64_t k, int64_t sj, int64_t sp, const void *src,

@@ -12,7 +12,8 @@
 Where rows of B lie in memory, the first mr rows of A meet them there, and the micro-kernel fills the panels as it goes.
 
 A product with one row or one column is a matrix-vector product, done without packing as W streams past once; with
-few rows, B is read where it lies, as packing it would cost as much as using it.
+few rows, B is read where it lies, as packing it would cost as much as using it: by rows, or as products of rows with
+columns where columns are what is contiguous.
 
 Bias, residual and clamping activations are applied by the micro-kernel as it stores; the rest by a second pass over
 the block. A convolution supplies B through a callback, so that no im2col matrix is ever built.
@@ -69,6 +70,10 @@ cdef enum:
     ALIASED_ROWS = 8             # Less where rows of B are ALIAS bytes apart or multiples, as they then
     ALIASED_KC = 32              # fall into few sets of the cache.
     ALIAS = 1024
+    DOTS_ROWS = 40               # products of up to so many rows with columns of B that are contiguous, or
+    DOTS_COLUMNS = 8             # so many columns, take those as they are,
+    DOTS_BYTES = 64              # from so long rows on, and from
+    DOTS_K_A_ROW = 3             # so many elements of K for each row, as adding up lanes costs like 48 multiplications
     IN_PLACE_TILE = 1 << 16      # elements of C that they finish at a time, which stay in L2
     VECTOR_COLUMNS = 4096        # of y at a time, which stay in L1
     MACS_PER_THREAD = 1 << 17    # less work than this (some 5 us) is not worth waking a thread
@@ -81,6 +86,7 @@ cdef enum:
 cdef enum Method:
     BLOCKED                      # B is packed
     IN_PLACE                     # B is read where it lies
+    DOTS                         # and its columns are contiguous
     ROW_TIMES_ROWS               # m == 1, rows of B contiguous
     ROW_TIMES_COLUMNS            # m == 1, columns of B contiguous
     ROWS_TIMES_COLUMN            # n == 1, rows of A contiguous
@@ -106,7 +112,7 @@ ctypedef struct Job:
     Plan plan
     Method method
     int64_t size, nr
-    tile_fn tile
+    tile_fn tile, dots
     packing_fn packing
     pack_fn pack
     gemv_rows_fn gemv_rows
@@ -203,6 +209,9 @@ cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
         return ROWS_TIMES_COLUMN
     if g.n == 1 and g.rsa == 1 and g.ldc == 1:
         return COLUMNS_TIMES_COLUMN
+    if (g.csa == 1 and g.rsb == 1 and g.csb != 1 and g.k * size >= DOTS_BYTES and
+            (g.n <= DOTS_COLUMNS or g.m <= DOTS_ROWS and g.k >= DOTS_K_A_ROW * g.m)):
+        return DOTS
     return IN_PLACE if in_place_kc(g, size) > 0 else BLOCKED
 
 
@@ -251,6 +260,8 @@ cdef void shares(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept
         j_begin, j_end = cut(g.n, job.nr, j, plan.parts_n), cut(g.n, job.nr, j + 1, plan.parts_n)
         if job.method >= ROW_TIMES_ROWS:
             vector_share(job, &g, i_begin, i_end, j_begin, j_end)
+        elif job.method == DOTS:
+            dots_share(job, &g, i_begin, i_end, j_begin, j_end)
         else:
             matrix_share(job, &g, i_begin, i_end, j_begin, j_end, scratch)
 
@@ -266,7 +277,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
     # By all columns, not by those of a share: a few last ones are added up in another order where A is as it lies.
-    cdef bint pack_a = not in_place and (g.csa != 1 or g.supply != NULL or K.packs_a and g.n >= PACK_COLUMNS)
+    cdef bint pack_a = not in_place and (g.csa != 1 and (g.m > SHALLOW_ROWS or g.rsa != 1) or g.supply != NULL or K.packs_a and g.n >= PACK_COLUMNS)
     cdef bint copy_a = not in_place and not pack_a and g.rsa * size % ALIASED_A == 0 and j_end - j_begin >= COPY_COLUMNS
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a or copy_a else plan.mc
     cdef bint as_it_goes = not in_place and g.pack == NULL and g.csb == 1 and min(mc, i_end - i_begin) >= K.mr
@@ -364,6 +375,20 @@ cdef inline void add_and_finish(ev_tile *t, const ev_gemm *g, int64_t size, int6
         t.lo, t.hi = e.a, e.b
 
 
+cdef void dots_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,
+                     int64_t j_end) noexcept nogil:
+    """C[i_begin:i_end, j_begin:j_end], rows of A and columns of B as they are."""
+    cdef const ev_epilogue *e = g.epilogue
+    cdef ev_tile t
+    t.m, t.n, t.k, t.alpha = i_end - i_begin, j_end - j_begin, g.k, g.alpha
+    t.a, t.rsa, t.csa = <const char *> g.a + i_begin * g.rsa * job.size, g.rsa, 1
+    t.b, t.b_step = <const char *> g.b + j_begin * g.csb * job.size, g.csb
+    add_and_finish(&t, g, job.size, i_begin, j_begin, True, True, True)
+    job.dots(&t)
+    if e != NULL and e.activation not in (EV_ACT_NONE, EV_ACT_RELU, EV_ACT_CLIP):
+        K.activate_f32(e, t.m, t.n, i_begin, <float *> t.c, g.ldc)
+
+
 cdef void without_product(const Job *job, const ev_gemm *g, int64_t i_begin, int64_t i_end, int64_t j_begin,
                           int64_t j_end, bint first) noexcept nogil:
     """What add_and_finish says, for a share: addend and bias before the product, or the clamp after it."""
@@ -372,6 +397,9 @@ cdef void without_product(const Job *job, const ev_gemm *g, int64_t i_begin, int
     t.a = t.b = t.next = NULL
     t.rsa = t.csa = t.a_step = t.ldb = t.b_step = 0
     add_and_finish(&t, g, job.size, i_begin, j_begin, first, first, not first)
+    if t.n == 1 and t.ldc == 1 and (t.add == NULL or t.ldadd == 1):
+        t.m, t.n = 1, t.m        # a column as a row
+        t.row_bias, t.col_bias = t.col_bias, t.row_bias
     job.tile(&t)
 
 
@@ -452,7 +480,7 @@ cdef void gemm_batch_f32(const ev_gemm *g, int64_t count, int64_t stride_a, int6
     cdef Job job
     job.g, job.size, job.nr = g, 4, EV_NR_F32
     job.stride_a, job.stride_b, job.stride_c = stride_a, stride_b, stride_c
-    job.tile, job.packing, job.pack = K.gemm_f32, K.gemm_packing_f32, K.pack_f32
+    job.tile, job.dots, job.packing, job.pack = K.gemm_f32, K.gemm_few_f32, K.gemm_packing_f32, K.pack_f32
     job.gemv_rows, job.gemv_dot = K.gemv_rows_f32, K.gemv_dot_f32
     run(&job, count)
 
@@ -462,7 +490,7 @@ cdef void gemm_batch_f64(const ev_gemm *g, int64_t count, int64_t stride_a, int6
     cdef Job job
     job.g, job.size, job.nr = g, 8, EV_NR_F64
     job.stride_a, job.stride_b, job.stride_c = stride_a, stride_b, stride_c
-    job.tile, job.packing, job.pack = K.gemm_f64, K.gemm_packing_f64, K.pack_f64
+    job.tile, job.dots, job.packing, job.pack = K.gemm_f64, K.gemm_few_f64, K.gemm_packing_f64, K.pack_f64
     job.gemv_rows, job.gemv_dot = K.gemv_rows_f64, K.gemv_dot_f64
     run(&job, count)
 

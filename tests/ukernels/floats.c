@@ -110,45 +110,52 @@ CHECK_GEMM(gemm_f64, double, EV_NR_F64, DBL_EPSILON)
 CHECK_PACKING(gemm_packing_f32, gemm_f32, pack_f32, float, EV_NR_F32)
 CHECK_PACKING(gemm_packing_f64, gemm_f64, pack_f64, double, EV_NR_F64)
 
-/* The sums of gemm_few_f32, whose columns of B are contiguous: those of gemm_f32 with the same numbers in a panel. */
-void check_gemm_few_f32(void)
-{
-    static const int64_t DEPTHS[] = {0, 1, 3, 15, 16, 17, 64, 99};
-    for (int64_t m = 1; m < 10; m++) for (int64_t n = 1; n <= 4; n++) for (int k_ = 0; k_ < 8; k_++) {
-        const int64_t k = DEPTHS[k_], step = k + 3;
-        float *a = guarded((size_t)(m * k) * sizeof(float)), *b = guarded((size_t)(n * step - 3) * sizeof(float));
-        float *c = guarded((size_t)(m * n) * sizeof(float)), *add = guarded((size_t)(m * n) * sizeof(float));
-        float *bias = guarded((size_t)m * sizeof(float));
-        for (int64_t i = 0; i < m * k; i++) a[i] = (float)uniform();
-        for (int64_t i = 0; i < n * step - 3; i++) b[i] = (float)uniform();
-        for (int64_t i = 0; i < m * n; i++) add[i] = (float)uniform();
-        for (int64_t i = 0; i < m; i++) bias[i] = (float)uniform();
-        const int with = (int)(random_bits() % 8);
-        ev_tile t = {.m = m, .n = n, .k = k, .alpha = 1, .beta = 1, .a = a, .rsa = k, .csa = 1, .b = b, .b_step = step,
-                     .c = c, .ldc = n, .ldadd = n};
-        t.add = with & 1 ? add : NULL, t.row_bias = with & 2 ? bias : NULL;
-        t.lo = with & 4 ? -0.25 : -INFINITY, t.hi = with & 4 ? 0.5 : INFINITY;
-        K->gemm_few_f32(&t);
-        for (int64_t i = 0; i < m; i++) for (int64_t j = 0; j < n; j++) {
-            double want = 0, size = 0;
-            for (int64_t p = 0; p < k; p++) {
-                const double x = (double)a[i * k + p] * b[j * step + p];
-                want += x, size += fabs(x);
-            }
-            if (t.add) want += add[i * n + j], size += fabs(add[i * n + j]);
-            if (t.row_bias) want += bias[i], size += fabs(bias[i]);
-            want = want < t.lo ? t.lo : want > t.hi ? t.hi : want;
-            const double unit = FLT_EPSILON / 2, most = (double)(2 * k + 8) * unit / (1 - (double)(k + 4) * unit) * size;
-            checks++;
-            if (fabs(c[i * n + j] - want) <= most) continue;
-            if (failures++ < 20)
-                printf("%s gemm_few_f32: m=%d n=%d k=%d with %d, [%d, %d] is %.9g, not %.9g\n", K->isa, (int)m, (int)n,
-                       (int)k, with, (int)i, (int)j, c[i * n + j], want);
-            return;
-        }
-        release_all();
+/* Columns of B that are contiguous. */
+#define CHECK_FEW(name, T, EPS)                                                                                        \
+    void check_##name(void)                                                                                            \
+    {                                                                                                                  \
+        static const int64_t DEPTHS[] = {0, 1, 3, 15, 16, 17, 64, 99};                                                 \
+        for (int64_t m = 1; m < 10; m++) for (int64_t n = 1; n < 10; n++) for (int k_ = 0; k_ < 8; k_++) {             \
+            const int64_t k = DEPTHS[k_], step = k + 3;                                                                \
+            T *a = guarded((size_t)(m * k) * sizeof(T)), *b = guarded((size_t)(n * step - 3) * sizeof(T));             \
+            T *c = guarded((size_t)(m * n) * sizeof(T)), *add = guarded((size_t)(m * n) * sizeof(T));                  \
+            T *bias = guarded((size_t)m * sizeof(T)), *col_bias = guarded((size_t)n * sizeof(T));                      \
+            for (int64_t i = 0; i < m * k; i++) a[i] = (T)uniform();                                                   \
+            for (int64_t i = 0; i < n * step - 3; i++) b[i] = (T)uniform();                                            \
+            for (int64_t i = 0; i < m * n; i++) add[i] = (T)uniform();                                                 \
+            for (int64_t i = 0; i < m; i++) bias[i] = (T)uniform();                                                    \
+            for (int64_t i = 0; i < n; i++) col_bias[i] = (T)uniform();                                                \
+            const int with = (int)(random_bits() % 16);                                                                \
+            ev_tile t = {.m = m, .n = n, .k = k, .alpha = 1, .beta = 1, .a = a, .rsa = k, .csa = 1, .b = b, .b_step = step, \
+                         .c = c, .ldc = n, .ldadd = n};                                                                \
+            t.add = with & 1 ? add : NULL, t.row_bias = with & 2 ? bias : NULL;                                        \
+            t.col_bias = with & 8 ? col_bias : NULL;                                                                   \
+            t.lo = with & 4 ? -0.25 : -INFINITY, t.hi = with & 4 ? 0.5 : INFINITY;                                     \
+            K->name(&t);                                                                                               \
+            for (int64_t i = 0; i < m; i++) for (int64_t j = 0; j < n; j++) {                                          \
+                double want = 0, size = 0;                                                                             \
+                for (int64_t p = 0; p < k; p++) {                                                                      \
+                    const double x = (double)a[i * k + p] * b[j * step + p];                                           \
+                    want += x, size += fabs(x);                                                                        \
+                }                                                                                                      \
+                if (t.add) want += add[i * n + j], size += fabs(add[i * n + j]);                                       \
+                if (t.row_bias) want += bias[i], size += fabs(bias[i]);                                                \
+                if (t.col_bias) want += col_bias[j], size += fabs(col_bias[j]);                                        \
+                want = want < t.lo ? t.lo : want > t.hi ? t.hi : want;                                                 \
+                const double unit = EPS / 2, most = (double)(2 * k + 8) * unit / (1 - (double)(k + 4) * unit) * size;  \
+                checks++;                                                                                              \
+                if (fabs(c[i * n + j] - want) <= most) continue;                                                       \
+                if (failures++ < 20)                                                                                   \
+                    printf("%s " #name ": m=%d n=%d k=%d with %d, [%d, %d] is %.9g, not %.9g\n", K->isa, (int)m, (int)n, \
+                           (int)k, with, (int)i, (int)j, c[i * n + j], want);                                          \
+                return;                                                                                                \
+            }                                                                                                          \
+            release_all();                                                                                             \
+        }                                                                                                              \
     }
-}
+
+CHECK_FEW(gemm_few_f32, float, FLT_EPSILON)
+CHECK_FEW(gemm_few_f64, double, DBL_EPSILON)
 
 /* Winograd's sums against double: a kernel's element goes through 12 roundings, its product through c more, and three are
  * for the factor and what is added to. */

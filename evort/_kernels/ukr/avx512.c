@@ -34,6 +34,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .gemm_packing_f32 = EV_FN(gemm_packing_f32),
     .gemm_packing_f64 = EV_FN(gemm_packing_f64),
     .gemm_few_f32 = EV_FN(gemm_few_f32),
+    .gemm_few_f64 = EV_FN(gemm_few_f64),
     .gemv_rows_f32 = EV_FN(gemv_rows_f32),
     .gemv_rows_f64 = EV_FN(gemv_rows_f64),
     .gemv_dot_f32 = EV_FN(gemv_dot_f32),

@@ -23,6 +23,12 @@ enum { HALF, NARROW, PARTIAL, WHOLE };
 #endif
 #endif
 
+/* Whether the sums are the results. */
+static inline int EV_TYPED(is_plain)(const ev_tile *t)
+{
+    return !t->add && !t->row_bias && !t->col_bias && t->alpha == 1 && t->lo == -INFINITY && t->hi == INFINITY;
+}
+
 /* Results of a tile of up to VW columns, from the sums of its rows. */
 static __attribute__((noinline)) void EV_TYPED(vector_finish)(const ev_tile *t, const V *sums, int64_t i0, int64_t j0, int mr,
                                                              int64_t n)
@@ -224,15 +230,20 @@ static inline __attribute__((always_inline)) EV_FN(vf32) EV_FN(tail_sums)(const 
 /* One row of results from its sums; elements of k from `done` on are still to be added. */
 static inline __attribute__((always_inline)) void EV_TYPED(tail_finish)(
     const ev_tile *t, const T *const *column, int64_t i, int64_t j0, T *sums, int64_t done, int64_t k, const int n,
-    const T lo, const T hi)
+    int plain)
 {
     typedef T four __attribute__((vector_size(EV_TAIL_COLUMNS * sizeof(T))));
     typedef __typeof__((four){0} < (four){0}) mask;
-    const four least = lo - (four){0}, most = hi - (four){0};
+    const four least = (T)t->lo - (four){0}, most = (T)t->hi - (four){0};
     const T *a = (const T *)t->a + i * t->rsa;
+    T *c = (T *)t->c + i * t->ldc + j0;
     for (int64_t p = done; p < k; p++)
 #pragma GCC unroll 4
         for (int j = 0; j < n; j++) sums[j] += a[p] * column[j][p];
+    if (plain) {
+        memcpy(c, sums, n * sizeof(T));
+        return;
+    }
     four s, r = (t->row_bias ? ((const T *)t->row_bias)[i] : 0) - (four){0};
     memcpy(&s, sums, sizeof s);
     if (t->col_bias || t->add)
@@ -243,13 +254,14 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_finish)(
     r += s * (T)t->alpha;
     const mask below = r < least, above = r > most;
     r = (four)((mask)r & ~below & ~above | (mask)least & below | (mask)most & above);
-    memcpy((T *)t->c + i * t->ldc + j0, &r, n * sizeof(T));
+    memcpy(c, &r, n * sizeof(T));
 }
 
 static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
-    const ev_tile *t, const T *const *column, int64_t i0, int64_t j0, const int rows, const int n)
+    const ev_tile *t, const T *const *column, int64_t i0, int64_t j0, const int rows, const int n,
+    int plain)
 {
-    const T *a = (const T *)t->a + i0 * t->rsa, lo = (T)t->lo, hi = (T)t->hi;
+    const T *a = (const T *)t->a + i0 * t->rsa;
     const int64_t k = t->k, whole = k / VW * VW;
 #define EACH_ROW(X) X(0) X(1) X(2) X(3)
 #define X(i) V s##i##0 = {0}, s##i##1 = {0}, s##i##2 = {0}, s##i##3 = {0};
@@ -302,34 +314,39 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
 #endif
         for (int i = 0; i < rows; i++) EV_TYPED(four_sums)(vectors[i], sums + EV_TAIL_COLUMNS * i);
     for (int i = 0; i < rows; i++)
-        EV_TYPED(tail_finish)(t, column, i0 + i, j0, sums + EV_TAIL_COLUMNS * i, done, k, n, lo, hi);
+        EV_TYPED(tail_finish)(t, column, i0 + i, j0, sums + EV_TAIL_COLUMNS * i, done, k, n, plain);
 #undef ADD
 #undef EACH_ROW
 }
 
-/* Columns j0 and on of C, at most EV_TAIL_COLUMNS, from those of B, each contiguous. */
-static __attribute__((noinline)) void EV_TYPED(columns_from)(const ev_tile *t, const T *const *column, int64_t j0)
+/* Columns j0 and n - 1 behind it of C, at most EV_TAIL_COLUMNS, from those of B, each contiguous. */
+static __attribute__((noinline)) void EV_TYPED(columns_from)(const ev_tile *t, const T *const *column, int64_t j0, int64_t n)
 {
+    const int plain = EV_TYPED(is_plain)(t);
     int64_t i = 0;
 #define X(n)                                                                                                      \
     case n:                                                                                                       \
-        for (; i + EV_TAIL_ROWS <= t->m; i += EV_TAIL_ROWS) EV_TYPED(tail_rows)(t, column, i, j0, EV_TAIL_ROWS, n); \
-        for (; i < t->m; i++) EV_TYPED(tail_rows)(t, column, i, j0, 1, n);                                        \
+        for (; i + EV_TAIL_ROWS <= t->m; i += EV_TAIL_ROWS) EV_TYPED(tail_rows)(t, column, i, j0, EV_TAIL_ROWS, n, plain); \
+        if (EV_TAIL_ROWS > 2 && i + 2 <= t->m) EV_TYPED(tail_rows)(t, column, i, j0, 2, n, plain), i += 2;         \
+        if (i < t->m) EV_TYPED(tail_rows)(t, column, i, j0, 1, n, plain);                                         \
         break;
-    switch (t->n - j0) { X(1) X(2) X(3) X(4) }
+    switch (n) { X(1) X(2) X(3) X(4) }
 #undef X
 }
 
 static void EV_TYPED(gemm_few)(const ev_tile *t)
 {
-    const T *column[EV_TAIL_COLUMNS];
-    for (int64_t j = 0; j < t->n; j++) column[j] = (const T *)t->b + j * t->b_step;
-    EV_TYPED(columns_from)(t, column, 0);
+    for (int64_t j0 = 0; j0 < t->n; j0 += EV_TAIL_COLUMNS) {
+        const int64_t left = t->n - j0, n = left < EV_TAIL_COLUMNS ? left : EV_TAIL_COLUMNS;
+        const T *column[EV_TAIL_COLUMNS];
+        for (int64_t j = 0; j < EV_TAIL_COLUMNS; j++) column[j] = (const T *)t->b + (j0 + (j < n ? j : 0)) * t->b_step;
+        EV_TYPED(columns_from)(t, column, j0, n);
+    }
 }
 
 /* The last columns, where only a few are left, which depends on n alone. Transposed four rows of B at a time, as far as so
  * much of it follows. */
-static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0)
+static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0, int64_t n)
 {
     typedef T four __attribute__((vector_size(4 * sizeof(T)), may_alias, aligned(sizeof(T))));
     typedef __typeof__(__builtin_choose_expr(sizeof(T) == 4, (int32_t)0, (int64_t)0)) lane;
@@ -338,7 +355,7 @@ static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0)
     T copy[EV_TAIL_COLUMNS][EV_TAIL_K] __attribute__((aligned(64)));
     const T *column[EV_TAIL_COLUMNS] = {copy[0], copy[1], copy[2], copy[3]};
     const T *b = (const T *)t->b + j0 / NR * t->b_step + j0 % NR;
-    const int64_t n = t->n - j0, ldb = t->ldb;
+    const int64_t ldb = t->ldb;
     int64_t p = 0;
     for (; p + 4 <= t->k && (t->k - 4 - p) * ldb >= 4 - n; p += 4, b += 4 * ldb) {
         const four r0 = *(const four *)b, r1 = *(const four *)(b + ldb);
@@ -352,7 +369,7 @@ static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0)
     }
     for (; p < t->k; p++, b += ldb)
         for (int64_t j = 0; j < n; j++) copy[j][p] = b[j];
-    EV_TYPED(columns_from)(t, column, j0);
+    EV_TYPED(columns_from)(t, column, j0, n);
 }
 
 /* How many of the last columns are summed along k, which depends on n and k alone: where a tile costs more than that and
@@ -361,8 +378,9 @@ static int64_t EV_TYPED(tail_columns)(const ev_tile *t)
 {
     if (t->csa != 1 || t->k > EV_TAIL_K) return 0;
 #if defined(__AVX512F__)
-    const int64_t last = t->n % (VW / 2);
-    return last <= EV_TAIL_COLUMNS && t->k * (VW - 2 * last) >= 24 * VW ? last : 0;
+    const int64_t last = t->n % (VW / 2), groups = (last + EV_TAIL_COLUMNS - 1) / EV_TAIL_COLUMNS;
+    const int64_t lanes = t->n % VW > VW / 2 ? 40 : 24; /* more where half a vector is left beside, as one would do for both */
+    return t->k * (VW - 2 * last) >= lanes * VW * groups ? last : 0;
 #else
     const int64_t last = t->n % NR;
     return last <= EV_TAIL_COLUMNS && t->k >= 4 * VW ? last : 0;
@@ -372,8 +390,8 @@ static int64_t EV_TYPED(tail_columns)(const ev_tile *t)
 static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, const T *from, int64_t ldf)
 {
     const int packed = t->a_step != EV_MR * t->rsa;
-    const int plain = !t->add && !t->row_bias && !t->col_bias && t->alpha == 1 && t->lo == -INFINITY && t->hi == INFINITY;
-    const int64_t last = EV_TYPED(tail_columns)(t), n = t->n - last;
+    const int plain = EV_TYPED(is_plain)(t);
+    const int64_t n = t->n - EV_TYPED(tail_columns)(t);
     for (int64_t j = 0, some; j < n; j += some) {
         some = EV_TILE_COLUMNS(n - j, VW);
         T *b = (T *)t->b + j / NR * t->b_step + j % NR;
@@ -422,7 +440,9 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
             a += packed ? t->a_step : mr * t->rsa;
         }
     }
-    if (last) EV_TYPED(gemm_tail)(t, n); /* once the others, which have the time for it, have brought A to the cache */
+    /* Once the others, which have the time for it, have brought A to the cache. */
+    for (int64_t j = n; j < t->n; j += EV_TAIL_COLUMNS)
+        EV_TYPED(gemm_tail)(t, j, t->n - j < EV_TAIL_COLUMNS ? t->n - j : EV_TAIL_COLUMNS);
 }
 
 static void EV_TYPED(gemm)(const ev_tile *t) { EV_TYPED(gemm_columns)(t, NULL, 0); }

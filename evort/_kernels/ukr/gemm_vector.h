@@ -144,10 +144,12 @@ static inline __attribute__((always_inline)) void EV_TYPED(dot_rows)(
         const V both[4] = {a0 + b0, a1 + b1, a2 + b2, a3 + b3};
         T sums[4];
         EV_TYPED(four_sums)(both, sums);
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 4; i++)
             for (int64_t q = done; q < k; q++) sums[i] += x[q] * w[i * ld + q];
-            y[(j + i) * incy] += (T)alpha * sums[i];
-        }
+        if (incy == 1)
+            for (int i = 0; i < 4; i++) y[j + i] += (T)alpha * sums[i];
+        else
+            for (int i = 0; i < 4; i++) y[(j + i) * incy] += (T)alpha * sums[i];
     }
     for (; j < n; j++, w += ld) {
         T s = EV_TYPED(lanes_sum)(EV_TYPED(row_products)(k, x, w));

@@ -23,6 +23,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .gemm_packing_f32 = EV_FN(gemm_packing_f32), /* rows that read panels of `mr` go together */
     .gemm_packing_f64 = EV_FN(gemm_packing_f64),
     .gemm_few_f32 = EV_FN(gemm_few_f32),
+    .gemm_few_f64 = EV_FN(gemm_few_f64),
     .winograd_row_f32 = EV_FN(winograd_row_f32),
     .direct_f32 = EV_FN(direct_f32),
     .direct_lanes_f32 = EV_FN(direct_lanes_f32),
