@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from evort._kernels import preload
 from evort._records import REQUIRED, Call, Kernel, NeedsValue
 from evort.errors import ShapeError, UnsupportedError
 from evort.graph import Graph, Node
@@ -205,6 +206,7 @@ def _import_family(module: str) -> None:
     global _loading
     _loading = True
     try:
+        preload((f"evort.ops.{module}",))  # quicker, where it does it
         import_module(f"evort.ops.{module}")
     finally:
         _loading = False
