@@ -210,9 +210,9 @@ class Session:
         if all(feeds[name] is inputs[name] for name in feeds):
             names = [name for name, _ in self._plain]
             ready = planned.ready(feeds, names, lambda given: runner.run(given, None, dtypes, None, planned))
-            if len(self._ready) >= MAX_SHAPES:
-                self._ready.clear()
             if all(other.key != ready.key for other in self._ready):
+                if len(self._ready) >= MAX_SHAPES:
+                    self._ready.clear()
                 self._ready.append(ready)
         place, self._place = self._place, None
         if place is not None:

@@ -43,6 +43,7 @@ class AdaptiveSession(Session):
         if self.options.level != "auto" and self.options.level >= len(self.levels):
             raise ValueError(f"adaptive: level {self.options.level} of a model that has {len(self.levels)}")
         self.graphs = [graph_of(self.model.graph, self.tensors, level) for level in self.levels]
+        self._backend.joins = False  # each followed tensor has a step that notes its range
         self._runners = [Runner(graph, self._backend, self.threads) for graph in self.graphs]
         self.noises = [float(noise_of(self.tensors, level, self.noise).sum()) for level in self.levels]
         self._one_at_a_time = allocate_lock()
