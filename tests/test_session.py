@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -48,8 +49,10 @@ def test_run_call_and_run_into(tmp_path):
     np.testing.assert_allclose(session(x), expected(x), rtol=1e-5)
     np.testing.assert_allclose(session(x=x), expected(x), rtol=1e-5)
     y = np.empty((3, 4), np.float32)
-    session.run_into({"x": x}, {"y": y})
-    np.testing.assert_allclose(y, expected(x), rtol=1e-5)
+    for kind in (dict, OrderedDict):
+        y[...] = 0
+        session.run_into(kind(x=x), kind(y=y))
+        np.testing.assert_allclose(y, expected(x), rtol=1e-5)
     # A transposed (not contiguous) input and one of another row count.
     np.testing.assert_allclose(session(np.asfortranarray(x)), expected(x), rtol=1e-5)
     np.testing.assert_allclose(session(x[:1]), expected(x[:1]), rtol=1e-5)

@@ -185,13 +185,13 @@ def shapes_of(inputs, list plain) -> tuple | None:
     return None if arrays is None else tuple([array.shape for array in arrays])
 
 
-def run_ready(list ready, list plain, inputs, dict into):
+def run_ready(list ready, list plain, inputs, into):
     """Runs inputs by name the short way, where one of `ready` takes them (and into, where that is not None). plain: name and
     NumPy dtype of each. Returns the outputs by name, None where nothing was run. Raises StepFailed, or what
     `Programs.error` makes of that."""
     cdef Ready one
     cdef list arrays = arrays_of(inputs, plain)
-    if arrays is not None:
+    if arrays is not None and (into is None or type(into) is dict):
         for one in ready:
             if one.takes(arrays):
                 return one.run(arrays, inputs, into)
