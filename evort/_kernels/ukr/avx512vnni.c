@@ -11,6 +11,8 @@ extern const ev_ukr ev_ukr_table__avx2;
 #define EV_ISA avx512vnni
 #include "qvnni_body.h"
 #include "qnhwc_vnni_body.h"
+#define EV_W_BYTES 64
+#include "qwinograd_body.h"
 #include "qlookup_avx512_body.h"
 #include "sparse_body.h"
 #include "nbits_vnni_body.h"
@@ -25,6 +27,8 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .nhwc_conv = EV_FN(nhwc_conv),
     .nhwc_quads = EV_FN(nhwc_quads),
     .nhwc_columns = EV_FN(nhwc_columns),
+    .nhwc_winograd_kernels = EV_FN(nhwc_winograd_kernels),
+    .nhwc_winograd_results = EV_FN(nhwc_winograd_results),
     .qgemm_i16 = EV_FN(qgemm_i16),
     .qdot = EV_FN(qdot),
     .qaxpy = EV_FN(qaxpy),

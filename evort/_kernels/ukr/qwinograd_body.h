@@ -8,21 +8,30 @@
  * inverse, and what is left, 2^2 to 2^6 times the result, is a shift. The result is right wherever it fits 25 bits and a
  * sign; whoever calls has looked at the kernels' sums for that.
  *
- * Channels are the lanes, and two of the input lie side by side, so that qgemm_i16 multiplies the 36 elements. */
+ * Channels are the lanes, and two of the input lie side by side, so that qgemm_i16 multiplies the 36 elements. Included once
+ * more with EV_W_BYTES of 64, behind VNNI's nhwc_finish, for what comes in vectors of 64 bytes: kernels and results. */
 
+#ifdef EV_W_BYTES
+#define EV_W_WIDE 1
+#else
+#define EV_W_BYTES EV_QBYTES
+#define EV_W_WIDE 0
+#endif
 #if defined(__SSE2__) || defined(__ARM_NEON)
-typedef int16_t EV_FN(wh) __attribute__((vector_size(EV_QBYTES), may_alias, aligned(2)));
-typedef uint8_t EV_FN(wub) __attribute__((vector_size(EV_QBYTES / 2), may_alias, aligned(1)));
-typedef int8_t EV_FN(wb) __attribute__((vector_size(EV_QBYTES / 2), may_alias, aligned(1)));
-#if defined(__AVX2__) /* for a conversion that compilers take apart */
+typedef int16_t EV_FN(wh) __attribute__((vector_size(EV_W_BYTES), may_alias, aligned(2)));
+typedef uint8_t EV_FN(wub) __attribute__((vector_size(EV_W_BYTES / 2), may_alias, aligned(1)));
+typedef int8_t EV_FN(wb) __attribute__((vector_size(EV_W_BYTES / 2), may_alias, aligned(1)));
+#if EV_W_WIDE
+#define EV_W_SIGNED(p) ((EV_FN(wh))_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p))))
+#elif defined(__AVX2__) /* for a conversion that compilers take apart */
 #define EV_W_SIGNED(p) ((EV_FN(wh))_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p))))
 #define EV_W_UNSIGNED(p) ((EV_FN(wh))_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(p))))
 #else
 #define EV_W_SIGNED(p) __builtin_convertvector(*(const EV_FN(wb) *)(p), EV_FN(wh))
 #define EV_W_UNSIGNED(p) __builtin_convertvector(*(const EV_FN(wub) *)(p), EV_FN(wh))
 #endif
-typedef int32_t EV_FN(wi) __attribute__((vector_size(EV_QBYTES), may_alias, aligned(4)));
-enum { EV_FN(W_HALVES) = EV_QBYTES / 2, EV_FN(W_INTS) = EV_QBYTES / 4 };
+typedef int32_t EV_FN(wi) __attribute__((vector_size(EV_W_BYTES), may_alias, aligned(4)));
+enum { EV_FN(W_HALVES) = EV_W_BYTES / 2, EV_FN(W_INTS) = EV_W_BYTES / 4 };
 #else
 typedef int16_t EV_FN(wh);
 typedef int32_t EV_FN(wi);
@@ -31,6 +40,7 @@ typedef int32_t EV_FN(wi);
 enum { EV_FN(W_HALVES) = 1, EV_FN(W_INTS) = 1 };
 #endif
 
+#if !EV_W_WIDE
 /* Six elements of x, `step` apart, times B. */
 static inline __attribute__((always_inline)) void EV_FN(wino_b)(EV_FN(wh) *x, const int step)
 {
@@ -71,6 +81,8 @@ static void EV_FN(nhwc_winograd_image)(const ev_nhwc_winograd *g)
             }
         }
 }
+
+#endif
 
 /* Three elements of x, `step` apart, times G in integers: to six, `to_step` apart. */
 static inline __attribute__((always_inline)) void EV_FN(wino_g)(const EV_FN(wh) *x, const int step, EV_FN(wh) *to,
@@ -126,7 +138,13 @@ static void EV_FN(nhwc_winograd_results)(const ev_nhwc_winograd *g)
     static const int shift[4] = {3, 2, 1, 1};
     const int32_t ninth = 954437177; /* 9 * ninth = 1, modulo 2^32 */
     const int32_t *o = g->o;
-    int32_t sum[16 * EV_NHWC_VECTOR + 16] __attribute__((aligned(32)));
+    enum { APART = EV_W_WIDE ? EV_NHWC_NR : EV_NHWC_VECTOR }; /* positions of sums; some behind the last may be read */
+    int32_t sum[16 * APART + (EV_W_WIDE ? 7 * APART : 16)] __attribute__((aligned(64)));
+#if EV_W_WIDE
+    const ev_nhwc_conv k = {.scale = g->scale, .channels = g->channels, .finish = g->finish, .z = g->z, .ldz = g->ldz,
+                            .ldy = g->ldy, .y = g->y};
+    EV_FN(nhwc_seen) seen = EV_FN(nhwc_nothing)();
+#endif
     for (int64_t row = 0; row < g->rows; row++)
         for (int64_t col = 0; col < g->cols; col++, o += EV_NHWC_VECTOR) {
             for (int64_t c = 0; c < EV_NHWC_VECTOR; c += EV_FN(W_INTS)) {
@@ -144,14 +162,19 @@ static void EV_FN(nhwc_winograd_results)(const ev_nhwc_winograd *g)
                     EV_FN(wino_a)(d + 6 * i, 1, y, 1);
 #pragma GCC unroll 4
                     for (int j = 0; j < 4; j++)
-                        *(EV_FN(wi) *)(sum + (4 * i + j) * EV_NHWC_VECTOR + c) =
+                        *(EV_FN(wi) *)(sum + (4 * i + j) * APART + c) =
                             ((y[j] * ninth) >> (shift[i] + shift[j])) + add;
                 }
             }
+#if EV_W_WIDE
+            const int64_t n = g->width - 4 * col < 4 ? g->width - 4 * col : 4;
+            for (int64_t i = 0; i < 4 && 4 * row + i < g->height; i++)
+                EV_FN(nhwc_finish)(&k, sum + 4 * i * APART, n, (4 * row + i) * g->width + 4 * col, &seen);
+#else
             for (int64_t i = 0; i < 4 && 4 * row + i < g->height; i++)
                 for (int64_t j = 0; j < 4 && 4 * col + j < g->width; j++) {
                     const int64_t at = (4 * row + i) * g->width + 4 * col + j;
-                    const int32_t *from = sum + (4 * i + j) * EV_NHWC_VECTOR;
+                    const int32_t *from = sum + (4 * i + j) * APART;
                     const char *z = g->z ? (const char *)g->z + at * g->ldz : NULL;
 #if defined(__AVX2__)
                     EV_FN(nhwc_finish)(g->finish, g->channels, from, g->scale, z, g->y + at * g->ldy);
@@ -162,7 +185,13 @@ static void EV_FN(nhwc_winograd_results)(const ev_nhwc_winograd *g)
                         EV_FN(nhwc_put)(g->finish, from[c], g->scale[c], z ? z + c : NULL, g->y + at * g->ldy + c);
 #endif
                 }
+#endif
         }
+#if EV_W_WIDE
+    if (g->finish && g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
+#endif
 }
 #undef EV_W_SIGNED
 #undef EV_W_UNSIGNED
+#undef EV_W_BYTES
+#undef EV_W_WIDE
