@@ -16,11 +16,13 @@ cdef enum:
     WINOGRAD_BYTES = 640 * 1024          # of V, O and U together, which stay in L2, more or less
     WINOGRAD_PAIRS = 32                  # of input channels in a block of U
     WINOGRAD_APART = 32                  # bytes between the 36 elements, so that they do not fall into one set of the cache
-    # Cycles, about: of a tile's image, and of its results, for each channel; of a kernel. Products in a cycle where those of
-    # bytes are made in pairs, and with VNNI: Winograd's, and those of a direct convolution.
+    # Cycles, about: of a tile's image, for each channel; of a kernel. Where those of bytes are made in pairs, and with VNNI:
+    # of a tile's results, for each channel, beyond those of a direct convolution; products in a cycle, Winograd's, and those
+    # of a direct convolution.
     IMAGE_CYCLES = 5
-    RESULT_CYCLES = 16
     KERNEL_CYCLES = 4
+    RESULT_WIDE = 16
+    RESULT_VNNI = 6
     WINOGRAD_WIDE = 22
     WINOGRAD_VNNI = 27
     DIRECT_WIDE = 23
@@ -44,7 +46,7 @@ cdef bint takes_winograd(const Geometry *g) noexcept nogil:
     wide = has == EV_NHWC_WIDE or has == EV_NHWC_HALVES
     products = 36.0 * g.c * (up_to(g.m, EV_NHWC_VECTOR // 2) if wide else channels)
     products /= WINOGRAD_WIDE if wide else WINOGRAD_VNNI
-    here = (tiles * (products * g.kernel_d + IMAGE_CYCLES * g.c + RESULT_CYCLES * channels)
+    here = (tiles * (products * g.kernel_d + IMAGE_CYCLES * g.c + (RESULT_WIDE if wide else RESULT_VNNI) * channels)
             + <double> KERNEL_CYCLES * g.kernel_d * g.c * channels * ceil_div(tiles, winograd_tiles(g)))
     direct = 9.0 * g.kernel_d * g.c * up_to(g.m, EV_NHWC_VECTOR // 2) * g.out_h * g.out_w
     direct /= DIRECT_WIDE + (DIRECT_PRESUM * g.presum if has == EV_NHWC_WIDE else 0) if wide else DIRECT_VNNI
