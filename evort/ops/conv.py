@@ -370,12 +370,12 @@ class Conv(Op):
             told == "conv.few_f32" or (free and (threads == 1 or math.prod(sizes) <= _ALONE))
         ):
             scratch = few_scratch(*sizes, not free)
-            short, met = window.trimmed()
-            if scratch and short is not window and w.value is not None:
+            if scratch:
+                short, met = window.trimmed()
+                if short is window or w.value is None:
+                    return Kernel("conv.few_f32", ints, reals, scratch)
                 packed = [("taps that meet the image", lambda: w.value[:, :, *met])]
                 return Kernel("conv.few_f32", (*number, group, *short.ints()), reals, scratch, packed, range(5))
-            if scratch:
-                return Kernel("conv.few_f32", ints, reals, scratch)
         if not c["exact"] and (free or told == "conv.winograd_f32"):
             scratch = winograd_scratch(inputs, maps, images, ints, threads, not free)
             if scratch:
