@@ -66,7 +66,9 @@ cdef enum:
     ROOMY_BIG_A_B_BYTES = 640 * 1024
     FEW_ROWS = 16                # products of up to so many rows read B in place,
     SHALLOW_ROWS = 64            # or of up to so many where K is at most
-    IN_PLACE_KC = 160            # the rows of B that they take at a time
+    IN_PLACE_KC = 160            # the rows of B that they take at a time,
+    NEAR_ROWS = 96               # or so many
+    NEAR_B_BYTES = 40 * 1024     # where B is no larger
     ALIASED_ROWS = 8             # Less where rows of B are ALIAS bytes apart or multiples, as they then
     ALIASED_KC = 32              # fall into few sets of the cache.
     ALIAS = 1024
@@ -232,7 +234,8 @@ cdef int64_t in_place_kc(const ev_gemm *g, int64_t size) noexcept nogil:
     if K.masks and g.csb == 1 and not aliased and g.rsa * size % ALIASED_A != 0 and is_narrow(g, size):
         return even_block(g.k, ROOMY_KC, 4)
     cdef int64_t kc = ALIASED_KC if aliased else IN_PLACE_KC
-    if g.csb != 1 or g.m > (ALIASED_ROWS if aliased else FEW_ROWS) and (g.m > SHALLOW_ROWS or g.k > kc):
+    cdef int64_t shallow = NEAR_ROWS if g.n * g.k * size <= NEAR_B_BYTES else SHALLOW_ROWS
+    if g.csb != 1 or g.m > (ALIASED_ROWS if aliased else FEW_ROWS) and (g.m > shallow or g.k > kc):
         return 0
     return even_block(g.k, kc, 4)
 
@@ -277,7 +280,8 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
     # By all columns, not by those of a share: a few last ones are added up in another order where A is as it lies.
-    cdef bint pack_a = not in_place and (g.csa != 1 and (g.m > SHALLOW_ROWS or g.rsa != 1) or g.supply != NULL or K.packs_a and g.n >= PACK_COLUMNS)
+    cdef bint pack_a = not in_place and (g.csa != 1 and (g.m > SHALLOW_ROWS or g.rsa != 1) or g.supply != NULL or
+                                         K.packs_a and g.n >= PACK_COLUMNS)
     cdef bint copy_a = not in_place and not pack_a and g.rsa * size % ALIASED_A == 0 and j_end - j_begin >= COPY_COLUMNS
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a or copy_a else plan.mc
     cdef bint as_it_goes = not in_place and g.pack == NULL and g.csb == 1 and min(mc, i_end - i_begin) >= K.mr

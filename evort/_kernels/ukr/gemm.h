@@ -12,9 +12,9 @@
  *        ...  columns past n are 0            ...  rows past m are 0
  *
  * A kernel does all m rows for a panel (or a few) of B before it goes on to the next, so that they stay in L1 while A
- * streams past. Edges (m not a multiple of mr, n of NR) are the kernel's business. Sums run over p in order with one accumulator for each
- * element (in the last few columns, where few are left of a panel, with one for each lane of a vector), so a result depends
- * neither on the number of threads nor on where a tile lies. */
+ * streams past. Edges (m not a multiple of mr, n of NR) are the kernel's business. Sums run over p in order with one
+ * accumulator for each element (in the last columns, where few are left of a panel, with two, or one for each lane of a
+ * vector), so a result depends neither on the number of threads nor on where a tile lies. */
 #ifndef EV_GEMM_H
 #define EV_GEMM_H
 

@@ -1,10 +1,13 @@
-/* The tile of gemm_tile.h for up to VW columns in vectors of type W, one a row, two elements of k at a time. Included for
- * each width by gemm_tile.h, which defines
- *   W            the vector of a row's sums     W_PART    the first n elements of a row of B as such
- *   W_WIDEN      a V of one, the rest zero      W_SPLITS  whether every second k has sums of its own, as those of a few rows
- *   VECTOR_ROWS  the name of the function                 wait for each other; columns then must always come to this tile */
-static inline __attribute__((always_inline)) void VECTOR_ROWS(const ev_tile *t, int plain, const T *a, const T *b, int64_t i0,
-                                                             int64_t j0, const int mr)
+/* The tile of gemm_tile.h for up to VW columns in vectors of type W, one a row, two elements of k at a time. Included
+ * for each width by gemm_tile.h, which defines
+ *   W            the vector of a row's sums
+ *   W_PART       the first n elements of a row of B as such
+ *   W_WIDEN      a V of one, the rest zero
+ *   W_SPLITS     whether every second k has sums of its own, as those of a few rows wait for each other; columns then
+ *                must come to this tile wherever B is cut
+ *   VECTOR_ROWS  the name of the function */
+static inline __attribute__((always_inline)) void VECTOR_ROWS(
+    const ev_tile *t, int plain, const T *a, const T *b, int64_t i0, int64_t j0, const int mr)
 {
     const int64_t rsa = t->rsa, csa = t->csa, ldb = t->ldb, lanes = sizeof(W) / sizeof(T);
     const int64_t n = t->n - j0 < lanes ? t->n - j0 : lanes; /* what is left may be gemm_tail's */

@@ -12,7 +12,8 @@
 enum { HALF, NARROW, PARTIAL, WHOLE };
 #if defined(__AVX512F__)
 #define EV_TILE_WIDTH(left, vw) ((left) > (vw) ? PARTIAL : 2 * (left) > (vw) ? NARROW : HALF)
-#define EV_TILE_COLUMNS(left, vw) ((left) > (vw) && (left) <= (vw) + (vw) / 2 ? (vw) : 2 * (vw)) /* one vector, then a half */
+/* One vector, then a half. */
+#define EV_TILE_COLUMNS(left, vw) ((left) > (vw) && (left) <= (vw) + (vw) / 2 ? (vw) : 2 * (vw))
 #define EV_MASKS 1
 #define HALF_ROWS(mr) EV_TYPED(half_rows)(t, plain, a, b, i, j, mr)
 #else
@@ -30,8 +31,8 @@ static inline int EV_TYPED(is_plain)(const ev_tile *t)
 }
 
 /* Results of a tile of up to VW columns, from the sums of its rows. */
-static __attribute__((noinline)) void EV_TYPED(vector_finish)(const ev_tile *t, const V *sums, int64_t i0, int64_t j0, int mr,
-                                                             int64_t n)
+static __attribute__((noinline)) void EV_TYPED(vector_finish)(
+    const ev_tile *t, const V *sums, int64_t i0, int64_t j0, int mr, int64_t n)
 {
     const V lo = (T)t->lo - (V){0}, hi = (T)t->hi - (V){0};
     const V s = t->col_bias ? PART((const T *)t->col_bias + j0, n) : (V){0};
@@ -320,7 +321,8 @@ static inline __attribute__((always_inline)) void EV_TYPED(tail_rows)(
 }
 
 /* Columns j0 and n - 1 behind it of C, at most EV_TAIL_COLUMNS, from those of B, each contiguous. */
-static __attribute__((noinline)) void EV_TYPED(columns_from)(const ev_tile *t, const T *const *column, int64_t j0, int64_t n)
+static __attribute__((noinline)) void EV_TYPED(columns_from)(
+    const ev_tile *t, const T *const *column, int64_t j0, int64_t n)
 {
     const int plain = EV_TYPED(is_plain)(t);
     int64_t i = 0;
@@ -344,8 +346,7 @@ static void EV_TYPED(gemm_few)(const ev_tile *t)
     }
 }
 
-/* The last columns, where only a few are left, which depends on n alone. Transposed four rows of B at a time, as far as so
- * much of it follows. */
+/* The last columns, at most EV_TAIL_COLUMNS. B is transposed four rows at a time, as far as so much of it follows. */
 static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0, int64_t n)
 {
     typedef T four __attribute__((vector_size(4 * sizeof(T)), may_alias, aligned(sizeof(T))));
@@ -379,7 +380,8 @@ static int64_t EV_TYPED(tail_columns)(const ev_tile *t)
     if (t->csa != 1 || t->k > EV_TAIL_K) return 0;
 #if defined(__AVX512F__)
     const int64_t last = t->n % (VW / 2), groups = (last + EV_TAIL_COLUMNS - 1) / EV_TAIL_COLUMNS;
-    const int64_t lanes = t->n % VW > VW / 2 ? 40 : 24; /* more where half a vector is left beside, as one would do for both */
+    /* More where half a vector is left beside them, as one would do for both. */
+    const int64_t lanes = t->n % VW > VW / 2 ? 40 : 24;
     return t->k * (VW - 2 * last) >= lanes * VW * groups ? last : 0;
 #else
     const int64_t last = t->n % NR;
