@@ -227,7 +227,7 @@ cdef extern from "qnhwc.h" nogil:
         int64_t wide, presum
         int64_t row_step, step, width
         const int32_t *pool
-        int64_t pooled
+        int64_t pooled, halves
         const int32_t *offset
         int64_t segments, quads
         const int8_t *w

@@ -66,6 +66,7 @@ ctypedef struct Geometry:
     int64_t d, out_d, kernel_d, stride_d, dilation_d, pad_d
     int64_t h, w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w
     int64_t pool_h, pool_w       # see I_POOL_H; out_h and out_w count what is wanted
+    bint halves                  # the other half of a vector's channels are those of the next column, where quads have room
     bint x_last, y_last, staged, wide, widens
     int64_t presum               # of ev_nhwc_conv
     bint whole                   # an image with channels first is made bytes of at once
@@ -155,6 +156,8 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
     g.segments = g.kernel_d * g.kernel_h * (1 if g.rows else g.kernel_w)
     g.quads = ceil_div(g.c * (g.kernel_w if g.rows else 1), 4)
+    g.halves = (g.pool_w == 2 and 2 * g.m <= EV_NHWC_VECTOR and g.rows and not g.any_type
+                and g.c * (g.kernel_w + g.stride_w) <= 4 * g.quads)
     g.presum = min(v[I_PRESUM], <int64_t> (1 if g.quads % 2 else 2))
     g.staged = not (g.x_last and not g.wide and g.pad_d == g.pad_h == g.pad_w == 0
                     and g.c % 4 == 0 and (g.out_d - 1) * g.stride_d + (g.kernel_d - 1) * g.dilation_d < g.d
@@ -239,6 +242,8 @@ cdef int linear(const ev_call *c) noexcept nogil:
         for m in range(g.m // g.result):
             i = turn * g.each + m * g.result
             row_factors(&t.job, g.result, t.sums + i, add + i, scale + i)
+    if g.halves:
+        memcpy(add + EV_NHWC_VECTOR // 2, add, g.m * sizeof(int32_t))
     items = g.n * g.chunks * g.bands * g.parts
     i = MACS_PER_TASK // max(1, t.job.o.y.size * 4 * g.quads * g.segments // items)
     parallel_for(winograd_items if g.winograd else dense_items, &t, items, max(1, i), c.threads)
@@ -361,6 +366,18 @@ cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums
             at += g.quads * step
 
 
+cdef void pack_halves(const Geometry *g, int8_t *w) noexcept nogil:
+    """The packed weights of the first half of channels, as the positions of the next column meet them, to the second."""
+    cdef int64_t s, i, m, to
+    for s in range(g.segments):
+        for i in range(g.c * g.kernel_w):
+            to = i + g.c * g.stride_w
+            for m in range(g.m):
+                w[to // 4 * 4 * EV_NHWC_VECTOR + 2 * EV_NHWC_VECTOR + 4 * m + to % 4] = (
+                    w[i // 4 * 4 * EV_NHWC_VECTOR + 4 * m + i % 4])
+        w += 4 * EV_NHWC_VECTOR * g.quads
+
+
 def pack_dense(weights, int flip, ints):
     """What `linear` needs of the weights, [M, C, kernel...] of bytes (flip: 0x80 for uint8; of a transposed convolution
     [kernel's rows, columns, M, C]): sums of each channel, then blocks as in ukr/qnhwc.h, as int8 at an address that is
@@ -386,6 +403,8 @@ def pack_dense(weights, int flip, ints):
     for turn in range(0 if g.winograd else g.turns):
         pack_rows(&g, w + turn * g.m * all_, flip, <int32_t *> to + turn * g.each,
                   <int8_t *> (to + 4 * g.turns * g.each) + turn * each, line)
+    if g.halves:
+        pack_halves(&g, <int8_t *> (to + 4 * g.each))
     free(line)
     return found
 

@@ -116,16 +116,17 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
     cdef char *scratch = <char *> job.call.scratch + g.shared + worker * g.slot
     cdef int32_t[MOST_SEGMENTS] offset
     cdef int32_t[MOST_POOL] pool
-    cdef int64_t item, image, plane, first, rows, chunk
+    cdef int64_t item, image, plane, first, rows, chunk, columns
     cdef ev_nhwc_conv k
     cdef Ring ring
     memset(&k, 0, sizeof(k))
     k.offset, k.segments, k.quads, k.wide, k.presum = offset, g.segments, g.quads, g.wide, g.presum
     k.finish = NULL if g.sums else &job.finish
     k.width, k.step, k.row_step = g.out_w, g.pool_w * g.stride_w * g.c, g.pool_h * g.stride_h * g.pitch * g.c
-    k.pool, k.pooled = pool, g.pool_h * g.pool_w
+    k.halves, columns = g.halves, 1 if g.halves else g.pool_w
+    k.pool, k.pooled = pool, g.pool_h * columns
     for item in range(k.pooled):
-        pool[item] = <int32_t> ((item // g.pool_w * g.stride_h * g.pitch + item % g.pool_w * g.stride_w) * g.c)
+        pool[item] = <int32_t> ((item // columns * g.stride_h * g.pitch + item % columns * g.stride_w) * g.c)
     for item in range(begin, end):
         first = item // g.parts % g.bands * g.band
         chunk = item // g.parts // g.bands % g.chunks

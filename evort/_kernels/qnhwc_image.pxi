@@ -18,6 +18,11 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t d, int
     if g.whole and job.o.x.dtype != EV_UINT8:
         K.qc_stage(job.o.x.dtype, g.c * all_, 1, x, job.stage, line)
         x = line
+    if g.c == 1 and not g.widens and 0 <= d < g.d and (x == line or job.o.x.dtype == EV_UINT8):
+        memset(to, <int> job.x_zero, reach_h(g, rows) * row)     # short rows: what is around them is set at once
+        for h in range(max(<int64_t> 0, top), min(g.h, top + reach_h(g, rows))):
+            memcpy(to + (h - top) * row + begin, x + h * g.w, n)
+        return
     for h in range(top, top + reach_h(g, rows)):
         if not g.widens:
             made = to
@@ -25,7 +30,7 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t d, int
             memset(made, <int> job.x_zero, row)
         else:
             memset(made, <int> job.x_zero, begin * g.c)
-            if g.x_last or g.c == 1 and (x == line or job.o.x.dtype == EV_UINT8):
+            if g.x_last:
                 memcpy(made + begin * g.c, x + h * g.w * g.c, n * g.c)
             elif x == line or job.o.x.dtype == EV_UINT8:
                 K.move_transpose(1, n, g.c, x + h * g.w, all_, made + begin * g.c, g.c)

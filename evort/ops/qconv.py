@@ -318,7 +318,7 @@ def bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
         name = f"channels last, {cycle_of(ints)}, {ints[_WIDE]}"
         return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: pack_depthwise(w, flip, ints))])
     small = winograd(ints)
-    name = f"channels last, {'Winograd' if small else ints[_WIDE]}"
+    name = f"channels last, {'Winograd' if small else ints[_WIDE]}{c.attrs.get('pool', '')}"
     packed = [(name, lambda: pack_dense(_turned(w) if transposed else w, flip, ints))]
     return Kernel("qnhwc.winograd" if small else "qnhwc.linear", ints, reals, scratch, packed)
 

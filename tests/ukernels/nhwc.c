@@ -67,7 +67,7 @@ void check_nhwc_conv(void)
             w[i] = (int8_t)(presum == 2 ? w[i] >> 2 : w[i] < 0 ? w[i] / 2 : w[i] / 2 + w[i] % 2);
         int16_t *x16 = guarded((size_t)size * 2);
         K->nhwc_widen(size, x, x16);
-        const ev_nhwc_conv g = {wide ? (const void *)x16 : x, wide, presum, row, step, width, pool, 1, offset, segments, quads, w, add, scale, channels, &f,
+        const ev_nhwc_conv g = {wide ? (const void *)x16 : x, wide, presum, row, step, width, pool, 1, 0, offset, segments, quads, w, add, scale, channels, &f,
                                 f.folds || channels % 2 ? NULL : z, ldy, ldy, y};
         memset(y, 0x5a, (size_t)((end - 1) * ldy + channels));
         K->nhwc_conv(&g, begin, end);
@@ -108,7 +108,7 @@ void check_nhwc_pooled(void)
     EACH(c, CHANNELS) EACH(p, WINDOWS) for (int64_t width = 1; width < 12; width += 5) for (int kind = 0; kind < 16; kind++) {
         const int64_t channels = CHANNELS[c_], lanes = (channels + 15) / 16 * 16, high = WINDOWS[p_][0], wide = WINDOWS[p_][1];
         const int64_t pooled = high * wide, rows = 2, columns = width * wide, step = 1 + kind % 3, row = columns * step + 5;
-        const int64_t quads = 2, n = rows * width, ldy = channels + kind % 2 * 5, size = rows * high * row + 4 * quads;
+        const int64_t quads = 2, n = rows * width, ldy = channels + kind % 2 * 5, size = rows * high * row + 8 * quads;
         uint8_t *x = guarded((size_t)size), *y = guarded((size_t)((n - 1) * ldy + channels));
         int8_t *w = guarded((size_t)(quads * 4 * lanes));
         int32_t *offset = guarded(4), *add = guarded((size_t)lanes * 4), *pool = guarded((size_t)pooled * 4);
@@ -117,13 +117,23 @@ void check_nhwc_pooled(void)
         fill_bytes(x, size, 0), fill_bytes(w, quads * 4 * lanes, 1);
         fill_finish(lanes, channels, quads, add, scale);
         offset[0] = 0;
-        for (int64_t i = 0; i < pooled; i++) pool[i] = (int32_t)(i / wide * row + i % wide * step);
+        const int halves = channels <= 8 && wide == 2; /* the next column's taps, a step further */
+        int8_t *w2 = guarded((size_t)(2 * quads * 4 * lanes));
+        memset(w2, 0, (size_t)(2 * quads * 4 * lanes));
+        for (int64_t i = 0; halves && i < 4 * quads; i++) for (int64_t c = 0; c < 8; c++) {
+            w2[i / 4 * 64 + 4 * c + i % 4] = w[i / 4 * 64 + 4 * c + i % 4];
+            w2[(i + step) / 4 * 64 + 32 + 4 * c + (i + step) % 4] = w[i / 4 * 64 + 4 * c + i % 4];
+            add[8 + c] = add[c];
+        }
+        const int64_t across = halves ? 1 : wide;
+        for (int64_t i = 0; i < high * across; i++) pool[i] = (int32_t)(i / across * row + i % across * step);
         const ev_qfinish f = some_finish(kind);
-        ev_nhwc_conv g = {x, 0, 0, row, step, columns, offset, 1, offset, 1, quads, w, add, scale, channels, NULL,
+        ev_nhwc_conv g = {x, 0, 0, row, step, columns, offset, 1, 0, offset, 1, quads, w, add, scale, channels, NULL,
                           NULL, channels, channels, (uint8_t *)sums};
         K->nhwc_conv(&g, 0, rows * high * columns);
         memset(y, 0x5a, (size_t)((n - 1) * ldy + channels));
-        g.row_step = high * row, g.step = wide * step, g.width = width, g.pool = pool, g.pooled = pooled;
+        g.row_step = high * row, g.step = wide * step, g.width = width, g.pool = pool, g.pooled = high * across;
+        if (halves) g.halves = 1, g.quads = 2 * quads, g.w = w2;
         g.finish = &f, g.y = y, g.ldy = ldy;
         K->nhwc_conv(&g, 0, n);
         snprintf(what, sizeof what, "channels=%d, %d x %d, kind=%d", (int)channels, (int)high, (int)wide, kind);

@@ -42,6 +42,8 @@ typedef struct {
     int64_t row_step, step, width;
     const int32_t *pool;
     int64_t pooled;           /* 1: `pool` is {0} */
+    int64_t halves;           /* whether of a vector's channels, at most 8, the second half are the first ones' at another
+                               * position, the larger sum counts */
     const int32_t *offset;
     int64_t segments, quads;
     const int8_t *w;          /* the block's */

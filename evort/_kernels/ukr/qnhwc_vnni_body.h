@@ -356,7 +356,7 @@ static inline __attribute__((always_inline)) void EV_FN(nhwc_dots)(const ev_nhwc
 }
 #undef EV_POSITIONS
 
-/* The largest of every `pooled` successive of n positions' sums. */
+/* The largest of every `pooled` successive of n positions' sums, and of `halves`. */
 static __attribute__((noinline)) void EV_FN(nhwc_largest)(const ev_nhwc_conv *g, int32_t *sum, int64_t n)
 {
     for (const int32_t *from = sum; n > 0; n -= g->pooled, from += g->pooled * EV_NHWC_NR, sum += EV_NHWC_NR)
@@ -364,6 +364,7 @@ static __attribute__((noinline)) void EV_FN(nhwc_largest)(const ev_nhwc_conv *g,
             __m512i most = _mm512_load_si512(from + c);
             for (int64_t i = 1; i < g->pooled; i++)
                 most = _mm512_max_epi32(most, _mm512_load_si512(from + i * EV_NHWC_NR + c));
+            if (g->halves) most = _mm512_max_epi32(most, _mm512_shuffle_i64x2(most, most, 0x4e));
             _mm512_store_si512(sum + c, most);
         }
 }
@@ -393,7 +394,7 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
                 from += g->step;
                 if (++column == g->width) column = 0, from += wrap;
             }
-            switch ((g->channels + 7) / 8) {
+            switch (g->halves ? 2 : (g->channels + 7) / 8) {
             case 1: EV_FN(nhwc_dots)(g, x, sum, 1, 1, MR); break;
             case 2: EV_FN(nhwc_dots)(g, x, sum, 1, 0, MR); break;
             case 3: EV_FN(nhwc_dots)(g, x, sum, 2, 1, MR); break;
@@ -406,7 +407,7 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
                 else EV_FN(nhwc_dots)(g, x, sum, 4, 0, MR);
             }
         }
-        if (pooled > 1) EV_FN(nhwc_largest)(g, sums, n);
+        if (pooled > 1 || g->halves) EV_FN(nhwc_largest)(g, sums, n);
         EV_FN(nhwc_finish)(g, sums, results, p, &seen);
     }
     if (g->finish && g->finish->range) EV_FN(nhwc_note_range)(g->finish, &seen);
