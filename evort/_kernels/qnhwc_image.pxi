@@ -11,9 +11,12 @@ cdef void stage(const Job *job, const Geometry *g, int64_t image, int64_t d, int
     begin = min(g.pad_w, g.pitch)
     n = max(<int64_t> 0, min(g.w, g.pitch - begin))
     h = reach_h(g, rows)
-    if (n == g.w == g.pitch and 0 <= d < g.d and top >= 0 and top + h <= g.h and job.o.x.dtype == EV_UINT8 and not g.x_last
+    if (n == g.w == g.pitch and 0 <= d < g.d and top >= 0 and top + h <= g.h and job.o.x.dtype == EV_UINT8
             and not g.widens):
-        K.move_transpose(1, h * n, g.c, x + top * n, all_, to, g.c)
+        if g.x_last:
+            memcpy(to, x + top * row, h * row)
+        else:
+            K.move_transpose(1, h * n, g.c, x + top * n, all_, to, g.c)
         return
     if g.whole and job.o.x.dtype != EV_UINT8:
         K.qc_stage(job.o.x.dtype, g.c * all_, 1, x, job.stage, line)

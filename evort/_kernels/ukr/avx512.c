@@ -46,6 +46,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .softmax_part_f32 = EV_FN(softmax_part_f32),
     .qfinish = EV_FN(qfinish),
     .qquad_rows = EV_FN(qquad_rows),
+    .qc_stage = EV_FN(qc_stage),
     .qa_rows = EV_FN(qa_rows),
     .qa_columns = EV_FN(qa_columns),
     .qa_real = EV_FN(qa_real),

@@ -1,6 +1,6 @@
 /* Between float32 and bytes with AVX-512, 16 numbers at a time: what follows the sums of a quantized product (qfinish of
- * requant_body.h), and rows of A that are quantized as they are packed (qquad_rows of qpack_body.h). The same bits as
- * there; what is rare is left to AVX2's. */
+ * requant_body.h), rows of A that are quantized as they are packed (qquad_rows of qpack_body.h), and images (qc_stage of
+ * qconv_body.h). The same bits as there; what is rare is left to AVX2's. */
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off")
 
@@ -121,6 +121,25 @@ static inline __m128i EV_FN(qbytes_16)(__m512 x, __m512 scale, __m512 inverse, _
     if (__builtin_expect(_mm512_cmp_ps_mask(off, _mm512_set1_ps(0.5f - 0x1p-13f), _CMP_GT_OQ), 0))
         t = _mm512_min_ps(_mm512_max_ps(_mm512_div_ps(x, scale), least), most);
     return _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(t), zero));
+}
+
+/* Images of float32 as bytes, where they lie side by side. */
+static void EV_FN(qc_stage)(int type, int64_t n, int64_t step, const void *src, const void *params, void *dst)
+{
+    const float *x = src, *p = params;
+    if (type != EV_FLOAT || step != 1 || p[4] == 2 || p[4] == 4 || !(p[0] > 0x1p-100f && p[0] < 0x1p100f)) {
+        ev_ukr_table__avx2.qc_stage(type, n, step, src, params, dst);
+        return;
+    }
+    const __m512 scale = _mm512_set1_ps(p[0]), inverse = _mm512_set1_ps(1.0f / p[0]);
+    const __m512 least = _mm512_set1_ps(p[2] - p[1]), most = _mm512_set1_ps(p[3] - p[1]);
+    const __m512i zero = _mm512_set1_epi32((int32_t)p[1]);
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 there = (__mmask16)(n - i >= 16 ? 0xffff : (1u << (n - i)) - 1);
+        const __m128i bytes = EV_FN(qbytes_16)(_mm512_maskz_loadu_ps(there, x + i), scale, inverse, least, most, zero);
+        if (n - i >= 16) _mm_storeu_si128((__m128i *)((uint8_t *)dst + i), bytes);
+        else _mm_mask_storeu_epi8((uint8_t *)dst + i, there, bytes);
+    }
 }
 
 static void EV_FN(qquad_rows)(const ev_qoperand *a, int64_t i0, int64_t m, int64_t p0, int64_t k, int flip, uint8_t *dst)
