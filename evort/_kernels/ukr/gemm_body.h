@@ -33,6 +33,11 @@
 #define EV_EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
 #define EV_EACH_COUNT(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #endif
+#ifdef EV_LEAN /* the last rows two by two: tiles of each height would weigh more than they are waited for */
+#define EV_EACH_HEIGHT(X) X(1) X(2) X(6)
+#else
+#define EV_EACH_HEIGHT EV_EACH_COUNT
+#endif
 
 #define EV_VECTOR(type, name)                                                          \
     typedef type EV_FN(name) __attribute__((vector_size(EV_VECTOR_BYTES), may_alias)); \

@@ -412,7 +412,11 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
         }
         for (; i < t->m; i += mr, groups--) {
             /* Rows that do not lie in panels go in even shares: 14 are 7 and 7. */
+#ifdef EV_LEAN
+            mr = t->m - i >= EV_MR ? EV_MR : t->m - i > 1 ? 2 : 1;
+#else
             mr = !packed ? (t->m - i + groups - 1) / groups : t->m - i < EV_MR ? t->m - i : EV_MR;
+#endif
             /* The first rows to meet a panel that lies apart fetch the next one (its first line came with this one's last),
              * those that meet the first panel the rows of A to come. Others have both in L2, and fetch what they read. */
             const T *next = b;
@@ -435,11 +439,11 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
                 else if ((mr == EV_MR || (mr % 4 == 0 && packed)) && EV_BY_LANES(t)) ROWS(mr, WHOLE, 1);  \
                 else ROWS(mr, WHOLE, 0);                                                                  \
                 break;
-            EV_EACH_COUNT(X)
+            EV_EACH_HEIGHT(X)
 #undef X
 #undef ROWS
             }
-            a += packed ? t->a_step : mr * t->rsa;
+            a += packed && mr == EV_MR ? t->a_step : mr * t->rsa;
         }
     }
     /* Once the others, which have the time for it, have brought A to the cache. */
