@@ -388,9 +388,13 @@ static void EV_FN(nhwc_conv)(const ev_nhwc_conv *g, int64_t begin, int64_t end)
             int32_t *sum = sums + at * EV_NHWC_NR;
 #pragma GCC unroll 7
             for (int64_t i = 0; i < MR; i++) { /* beyond the last, it again */
-                x[i] = at + i < n ? from + g->pool[place] : x[i - 1];
-                if (at + i >= n || ++place < pooled) continue;
-                place = 0;
+                if (pooled > 1) {
+                    x[i] = at + i < n ? from + g->pool[place] : x[i - 1];
+                    if (at + i >= n || ++place < pooled) continue;
+                    place = 0;
+                } else {
+                    x[i] = at + i < n ? from : x[i - 1];
+                }
                 from += g->step;
                 if (++column == g->width) column = 0, from += wrap;
             }
