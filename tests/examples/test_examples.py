@@ -108,7 +108,8 @@ def readers(example):
 def test_read_text_command(tmp_path):
     page(FONTS[0], 32).save(tmp_path / "page.png")
     out = run_example("read_text", MODELS / "ppocr", tmp_path / "page.png")
-    assert "evortreadstext" in out.replace(" ", "")  # whether there are blanks depends on how Pillow's FreeType draws the page
+    # Whether the network sees blanks depends on how Pillow's FreeType draws them.
+    assert "evortreadstext" in out.replace(" ", "")
 
 
 @needs_shared
