@@ -309,6 +309,8 @@ cdef extern from "ukr.h" nogil:
                         void *y) noexcept nogil
         void (*q_binary)(int dtype, int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
                          const ev_qbinary *p, void *y) noexcept nogil
+        void (*q_binary_tiled)(int dtype, int op, int64_t n, const void *a, int64_t tile, const void *b,
+                               const ev_qbinary *p, void *y) noexcept nogil
         void (*q_combine_f32)(int op, int64_t n, const float *a, const float *b, float scale_a, float scale_b,
                               float *y) noexcept nogil
         void (*q_lookup)(int64_t size, int64_t n, const uint8_t *x, const void *table, void *y) noexcept nogil
@@ -470,6 +472,7 @@ cdef extern from "ukr.h" nogil:
         void (*qd_taps_i16)(int64_t n, const int16_t *x, const int32_t *offset, const int16_t *w, int64_t taps,
                             int32_t *sum) noexcept nogil
         void (*qc_shift)(int64_t n, int32_t factor, const int32_t *column, int32_t *sum) noexcept nogil
+        void (*qc_scales)(int64_t n, float x_scale, const float *scales, float unit, float *to) noexcept nogil
         void (*qc_finish)(const ev_qfinish *f, int64_t n, const int32_t *sum, const int64_t *wide, int64_t add,
                           float scale, const void *z, void *y) noexcept nogil
         void (*nhwc_has)(int *has) noexcept nogil

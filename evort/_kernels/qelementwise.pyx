@@ -9,7 +9,7 @@ cdef const ev_ukr *K = ukernels()
 
 cdef enum:
     GRAIN = 16384  # items that are worth a thread
-    TILE = 1024    # bytes of a row that is repeated
+    TILE = 1024    # bytes of a row that is repeated, EV_QTILE
 
 
 cdef inline int32_t lowest(int dtype) noexcept nogil:
@@ -78,15 +78,11 @@ cdef void binary_tiled_rows(void *ctx, int64_t begin, int64_t end, int32_t worke
     cdef const Walk *w = <const Walk *> ctx
     cdef const ev_call *c = w.call
     cdef int64_t n = c.ints[B_LOOPS + 2], tile = min(TILE // n, end - begin), i
-    cdef const char *a = <const char *> c.in_[0].data
-    cdef char *y = <char *> c.out[0].data
     cdef char b[TILE]
     for i in range(tile):
         memcpy(b + i * n, c.in_[1].data, n)
-    while begin < end:
-        K.q_binary(<int> c.ints[B_OUT], <int> c.ints[B_OP], min(tile, end - begin) * n, a + begin * n, 1, b, 1,
-                   <const ev_qbinary *> w.context, y + begin * n)
-        begin += tile
+    K.q_binary_tiled(<int> c.ints[B_OUT], <int> c.ints[B_OP], (end - begin) * n, <const char *> c.in_[0].data + begin * n,
+                     tile * n, b, <const ev_qbinary *> w.context, <char *> c.out[0].data + begin * n)
 
 
 cdef bint is_tiled(const int64_t *loops) noexcept nogil:

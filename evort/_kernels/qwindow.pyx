@@ -5,7 +5,7 @@ of stride s has a plane for each phase (remainder by s) that one of its taps mee
 """
 from libc.math cimport INFINITY, rint
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_FLOAT, EV_INT8, EV_INT16, EV_INT32,
                                   EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, EV_QD_LANES, EV_UINT8, ev_item_size, ev_ukr,
                                   ukernels)
@@ -264,21 +264,20 @@ cdef int64_t row_add(const Job *job, int64_t m, int64_t weights) noexcept nogil:
 
 
 cdef void row_factors(const Job *job, int64_t n, const int32_t *weights, int32_t *add, float *scale) noexcept nogil:
-    cdef const int32_t *bias = NULL if job.o.b == NULL else <const int32_t *> job.o.b.data
     cdef const float *scales = NULL if job.o.w_scale == NULL else <const float *> job.o.w_scale.data
-    cdef int64_t m, step = scales != NULL and job.o.w_scale.size > 1
-    cdef int32_t zero = <int32_t> job.x_zero
-    cdef float unit = job.finish.unit
-    for m in range(n):
-        add[m] = 0 if bias == NULL else bias[m]
+    cdef float unit = job.finish.unit if job.finish.folds and job.finish.type != EV_FLOAT else 1
+    cdef int64_t m
+    if job.o.b == NULL:
+        memset(add, 0, n * sizeof(int32_t))
+    else:
+        memcpy(add, job.o.b.data, n * sizeof(int32_t))
     if weights != NULL:
-        for m in range(n):
-            add[m] -= zero * weights[m]
+        K.qc_shift(n, <int32_t> job.x_zero, weights, add)
+    if scales != NULL and job.o.w_scale.size > 1:
+        K.qc_scales(n, job.x_scale, scales, unit, scale)
+        return
     for m in range(n):
-        scale[m] = job.x_scale * (1 if scales == NULL else scales[m * step])
-    if job.finish.folds and job.finish.type != EV_FLOAT:
-        for m in range(n):
-            scale[m] /= unit
+        scale[m] = job.x_scale * (1 if scales == NULL else scales[0]) / unit
 
 
 cdef void take_linear(const ev_call *c, Job *job) noexcept nogil:

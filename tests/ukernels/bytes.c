@@ -70,6 +70,34 @@ void check_q_binary(void)
             }
 }
 
+/* In place, too; products beyond what integers hold among them. */
+void check_q_binary_tiled(void)
+{
+    static const int64_t TILES[] = {1, 8, 63, 64, 200, 1000}, ROUNDS[] = {1, 2, 5};
+    char what[64];
+    EACH(t, TILES) EACH(r, ROUNDS) for (int kind = 0; kind < 16; kind++) {
+        const int is_signed = kind & 1, type = is_signed ? EV_INT8 : EV_UINT8, op = kind & 2 ? EV_QMUL : EV_QADD, inside = kind & 4;
+        const int64_t tile = TILES[t_], n = tile * ROUNDS[r_] - (kind & 8 ? tile / 3 : 0);
+        const int32_t lo = lowest(type), hi = highest(type);
+        uint8_t *a = guarded((size_t)n), *b = guarded((size_t)tile), *y = guarded((size_t)n), *to = inside ? y : a;
+        fill_bytes(a, n, is_signed), fill_bytes(b, tile, is_signed);
+        uint8_t *was = guarded((size_t)n);
+        memcpy(was, a, (size_t)n);
+        const float scales[] = {(float)(0.001 * fabs(uniform())), (float)fabs(uniform()), 32.5f, 1e6f};
+        const ev_qbinary p = {scales[random_bits() % 4], (float)fabs(uniform()), (int32_t)extreme(lo, hi), (int32_t)extreme(lo, hi),
+                              (int32_t)extreme(lo, hi), lo + 1, hi - 3};
+        K->q_binary_tiled(type, op, n, a, tile, b, &p, to);
+        snprintf(what, sizeof what, "type %d, tile=%d, kind %d, scale %g", type, (int)tile, kind, (double)p.scale_a);
+        for (int64_t i = 0; i < n; i++) {
+            const float va = (float)(item(type, was, i) - p.zero_a), vb = (float)(item(type, b, i % tile) - p.zero_b);
+            volatile float left = va * p.scale_a, right = vb * p.scale_b, product = va * vb;
+            volatile float v = op == EV_QMUL ? product * p.scale_a : left + right;
+            if (!same_i32("q_binary_tiled", what, i, item(type, to, i), whole(v, p.zero, p.lo, p.hi))) return;
+        }
+        release_all();
+    }
+}
+
 void check_q_lookup(void)
 {
     static const int64_t LONG[] = {1, 15, 16, 63, 64, 79, 200};

@@ -163,6 +163,12 @@ void check_qd_taps(void)
         K->qc_shift(COUNTS[n_], -129, column, sum);
         for (int64_t j = 0; j < COUNTS[n_]; j++)
             if (!same_i32("qc_shift", "", j, sum[j], j + 129 * (int64_t)column[j])) return;
+        float *scales = floats(COUNTS[n_]), *to = guarded((size_t)COUNTS[n_] * 4);
+        K->qc_scales(COUNTS[n_], 0.37f, scales, 0.011f, to);
+        for (int64_t j = 0; j < COUNTS[n_]; j++) {
+            volatile float scaled = 0.37f * scales[j];
+            if (!close_to("qc_scales", "", j, to[j], scaled / 0.011f, 0)) return;
+        }
         release_all();
     }
 }

@@ -19,6 +19,7 @@ extern const ev_ukr ev_ukr_table__avx2;
 #include "depthwise_rows_body.h"
 #include "winograd_row_body.h"
 #include "requant_avx512_body.h"
+#include "qmultiply_avx512_body.h"
 #include "attention_body.h"
 #include "sparse_body.h"
 #include "sparse_float_body.h"
@@ -44,6 +45,7 @@ const ev_ukr EV_FN(ev_ukr_table) = {
     .direct_f32 = EV_FN(direct_f32),
     .direct_lanes_f32 = EV_FN(direct_lanes_f32),
     .softmax_part_f32 = EV_FN(softmax_part_f32),
+    .q_binary_tiled = EV_FN(q_binary_tiled),
     .qfinish = EV_FN(qfinish),
     .qquad_rows = EV_FN(qquad_rows),
     .qc_stage = EV_FN(qc_stage),

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 enum { EV_QADD = 0, EV_QMUL = 1 };
+enum { EV_QTILE = 1024 }; /* bytes of what repeats, at most */
 
 /* A sum or a product of 8-bit tensors: round(f(a - zero_a, b - zero_b)) + zero, clamped to [lo, hi], with
  * f(a, b) = a * scale_a + b * scale_b, or a * b * scale_a. */

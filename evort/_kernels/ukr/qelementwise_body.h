@@ -366,6 +366,14 @@ static void EV_FN(q_binary)(int dtype, int op, int64_t n, const void *a, int64_t
 #undef EV_STRIDES
 }
 
+/* The same for n bytes a and bytes b that repeat after `tile` <= EV_QTILE. */
+static void EV_FN(q_binary_tiled)(int dtype, int op, int64_t n, const void *a, int64_t tile, const void *b,
+                                  const ev_qbinary *p, void *y)
+{
+    for (int64_t i = 0; i < n; i += tile)
+        EV_FN(q_binary)(dtype, op, n - i < tile ? n - i : tile, (const uint8_t *)a + i, 1, b, 1, p, (uint8_t *)y + i);
+}
+
 /* y = a * scale_a + b * scale_b, or a * b * scale_a, for numbers that are float32 already. y may be a or b. */
 static void EV_FN(q_combine_f32)(int op, int64_t n, const float *a, const float *b, float scale_a, float scale_b,
                                  float *y)

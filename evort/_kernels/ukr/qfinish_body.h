@@ -11,6 +11,12 @@ static void EV_FN(qc_shift)(int64_t n, int32_t factor, const int32_t *column, in
     for (int64_t j = 0; j < n; j++) sum[j] -= factor * column[j];
 }
 
+/* to[j] = x_scale * scales[j] / unit. */
+static void EV_FN(qc_scales)(int64_t n, float x_scale, const float *restrict scales, float unit, float *restrict to)
+{
+    for (int64_t j = 0; j < n; j++) to[j] = x_scale * scales[j] / unit;
+}
+
 /* n results, quantized as bytes from r (n <= 256 elements). */
 static void EV_FN(qf_store)(const ev_qfinish *f, int64_t n, const float *r, void *y)
 {
