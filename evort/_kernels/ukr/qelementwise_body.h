@@ -346,11 +346,15 @@ EV_INLINE void EV_FN(q_binary_rows)(const int dtype, const int op, int64_t n, co
 static void EV_FN(q_binary)(int dtype, int op, int64_t n, const void *a, int64_t sa, const void *b, int64_t sb,
                             const ev_qbinary *p, void *y)
 {
+#ifdef EV_LEAN
+#define EV_STRIDES(T, OP) EV_FN(q_binary_rows)(T, OP, n, a, sa != 0, b, sb != 0, p, y)
+#else
 #define EV_STRIDES(T, OP)                                               \
     if (sa && sb) EV_FN(q_binary_rows)(T, OP, n, a, 1, b, 1, p, y);     \
     else if (sa) EV_FN(q_binary_rows)(T, OP, n, a, 1, b, 0, p, y);      \
     else if (sb) EV_FN(q_binary_rows)(T, OP, n, a, 0, b, 1, p, y);      \
     else EV_FN(q_binary_rows)(T, OP, n, a, 0, b, 0, p, y)
+#endif
 #ifdef __AVX2__
     if (op == EV_QMUL) {
         if (dtype == EV_UINT8) EV_FN(q_multiply)(0, n, a, sa, b, sb, p, y);
