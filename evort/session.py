@@ -207,7 +207,7 @@ class Session:
 
             check_outputs(self.outputs, planned.plan, into)
         results = runner.run(feeds, into, dtypes, None, planned)
-        if all(feeds[name] is inputs[name] for name in feeds):
+        if all(type(array) is np.ndarray and inputs[name] is array for name, array in feeds.items()):
             names = [name for name, _ in self._plain]
             ready = planned.ready(feeds, names, lambda given: runner.run(given, None, dtypes, None, planned))
             if all(other.key != ready.key for other in self._ready):
