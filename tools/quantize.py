@@ -57,7 +57,6 @@ from evort_tools.quantization import (
 )
 from evort_tools.quantization import latency as latency_profile
 from evort_tools.quantization.adaptive import add_levels
-from evort_tools.quantization.compare import Comparison, expected_outputs, output_errors
 from evort_tools.quantization.data import Calibration, CalibrationError, Images, open_calibration
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.integers import integer_model
@@ -227,7 +226,6 @@ _REPORTED = 8  # samples on which layers are compared
 _CALIBRATION, _HELD_OUT, _SAMPLES = "calibration samples", "samples held out from calibration", "samples"
 _FEWEST_TYPICAL = 8  # samples from which one that reaches far beyond the others is left out
 _HELD_FROM = 32  # samples of which some are held out
-_JUDGES = 64  # samples at most on which the result is measured, fewer of a large model
 
 
 def _calibration(calib: Any, model: Model, options: Options) -> Calibration:
@@ -261,7 +259,7 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     result.sizes["weights_after"] = total_bytes(result.model.graph)
     if options.verify:
         for kind, samples in result.judges.items():
-            result.measured[kind] = _measured(model, result.model, samples, options.threads, progress)
+            result.measured[kind] = trials.measured(model, result.model, samples, options.threads, progress)
         found = [measured["sqnr_db"] for measured in result.measured.values()]
         result.sqnr = {name: min(sqnr[name] for sqnr in found) for name in (found[0] if found else ())}
     return result
@@ -394,8 +392,8 @@ def _static(
         result.model = memory.smaller(real, result.model, samples[0])
     if goal is not None and (ranged or large):
         result.loss["loss"] = goal.loss(result.model)
+    integer = {node.outputs[0] for node in found.selection.nodes}.union(products)
     if costs is not None and not options.adaptive:
-        integer = {node.outputs[0] for node in found.selection.nodes}.union(products)
         result.storable |= {n.outputs[0] for n in costs.selection.nodes} & settings.floats.keys() - integer
         if not inside:  # passes over the graph around a nested one would make floats of its weights again
             _store(result, goal)
@@ -410,7 +408,7 @@ def _static(
         if node.op in PRODUCTS and not node.domain:
             result.kept.setdefault(node.label(), "it has no integer form for these operands")
     if costs is not None:
-        _note_speed(result, costs, {node.outputs[0] for node in found.selection.nodes}.union(products))
+        _note_speed(result, costs, integer)
     if options.adaptive and not inside:
         plain = (found.plain or changed).graph
         weights = {name: t.data for name, t in plain.tensors.items() if t.data is not None}
@@ -483,23 +481,6 @@ def _note_speed(result: Result, costs: placement.Costs, integer: set[str]) -> No
         "float": [node.name or node.outputs[0] for node in products],
     }
     result.model.metadata[NOTED] = json.dumps(noted, separators=(",", ":"))
-
-
-def _measured(real: Model, model: Model, data: Calibration, threads: int | None, progress: Progress) -> dict[str, Any]:
-    """How far a model's outputs are from the float model's: an entry of `Result.measured`."""
-    step = progress("measuring the result", None)
-    worst: dict[str, float] = {}
-    if total_bytes(real.graph) > trials.LARGE:  # not both at once in memory
-        samples = data.head(trials.trial_count(real, data))
-        errors, count = output_errors(model, samples, expected_outputs(real, samples, threads), threads), len(samples)
-    else:
-        found = Comparison(real, with_floats(model)[0], threads)
-        for feeds in data.some(min(_JUDGES, trials.run_count(real, data))):
-            found.add(feeds)
-            step()
-        errors, count, worst = found.errors, found.samples, found.worst
-    sqnr = {name: error.sqnr for name, error in errors.items()}
-    return {"samples": count, "sqnr_db": sqnr, "worst_db": worst}
 
 
 def open_model(model: Any, options: Options) -> tuple[Model, int | None]:

@@ -114,6 +114,7 @@ CHECK_PACKING(gemm_packing_f64, gemm_f64, pack_f64, double, EV_NR_F64)
 #define CHECK_FEW(name, T, EPS)                                                                                        \
     void check_##name(void)                                                                                            \
     {                                                                                                                  \
+        char what[64];                                                                                                 \
         static const int64_t DEPTHS[] = {0, 1, 3, 15, 16, 17, 64, 99};                                                 \
         for (int64_t m = 1; m < 10; m++) for (int64_t n = 1; n < 10; n++) for (int k_ = 0; k_ < 8; k_++) {             \
             const int64_t k = DEPTHS[k_], step = k + 3;                                                                \
@@ -131,6 +132,7 @@ CHECK_PACKING(gemm_packing_f64, gemm_f64, pack_f64, double, EV_NR_F64)
             t.add = with & 1 ? add : NULL, t.row_bias = with & 2 ? bias : NULL;                                        \
             t.col_bias = with & 8 ? col_bias : NULL;                                                                   \
             t.lo = with & 4 ? -0.25 : -INFINITY, t.hi = with & 4 ? 0.5 : INFINITY;                                     \
+            snprintf(what, sizeof what, "m=%d n=%d k=%d with %d", (int)m, (int)n, (int)k, with);                       \
             K->name(&t);                                                                                               \
             for (int64_t i = 0; i < m; i++) for (int64_t j = 0; j < n; j++) {                                          \
                 double want = 0, size = 0;                                                                             \
@@ -143,12 +145,7 @@ CHECK_PACKING(gemm_packing_f64, gemm_f64, pack_f64, double, EV_NR_F64)
                 if (t.col_bias) want += col_bias[j], size += fabs(col_bias[j]);                                        \
                 want = want < t.lo ? t.lo : want > t.hi ? t.hi : want;                                                 \
                 const double unit = EPS / 2, most = (double)(2 * k + 8) * unit / (1 - (double)(k + 4) * unit) * size;  \
-                checks++;                                                                                              \
-                if (fabs(c[i * n + j] - want) <= most) continue;                                                       \
-                if (failures++ < 20)                                                                                   \
-                    printf("%s " #name ": m=%d n=%d k=%d with %d, [%d, %d] is %.9g, not %.9g\n", K->isa, (int)m, (int)n, \
-                           (int)k, with, (int)i, (int)j, c[i * n + j], want);                                          \
-                return;                                                                                                \
+                if (!close_to(#name, what, i * n + j, c[i * n + j], want, most)) return;                               \
             }                                                                                                          \
             release_all();                                                                                             \
         }                                                                                                              \

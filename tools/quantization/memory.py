@@ -87,7 +87,7 @@ def _bytes_are_moved(graph: Graph, full: Collection[str]) -> bool:
 def _move_bytes(graph: Graph, node: Node, move: Node, dtype: np.dtype) -> None:
     names, (x,) = names_of(graph), move.inputs
     q, scale, zero, moved = (names.fresh(f"{x}/{what}") for what in ("bytes", "scale", "zero_point", "moved"))
-    shift = operand(node, 3) or _constant(graph, names, np.zeros((), dtype), f"{node.outputs[0]}/zero")
+    shift = operand(node, 3) or add_constant(graph, names, np.zeros((), dtype), f"{node.outputs[0]}/zero")
     fused = {key: value for key, value in node.attrs.items() if key.startswith("activation")}
     attrs = {key: value for key, value in node.attrs.items() if key != "bits"}
     made = [
@@ -101,7 +101,7 @@ def _move_bytes(graph: Graph, node: Node, move: Node, dtype: np.dtype) -> None:
         column = graph.constant(node.inputs[4]).reshape(1, -1, *(1,) * (rank - 2))
         sums = names.fresh(f"{node.outputs[0]}/sums")
         made[-1].outputs, made[-1].attrs = [sums], {key: v for key, v in attrs.items() if key not in fused}
-        bias = _constant(graph, names, column, f"{node.outputs[0]}/bias")
+        bias = add_constant(graph, names, column, f"{node.outputs[0]}/bias")
         made.append(Node("Add", [sums, bias], list(node.outputs), fused, name=node.name))
     at = graph.nodes.index(node)
     graph.nodes[at : at + 1] = made
@@ -165,9 +165,9 @@ def _cut(graph: Graph, chain: list[Node]) -> None:
             for i, name in enumerate(node.inputs):
                 value = graph.constant(name) if name else None
                 if node is conv and i in _BY_CHANNEL[_kind(conv)] and value is not None and value.size > 1:
-                    name = _constant(graph, names, value[own], f"{name}/{part}")
+                    name = add_constant(graph, names, value[own], f"{name}/{part}")
                 elif node is not conv and node.op in ("Add", "Mul") and value is not None and value.size > 1:
-                    name = _constant(graph, names, value[:, own], f"{name}/{part}")
+                    name = add_constant(graph, names, value[:, own], f"{name}/{part}")
                 inputs.append(new.get(name, name))
             made.append(Node(node.op, inputs, [new[node.outputs[0]]], dict(node.attrs), node.domain, node.name))
         results.append(made[-1].outputs[0])
@@ -179,7 +179,8 @@ def _cut(graph: Graph, chain: list[Node]) -> None:
     drop_unread(graph, [name for node in chain for name in node.inputs])
 
 
-def _constant(graph: Graph, names: Names, value: np.ndarray, hint: str) -> str:
+def add_constant(graph: Graph, names: Names, value: np.ndarray, hint: str) -> str:
+    """Adds a constant under a name that is free; returns that."""
     data = np.ascontiguousarray(value).reshape(value.shape)
     dtype: DType = dtype_of(data)
     return graph.add(Tensor(names.fresh(hint), dtype, data.shape, data))

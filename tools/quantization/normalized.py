@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from evort.graph import Graph, Model, Node, Tensor
-from evort.types import DType
+from evort.graph import Graph, Model, Node
 from evort_tools.passes import names_of
 from evort_tools.quantization.capture import observe, specs_of
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.equalize import HOMOGENEOUS, readers_of
-from evort_tools.quantization.memory import SHARE, fullest, planned
+from evort_tools.quantization.memory import SHARE, add_constant, fullest, planned
 from evort_tools.quantization.qdq import copy_model
 from evort_tools.quantization.select import Z, operand
 from evort_tools.quantization.static import Calibrated, widest
@@ -61,7 +60,8 @@ def in_bytes(real: Model, model: Model, names: Sequence[str], data: Calibration,
     (sample,) = data.head(1)
     most, enough = _LOSS * noise(model), SHARE * planned(real, sample).arena
     while left and (memory := planned(model, sample)).arena > enough:
-        name = next((name for name in left if name in fullest(memory)), "")
+        full = fullest(memory)
+        name = next((name for name in left if name in full), "")
         if not name:
             break
         left.remove(name)
@@ -109,14 +109,14 @@ def _reader(graph: Graph, readers: Mapping[str, list[Node]], name: str) -> Node 
 def _write_bytes(graph: Graph, name: str, channels: Channels, samples: int) -> None:
     names = names_of(graph)
 
-    def constant(value: np.ndarray, what: str, dtype: DType = DType.FLOAT) -> str:
-        return graph.add(Tensor(names.fresh(f"{name}/{what}"), dtype, value.shape, value))
+    def constant(value: np.ndarray, what: str) -> str:
+        return add_constant(graph, names, value, f"{name}/{what}")
 
     (node,) = (n for n in graph.nodes if n.outputs[0] == name)
     reader = _reader(graph, readers_of(graph), name)
     gain = graph.constant(reader.inputs[1])
     scale, zero = channels.encoding(widest(samples), np.ones(1) if gain is None else gain)
-    zero_point = constant(np.array(zero, np.uint8), "zero_point", DType.UINT8)
+    zero_point = constant(np.array(zero, np.uint8), "zero_point")
     weights = constant((graph.constant(node.inputs[4]) / scale).astype(np.float32), "units")
     node.inputs = [*node.inputs[:4], weights, node.inputs[5], constant(np.array(1, np.float32), "one"), zero_point,
                    *node.inputs[8:]]  # fmt: skip

@@ -14,8 +14,10 @@ import numpy as np
 
 from evort.graph import Model
 from evort.session import Session
+from evort.weights import with_floats
+from evort_tools.common import Progress
 from evort_tools.quantization.capture import specs_of
-from evort_tools.quantization.compare import add_outputs, expected_outputs, output_errors, total_ratio
+from evort_tools.quantization.compare import Comparison, add_outputs, expected_outputs, output_errors, total_ratio
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.qdq import copy_model, fake_quantized, total_bytes
@@ -27,6 +29,7 @@ _FEWEST, _MOST = 2, 128
 # model's size.
 LARGE = 1 << 25
 _RANKED = 256  # samples at most that are run to be put in order
+_JUDGES = 64  # samples at most on which a result is measured, fewer of a large model
 _RUN = 1 << 32  # elements that all samples together may have where each is run a few times
 
 
@@ -44,6 +47,23 @@ def trial_count(model: Model, data: Calibration) -> int:
 def run_count(model: Model, data: Calibration) -> int:
     """How many samples to run a few times each, to see what a change gives."""
     return max(_FEWEST, _RUN // _elements(model, data))
+
+
+def measured(real: Model, model: Model, data: Calibration, threads: int | None, progress: Progress) -> dict[str, Any]:
+    """How far a model's outputs are from the float model's: an entry of a result's `measured`."""
+    step = progress("measuring the result", None)
+    worst: dict[str, float] = {}
+    if total_bytes(real.graph) > LARGE:  # not both at once in memory
+        samples = data.head(trial_count(real, data))
+        errors, count = output_errors(model, samples, expected_outputs(real, samples, threads), threads), len(samples)
+    else:
+        found = Comparison(real, with_floats(model)[0], threads)
+        for feeds in data.some(min(_JUDGES, run_count(real, data))):
+            found.add(feeds)
+            step()
+        errors, count, worst = found.errors, found.samples, found.worst
+    sqnr = {name: error.sqnr for name, error in errors.items()}
+    return {"samples": count, "sqnr_db": sqnr, "worst_db": worst}
 
 
 class Judge:
