@@ -19,6 +19,7 @@ extern const ev_ukr ev_ukr_table__avx2;
 #include "depthwise_rows_body.h"
 #include "winograd_row_body.h"
 #include "requant_avx512_body.h"
+#include "qbytes_avx512_body.h"
 #include "qmultiply_avx512_body.h"
 #include "attention_body.h"
 #include "sparse_body.h"

@@ -10,6 +10,7 @@ extern const ev_ukr ev_ukr_table__avx2;
 
 #define EV_ISA avx512vnni
 #include "qvnni_body.h"
+#include "qbytes_avx512_body.h"
 #include "qnhwc_vnni_body.h"
 #define EV_W_BYTES 64
 #include "qwinograd_body.h"

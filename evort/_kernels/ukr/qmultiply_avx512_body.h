@@ -11,7 +11,6 @@ typedef struct {
 static inline __attribute__((always_inline)) __m512i EV_FN(q_products)(const EV_FN(q_known) *p, __m512i a, const float *by,
                                                                        const float *back)
 {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m512i q[4];
 #define PART(k, part)                                                                                          \
     do {                                                                                                       \
@@ -25,11 +24,7 @@ static inline __attribute__((always_inline)) __m512i EV_FN(q_products)(const EV_
     PART(2, _mm512_extracti32x4_epi32(a, 2));
     PART(3, _mm512_extracti32x4_epi32(a, 3));
 #undef PART
-    const __m512i u = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), p->zero);
-    const __m512i v = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), p->zero);
-    const __m512i y = p->is_signed ? _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(u, v), p->lo), p->hi)
-                                   : _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(u, v), p->lo), p->hi);
-    return _mm512_permutexvar_epi32(order, y);
+    return EV_FN(q_bytes_64)(q[0], q[1], q[2], q[3], p->zero, p->lo, p->hi, p->is_signed);
 }
 
 /* y = a * b for n bytes a and factors b that repeat after `tile` <= EV_QTILE. y may be a. */

@@ -182,14 +182,9 @@ static inline __attribute__((always_inline)) __m512i EV_FN(nhwc_bytes)(const ev_
     const __m512 top = _mm512_set1_ps(65536.0f);
     const __m512i zero = _mm512_set1_epi16((int16_t)f->zero);
     const __m512i lo = _mm512_set1_epi8((char)f->lo), hi = _mm512_set1_epi8((char)f->hi);
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i r0 = _mm512_cvtps_epi32(EV_FN(nhwc_least)(s0, top)), r1 = _mm512_cvtps_epi32(EV_FN(nhwc_least)(s1, top));
     const __m512i r2 = _mm512_cvtps_epi32(EV_FN(nhwc_least)(s2, top)), r3 = _mm512_cvtps_epi32(EV_FN(nhwc_least)(s3, top));
-    const __m512i u = _mm512_adds_epi16(_mm512_packs_epi32(r0, r1), zero);
-    const __m512i v = _mm512_adds_epi16(_mm512_packs_epi32(r2, r3), zero);
-    const __m512i b = f->type == EV_UINT8 ? _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(u, v), lo), hi)
-                                          : _mm512_min_epi8(_mm512_max_epi8(_mm512_packs_epi16(u, v), lo), hi);
-    return _mm512_permutexvar_epi32(order, b);
+    return EV_FN(q_bytes_64)(r0, r1, r2, r3, zero, lo, hi, f->type != EV_UINT8);
 }
 
 /* What nhwc_bytes takes: a vector of sums whose result folds (swish: 0), or becomes HardSwish. */
