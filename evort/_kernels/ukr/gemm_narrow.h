@@ -3,8 +3,6 @@
  *   W            the vector of a row's sums
  *   W_PART       the first n elements of a row of B as such
  *   W_WIDEN      a V of one, the rest zero
- *   W_SPLITS     whether every second k has sums of its own, as those of a few rows wait for each other; columns then
- *                must come to this tile wherever B is cut
  *   VECTOR_ROWS  the name of the function */
 static inline __attribute__((always_inline)) void VECTOR_ROWS(
     const ev_tile *t, int plain, const T *a, const T *b, int64_t i0, int64_t j0, const int mr)
@@ -13,7 +11,7 @@ static inline __attribute__((always_inline)) void VECTOR_ROWS(
     const int64_t n = t->n - j0 < lanes ? t->n - j0 : lanes; /* what is left may be gemm_tail's */
     const T *a3 = a + 3 * rsa, *a6 = a + 6 * rsa, *a9 = a + 9 * rsa; /* as x86 addresses reach three rows each */
     int64_t k = t->k;
-#define X(i) W p##i = {0}, q##i = {0};
+#define X(i) W p##i = {0};
     EV_EACH_ROW(X)
 #undef X
 #define AT(i, p) ((i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : a9) + (p) * csa)[(i % 3) * rsa]
@@ -22,7 +20,7 @@ static inline __attribute__((always_inline)) void VECTOR_ROWS(
 #define X(i)                        \
         if (mr > i) {               \
             p##i += b0 * AT(i, 0);  \
-            *(W_SPLITS ? &q##i : &p##i) += b1 * AT(i, 1);  \
+            p##i += b1 * AT(i, 1);  \
         }
         EV_EACH_ROW(X)
 #undef X
@@ -39,9 +37,6 @@ static inline __attribute__((always_inline)) void VECTOR_ROWS(
 #undef X
     }
 #undef AT
-#define X(i) if (W_SPLITS) p##i += q##i;
-    EV_EACH_ROW(X)
-#undef X
     if (plain) {
         T *c = (T *)t->c + i0 * t->ldc + j0;
 #define X(i) if (mr > i) SET_PART(c + i * t->ldc, n, W_WIDEN(p##i));

@@ -49,25 +49,21 @@ static __attribute__((noinline)) void EV_TYPED(vector_finish)(
 #define W V
 #define W_PART(p, n) (EV_MASKS ? PART(p, n) : *(const VU *)(p)) /* panels are filled up with zeros */
 #define W_WIDEN(x) (x)
-#define W_SPLITS 0
 #define VECTOR_ROWS EV_TYPED(vector_rows)
 #include "gemm_narrow.h"
 #undef W
 #undef W_PART
 #undef W_WIDEN
-#undef W_SPLITS
 #undef VECTOR_ROWS
 #if defined(__AVX512F__)
 #define W HALF_V
 #define W_PART HALF_PART
 #define W_WIDEN HALF_WIDEN
-#define W_SPLITS 1
 #define VECTOR_ROWS EV_TYPED(half_rows)
 #include "gemm_narrow.h"
 #undef W
 #undef W_PART
 #undef W_WIDEN
-#undef W_SPLITS
 #undef VECTOR_ROWS
 #endif
 
