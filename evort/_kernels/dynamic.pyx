@@ -5,7 +5,7 @@
     product with the integer weights (qgemm.pyx), float32 out     bias, residual and activation as it leaves
 
 Quantizing into scratch rather than in the product reads each number once, where the product may read it many times. A
-convolution is the integer one (qconv.pyx), which is given the scale that was found.
+convolution is an integer one (qconv.pyx, or qnhwc.pyx for few positions), which is given the scale that was found.
 """
 from libc.math cimport rint
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
@@ -14,6 +14,7 @@ from evort._kernels.core cimport (EV_ACT_NONE, EV_BIAS_COLUMN, EV_BIAS_NONE, EV_
                                   ev_epilogue, ev_tensor, ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qconv cimport linear
 from evort._kernels.qgemm cimport ev_qgemm, qgemm, qgemm_init, qgemm_scratch
+from evort._kernels.qnhwc cimport linear as linear_last
 
 cdef const ev_ukr *K = ukernels()
 
@@ -130,29 +131,29 @@ ctypedef struct Planes:
 
 
 cdef void finish_planes(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:
-    """Bias and activation of channels [begin, end) of all images, counted together."""
+    """Bias and activation of channels [begin, end) of all images, counted together; small ones several at a time."""
     cdef const Planes *job = <const Planes *> ctx
     cdef const float *b = <const float *> operand(job.call, 4)
-    cdef int64_t item, i
-    cdef float *y
+    cdef int64_t item, i, last
+    cdef float *y = <float *> job.call.out[0].data + begin * job.size
+    cdef float *first
     cdef float bias
-    for item in range(begin, end):
-        y = <float *> job.call.out[0].data + item * job.size
-        if b != NULL:
-            bias = b[item % job.channels]
-            for i in range(job.size):
+    while begin < end:
+        last, first = min(end, begin + max(<int64_t> 1, GRAIN // job.size)), y
+        for item in range(begin, last):
+            bias = 0 if b == NULL else b[item % job.channels]
+            for i in range(0 if b == NULL else job.size):
                 y[i] += bias
-        K.activate_f32(job.e, 1, job.size, 0, y, 0)
+            y += job.size
+        K.activate_f32(job.e, 1, y - first, 0, first, 0)
+        begin = last
 
 
-cdef int convolution(const ev_call *c) noexcept nogil:
-    """in: X, W, its scales, its zero points, B, Z (the last three or NULL); out: Y; ints: those of qconv.linear, then
-    bits of X and the activation; reals: activation parameters. scratch: the range's, then that of qconv.linear.
-
-    qconv.linear makes X integers and gives the scaled sums + Z; B and the activation follow, channel by channel."""
+cdef int convolve(const ev_call *c, int (*product)(const ev_call *) noexcept nogil, ev_tensor *packed) noexcept nogil:
+    """`product` makes X integers and gives the scaled sums + Z; B and the activation follow, channel by channel."""
     cdef ev_dynamic d
     cdef ev_tensor scale, zero
-    cdef ev_tensor *given[12]
+    cdef ev_tensor *given[13]
     cdef ev_call inner = c[0]
     cdef ev_epilogue e
     cdef Planes planes
@@ -172,10 +173,11 @@ cdef int convolution(const ev_call *c) noexcept nogil:
     given[3], given[4] = c.in_[1], c.in_[2]
     given[5] = NULL if operand(c, 3) == NULL else c.in_[3]
     given[9] = NULL if operand(c, 5) == NULL else c.in_[5]
-    inner.in_, inner.n_in, inner.n_ints = given, 12, c.n_ints - 2
+    given[12] = packed
+    inner.in_, inner.n_in, inner.n_ints = given, 13, c.n_ints - 2
     inner.scratch = <char *> c.scratch + range_scratch(c.threads)
     inner.scratch_bytes = c.scratch_bytes - range_scratch(c.threads)
-    status = linear(&inner)
+    status = product(&inner)
     if status != EV_OK or (operand(c, 4) == NULL and activation == EV_ACT_NONE):
         return status
     memset(&e, 0, sizeof(e))
@@ -186,11 +188,25 @@ cdef int convolution(const ev_call *c) noexcept nogil:
     return EV_OK
 
 
+cdef int convolution(const ev_call *c) noexcept nogil:
+    """in: X, W, its scales, its zero points, B, Z (the last three or NULL); out: Y; ints: those of qconv.linear, then
+    bits of X and the activation; reals: activation parameters. scratch: the range's, then that of qconv.linear."""
+    return convolve(c, linear, NULL)
+
+
+cdef int convolution_last(const ev_call *c) noexcept nogil:
+    """The same for qnhwc.linear, the packed weights of which follow the node's inputs."""
+    cdef ev_call node = c[0]
+    node.n_in -= 1
+    return convolve(&node, linear_last, c.in_[c.n_in - 1])
+
+
 def convolution_scratch(int64_t linear_scratch, int32_t threads) -> int:
-    """Scratch bytes of convolution, given those of qconv.linear."""
+    """Scratch bytes of a convolution, given those of the integer one."""
     return linear_scratch + range_scratch(threads)
 
 
 DRIVERS = {}
 register(DRIVERS, "matmul", matmul)
 register(DRIVERS, "convolution", convolution)
+register(DRIVERS, "convolution_last", convolution_last)

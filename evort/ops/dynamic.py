@@ -171,27 +171,33 @@ class _Convolution(Op):
         return per_channel(v, rank) if v.size > 1 else v.reshape(())
 
     def bind(self, c: Call) -> Kernel | None:
-        from evort.ops.qconv import _ints
+        from evort.ops.qconv import bind_last, packs, window_ints
 
         window, out = self._shapes(c)
         if c.ins[1].dtype == DType.INT16:
             return None
         zero = Spec(DType.INT16 if c["bits"] == 16 else DType.UINT8, ())
-        w_zero = c.ins[3] if c.has(3) else None
-        given = [c.ins[0], Spec(DType.FLOAT, ()), zero, c.ins[1], None, w_zero, *(None for _ in range(6))]
-        inner = Call(c.node, c.attrs, given, c.threads)
-        ints = _ints(inner, 0, window.ints(), out.shape[1], 0, self.transposed)
+        w_zero, z = (c.ins[i] if c.has(i) else None for i in (3, 5))
+        given = [c.ins[0], Spec(DType.FLOAT, ()), zero, c.ins[1], c.ins[2], w_zero, *[None] * 3, z, *[None] * 2]
+        inner = Call(c.node, {**c.attrs, "activation": "", "presum": 0}, given, c.threads)  # as QLinearConv has it
+        inner.outs = c.outs
+        from evort._kernels.dynamic import convolution_scratch
+
+        number, reals = activation_ints_reals(c)
+        own = (c["bits"], *number)
+        if not self.transposed and packs(inner, window, True):
+            last = bind_last(inner, window, False)
+            scratch = convolution_scratch(last.scratch, c.threads)
+            return Kernel("dynamic.convolution_last", (*last.ints, *own), reals, scratch, last.packed)
+        ints = window_ints(inner, 0, window.ints(), out.shape[1], 0, self.transposed)
         if ints is None:
             return None
-        from evort._kernels.dynamic import convolution_scratch
         from evort._kernels.qwindow import scratch_bytes
 
         scratch = scratch_bytes(ints, c.threads, False)
-        number, reals = activation_ints_reals(c)
         if scratch < 0:
             return None
-        scratch = convolution_scratch(scratch, c.threads)
-        return Kernel("dynamic.convolution", (*ints, c["bits"], *number), reals, scratch)
+        return Kernel("dynamic.convolution", (*ints, *own), reals, convolution_scratch(scratch, c.threads))
 
 
 @op("DynamicQuantizeConv", domain="evort")

@@ -89,7 +89,7 @@ class ConvInteger(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         window, out = conv_shapes(c, c.ins[0], c.ins[1])
-        ints = _ints(c, 0, window.ints(), out.shape[1], 0, False)
+        ints = window_ints(c, 0, window.ints(), out.shape[1], 0, False, (1, 3))
         if ints is None:
             return None
         from evort._kernels.qwindow import scratch_bytes
@@ -181,20 +181,27 @@ def _is_good(scale: np.ndarray | None) -> bool:
     return bool(scale.min(initial=1) > 0 and scale.max(initial=1) < np.inf)
 
 
-def _ints(c: Call, x: int, place: tuple[int, ...], m: int, number: int, transposed: bool) -> tuple[int, ...] | None:
-    """The parameters of the drivers, or None where they do not take the window, `place`."""
+def window_ints(
+    c: Call,
+    x: int,
+    place: tuple[int, ...],
+    m: int,
+    number: int,
+    transposed: bool,
+    weights: tuple[int, int] = (_W, _W_ZERO),
+) -> tuple[int, ...] | None:
+    """The parameters of the drivers, or None where they do not take the window, `place`. weights: where c has them, and
+    their zero points."""
     if not place:
         return None
     spec = c.ins[x]
     wide = spec.dtype == DType.INT16 or (spec.dtype == DType.FLOAT and c.ins[_X_ZERO].dtype == DType.INT16)
     sizes = (spec.shape[0], spec.shape[1], m, 2 if wide else 1, int(spec.dtype == DType.FLOAT))
-    return (number, c["group"], *place, int(transposed), *sizes, int(_shifted(c)), len(c.ins))
+    return (number, c["group"], *place, int(transposed), *sizes, int(_shifted(c, *weights)), len(c.ins))
 
 
-def _shifted(c: Call) -> bool:
-    """Whether weights have zero points, other than those that make int8 of uint8."""
-    # ConvInteger and DynamicQuantizeConv have no scale of x before the weights.
-    w, zero = (_W, _W_ZERO) if c.node.op.startswith("QLinear") else (1, 3)
+def _shifted(c: Call, w: int = _W, zero: int = _W_ZERO) -> bool:
+    """Whether weights, input w, have zero points, other than those that make int8 of uint8."""
     plain = 128 if c.ins[w].dtype == DType.UINT8 else 0
     if not c.has(zero):
         return plain != 0
@@ -207,15 +214,16 @@ def _is_depthwise(c: Call) -> bool:
     return c.ins[_W].shape[1] == 1 and c["group"] == c.outs[0].shape[1] == c.ins[_X].shape[1]
 
 
-def last_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
+def last_ints(c: Call, window: Window, found: bool = False) -> tuple[tuple[int, ...], bool, int] | None:
     """(parameters, depthwise?, scratch bytes) of the drivers for operands that lie channels last, or None where those
-    do not take them."""
+    do not take them. found: the scale and zero point of x are found as it runs."""
     w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
     if (
         not {w.dtype, c.ins[_X_ZERO].dtype} <= _BYTES
         or (depthwise and y.dtype not in _BYTES)
         or not (depthwise or c["group"] == 1)
-        or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO))
+        or not (w.value is not None and _good_scales(c, found))
+        or not _constant(c, *(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO)
         or _shifted(c)
         or not (depthwise or _fills(y.shape[1]))
         or (depthwise and (c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS))
@@ -228,7 +236,7 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, in
     """What `last_ints` returns of operands that it has accepted."""
     w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
     number, _ = activation_ints_reals(c)
-    ints = _ints(c, _X, window.ints(), y.shape[1], number[0], False)
+    ints = window_ints(c, _X, window.ints(), y.shape[1], number[0], False)
     if ints is None:
         return None
     from evort._kernels.qnhwc import scratch_bytes, small_sums, wide, winograd
@@ -292,7 +300,7 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] |
         return None
     turns, image = (1, (1, 1, *window.out)) if len(window.kernel) == 1 else (window.kernel[0], (1, *window.out))
     number, _ = activation_ints_reals(c)
-    ints = _ints(c, _X, (*image, *image, *(1,) * 9, *(0,) * 3), columns, number[0], True)  # of single pixels
+    ints = window_ints(c, _X, (*image, *image, *(1,) * 9, *(0,) * 3), columns, number[0], True)  # of single pixels
     if ints is None:
         return None
     from evort._kernels.qnhwc import scratch_bytes, wide
@@ -323,35 +331,35 @@ def bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     return Kernel("qnhwc.winograd" if small else "qnhwc.linear", ints, reals, scratch, packed)
 
 
-def _packs(c: Call, window: Window) -> bool:
+def packs(c: Call, window: Window, found: bool = False) -> bool:
     """Whether a convolution whose operands lie channels first takes the kernels for those that lie channels last, which
     move them on the way: single pixels lie the same either way, few positions would leave vectors of them empty, and
-    Winograd's convolution makes up for it."""
+    Winograd's convolution makes up for it. found: as in `last_ints`."""
     pixel = _pixels(c)
     few = math.prod(window.out) < _LANES
     if c.kernel in _FIRST or c["group"] != 1 or not (pixel or few or c.kernel or window.kernel[-2:] == (3, 3)):
         return False
     from evort._kernels.core import channels_last
 
-    found = last_ints(c, window) if channels_last() else None
-    if found is None or found[1]:
+    ints = last_ints(c, window, found) if channels_last() else None
+    if ints is None or ints[1]:
         return False
     from evort._kernels.qnhwc import wide, winograd
 
-    return bool(pixel or (few and not wide()) or c.kernel) or winograd(found[0])
+    return bool(pixel or (few and not wide()) or c.kernel) or winograd(ints[0])
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     if c.ins[_X].channels_last or c.outs[0].channels_last:
         return bind_last(c, window, transposed)
-    if not transposed and _packs(c, window):
+    if not transposed and packs(c, window):
         return bind_last(c, window, transposed)
     # The range of x may be that of the run, as a node found it.
     found = c.ins[_X].dtype in _BYTES and c.ins[_X_SCALE].value is None
     if not _good_scales(c, found) or not _constant(c, *(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO):
         return None
     number, reals = activation_ints_reals(c)
-    ints = _ints(c, _X, window.ints(), c.outs[0].shape[1], number[0], transposed)
+    ints = window_ints(c, _X, window.ints(), c.outs[0].shape[1], number[0], transposed)
     if ints is None:
         return None
     w = c.ins[_W]

@@ -130,6 +130,46 @@ def test_conv(case, bits):
         assert np.all(np.abs(want - exact) <= 0.501 * step * ones + 1e-4)
 
 
+FEW = [((1, 1, 64), 24, (16,), {"strides": [16]}), ((1, 13, 4), 40, (3,), {"pads": [1, 1]}),
+       ((2, 9, 1, 1), 70, (1, 1), {}), ((1, 5, 3, 4), 8, (2, 3), {"dilations": [1, 2], "pads": [0, 1, 1, 1]}),
+       ((3, 8, 1, 2, 2), 16, (1, 2, 2), {"pads": [0, 1, 0, 0, 0, 1]})]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_conv_of_few_positions(case, monkeypatch):
+    """Channels are the lanes where there are fewer positions than those: where bytes are multiplied; told to, where
+    they become int16 first."""
+    from evort.ops import qconv
+
+    def packs(c, window, found):
+        return core.channels_last() and qconv.last_ints(c, window, found) is not None
+
+    shape, m, kernel, attrs = case
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal(shape).astype(np.float32)
+    for kind, many, activation in ((np.int8, (m,), "Relu"), (np.uint8, (), ""), (np.int8, (), "Clip")):
+        w = weights(rng, (m, shape[1], *kernel), kind)
+        zero = np.uint8(128) if kind == np.uint8 else None
+        given = [x, w, np.asarray(rng.random(many) * 0.01, np.float32), zero, rng.standard_normal(m).astype(np.float32)]
+        all_attrs = {**attrs, "activation": activation}
+        z = run_node("DynamicQuantizeConv", given, all_attrs, domain="evort", device="reference")[0][..., ::-1]
+        for inputs in (given, given[:4], [*given, np.ascontiguousarray(z)]):
+            model = node_model("DynamicQuantizeConv", inputs, all_attrs, domain="evort", constants=(1, 2, 3, 4))
+            feeds = {"in0": x, **({"in5": inputs[5]} if len(inputs) > 5 else {})}
+            want = Session(model, device="reference").run(feeds)["out0"]
+            for isa in core.available_isas():
+                core.select_isa(isa)
+                with monkeypatch.context() as patch:
+                    for forced in (False, True):
+                        if forced:
+                            patch.setattr(qconv, "packs", packs)
+                        session = Session(model)
+                        np.testing.assert_array_equal(session.run(feeds)["out0"], want)
+                    taken = core.channels_last()
+                core.select_isa()
+                assert drivers_of(session) == ["dynamic.convolution_last" if taken else "dynamic.convolution"]
+
+
 TRANSPOSED = [
     ((1, 8, 5, 6), 6, (3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 0]}),
     ((2, 12, 7), 8, (4,), {"strides": [3], "group": 4}),
