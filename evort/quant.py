@@ -94,10 +94,15 @@ def quantize(
 
 
 def dequantize(
-    q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, axis: int | None = None
+    q: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray | None = None,
+    axis: int | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(q - zero_point) * scale in float32."""
-    real = q.astype(np.float32)
+    """(q - zero_point) * scale in float32. out: an array for the result."""
+    real = np.empty(q.shape, np.float32) if out is None else out
+    real[...] = q
     if zero_point is not None:
         real -= spread(np.asarray(zero_point), q.ndim, axis).astype(np.float32)
     real *= spread(np.asarray(scale, np.float32), q.ndim, axis)

@@ -37,7 +37,6 @@ from evort.session import Session
 from evort.weights import with_floats
 from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, check_place, print_json, progress_bar, silent
-from evort_tools.passes import graphs_of
 from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization import (
     accuracy,
@@ -82,7 +81,7 @@ class Result:
     over signal with each helper that was kept, in the order in which they were applied.
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
-    know. stored: the layers that run in float32 with weights that the file holds in 8 bits; storable: first outputs of
+    know. stored: the layers that run in float32 with weights that the file holds in 8 bits; storable: the places of
     those for which that is tried.
     levels: of precision, with `adaptive`: see `evort_tools.quantization.adaptive`.
     """
@@ -105,7 +104,7 @@ class Result:
         self.loss: dict[str, float] = {}
         self.notes: list[str] = []
         self.stored: list[str] = []
-        self.storable: set[str] = set()
+        self.storable: set[stored.Place] = set()
         self.levels: dict[str, Any] = {}
 
     def to_bytes(self) -> bytes:
@@ -394,7 +393,8 @@ def _static(
         result.loss["loss"] = goal.loss(result.model)
     integer = {node.outputs[0] for node in found.selection.nodes}.union(products)
     if costs is not None and not options.adaptive:
-        result.storable |= {n.outputs[0] for n in costs.selection.nodes} & settings.floats.keys() - integer
+        slow = {n.outputs[0] for n in costs.selection.nodes} & settings.floats.keys() - integer
+        result.storable |= {(name,) for name in slow}
         if not inside:  # passes over the graph around a nested one would make floats of its weights again
             _store(result, goal)
     result.real, result.encodings, result.methods = changed, found.encodings, found.ratios
@@ -424,27 +424,27 @@ def _nested(data: Calibration, result: Result, progress: Progress, goal: Goal | 
     if not nested.has_nested(result.model.graph):
         return {}
 
-    def quantized(model: Model, samples: Calibration, inside: Goal | None) -> Model:
+    def quantized(model: Model, samples: Calibration, inside: Goal | None, place: stored.Place) -> Model:
         part = Result(model, result.options)
         _static(samples, part, progress, True, inside)
         result.layers += part.layers
         result.kept |= part.kept
         result.notes += part.notes
-        result.storable |= part.storable
+        result.storable |= {(*place, *inner) for inner in part.storable}
         return part.model
 
-    def without_data(model: Model, _: str) -> Model:
+    def without_data(model: Model, why: str, place: stored.Place) -> Model:
         exclude = nested.fitting(model.graph, result.options.exclude, True)
         made, rows, kept = by_layer(model, None, as_dynamic(result.options, exclude))
         result.layers += rows
         result.kept |= kept
         return made
 
-    def in_float(model: Model, why: str) -> Model:
+    def in_float(model: Model, why: str, place: stored.Place) -> Model:
         layers = nested.layers_of(model.graph)
         result.kept |= {node.label(): why for node in layers}
         chosen = (node for node in layers if not any(nested.fits([node], p) for p in result.options.exclude))
-        result.storable.update(node.outputs[0] for node in chosen)
+        result.storable.update((*place, node.outputs[0]) for node in chosen)
         return model
 
     # It is unknown what such a graph takes and gives: so where speed or a limit is to be held it stays in float.
@@ -462,9 +462,7 @@ def _store(result: Result, goal: Goal | None) -> None:
         return
     if loss is not None:
         result.loss["loss"] = loss
-    result.model = made
-    nodes = (node for graph in graphs_of(made.graph) for node in graph.nodes)
-    result.stored = [node.name or node.outputs[0] for node in nodes if node.outputs[0] in changed]
+    result.model, result.stored = made, changed
 
 
 def _note_speed(result: Result, costs: placement.Costs, integer: set[str]) -> None:

@@ -9,8 +9,9 @@ from tools_support import onnx_model
 
 import evort
 import evort_tools
-from evort.graph import Model
+from evort.graph import Model, Tensor
 from evort.session import Session
+from evort.types import DType
 from evort_tools.convert import convert_model
 from evort_tools.passes import graphs_of
 
@@ -92,6 +93,34 @@ def test_a_branch_that_no_sample_takes_has_its_weights_in_8_bits_where_speed_cou
     result = evort_tools.quantize(real, calib=samples(1, 1, 2, 3), exclude=("last",))
     (other,) = (n.attrs["else_branch"] for n in result.model.graph.nodes if n.op == "If")
     assert [n.op for n in other.nodes] == ["MatMul"]
+
+
+def test_branches_with_equal_names_are_told_apart():
+    """Of two products with one output's name, one excluded and one in a branch that no sample takes, only the latter's
+    weights are stored in 8 bits."""
+    rng = np.random.default_rng(0)
+    constants = {name: rng.normal(size=(32, 32)).astype(np.float32) / 6 for name in ("W", "V", "U")}
+    constants["zero"] = np.array(0.0, np.float32)
+    output = [helper.make_empty_tensor_value_info("t")]
+    then, other = (
+        helper.make_graph([node("MatMul", ["h", w], ["t"], name=name)], name, [], output)
+        for name, w in (("taken", "V"), ("other", "U"))
+    )
+    nodes = [node("MatMul", ["x", "W"], ["h"]), node("Greater", ["flag", "zero"], ["cond"]),
+             node("If", ["cond"], ["y"], then_branch=then, else_branch=other)]  # fmt: skip
+    inputs = {"x": (np.float32, ("N", 32)), "flag": (TensorProto.FLOAT, ())}
+    real = convert_model(onnx_model(nodes, inputs, ["y"], constants))
+    (branches,) = (n for n in real.graph.nodes if n.op == "If")
+    for graph in branches.subgraphs():  # the importer has made their names different
+        (product,) = graph.nodes
+        graph.tensors.pop(graph.outputs[0], None)
+        graph.add(Tensor("t", DType.FLOAT, None))
+        product.outputs, graph.outputs = ["t"], ["t"]
+    result = evort_tools.quantize(real, calib=samples(1, 1, 2, 3), exclude=("taken",))
+    (made,) = (n for n in result.model.graph.nodes if n.op == "If")
+    assert [n.op for n in made.attrs["then_branch"].nodes] == ["MatMul"]
+    assert [n.op for n in made.attrs["else_branch"].nodes] == ["DequantizeLinear", "MatMul"]
+    assert "other" in result.stored and "taken" not in result.stored
 
 
 def test_exclude_reaches_into_branches():

@@ -27,6 +27,7 @@ from evort_tools.quantization.data import Calibration, CalibrationError, open_ca
 from evort_tools.quantization.metric import Goal
 from evort_tools.quantization.qdq import copy_graph, copy_model, own_constants
 from evort_tools.quantization.select import is_product
+from evort_tools.quantization.stored import Place
 
 BRANCHES = {"then_branch": True, "else_branch": False}
 NESTED = {"If": tuple(BRANCHES), "Loop": ("body",), "Scan": ("body",)}
@@ -37,7 +38,7 @@ _ITERATIONS = 32  # of a sample that are calibrated on, evenly spread
 UNDONE = "the model would lose more than it may"
 _SHARE = 0.5  # of what may be lost, for all nested graphs together
 
-Quantize = Callable[[Model, Calibration, "Goal | None"], Model]
+Quantize = Callable[[Model, Calibration, "Goal | None", Place], Model]
 
 
 class Inside(Goal):
@@ -93,14 +94,15 @@ def quantized_nested(
     quantize: Quantize,
     threads: int | None = None,
     goal: Goal | None = None,
-    unseen: Callable[[Model, str], Model] | None = None,
+    unseen: Callable[[Model, str, Place], Model] | None = None,
 ) -> tuple[Model, dict[str, str]]:
     """A copy of a model whose nested graphs are quantized, and {label of a product: why it stays in float} of those
     that no sample runs, or with which the model would lose too much.
 
-    quantize: gives the quantized model of a nested graph, for that as a model, its calibration data and its own view of
-    the goal. shapes: of the model's graph. goal: of which the nested graphs together may use a half. unseen: gives the
-    model that takes the place of one that no sample runs, and is told why; without it such a graph stays in float.
+    quantize: gives the quantized model of a nested graph, for that as a model, its calibration data, its own view of
+    the goal, and its place. shapes: of the model's graph. goal: of which the nested graphs together may use a half.
+    unseen: gives the model that takes the place of one that no sample runs, and is told why; without it such a graph
+    stays in float.
     """
     model = own_constants(model)
     taken = names_of(model.graph).taken
@@ -126,13 +128,14 @@ def quantized_nested(
                 samples = _Iterations(model, node, reads, threads)
             try:
                 inside = None if goal is None else Inside(goal, place, _SHARE)
-                made = quantize(inner, open_calibration(lambda s=samples: s.of(data), inner.graph), inside)
+                given = open_calibration(lambda s=samples: s.of(data), inner.graph)
+                made = quantize(inner, given, inside, (node.outputs[0], key))
             except CalibrationError:
                 if samples.seen:
                     raise
                 why = samples.why or NOT_TAKEN[node.op]
                 if unseen is not None:
-                    node.attrs[key] = _as_body(unseen(inner, why).graph, body, reads, taken)
+                    node.attrs[key] = _as_body(unseen(inner, why, (node.outputs[0], key)).graph, body, reads, taken)
                 else:
                     kept |= {n.label(): why for n in layers_of(body)}
                 continue

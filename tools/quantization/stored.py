@@ -14,27 +14,32 @@ import numpy as np
 from evort.graph import Graph, Model, Node, Tensor
 from evort.types import DType
 from evort_tools.importer.builder import Names
-from evort_tools.passes import graphs_of, names_of
+from evort_tools.passes import names_of
 from evort_tools.quantization.encodings import Encoding
 from evort_tools.quantization.qdq import copy_model
 from evort_tools.quantization.select import is_product, weight_axis
 
 LEAST = 64  # weights: less is not worth the operands
 
+# Where a node is: its first output, behind the first output and the attribute of each node that it is nested in;
+# branches of an If may have equal names.
+Place = tuple[str, ...]
 
-def stored(model: Model, floats: Collection[str]) -> tuple[Model, list[str]]:
-    """A copy of a model in which these products (by first output), in nested graphs too, have stored weights, and which
-    of them do."""
+
+def stored(model: Model, floats: Collection[Place]) -> tuple[Model, list[str]]:
+    """A copy of a model in which these products have stored weights, and the names of those that do."""
     copied = copy_model(model)
-    names = names_of(copied.graph)
-    return copied, [name for graph in graphs_of(copied.graph) for name in _store(graph, floats, names)]
+    return copied, _store(copied.graph, (), floats, names_of(copied.graph))
 
 
-def _store(graph: Graph, floats: Collection[str], names: Names) -> list[str]:
+def _store(graph: Graph, place: Place, floats: Collection[Place], names: Names) -> list[str]:
     changed: list[str] = []
     made: list[Node] = []
     for node in graph.nodes:
-        if not is_product(node) or node.outputs[0] not in floats:
+        for key, body in node.attrs.items():
+            if isinstance(body, Graph):
+                changed += _store(body, (*place, node.outputs[0], key), floats, names)
+        if not is_product(node) or (*place, node.outputs[0]) not in floats:
             continue
         name = node.inputs[1]
         w = graph.constant(name)
@@ -48,7 +53,7 @@ def _store(graph: Graph, floats: Collection[str], names: Names) -> list[str]:
         operands = [name, graph.add(scale)]  # without a zero point, which is 0
         made.append(Node("DequantizeLinear", operands, [names.fresh(f"{name}/float")], attrs))
         node.inputs = [node.inputs[0], made[-1].outputs[0], *node.inputs[2:]]
-        changed.append(node.outputs[0])
+        changed.append(node.name or node.outputs[0])
     graph.nodes[:0] = made
     return changed
 
