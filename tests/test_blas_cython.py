@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from evort import blas
 from evort._kernels import core
 from evort.ops.activation import ACTIVATIONS
 from evort.ops.nbits import widen
@@ -11,7 +12,7 @@ SOURCE = """
 # cython: language_level=3
 from evort.blas cimport *
 from evort._kernels.core cimport ev_epilogue, EV_BIAS_ROW, EV_BIAS_COLUMN
-from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch
+from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_f64, gemm_init, gemm_scratch
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uintptr_t
 from libc.string cimport memset
 
@@ -118,8 +119,25 @@ def narrow(float[:, ::1] a, uint8_t[:, ::1] q, float[:, ::1] scales, uint16_t[:,
         status += half_gemm(False, m, n, k, alpha, &a[0, 0], k, &half[0, 0], True, &d[0, 0], n, 2)
     return status
 
-def scratch_bytes(int64_t m, int64_t n, int64_t k, int threads):
-    return gemm_scratch(4, m, n, k, threads)
+def scratch_bytes(int64_t m, int64_t n, int64_t k, int threads, int64_t size=4):
+    return gemm_scratch(size, m, n, k, threads)
+
+# c := a b, with columns in order. a is contiguous, rows of b are.
+ctypedef fused real:
+    float
+    double
+
+def in_order(real[:, ::1] a, real[:, :] b, real[:, ::1] c, uint8_t[::1] scratch):
+    cdef ev_gemm g
+    cdef int64_t m = a.shape[0], n = b.shape[1], k = a.shape[1]
+    assert len(scratch) >= gemm_scratch(sizeof(real), m, n, k, 1)
+    gemm_init(&g, m, n, k, &a[0, 0], k, &b[0, 0], b.strides[0] // sizeof(real), &c[0, 0], n)
+    g.in_order, g.scratch = True, &scratch[0]
+    with nogil:
+        if real is float:
+            gemm_f32(&g)
+        else:
+            gemm_f64(&g)
 """
 
 
@@ -251,8 +269,7 @@ def test_epilogue(client, name, shape):
     matrix = np.lib.stride_tricks.sliding_window_view(b, k)[::stride].T
     alpha, beta = PARAMETERS.get(name, (1.0, 0.0))
     slope = rng.uniform(-1, 1, m).astype(np.float32)
-    scratch = np.empty(max(64, client.scratch_bytes(m, n, k, 3)) + 64, np.uint8)
-    scratch = scratch[-scratch.ctypes.data % 64 :]
+    scratch = aligned(client.scratch_bytes(m, n, k, 3))
     for by_row in (True, False):
         for residual in (None, "apart", "in place"):
             bias = rng.standard_normal(m if by_row else n).astype(np.float32)
@@ -278,6 +295,46 @@ def test_epilogue(client, name, shape):
                     results.append(out)
             np.testing.assert_array_equal(results[0], results[1])
             np.testing.assert_array_equal(results[2], results[3])
+
+
+def aligned(size: int) -> np.ndarray:
+    memory = np.empty(size + 64, np.uint8)
+    return memory[-memory.ctypes.data % 64 :]
+
+
+@pytest.mark.parametrize("t", TYPES)
+def test_columns_in_order_do_not_depend_on_the_others(client, t):
+    """Each column of a product has the same bits in products with more or fewer columns beside it, wherever strips end.
+
+    Depths are those around the limits at which methods, blocks of K and sums along K change.
+    """
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 7, 9, 17, 30, 97):
+        for k in (1, 30, 46, 100, 159, 161, 400, 530):
+            n = int(rng.integers(2, 90))
+            a, b = (rng.standard_normal(shape).astype(TYPES[t]) for shape in ((m, k), (k, n)))
+            scratch = aligned(client.scratch_bytes(m, n, k, 1, a.itemsize))
+            whole = np.empty((m, n), TYPES[t])
+            client.in_order(a, b, whole, scratch)
+            for _ in range(8):
+                begin = int(rng.integers(0, n))
+                end = int(rng.integers(begin, min(n, begin + int(rng.choice([8, 16, 90]))))) + 1
+                part = np.empty((m, end - begin), TYPES[t])
+                client.in_order(a, b[:, begin:end], part, scratch)
+                np.testing.assert_array_equal(part, whole[:, begin:end], err_msg=f"{m} x {n} x {k}: {begin} to {end}")
+
+
+@pytest.mark.parametrize("dtype", TYPES.values())
+def test_threads_change_no_bit(dtype):
+    """Shares end at columns and rows that differ with their number; products of any order of their operands."""
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        m, n = (int(x) for x in rng.choice([1, 2, 5, 17, 30, 64, 71, 150, 301], 2))
+        k = int(rng.choice([3, 20, 50, 130, 200, 400, 600]))
+        a, b = (rng.standard_normal(shape).astype(dtype, order=rng.choice(["C", "F"])) for shape in ((m, k), (k, n)))
+        one = blas.gemm(a, b)
+        for threads in (2, 3, 5):
+            np.testing.assert_array_equal(blas.gemm(a, b, threads=threads), one, err_msg=f"{m} x {n} x {k}, {threads}")
 
 
 def test_scratch_is_modest(client, isa):

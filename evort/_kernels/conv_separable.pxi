@@ -42,16 +42,11 @@ cdef inline void strip_rows(const Separable *job, int64_t strip, int64_t *low, i
     top[0] = min(d.h, (strip_begin(job, strip + 1) - 1) * d.sh - d.pad_h + d.kh)
 
 
-cdef inline bint has_tail(int64_t columns) noexcept nogil:
-    """Whether a product adds up its last columns in another order (EV_TAIL_COLUMNS of ukr/gemm_tile.h)."""
-    return 0 < columns % EV_NR_F32 <= 4
-
-
 cdef void plan_separable(Separable *job, const int64_t *ints) noexcept nogil:
     """Sizes, from the ints of the driver; no strips where it does not take the convolutions."""
     cdef ev_depthwise *d = &job.stencil
     cdef ev_conv_window g
-    cdef int64_t row, units, most, strip, low, top, kept = 0
+    cdef int64_t row, units, most
     job.n, job.c, job.hidden, job.m = ints[0], ints[1], ints[2], ints[3]
     job.expands, job.projects, job.strips = ints[4] != 0, ints[5] != 0, 0
     read_window(ints + 9, &g)
@@ -75,12 +70,6 @@ cdef void plan_separable(Separable *job, const int64_t *ints) noexcept nogil:
     job.rows = (job.step - 1) * d.sh + d.kh
     if job.expands:
         d.plane = job.plane = job.rows * d.w + (16 if job.rows * d.w % 1024 == 0 else 0)
-        for strip in range(job.strips):    # the result would depend on which rows a thread makes
-            strip_rows(job, strip, &low, &top)
-            if has_tail((top - low) * d.w) or has_tail((top - max(low, kept)) * d.w):
-                job.strips = 0
-                return
-            kept = top
     job.hidden_bytes = round64(4 * job.hidden * job.plane) if job.expands else 0
     job.between_bytes = round64(4 * job.hidden * job.step * d.ow) if job.projects else 0
     job.slot = LAST_BYTES + job.hidden_bytes + job.between_bytes + round64(max(
@@ -136,7 +125,7 @@ cdef void separable_strips(void *ctx, int64_t begin, int64_t end, int32_t worker
             last[0] = item
             gemm_init(&g, job.hidden, (top - fresh) * d.w, job.c, operand(c, 1), job.c, x + (fresh - low) * d.w, inside,
                       hidden + (fresh - low) * d.w, job.plane)
-            g.epilogue, g.scratch = &expand, scratch
+            g.in_order, g.epilogue, g.scratch = True, &expand, scratch    # rows are the same whichever thread makes them
             gemm_f32(&g)
             x = hidden
         # The strip as an image of its own, whose padding is what the image's first strip has left of it.

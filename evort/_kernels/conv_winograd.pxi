@@ -209,6 +209,7 @@ cdef void winograd_products(const Winograd *job, const float *u, int64_t m, cons
     t.ldb, t.b_step, t.ldc, t.ldadd = 16, job.step_panel, job.tiles, job.tiles
     t.row_bias = t.col_bias = NULL
     t.alpha = t.beta = 1
+    t.in_order = True
     t.lo, t.hi = -INFINITY, INFINITY
     for e in range(36):
         for j in range(0, job.tiles, 32):    # as many columns as a kernel takes at a time: sums stay in L1

@@ -58,6 +58,7 @@ cdef extern from "gemm.h" nogil:
         int64_t rsa, csa, a_step
         const void *next
         int64_t ldnext
+        int in_order
         const void *b
         int64_t ldb, b_step
         void *c

@@ -28,6 +28,7 @@ ctypedef struct ev_gemm:
     const void *supply_ctx
     void *c                      # row-major, row stride ldc
     int64_t ldc
+    bint in_order                # columns have the same bits in a product with more or fewer others
     double alpha, beta           # beta == 0: C is not read
     const ev_epilogue *epilogue  # or NULL; with a residual, beta must be 0
     int32_t threads

@@ -203,6 +203,8 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
 cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
     if g.pack != NULL or g.supply != NULL:
         return BLOCKED
+    if g.in_order:               # all blocks of K are the same, or there is one
+        return IN_PLACE if g.k <= IN_PLACE_KC and in_place_kc(g, size) > 0 else BLOCKED
     if g.m == 1 and g.rsb == 1 and g.csa == 1:
         return ROW_TIMES_COLUMNS
     if g.m == 1 and g.csb == 1 and not (K.masks and is_narrow(g, size)):
@@ -289,7 +291,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef const char *b
     cdef bint last
     cdef ev_tile t
-    t.alpha = g.alpha
+    t.alpha, t.in_order = g.alpha, g.in_order
     j0 = j_begin
     while j0 < j_end:
         nb = min(nc, j_end - j0)
@@ -536,6 +538,7 @@ cdef void gemm_init(ev_gemm *g, int64_t m, int64_t n, int64_t k, const void *a, 
     g.supply, g.supply_ctx = NULL, NULL
     g.c, g.ldc = c, ldc
     g.alpha, g.beta = 1, 0
+    g.in_order = False
     g.epilogue = NULL
     g.threads = 1
     g.scratch = NULL

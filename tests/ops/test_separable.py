@@ -112,6 +112,16 @@ def test_threads_change_no_bit(stride: int) -> None:
             np.testing.assert_array_equal(one, other)
 
 
+def test_rows_are_the_same_whichever_thread_makes_them() -> None:
+    """Strips whose expansions have 21, 28 and 42 columns: few enough beside whole vectors to be added up along K."""
+    operands = [normal(1, 200, 16, 7), *weights(3000, 200, 1, 1), *weights(3000, 1, 3, 2), *weights(12, 3000, 1, 3)]
+    attrs = {"pads": [1] * 4, "strides": [1, 1], "activations": ["Relu", "Relu", ""]}
+    results = [list(by_driver(operands, attrs, threads)) for threads in (1, 2, 4, 8)]
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def block(size: int, kept: tuple[str, ...] = ()) -> Model:
     """An inverted residual of 96 channels on a map of that size. kept: what is an output beside the result."""
     names = {"we": (96, 8, 1, 1), "be": (96,), "wd": (96, 1, 3, 3), "wp": (8, 96, 1, 1)}

@@ -13,8 +13,8 @@
  *
  * A kernel does all m rows for a panel (or a few) of B before it goes on to the next, so that they stay in L1 while A
  * streams past. Edges (m not a multiple of mr, n of NR) are the kernel's business. Sums run over p in order with one
- * accumulator for each element (in the last columns, where few are left of a panel, with two, or one for each lane of a
- * vector), so a result depends neither on the number of threads nor on where a tile lies. */
+ * accumulator for each element (the last columns, unless `in_order`, with one for each lane of a vector), so a result depends
+ * neither on the number of threads nor on where a tile lies. */
 #ifndef EV_GEMM_H
 #define EV_GEMM_H
 
@@ -32,6 +32,7 @@ typedef struct {
     int64_t a_step;                 /* from one group of mr rows to the next */
     const void *next;               /* the rows of A to come, fetched into L2 meanwhile, or NULL */
     int64_t ldnext;
+    int in_order;                   /* the last columns are added up as the others are */
     const void *b;                  /* row p of a panel at p*ldb, NR readable elements each */
     int64_t ldb;
     int64_t b_step;                 /* from one panel to the next */

@@ -373,7 +373,7 @@ static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0, int64_t n)
  * adding up lanes, as much as some 24 multiplications of vectors. */
 static int64_t EV_TYPED(tail_columns)(const ev_tile *t)
 {
-    if (t->csa != 1 || t->k > EV_TAIL_K) return 0;
+    if (t->csa != 1 || t->in_order || t->k > EV_TAIL_K) return 0;
 #if defined(__AVX512F__)
     const int64_t last = t->n % (VW / 2), groups = (last + EV_TAIL_COLUMNS - 1) / EV_TAIL_COLUMNS;
     /* More where half a vector is left beside them, as one would do for both. */
