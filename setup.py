@@ -75,15 +75,22 @@ def linked() -> set[str]:
 
 
 def write_operator_index() -> None:
-    """Writes evort/ops/_index.py: which module defines an operator, so that `find` imports that one only.
+    """Writes evort/ops/_index.py: which module defines an operator, so that `find` imports that one only, and which
+    modules that one imports, so that they come the quick way as well.
 
     Read from the `@op("Name", domain="...")` decorators, and from calls `register(..., "Name", ...)` and of a module's
     own registering functions, `_unary("Name", ...)`; nobody keeps the table by hand.
     """
-    index = {}
-    for path in sorted((ROOT / "evort" / "ops").glob("[a-z]*.py")):
+    index: dict[tuple[str, str], str] = {}
+    imports: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "evort" / "ops").glob("*.py")):
+        imports[path.stem] = []
         for node in ast.parse(path.read_text()).body:
             match node:
+                case ast.ImportFrom("evort.ops", names):
+                    imports[path.stem] += [alias.name for alias in names]
+                case ast.ImportFrom(str(module)) if module.startswith("evort.ops."):
+                    imports[path.stem].append(module.removeprefix("evort.ops."))
                 case ast.Expr(ast.Call(ast.Name(id), [ast.Constant(str(name)), *_])) if id.startswith("_"):
                     index["", name] = path.stem
                 case ast.Expr(ast.Call(ast.Name("register"), [_, ast.Constant(str(name)), *_])):
@@ -95,8 +102,23 @@ def write_operator_index() -> None:
     rows: dict[str, list[str]] = {}
     for (domain, name), module in sorted(index.items()):
         rows.setdefault(module, []).append(f"{domain}::{name}")
-    lines = "".join(f'    "{module}": "{" ".join(names)}",\n' for module, names in sorted(rows.items()))
-    text = f'"""The operators (domain::name) of each family; written by setup.py."""\n\nFAMILIES = {{\n{lines}}}\n'
+
+    def below(module: str, found: dict[str, None]) -> dict[str, None]:
+        """Adds the modules that one imports, each after its own, and last itself."""
+        for name in imports[module]:
+            if name not in found:
+                below(name, found)
+        found[module] = None
+        return found
+
+    package = below("__init__", {})
+    needs = {
+        module: [name for name in below(module, {}) if name not in (*package, module)] for module in sorted(imports)
+    }
+    text = '"""The operators (domain::name) of each family, and what modules import; written by setup.py."""\n'
+    for table, found in (("FAMILIES", rows), ("NEEDS", needs)):
+        lines = [f'    "{module}": "{" ".join(names)}",\n' for module, names in sorted(found.items()) if names]
+        text += f"\n{table} = {{\n{''.join(lines)}}}\n"
     target = ROOT / "evort" / "ops" / "_index.py"
     if not target.is_file() or target.read_text() != text:
         target.write_text(text)

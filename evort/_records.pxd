@@ -39,7 +39,7 @@ cdef class Kernel:
 
 
 cdef class Call:
-    cdef public object attrs, ins, node, outs, run_graph, threads, memo, kernel
+    cdef public object attrs, ins, node, outs, run_graph, threads, memo, found, kernel
 
 
 cdef class OpInfo:

@@ -254,8 +254,8 @@ cdef class Call:
 
     ins, outs: a Spec for each input and output, None where an optional one is absent; outs is filled after `infer`.
     threads: how many threads the plan may use. run_graph: runs a nested graph, `run_graph(graph, {name: value})`
-    giving the list of its outputs (only set while the node runs). memo: what `infer` worked out, where `bind` can use
-    it again; None until an operator sets it. kernel: the driver that was measured to be best here (`Op.choices`), which
+    giving the list of its outputs (only set while the node runs). memo, found: what `infer` and `channels_last` worked
+    out, where `bind` can use it again; None until an operator sets it. kernel: the driver that was measured to be best here (`Op.choices`), which
     `bind` must give where it can; None leaves the choice to it.
     """
 
@@ -272,6 +272,17 @@ cdef class Call:
     def has(self, Py_ssize_t index):
         """Whether the optional input is there."""
         return index < len(self.ins) and self.ins[index] is not None
+
+    def known(self, *indices):
+        """Whether those of these inputs that are there are constants."""
+        cdef Py_ssize_t index
+        cdef Spec spec
+        for index in indices:
+            if index < len(self.ins):
+                spec = self.ins[index]
+                if spec is not None and spec.value is None:
+                    return False
+        return True
 
     def wants(self, Py_ssize_t index):
         """Whether the optional output is wanted."""

@@ -68,7 +68,7 @@ class Kept:
         self.plain = [(name, dtypes[text]) for name, text in found["plain"]]
         names = dict.fromkeys([row[0] for row in found["rows"]])
         families = dict.fromkeys(["evort._kernels." + name.partition(".")[0] for name in names])
-        preload(tuple([family for family in families if family not in sys.modules]))
+        preload(tuple(families))
         drivers = {name: driver_capsule(name) for name in names}
         plan = SimpleNamespace(
             tensors=[

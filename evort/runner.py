@@ -259,7 +259,7 @@ class Runner:
 
     def _run_eager(self, plan: Plan, env: dict[str, Any], dtypes: dict[str, DType]) -> None:
         """Runs a node between stages, on values of any kind."""
-        from evort.ops.run import run_dynamic
+        from evort.ops import run
 
         bound = plan.eager
         node = bound.node
@@ -274,7 +274,7 @@ class Runner:
         c = Call(node, bound.attrs, [None if v is None else spec_of(*v) for v in inputs], self.threads)
         c.run_graph = lambda graph, feeds: self._run_nested(graph, feeds, value)
         operands = [None if v is None else v[0] for v in inputs]
-        results, types = run_dynamic(bound.definition, c, operands, bound.definition.compute)
+        results, types = run.run_dynamic(bound.definition, c, operands, bound.definition.compute)
         for name, result, dtype in zip(node.outputs, results, types, strict=False):
             if not name:
                 continue

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
 import evort
 from evort import _kernels
@@ -120,11 +121,45 @@ def test_what_every_start_needs_is_preloaded(tmp_path, kept):
     subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)  # which writes what is missing
     done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True)
     found, modules = (line.split() for line in done.stdout.splitlines())
-    families = ["conv", "gemm", "linear", "pooling"]
-    assert [name for name in found if name.split(".")[-1] not in families] == ["evort._kernels", "evort._kernels.core"]
+    assert found == ["evort._kernels", "evort._kernels.core"]
     if kept:
-        own = ["cache", "executor", "files", "session"]
+        own, families = ["cache", "executor", "files", "session"], ["conv", "gemm", "linear", "pooling"]
         assert sorted(name.split(".")[-1] for name in modules) == sorted(["_kernels", "core", *own, *families])
+
+
+def test_families_come_with_what_they_import():
+    """What `_NEEDS` and setup.py's table name is what modules import, so that no import statement has to find it."""
+    code = (
+        "import sys, numpy as np\n"
+        "class Watch:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        found.append(name)\n"
+        "found = []\n"
+        "import evort\n"
+        "evort.session.import_planning()\n"
+        "sys.meta_path.insert(0, Watch)\n"
+        "from evort import _kernels, ops\n"
+        "for name in sys.argv[1].split():\n"
+        "    getattr(_kernels, name)\n"
+        "for name in ops.base.registered():\n"
+        "    pass\n"
+        "print(*[name for name in found if name.startswith(('evort._kernels', 'evort.ops'))])\n"
+    )
+    kernels = [path.stem for path in (ROOT / "evort" / "_kernels").glob("*.pyx")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-P", "-c", code, " ".join(kernels)]
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)  # which writes bytecode that is missing
+    done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == []
+
+
+def test_no_module_of_that_name():
+    with pytest.raises(ImportError, match="no_such_family"):
+        from evort._kernels import no_such_family
+    with pytest.raises(ImportError, match="no_such_family"):
+        from evort.ops import no_such_family  # noqa: F401
+    assert not hasattr(_kernels, "__no_such__")
 
 
 def test_threads_that_load_at_once_wait_for_each_other(tmp_path):
@@ -155,13 +190,13 @@ def test_bytecode_of_another_source_is_not_preloaded(tmp_path, monkeypatch):
     source = tmp_path / "made_up.py"
     source.write_text("value = 1\n")
     kept = Path(py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP))
-    module, code = _kernels._kept("evort.made_up", bytearray(1 << 12))
+    module, code = _kernels._kept("evort.made_up")
     exec(code, module.__dict__)
     assert (module.value, module.__file__, module.__spec__.cached) == (1, str(source), str(kept))
 
     def refused():
         with pytest.raises((OSError, ValueError, EOFError, TypeError)):
-            _kernels._kept("evort.made_up", bytearray(1 << 12))
+            _kernels._kept("evort.made_up")
         _kernels.preload(("evort.errors", "evort.made_up"))
         assert "evort.made_up" not in sys.modules
 

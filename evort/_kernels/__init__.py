@@ -11,6 +11,7 @@ import _imp
 import sys
 from _io import FileIO
 from _thread import _count as threads_started
+from importlib import import_module
 from importlib._bootstrap_external import MAGIC_NUMBER  # importlib.util, which has it too, is not loaded yet
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from marshal import loads
@@ -20,6 +21,24 @@ from types import CodeType, ModuleType
 
 # Modules of other packages in the shared object. Their packages add `SHARED_OBJECT` to their `__path__`.
 LINKED = ("evort._records", "evort.etm._reader", "evort.plan._planner")
+# Modules that others take functions of (`cimport`), in the order in which they are made.
+_NEEDS = {
+    "attention": ("gemm",),
+    "blas": ("gemm", "qgemm", "nbits"),
+    "conv": ("gemm",),
+    "dynamic": ("qwindow", "qconv", "gemm", "qgemm", "qnhwc"),
+    "linear": ("gemm",),
+    "nbits": ("gemm",),
+    "qconv": ("qwindow",),
+    "qdepthwise": ("qwindow",),
+    "qelementwise": ("elementwise",),
+    "qgemm": ("gemm",),
+    "qlinear": ("gemm", "linear", "qgemm"),
+    "qnhwc": ("qwindow",),
+    "quantize": ("elementwise",),
+    "recurrent": ("gemm", "qgemm", "qwindow", "qconv", "qnhwc", "dynamic"),
+    "sparse": ("gemm", "qgemm", "qwindow"),
+}
 
 
 def _linked_spec(name: str, file: str) -> ModuleSpec:
@@ -42,6 +61,7 @@ class _Finder:
 
 
 _ROOT = __path__[0].removesuffix("_kernels")
+_MOST = 1 << 16  # bytes of bytecode
 SHARED_OBJECT: list[str] = []  # its path, where it was built
 for _suffix in EXTENSION_SUFFIXES:
     _file = f"{__path__[0]}/core{_suffix}"
@@ -49,6 +69,18 @@ for _suffix in EXTENSION_SUFFIXES:
         sys.path_importer_cache[_file] = _Finder(_file)
         __path__ = SHARED_OBJECT = [_file]
         break
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The module of that name, imported when `from evort._kernels import name` asks for it first."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    full = f"{__name__}.{name}"
+    try:
+        preload((full,))
+        return import_module(full)  # which waits where another thread imports it
+    except ImportError as error:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r} ({error})") from error
 
 
 def preload(names: tuple[str, ...]) -> None:
@@ -65,10 +97,11 @@ def preload(names: tuple[str, ...]) -> None:
     if threads_started() and not getattr(modules["evort"].__spec__, "_initializing", False):
         return
     made: list[tuple[ModuleType, CodeType | None]] = []
-    buffer = bytearray(1 << 16)
     try:
-        for name in names:
-            made.append(_linked(name) if name in LINKED or name.startswith("evort._kernels.") else _kept(name, buffer))
+        for name in dict.fromkeys([full for given in names for full in _with_needs(given)]):
+            if name.rstrip(".") in modules:
+                continue
+            made.append(_linked(name) if name in LINKED or name.startswith("evort._kernels.") else _kept(name))
     except (OSError, ValueError, EOFError, TypeError):
         return
     for module, code in made:
@@ -90,6 +123,13 @@ def preload(names: tuple[str, ...]) -> None:
         setattr(modules[parent], name, modules[module.__name__])
 
 
+def _with_needs(name: str) -> tuple[str, ...]:
+    """A module, and before it those that it takes functions of."""
+    package, _, family = name.rpartition(".")
+    needs = _NEEDS.get(family, ()) if package == "evort._kernels" else ()
+    return (*[f"{package}.{need}" for need in needs], name)
+
+
 def _linked(name: str) -> tuple[ModuleType, None]:
     """A module of the shared object, to be run."""
     spec = _linked_spec(name, SHARED_OBJECT[0])
@@ -98,7 +138,7 @@ def _linked(name: str) -> tuple[ModuleType, None]:
     return module, None
 
 
-def _kept(name: str, buffer: bytearray) -> tuple[ModuleType, CodeType]:
+def _kept(name: str) -> tuple[ModuleType, CodeType]:
     """A module with a source, and its code. Raises ValueError where the bytecode is not of this source, and OSError."""
     package = name.endswith(".")
     name = name.rstrip(".")
@@ -107,11 +147,11 @@ def _kept(name: str, buffer: bytearray) -> tuple[ModuleType, CodeType]:
     source, kept = f"{folder}/{stem}.py", f"{folder}/__pycache__/{stem}.{sys.implementation.cache_tag}.pyc"
     status = stat(source)
     stamp = int(status.st_mtime).to_bytes(8, "little")[:4] + status.st_size.to_bytes(8, "little")[:4]
-    with FileIO(kept) as bytecode:
-        size = bytecode.readinto(buffer)
-    if size == len(buffer) or buffer[:16] != MAGIC_NUMBER + bytes(4) + stamp:  # as importlib checks it
+    with FileIO(kept) as file:
+        bytecode = file.read(_MOST)
+    if len(bytecode) == _MOST or bytecode[:16] != MAGIC_NUMBER + bytes(4) + stamp:  # as importlib checks it
         raise ValueError(f"{kept} is not the bytecode of {source}")
-    code = loads(memoryview(buffer)[16:size])
+    code = loads(memoryview(bytecode)[16:])
     module = ModuleType(name)
     spec = ModuleSpec(name, SourceFileLoader(name, source), origin=source, is_package=package)
     spec.has_location, spec.cached = True, kept

@@ -18,7 +18,7 @@ reals (activation parameters a, b); in: X, W, B or NULL, Z or NULL, slope or NUL
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memmove, memset
-from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_DEPTHWISE_CHANNELS, EV_DIRECT_LANES, EV_OK, EV_WINOGRAD_MAPS, ev_call,
+from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_DEPTHWISE_CHANNELS, EV_DIRECT_LANES, EV_OK, EV_WINOGRAD_MAPS, address, ev_call,
                                   ev_conv_window, ev_depthwise, ev_depthwise_floats, ev_depthwise_rows, ev_direct, ev_direct_image,
                                   ev_epilogue, ev_tile, ev_ukr, ev_winograd_output, ev_winograd_row, parallel_for, register, ukernels)
 from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch, l2_bytes

@@ -140,10 +140,10 @@ def winograd_line_kernels(w):
     w = numpy.ascontiguousarray(w)
     turned = numpy.empty(5 * k * EV_DIRECT_LANES, numpy.float32)
     array = numpy.zeros(panels * 6 * step + 16, numpy.float32)
-    array = array[-array.ctypes.data % 64 // 4 :][: panels * 6 * step]  # a vector lies within a line of the cache
-    cdef const float *source = <const float *> <size_t> w.ctypes.data
-    cdef float *panel = <float *> <size_t> turned.ctypes.data
-    cdef float *u = <float *> <size_t> array.ctypes.data
+    array = array[(64 - <size_t> address(array) % 64) % 64 // 4 :][: panels * 6 * step]  # a vector lies within a line of the cache
+    cdef const float *source = <const float *> address(w)
+    cdef float *panel = <float *> address(turned)
+    cdef float *u = <float *> address(array)
     for i in range(panels):
         K.move_transpose(4, 5 * k, EV_DIRECT_LANES, source + i * EV_DIRECT_LANES * 5 * k, 5 * k, panel, EV_DIRECT_LANES)
         K.winograd_line_kernels_f32(k, panel, u + i * 6 * step, step)

@@ -167,9 +167,9 @@ def release(array):
     """Lets the system take back the memory of an array that lies in a mapped file, as of weights that were copied into
     another layout: whole pages of it, which are read from the file again if they are used. Other arrays are left
     alone."""
-    if mapping_of(array) is None or not array.flags.c_contiguous:
-        return
     cdef size_t page = sysconf(_SC_PAGESIZE)
+    if <size_t> array.nbytes < page or mapping_of(array) is None or not array.flags.c_contiguous:
+        return
     cdef size_t start = <size_t> address(array), end = start + <size_t> array.nbytes
     start = (start + page - 1) // page * page
     end = end // page * page

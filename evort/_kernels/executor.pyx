@@ -3,9 +3,10 @@
 A `Program` is a plan made executable: C structs for its tensors and calls, and an arena of its own. It holds no
 weights (their memory is shared) and is used by one thread at a time; a session keeps as many as it has callers.
 """
-from importlib import import_module
 
 import numpy as np
+
+from evort import _kernels
 
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer

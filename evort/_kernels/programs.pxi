@@ -14,8 +14,8 @@ def driver_capsule(str name):
     if found is None:
         module, _, short = name.rpartition(".")
         try:
-            found = import_module(f"evort._kernels.{module}").DRIVERS[short]
-        except (ImportError, KeyError):
+            found = getattr(_kernels, module).DRIVERS[short]
+        except (AttributeError, KeyError):
             from evort.errors import UnsupportedError
 
             raise UnsupportedError(f"evort._kernels has no driver {name!r}") from None

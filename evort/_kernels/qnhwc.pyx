@@ -20,7 +20,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_ACT_NONE, EV_BIAS_COLUMN, EV_FLOAT, EV_NHWC_BYTES, EV_NHWC_DOTS, EV_NHWC_HALVES,
-                                  EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, ev_call,
+                                  EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, address, ev_call,
                                   ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_winograd, ev_requant, ev_sums,
                                   ev_ukr, parallel_for, register, ukernels)
 from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
@@ -290,15 +290,15 @@ def small_sums(weights, int flip) -> bool:
     matrix = weights.reshape(m, k)
     zeros = numpy.zeros((step, k), numpy.int8)  # a matrix, with which NumPy compares by vectors
     found = numpy.empty((2, step), numpy.int32)
-    cdef int32_t *above = <int32_t *> <size_t> found.ctypes.data
+    cdef int32_t *above = <int32_t *> address(found)
     cdef int32_t *all_ = above + step
     while first < m:
         part = matrix[first : first + step]
         part = (part ^ flip).view(numpy.int8) if flip else part
         rows = part.shape[0]
         positive = numpy.maximum(part, zeros[:rows])
-        K.qrow_sums(rows, k, <const int8_t *> <size_t> positive.ctypes.data, k, False, above)
-        K.qrow_sums(rows, k, <const int8_t *> <size_t> part.ctypes.data, k, False, all_)
+        K.qrow_sums(rows, k, <const int8_t *> address(positive), k, False, above)
+        K.qrow_sums(rows, k, <const int8_t *> address(part), k, False, all_)
         for i in range(rows):
             if 255 * max(<int64_t> above[i], <int64_t> above[i] - all_[i]) >= 1 << 25:
                 return False
@@ -392,8 +392,8 @@ def pack_dense(weights, int flip, ints):
     cdef int64_t all_ = g.c * g.kernel_d * g.kernel_h * g.kernel_w
     found = _aligned(numpy, bytes_)
     weights = numpy.ascontiguousarray(weights)
-    cdef char *to = <char *> <size_t> found.ctypes.data
-    cdef const uint8_t *w = <const uint8_t *> <size_t> weights.ctypes.data
+    cdef char *to = <char *> address(found)
+    cdef const uint8_t *w = <const uint8_t *> address(weights)
     cdef int8_t *line = <int8_t *> malloc(2 * all_ + 64)
     if line == NULL:
         raise MemoryError()
@@ -429,14 +429,14 @@ def pack_depthwise(weights, int flip, ints):
     weights = numpy.ascontiguousarray(weights)
     found = _aligned(numpy, g.items * g.w.kernel_w * g.cycle * 4)
     found[:] = 0
-    pack_columns(&g, <const uint8_t *> <size_t> weights.ctypes.data, flip, <int8_t *> <size_t> found.ctypes.data)
+    pack_columns(&g, <const uint8_t *> address(weights), flip, <int8_t *> address(found))
     return found
 
 
 def _aligned(numpy, int64_t bytes_):
     """An int8 array at an address that is a multiple of 64."""
     array = numpy.empty(bytes_ + 63, numpy.int8)
-    first = -array.ctypes.data % 64
+    first = (64 - <size_t> address(array) % 64) % 64
     return array[first : first + bytes_]
 
 

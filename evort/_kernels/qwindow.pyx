@@ -7,7 +7,7 @@ from libc.math cimport INFINITY, rint
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_FLOAT, EV_INT8, EV_INT16, EV_INT32,
-                                  EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, EV_QD_LANES, EV_UINT8, ev_item_size, ev_ukr,
+                                  EV_QC_MR, EV_QC_NR, EV_QC_PLAIN_MR, EV_QC_STEP, EV_QD_LANES, EV_UINT8, address, ev_item_size, ev_ukr,
                                   ukernels)
 
 cdef const ev_ukr *K = ukernels()
@@ -389,3 +389,13 @@ def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
         size *= <double> plan.axis[i].length * max(1, plan.axis[i].planes)
     size *= <double> (4 * plan.fours if plan.quads else plan.channels)
     return threads * plan.slot if size * plan.size < LARGEST else -1
+
+
+def positive(scale) -> bool:
+    """Whether all of a scale, float32 and C-contiguous, are positive and finite."""
+    cdef const float *at = <const float *> address(scale)
+    cdef int64_t i
+    for i in range(<int64_t> scale.size):
+        if not 0 < at[i] < INFINITY:
+            return False
+    return True

@@ -48,9 +48,9 @@ class CpuBackend:
                 kernel = definition.bind(c)
             if kernel is not None:
                 return kernel, None
-        from evort.ops.run import run_reference
+        from evort.ops import run
 
-        return None, lambda arrays: run_reference(definition, c, arrays)
+        return None, lambda arrays: run.run_reference(definition, c, arrays)
 
     def capsule(self, kernel: Kernel) -> object:
         return driver_capsule(kernel.driver) if isinstance(kernel.driver, str) else kernel.driver

@@ -5,6 +5,8 @@ imported when a model has one of their operators: `import evort` is to take mill
 tenth of one. setup.py writes the table of who defines what.
 """
 
+from types import ModuleType
+
 from evort.ops import conv, linear, pool, views
 from evort.ops.base import (
     Attr,
@@ -14,6 +16,7 @@ from evort.ops.base import (
     NeedsValue,
     Op,
     find,
+    import_family,
     lookup,
     op,
     registered,
@@ -35,3 +38,13 @@ __all__ = [
     "registered",
     "views",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The module of that name, imported when `from evort.ops import name` asks for it first."""
+    if not name.startswith("__"):
+        try:
+            return import_family(name)
+        except ModuleNotFoundError:
+            pass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,16 +38,16 @@ class Activation:
     @property
     def reference(self) -> Callable[..., np.ndarray]:
         """f(x, alpha, beta) in NumPy, float in and out, of the same dtype; for PRelu alpha is the slope."""
-        from evort.ops.activation_functions import FUNCTIONS
+        from evort.ops import activation_functions
 
-        return FUNCTIONS[self.name][0]
+        return activation_functions.FUNCTIONS[self.name][0]
 
     @property
     def slope(self) -> Callable[..., np.ndarray] | None:
         """Its derivative, likewise: a function of f(x) where `of_output`, else of x."""
-        from evort.ops.activation_functions import FUNCTIONS
+        from evort.ops import activation_functions
 
-        return FUNCTIONS[self.name][1]
+        return activation_functions.FUNCTIONS[self.name][1]
 
 
 ACTIVATIONS = {

@@ -202,7 +202,7 @@ class Attention(Op):
             return None
         if mask is not None and mask.dtype not in (DType.BOOL, DType.FLOAT):
             return None
-        from evort._kernels.attention import thread_scratch
+        from evort._kernels import attention
 
         strides, kind, mask_keys = (0, 0, 0), 0, 0
         if mask is not None:
@@ -212,7 +212,7 @@ class Attention(Op):
             strides = tuple(0 if d == 1 else step for d, step in zip(shape, steps, strict=False))
         # A window wider than any model is none.
         left, right = (-1 if c[name] >= 1 << 32 else c[name] for name in ("left_window_size", "right_window_size"))
-        slot = thread_scratch(h.queries, h.total, h.head, h.v_head)
+        slot = attention.thread_scratch(h.queries, h.total, h.head, h.v_head)
         ints = (
             h.batch, h.q_heads, h.kv_heads, h.queries, h.keys, h.past, h.head, h.v_head, int(c.ins[0].rank == 3),
             int(c["is_causal"] != 0), left, right, kind, *strides, mask_keys, slot,

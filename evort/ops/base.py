@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -193,31 +194,42 @@ def register(definition: Op, name: str, since: int = 1, domain: str = "") -> Non
         _REGISTRY[domain, name] = definition
 
 
+def _tables() -> ModuleType:
+    """What setup.py wrote of families and imports."""
+    preload(("evort.ops._index",))
+    from evort.ops import _index
+
+    return _index
+
+
 def index() -> dict[tuple[str, str], str]:
     """The module of evort.ops that defines an operator, by (domain, name); imported when its operator is asked for."""
     if not _INDEX:
-        from evort.ops._index import FAMILIES
-
-        _INDEX.update({tuple(name.split("::")): module for module, names in FAMILIES.items() for name in names.split()})
+        families = _tables().FAMILIES.items()
+        _INDEX.update({tuple(name.split("::")): module for module, names in families for name in names.split()})
     return _INDEX
 
 
-def _import_family(module: str) -> None:
+def import_family(module: str) -> ModuleType:
+    """A module of evort.ops, imported where it was not yet. Raises ImportError where there is none of that name."""
     global _loading
+    needs = _tables().NEEDS.get(module, "").split()
+    full, before = f"evort.ops.{module}", _loading
     _loading = True
     try:
-        preload((f"evort.ops.{module}",))  # quicker, where it does it
-        import_module(f"evort.ops.{module}")
+        # Quicker than an import statement, where it does it.
+        preload((*[f"evort.ops.{name}" for name in needs], full))
+        return import_module(full)
     finally:
-        _loading = False
+        _loading = before
 
 
 def family(name: str, domain: str) -> str | None:
     """The module that defines an operator, as `index` says; quicker where only a few are asked for."""
-    from evort.ops._index import FAMILIES
-
     full = f"{domain}::{name}"
-    return next((module for module, names in FAMILIES.items() if full in names and full in names.split()), None)
+    return next(
+        (module for module, names in _tables().FAMILIES.items() if full in names and full in names.split()), None
+    )
 
 
 def find(name: str, domain: str = "") -> Op | None:
@@ -227,7 +239,7 @@ def find(name: str, domain: str = "") -> Op | None:
     if found is None:
         module = family(name, key[0])
         if module is not None:
-            _import_family(module)
+            import_family(module)
             found = _REGISTRY.get(key)
     return found
 
@@ -247,7 +259,7 @@ def lookup(node: Node) -> Op:
 def registered() -> dict[tuple[str, str], Op]:
     """All definitions, by (domain, name)."""
     for module in sorted(set(index().values())):
-        _import_family(module)
+        import_family(module)
     return dict(sorted(_REGISTRY.items()))
 
 

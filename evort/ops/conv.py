@@ -320,13 +320,13 @@ class Conv(Op):
         x, w = c.ins[0], c.ins[1]
         if w.dtype is x.dtype or x.dtype != DType.FLOAT:
             return None
-        from evort.ops.nbits import WIDENED_FROM, widened_graph
+        from evort.ops import nbits
 
         out = conv_shapes(c, x, w)[1]
-        if out.size // max(1, out.shape[1]) < WIDENED_FROM:
+        if out.size // max(1, out.shape[1]) < nbits.WIDENED_FROM:
             return None
         widen = Node("Cast", ["w"], ["wide"], {"to": int(DType.FLOAT)})
-        return widened_graph(c, ("x", "w", "b", "z", "slope"), widen, dict(c.node.attrs))
+        return nbits.widened_graph(c, ("x", "w", "b", "z", "slope"), widen, dict(c.node.attrs))
 
     def bind(self, c: Call) -> Kernel | None:
         x, w = c.ins[0], c.ins[1]
@@ -335,24 +335,18 @@ class Conv(Op):
         if x.dtype != DType.FLOAT or not place:
             return None
         if w.dtype != DType.FLOAT:
-            from evort.ops.nbits import bind_convolution
+            from evort.ops import nbits
 
-            return bind_convolution(c, w, 16, 0, 2)
+            return nbits.bind_convolution(c, w, 16, 0, 2)
         if w.sparse is not None:
-            from evort.ops.sparse import bind_convolution as bind_sparse
+            from evort.ops import sparse
 
             number, _ = activation_ints_reals(c)
             ints = (*number, c["group"], *place, 0, x.shape[0], x.shape[1], w.shape[0], 4, 0, 1, len(c.ins))
-            kernel = bind_sparse(c, ints, 1, (0, 2, 3, 4), "convolution_f32")
+            kernel = sparse.bind_convolution(c, ints, 1, (0, 2, 3, 4), "convolution_f32")
             if kernel is not None:
                 return kernel
-        from evort._kernels.conv import (
-            depthwise_scratch,
-            direct_scratch,
-            few_scratch,
-            products_scratch,
-            winograd_scratch,
-        )
+        from evort._kernels import conv
 
         number, reals = activation_ints_reals(c)
         group, channels, taps = c["group"], w.shape[1], math.prod(window.kernel)
@@ -365,11 +359,11 @@ class Conv(Op):
         told = c.kernel
         free = told is None
         if channels == 1 and group > 1 and place[0] == place[3] == place[6] == 1 and (free or told == _DEPTHWISE):
-            return Kernel(_DEPTHWISE, ints, reals, depthwise_scratch(inputs, maps, ints, threads))
+            return Kernel(_DEPTHWISE, ints, reals, conv.depthwise_scratch(inputs, maps, ints, threads))
         if (sizes[1] > 1 or not plain) and (
             told == "conv.few_f32" or (free and (threads == 1 or math.prod(sizes) <= _ALONE))
         ):
-            scratch = few_scratch(*sizes, not free)
+            scratch = conv.few_scratch(*sizes, not free)
             if scratch:
                 short, met = window.trimmed()
                 if short is window or w.value is None:
@@ -377,30 +371,28 @@ class Conv(Op):
                 packed = [("taps that meet the image", lambda: w.value[:, :, *met])]
                 return Kernel("conv.few_f32", (*number, group, *short.ints()), reals, scratch, packed, range(5))
         if not c["exact"] and (free or told == "conv.winograd_f32"):
-            scratch = winograd_scratch(inputs, maps, images, ints, threads, not free)
+            scratch = conv.winograd_scratch(inputs, maps, images, ints, threads, not free)
             if scratch:
                 return Kernel("conv.winograd_f32", ints, reals, scratch)
         if w.shape[-1] == 5 and w.value is not None and not c["exact"] and not c.has(3) and (free or told == _LINE):
-            from evort._kernels.conv import winograd_line_kernels, winograd_line_scratch
-
-            scratch = winograd_line_scratch(inputs, maps, images, ints, threads, not free)
+            scratch = conv.winograd_line_scratch(inputs, maps, images, ints, threads, not free)
             if scratch:
-                packed = [("Winograd, lines", lambda: winograd_line_kernels(w.value))]
+                packed = [("Winograd, lines", lambda: conv.winograd_line_kernels(w.value))]
                 return Kernel(_LINE, ints, reals, scratch, packed, range(5))
         if free or told == _DIRECT or (told == _LANES and not c.has(3)):
             lanes = told == _LANES if told or c.has(3) else None
-            lanes, scratch = direct_scratch(inputs, maps, images, ints, threads, lanes, not free)
+            lanes, scratch = conv.direct_scratch(inputs, maps, images, ints, threads, lanes, not free)
             if scratch:
                 return Kernel(_LANES if lanes else _DIRECT, ints, reals, scratch)
-        scratch = products_scratch(images * group, *sizes, threads)
+        scratch = conv.products_scratch(images * group, *sizes, threads)
         return Kernel("conv.pointwise_f32" if plain else "conv.im2col_f32", ints, reals, scratch)
 
     def join(self, calls: Sequence[Call]) -> tuple[int, Node] | None:
         if all(c["group"] == 1 for c in calls[-2:]):
             return None
-        from evort.ops.separable import join
+        from evort.ops import separable
 
-        return join(calls)
+        return separable.join(calls)
 
     def macs(self, c: Call) -> int:
         return c.outs[0].size * math.prod(c.ins[1].shape[1:])

@@ -69,10 +69,10 @@ class ConvWeightGrad(Op):
         place = window.ints()
         if x.dtype != DType.FLOAT or not place or 0 in (x.size, dy.size):
             return None
-        from evort._kernels.conv_grad import weight_grad_scratch
+        from evort._kernels import conv_grad
 
         ints = (c["group"], *place)
-        scratch = weight_grad_scratch(x.shape[0], x.shape[1], dy.shape[1], ints, c.threads)
+        scratch = conv_grad.weight_grad_scratch(x.shape[0], x.shape[1], dy.shape[1], ints, c.threads)
         return Kernel("conv_grad.weight_grad_f32", ints, (), scratch)
 
     def macs(self, c: Call) -> int:

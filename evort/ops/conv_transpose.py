@@ -62,11 +62,11 @@ class ConvTranspose(Op):
         place = window.ints()
         if x.dtype != DType.FLOAT or not place:
             return None
-        from evort._kernels.conv import transpose_scratch
+        from evort._kernels import conv
 
         number, reals = activation_ints_reals(c)
         ints = (*number, c["group"], *place)
-        scratch = transpose_scratch(x.shape[1], out.shape[1], ints, c.threads)
+        scratch = conv.transpose_scratch(x.shape[1], out.shape[1], ints, c.threads)
         return Kernel("conv.transpose_f32", ints, reals, scratch)
 
     def macs(self, c: Call) -> int:

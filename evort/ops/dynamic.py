@@ -120,16 +120,16 @@ class DynamicQuantizeMatMul(Op):
         m, (k, n) = math.prod(a.shape[:-1]), b.shape
         number, reals = activation_ints_reals(c)
         if b.dtype == DType.INT16:
-            from evort._kernels.nbits import product_scratch
+            from evort._kernels import nbits
 
             if c.ins[2].shape != (n,):
                 return None
             ints = (*number, m, n, k, 16, 0, 1, 4, 5, 0)
-            return Kernel("nbits.product", ints, (*reals, 1.0), product_scratch(m, n, k, 0, c.threads))
-        from evort._kernels.dynamic import matmul_scratch
+            return Kernel("nbits.product", ints, (*reals, 1.0), nbits.product_scratch(m, n, k, 0, c.threads))
+        from evort._kernels import dynamic
 
         ints = (*number, m, n, k, c["bits"], _step(c, 2), _step(c, 3))
-        return Kernel("dynamic.matmul", ints, reals, matmul_scratch(m, n, k, c["bits"], c.threads))
+        return Kernel("dynamic.matmul", ints, reals, dynamic.matmul_scratch(m, n, k, c["bits"], c.threads))
 
     def macs(self, c: Call) -> int:
         return c.outs[0].size * c.ins[0].shape[-1]
@@ -181,23 +181,21 @@ class _Convolution(Op):
         given = [c.ins[0], Spec(DType.FLOAT, ()), zero, c.ins[1], c.ins[2], w_zero, *[None] * 3, z, *[None] * 2]
         inner = Call(c.node, {**c.attrs, "activation": "", "presum": 0}, given, c.threads)  # as QLinearConv has it
         inner.outs = c.outs
-        from evort._kernels.dynamic import convolution_scratch
+        from evort._kernels import dynamic, qwindow
 
         number, reals = activation_ints_reals(c)
         own = (c["bits"], *number)
         if not self.transposed and packs(inner, window, True):
             last = bind_last(inner, window, False)
-            scratch = convolution_scratch(last.scratch, c.threads)
+            scratch = dynamic.convolution_scratch(last.scratch, c.threads)
             return Kernel("dynamic.convolution_last", (*last.ints, *own), reals, scratch, last.packed)
         ints = window_ints(inner, 0, window.ints(), out.shape[1], 0, self.transposed)
         if ints is None:
             return None
-        from evort._kernels.qwindow import scratch_bytes
-
-        scratch = scratch_bytes(ints, c.threads, False)
+        scratch = qwindow.scratch_bytes(ints, c.threads, False)
         if scratch < 0:
             return None
-        return Kernel("dynamic.convolution", (*ints, *own), reals, convolution_scratch(scratch, c.threads))
+        return Kernel("dynamic.convolution", (*ints, *own), reals, dynamic.convolution_scratch(scratch, c.threads))
 
 
 @op("DynamicQuantizeConv", domain="evort")

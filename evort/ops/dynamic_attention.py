@@ -114,8 +114,8 @@ class DynamicQuantizeAttention(Attention):
         found = super().bind(self._plain(c))
         if found is None or self._in_float(c, h):
             return found
-        from evort._kernels.attention import packing
+        from evort._kernels import attention
 
-        how, slot, head_bytes = packing(h.queries, h.total, h.head, h.v_head)
+        how, slot, head_bytes = attention.packing(h.queries, h.total, h.head, h.v_head)
         scratch = h.batch * h.kv_heads * head_bytes + slot * c.threads
         return Kernel("attention.dynamic", (*found.ints[:-1], slot, *how), found.reals, scratch)

@@ -89,11 +89,11 @@ class _Dynamic(Op):
         kernel = self.plain.bind(call)
         if kernel is None:
             return None
-        from evort._kernels.recurrent import recurrent_scratch
+        from evort._kernels import recurrent
 
         sizes = kernel.ints[:4]
         each = [int(c.has(i) and c.ins[i].rank == 2) for i in range(self.scales, self.scales + 4)]
-        scratch = recurrent_scratch(*sizes, self.gates, c.threads, True)
+        scratch = recurrent.recurrent_scratch(*sizes, self.gates, c.threads, True)
         return Kernel(kernel.driver, (*kernel.ints, *each), kernel.reals, scratch)
 
     def macs(self, c: Call) -> int:

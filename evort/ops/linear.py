@@ -36,13 +36,13 @@ class Layout:
         self.swapped = swapped
 
     def bind(self, c: Call, activation: tuple[int, ...], reals: Sequence[float]) -> Kernel:
-        from evort._kernels.linear import matmul_scratch
+        from evort._kernels import linear
 
         sizes = (self.m, self.n, self.k, self.rsa, self.csa, self.rsb, self.csb, self.ldc)
         ints = (*activation, *sizes, *(v for axis in self.batch for v in axis))
         count = self.batch[-1][0] if self.batch else 1
         a, b = (self.rsa, self.csa), (self.rsb, self.csb)
-        scratch = matmul_scratch(count, self.m, self.n, self.k, a, b, self.ldc, c.threads)
+        scratch = linear.matmul_scratch(count, self.m, self.n, self.k, a, b, self.ldc, c.threads)
         return Kernel("linear.matmul_f32", ints, reals, scratch, inputs=(1, 0) if self.swapped else None)
 
 
@@ -111,21 +111,21 @@ class Gemm(Op):
         a = c.ins[0]
         if a.dtype != DType.FLOAT:
             return None
-        from evort._kernels.linear import matmul_scratch
+        from evort._kernels import linear
 
         m, n = c.outs[0].shape
         k = a.shape[0] if c["transA"] else a.shape[1]
         if c.ins[1].dtype != DType.FLOAT:
-            from evort.ops.nbits import bind_product
+            from evort.ops import nbits
 
             simple = not c["transA"] and (not c.has(2) or (c["beta"] == 1 and c.ins[2].shape in ((n,), (1, n))))
-            return bind_product(c, m, n, k, not c["transB"], c["alpha"]) if simple else None
+            return nbits.bind_product(c, m, n, k, not c["transB"], c["alpha"]) if simple else None
         if c.ins[1].sparse is not None:
-            from evort.ops.sparse import bind_product as bind_sparse
+            from evort.ops import sparse
 
             simple = not c["transA"] and c["alpha"] == 1
             if simple and (not c.has(2) or (c["beta"] == 1 and c.ins[2].shape in ((n,), (1, n)))):
-                kernel = bind_sparse(c, m, 1, not c["transB"], (0, 2, 3), "product_f32")
+                kernel = sparse.bind_product(c, m, 1, not c["transB"], (0, 2, 3), "product_f32")
                 if kernel is not None:
                     return kernel
         number, reals = activation_ints_reals(c)
@@ -138,7 +138,7 @@ class Gemm(Op):
             "linear.gemm_f32",
             (*number, m, n, k, *left, *right, row, column),
             (*reals, c["alpha"], c["beta"]),
-            matmul_scratch(1, m, n, k, left, right, n, c.threads),
+            linear.matmul_scratch(1, m, n, k, left, right, n, c.threads),
         )
 
     def macs(self, c: Call) -> int:
@@ -263,14 +263,14 @@ class MatMul(Op):
         if c.ins[0].dtype != DType.FLOAT:
             return None
         if c.ins[1].dtype != DType.FLOAT:
-            from evort.ops.nbits import bind_product
+            from evort.ops import nbits
 
             a, b = c.ins[0].shape, c.ins[1].shape
-            return bind_product(c, math.prod(a[:-1]), b[1], b[0], True) if len(b) == 2 else None
+            return nbits.bind_product(c, math.prod(a[:-1]), b[1], b[0], True) if len(b) == 2 else None
         if c.ins[1].sparse is not None and c.ins[1].rank == 2:
-            from evort.ops.sparse import bind_product as bind_sparse
+            from evort.ops import sparse
 
-            kernel = bind_sparse(c, math.prod(c.ins[0].shape[:-1]), 1, True, (0, 2, 3), "product_f32")
+            kernel = sparse.bind_product(c, math.prod(c.ins[0].shape[:-1]), 1, True, (0, 2, 3), "product_f32")
             if kernel is not None:
                 return kernel
         number, reals = activation_ints_reals(c)

@@ -165,12 +165,12 @@ class MatMulNBits(Op):
         a, n, k, block = c.ins[0], c["N"], c["K"], c["block_size"]
         if a.dtype != DType.FLOAT or c.has(4):
             return None
-        from evort._kernels.nbits import product_scratch
+        from evort._kernels import nbits
 
         number, reals = activation_ints_reals(c)
         m = math.prod(a.shape[:-1])
         rounded = int(c["accuracy_level"] >= 2)
-        scratch = product_scratch(m, n, k, -(-k // block) * block, c.threads)
+        scratch = nbits.product_scratch(m, n, k, -(-k // block) * block, c.threads)
         return Kernel("nbits.product", (*number, m, n, k, c["bits"], block, 0, 5, 6, rounded), (*reals, 1.0), scratch)
 
     def macs(self, c: Call) -> int:
@@ -180,11 +180,11 @@ class MatMulNBits(Op):
 def bind_product(c: Call, m: int, n: int, k: int, columns: bool, alpha: float = 1.0) -> Kernel:
     """The driver of Gemm and MatMul with weights of 16 bits, W [n, k] or, in columns, [k, n]; inputs 2 and 3 are a bias
     [n] and Z."""
-    from evort._kernels.nbits import product_scratch
+    from evort._kernels import nbits
 
     number, reals = activation_ints_reals(c)
     ints = (*number, m, n, k, 16, 0, int(columns), 2, 3, 0)
-    return Kernel("nbits.product", ints, (*reals, alpha), product_scratch(m, n, k, 0, c.threads))
+    return Kernel("nbits.product", ints, (*reals, alpha), nbits.product_scratch(m, n, k, 0, c.threads))
 
 
 def widened_graph(c: Call, names: tuple[str, ...], widen: Node, attrs: dict[str, object]) -> Graph:
@@ -206,13 +206,13 @@ def bind_convolution(c: Call, weights: Spec, bits: int, block: int, bias_at: int
     place = window.ints()
     if not place:
         return None
-    from evort._kernels.nbits import convolution_scratch
+    from evort._kernels import nbits
 
     number, reals = activation_ints_reals(c)
     group, taps = c["group"], math.prod(window.kernel)
     plain = taps == 1 and set(window.strides) == {1} and window.out == window.image
     sizes = (out.shape[1] // group, math.prod(window.out), weights.shape[1] * taps)
-    scratch = convolution_scratch(out.shape[0] * group, *sizes, c.threads)
+    scratch = nbits.convolution_scratch(out.shape[0] * group, *sizes, c.threads)
     return Kernel("nbits.convolution", (*number, group, *place, bits, block, bias_at, int(plain)), reals, scratch)
 
 

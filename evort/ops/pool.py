@@ -234,9 +234,9 @@ class MaxPool(Pool):
         return Kernel("pooling.max_with_indices", ints)
 
     def join(self, calls: Sequence[Call]) -> tuple[int, Node] | None:
-        from evort.ops.qconv_pool import join
+        from evort.ops import qconv_pool
 
-        return join(*calls)
+        return qconv_pool.join(*calls)
 
     def gradient(self, g: Gradients, c: Call, dy: str, *_: None) -> list[str | None]:
         attrs = {k: c[k] for k in _WINDOW if c[k] is not None}

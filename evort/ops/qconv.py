@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from evort._kernels import core, qnhwc, qwindow
 from evort.ops.activation import activation_attrs, activation_ints_reals, check_activation
 from evort.ops.base import Attr, Call, Kernel, Op, op
 from evort.ops.conv import (
@@ -33,8 +34,9 @@ _BYTES = frozenset({DType.INT8, DType.UINT8})
 _INTS = _BYTES | {DType.INT16}
 _FLOAT = frozenset({DType.FLOAT})
 
-_SIZE = 24  # where the drivers' parameters say how many bytes a staged element takes,
-_WIDE = 30  # and, for channels last, whether weights are in pairs of 16 bits
+# Where the drivers' parameters say how many bytes a staged element takes; and those for channels last whether x, and y
+# after it, lie so, whether weights are in pairs of 16 bits, and whether the result is of any type.
+_SIZE, _X_LAST, _WIDE, _ANY = 24, 28, 30, 33
 _MOST_TAPS = 256  # of a depthwise convolution, in its drivers
 _LANES = 16  # channels of a vector in those for channels last: fewer than half are a waste
 _FEW = 64  # positions of a result, of which a matrix product is faster for one channel
@@ -47,16 +49,26 @@ _CHOICES = (*_FIRST, "qnhwc.linear", "qnhwc.winograd", "qnhwc.depthwise")
 _X, _X_SCALE, _X_ZERO, _W, _W_SCALE, _W_ZERO, _Y_SCALE, _Y_ZERO, _B, _Z, _Z_SCALE, _Z_ZERO = range(12)
 
 
-def _check_scalar(c: Call, index: int, what: str, channels: int = -1) -> None:
-    """A scale or zero point is a scalar or [1], or [channels] where that is given."""
-    if c.has(index) and c.ins[index].shape not in ((), (1,), (channels,)):
-        raise c.error(f"{what} (input {index}) must be a scalar{'' if channels < 0 else ' or one for each channel'}")
+# Scales and zero points: (index of the input, that of the tensor whose element type a zero point has, whether there may
+# be one for each output channel).
+_QUANTITIES = (
+    (_X_SCALE, None, False), (_W_SCALE, None, True), (_Y_SCALE, None, False), (_Z_SCALE, None, False),
+    (_X_ZERO, _X, False), (_W_ZERO, _W, True), (_Y_ZERO, _Y_ZERO, False), (_Z_ZERO, _Z, False),
+)  # fmt: skip
 
 
-def _check_zero_point(c: Call, index: int, like: int, channels: int = -1) -> None:
-    _check_scalar(c, index, "zero point", channels)
-    if c.has(index) and c.ins[index].dtype != c.ins[like].dtype:
-        raise c.error(f"zero point (input {index}) must have the element type of input {like}")
+def _check_quantities(c: Call, quantities: Sequence[tuple[int, int | None, bool]], channels: int) -> None:
+    """A scale or zero point is a scalar or [1], or [channels] where it may be. Raises ShapeError."""
+    ins = c.ins
+    for index, like, many in quantities:
+        spec = ins[index] if index < len(ins) else None
+        if spec is None:
+            continue
+        if spec.shape not in ((), (1,)) and not (many and spec.shape == (channels,)):
+            what = "scale" if like is None else "zero point"
+            raise c.error(f"{what} (input {index}) must be a scalar{' or one for each channel' if many else ''}")
+        if like is not None and spec.dtype != ins[like].dtype and not (like == _X and ins[_X].dtype == DType.FLOAT):
+            raise c.error(f"zero point (input {index}) must have the element type of input {like}")
 
 
 def _centred(x: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
@@ -78,8 +90,7 @@ class ConvInteger(Op):
 
     def infer(self, c: Call) -> list[Spec]:
         _, out = conv_shapes(c, c.ins[0], c.ins[1])
-        _check_zero_point(c, 2, 0)
-        _check_zero_point(c, 3, 1, out.shape[1])
+        _check_quantities(c, ((2, 0, False), (3, 1, True)), out.shape[1])
         return [Spec(DType.INT32, out.shape)]
 
     def reference(self, c: Call, x: np.ndarray, w: np.ndarray, x_zero: np.ndarray | None = None,
@@ -92,9 +103,8 @@ class ConvInteger(Op):
         ints = window_ints(c, 0, window.ints(), out.shape[1], 0, False, (1, 3))
         if ints is None:
             return None
-        from evort._kernels.qwindow import scratch_bytes
 
-        scratch = scratch_bytes(ints, c.threads, False)
+        scratch = qwindow.scratch_bytes(ints, c.threads, False)
         return None if scratch < 0 else Kernel("qconv.integer", ints, scratch=scratch)
 
     def macs(self, c: Call) -> int:
@@ -120,12 +130,7 @@ def _infer(c: Call, out: Spec) -> list[Spec]:
     """The output of a quantized convolution of that shape. Raises ShapeError for operands that do not fit."""
     channels = out.shape[1]
     check_few_bits(c, _W)
-    for index, many in ((_X_SCALE, -1), (_W_SCALE, channels), (_Y_SCALE, -1), (_Z_SCALE, -1)):
-        _check_scalar(c, index, "scale", many)
-    _check_zero_point(c, _X_ZERO, _X_ZERO if c.ins[_X].dtype == DType.FLOAT else _X)
-    _check_zero_point(c, _W_ZERO, _W, channels)
-    _check_zero_point(c, _Y_ZERO, _Y_ZERO)
-    _check_zero_point(c, _Z_ZERO, _Z)
+    _check_quantities(c, _QUANTITIES, channels)
     if "presum" in c.attrs and c["presum"] < 0:
         raise c.error("presum must not be negative")
     if c.has(_Y_SCALE) != c.has(_Y_ZERO):
@@ -161,24 +166,14 @@ def _finish(c: Call, total: np.ndarray, ins: list[np.ndarray | None]) -> np.ndar
     return finish(c, total, scale, ins[_Y_SCALE], ins[_Y_ZERO], ins[_Z], ins[_Z_SCALE], ins[_Z_ZERO])
 
 
-def _constant(c: Call, *indices: int) -> bool:
-    """Whether those of the inputs that are there are constants."""
-    return all(not c.has(i) or c.ins[i].value is not None for i in indices)
-
-
 def _good_scales(c: Call, found: bool = False) -> bool:
     """Whether the scales are constants, finite and positive. found: that of x need not be."""
-    indices = (*(() if found else (_X_SCALE,)), _W_SCALE, _Y_SCALE, _Z_SCALE)
-    return all(_is_good(c.ins[i].value) for i in indices if c.has(i))
-
-
-def _is_good(scale: np.ndarray | None) -> bool:
-    """Whether all of a scale is known, finite and positive."""
-    if scale is None:
-        return False
-    if scale.size == 1:  # most are; NumPy's reductions take longer
-        return 0 < scale.item() < np.inf
-    return bool(scale.min(initial=1) > 0 and scale.max(initial=1) < np.inf)
+    for i in (_X_SCALE, _W_SCALE, _Y_SCALE, _Z_SCALE)[found:]:
+        if c.has(i):
+            scale = c.ins[i].value
+            if scale is None or not qwindow.positive(np.ascontiguousarray(scale)):
+                return False
+    return True
 
 
 def window_ints(
@@ -195,8 +190,9 @@ def window_ints(
     if not place:
         return None
     spec = c.ins[x]
-    wide = spec.dtype == DType.INT16 or (spec.dtype == DType.FLOAT and c.ins[_X_ZERO].dtype == DType.INT16)
-    sizes = (spec.shape[0], spec.shape[1], m, 2 if wide else 1, int(spec.dtype == DType.FLOAT))
+    floats = spec.dtype == DType.FLOAT
+    wide = spec.dtype == DType.INT16 or (floats and c.ins[_X_ZERO].dtype == DType.INT16)
+    sizes = (*spec.shape[:2], m, 2 if wide else 1, int(floats))
     return (number, c["group"], *place, int(transposed), *sizes, int(_shifted(c, *weights)), len(c.ins))
 
 
@@ -214,61 +210,66 @@ def _is_depthwise(c: Call) -> bool:
     return c.ins[_W].shape[1] == 1 and c["group"] == c.outs[0].shape[1] == c.ins[_X].shape[1]
 
 
-def last_ints(c: Call, window: Window, found: bool = False) -> tuple[tuple[int, ...], bool, int] | None:
-    """(parameters, depthwise?, scratch bytes) of the drivers for operands that lie channels last, or None where those
-    do not take them. found: the scale and zero point of x are found as it runs."""
-    w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
-    if (
-        not {w.dtype, c.ins[_X_ZERO].dtype} <= _BYTES
-        or (depthwise and y.dtype not in _BYTES)
-        or not (depthwise or c["group"] == 1)
-        or not (w.value is not None and _good_scales(c, found))
-        or not _constant(c, *(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO)
-        or _shifted(c)
-        or not (depthwise or _fills(y.shape[1]))
-        or (depthwise and (c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS))
-    ):
-        return None
-    return _last_parameters(c, window)
+def last_ints(c: Call, window: Window, found: bool = False) -> tuple[tuple[int, ...], bool, tuple[float, ...]] | None:
+    """(ints, depthwise?, reals) of the drivers for operands that lie channels last, or None where those do not take
+    them; with operands that do not (see `_placed`). found: the scale and zero point of x are found as it runs."""
+    if c.found is None:
+        c.found = (_takes_last(c, found) and _last_parameters(c, window)) or ()
+    return c.found or None
 
 
-def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
+def _takes_last(c: Call, found: bool) -> bool:
+    """Whether those drivers take the element types, channels, and scales."""
+    w, y = c.ins[_W], c.outs[0]
+    if w.value is None or w.dtype not in _BYTES or c.ins[_X_ZERO].dtype not in _BYTES:
+        return False
+    if _is_depthwise(c):
+        if y.dtype not in _BYTES or c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS:
+            return False
+    elif c["group"] != 1 or not _fills(y.shape[1]):
+        return False
+    known = (*(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO)
+    return not _shifted(c) and c.known(*known) and _good_scales(c, found)
+
+
+def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, tuple[float, ...]] | None:
     """What `last_ints` returns of operands that it has accepted."""
     w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
-    number, _ = activation_ints_reals(c)
+    number, reals = activation_ints_reals(c)
     ints = window_ints(c, _X, window.ints(), y.shape[1], number[0], False)
     if ints is None:
         return None
-    from evort._kernels.qnhwc import scratch_bytes, small_sums, wide, winograd
-
-    pixel, bytes_ = _pixels(c), _of_bytes(c)
-    x_last = c.ins[_X].channels_last or (pixel and c.ins[_X].dtype == DType.UINT8)
-    y_last = y.channels_last or (pixel and bytes_)
-    presum = c["presum"] if wide() and not depthwise else 0
+    bytes_, wide = _of_bytes(c), qnhwc.wide()
+    presum = c["presum"] if wide and not depthwise else 0
     pool = c.attrs.get("pool") or (1, 1)
-    ints = (*ints, int(x_last), int(y_last), int(wide() and not presum), 1, y.shape[1], int(not bytes_))
+    ints = (*ints, 0, 0, int(wide and not presum), 1, y.shape[1], int(not bytes_))
     small = (
         not depthwise
         and bytes_
         and window.kernel[-2:] == (3, 3)
-        and winograd((*ints, 1, presum, *pool))  # looking at the weights takes longer
-        and small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
+        and qnhwc.winograd((*ints, 1, presum, *pool))  # looking at the weights takes longer
+        and qnhwc.small_sums(w.value, 0x80 if w.dtype == DType.UINT8 else 0)
     )
     ints = (*ints, int(small), presum, *pool)
-    scratch = scratch_bytes(ints, c.threads, depthwise)
-    return None if scratch < 0 else (ints, depthwise, scratch)
+    return None if qnhwc.scratch_bytes(ints, c.threads, depthwise) < 0 else (ints, depthwise, reals)
+
+
+def _placed(c: Call, ints: tuple[int, ...]) -> tuple[int, ...]:
+    """Those ints for operands that lie as the planner has decided."""
+    x, y, pixel = c.ins[_X], c.outs[0], _pixels(c)
+    x_last = x.channels_last or (pixel and x.dtype == DType.UINT8)
+    y_last = y.channels_last or (pixel and not ints[_ANY])
+    return (*ints[:_X_LAST], int(x_last), int(y_last), *ints[_X_LAST + 2 :])
 
 
 def _of_bytes(c: Call) -> bool:
     """Whether the result and what is added to it are of bytes, so that they may lie channels last."""
-    return {c.outs[0].dtype, *(c.ins[i].dtype for i in (_Z,) if c.has(i))} <= _BYTES
+    return c.outs[0].dtype in _BYTES and (not c.has(_Z) or c.ins[_Z].dtype in _BYTES)
 
 
 def _fills(channels: int) -> bool:
     """Whether so many channels of a result fill half of their vectors; products of bytes take half a vector, too."""
-    from evort._kernels.qnhwc import wide
-
-    lanes = _LANES // 2 if channels <= _LANES // 2 and not wide() else _LANES
+    lanes = _LANES // 2 if channels <= _LANES // 2 and not qnhwc.wide() else _LANES
     return 2 * channels >= -(-channels // lanes) * lanes
 
 
@@ -277,7 +278,7 @@ def _pixels(c: Call) -> bool:
     return math.prod(c.ins[_X].shape[2:]) == 1 == math.prod(c.outs[0].shape[2:])
 
 
-def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] | None:
+def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, tuple[float, ...]] | None:
     """The same for transposed convolutions: those whose kernel is their stride, so that each pixel of the image gives
     its own pixels of the result. Of one channel, the result may be of any type and activation."""
     x, w, y = c.ins[_X], c.ins[_W], c.outs[0]
@@ -292,22 +293,19 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, int] |
         or any(window.pads)
         or any(d > 1 for d, k in zip(window.dilations, window.kernel, strict=True) if k > 1)
         or not {x.dtype, w.dtype} <= _BYTES
-        or not (w.value is not None and _good_scales(c) and _constant(c, _X_ZERO, _W_ZERO, _Y_ZERO))
+        or not (w.value is not None and _good_scales(c) and c.known(_X_ZERO, _W_ZERO, _Y_ZERO))
         or _shifted(c)
         or (many and y.dtype not in _BYTES)
         or not (_fills(columns) if many else columns <= _MOST_COLUMNS)
     ):
         return None
     turns, image = (1, (1, 1, *window.out)) if len(window.kernel) == 1 else (window.kernel[0], (1, *window.out))
-    number, _ = activation_ints_reals(c)
+    number, reals = activation_ints_reals(c)
     ints = window_ints(c, _X, (*image, *image, *(1,) * 9, *(0,) * 3), columns, number[0], True)  # of single pixels
     if ints is None:
         return None
-    from evort._kernels.qnhwc import scratch_bytes, wide
-
-    ints = (*ints, int(x.channels_last), 1, int(wide()), turns, m, 0, 0, 0, 1, 1)
-    scratch = scratch_bytes(ints, c.threads, False)
-    return None if scratch < 0 else (ints, False, scratch)
+    ints = (*ints, int(x.channels_last), 1, int(qnhwc.wide()), turns, m, 0, 0, 0, 1, 1)
+    return None if qnhwc.scratch_bytes(ints, c.threads, False) < 0 else (ints, False, reals)
 
 
 def _turned(w: np.ndarray) -> np.ndarray:
@@ -317,17 +315,17 @@ def _turned(w: np.ndarray) -> np.ndarray:
 
 def bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     """The driver for operands that lie channels last."""
-    from evort._kernels.qnhwc import cycle_of, pack_dense, pack_depthwise, winograd
-
-    ints, depthwise, scratch = (_turned_ints if transposed else _last_parameters)(c, window)
+    ints, depthwise, reals = (_turned_ints if transposed else last_ints)(c, window)
+    if not transposed:
+        ints = _placed(c, ints)
+    scratch = qnhwc.scratch_bytes(ints, c.threads, depthwise)
     w, flip = c.ins[_W].value, 0x80 if c.ins[_W].dtype == DType.UINT8 else 0
-    _, reals = activation_ints_reals(c)
     if depthwise:
-        name = f"channels last, {cycle_of(ints)}, {ints[_WIDE]}"
-        return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: pack_depthwise(w, flip, ints))])
-    small = winograd(ints)
+        name = f"channels last, {qnhwc.cycle_of(ints)}, {ints[_WIDE]}"
+        return Kernel("qnhwc.depthwise", ints, reals, scratch, [(name, lambda: qnhwc.pack_depthwise(w, flip, ints))])
+    small = qnhwc.winograd(ints)
     name = f"channels last, {'Winograd' if small else ints[_WIDE]}{c.attrs.get('pool', '')}"
-    packed = [(name, lambda: pack_dense(_turned(w) if transposed else w, flip, ints))]
+    packed = [(name, lambda: qnhwc.pack_dense(_turned(w) if transposed else w, flip, ints))]
     return Kernel("qnhwc.winograd" if small else "qnhwc.linear", ints, reals, scratch, packed)
 
 
@@ -339,14 +337,11 @@ def packs(c: Call, window: Window, found: bool = False) -> bool:
     few = math.prod(window.out) < _LANES
     if c.kernel in _FIRST or c["group"] != 1 or not (pixel or few or c.kernel or window.kernel[-2:] == (3, 3)):
         return False
-    from evort._kernels.core import channels_last
 
-    ints = last_ints(c, window, found) if channels_last() else None
+    ints = last_ints(c, window, found) if core.channels_last() else None
     if ints is None or ints[1]:
         return False
-    from evort._kernels.qnhwc import wide, winograd
-
-    return bool(pixel or (few and not wide()) or c.kernel) or winograd(ints[0])
+    return bool(pixel or (few and not qnhwc.wide()) or c.kernel) or qnhwc.winograd(ints[0])
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
@@ -356,7 +351,7 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
         return bind_last(c, window, transposed)
     # The range of x may be that of the run, as a node found it.
     found = c.ins[_X].dtype in _BYTES and c.ins[_X_SCALE].value is None
-    if not _good_scales(c, found) or not _constant(c, *(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO):
+    if not _good_scales(c, found) or not c.known(*(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO):
         return None
     number, reals = activation_ints_reals(c)
     ints = window_ints(c, _X, window.ints(), c.outs[0].shape[1], number[0], transposed)
@@ -368,14 +363,13 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
         and w.dtype != DType.UINT8
         and not (transposed or c.ins[_W_ZERO].value.any() or ints[_SIZE] == 2)
     ):
-        from evort.ops.sparse import bind_convolution
+        from evort.ops import sparse
 
-        kernel = bind_convolution(c, ints, _W, (0, 1, 2, 4, 6, 7, 8, 9, 10, 11), "convolution_s8")
+        kernel = sparse.bind_convolution(c, ints, _W, (0, 1, 2, 4, 6, 7, 8, 9, 10, 11), "convolution_s8")
         if kernel is not None:
             return kernel
     if w.dtype == DType.INT4:
         return None
-    from evort._kernels.qwindow import scratch_bytes
 
     packed: list[tuple[str, Callable[[], np.ndarray]]] = []
     depthwise = not transposed and w.shape[1] == 1 and 0 < w.size <= _MOST_TAPS * w.shape[0]
@@ -384,7 +378,7 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
     if depthwise and ints[_SIZE] == 1:  # bytes
         depthwise = w.value is not None
         packed = [("taps", lambda: _depthwise_program(c))]
-    scratch = scratch_bytes(ints, c.threads, depthwise)
+    scratch = qwindow.scratch_bytes(ints, c.threads, depthwise)
     if scratch < 0:
         return None
     if depthwise:
@@ -394,10 +388,10 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
 
 def _depthwise_program(c: Call) -> np.ndarray:
     """How the taps of each map are added up: see depthwise_program of the kernels."""
-    from evort._kernels.qdepthwise import depthwise_program
+    from evort._kernels import qdepthwise
 
     w = _centred(c.ins[_W].value, c.ins[_W_ZERO].value).astype(np.int16)
-    return np.frombuffer(depthwise_program(w.tobytes(), w.shape[0], w[0].size), np.int32)
+    return np.frombuffer(qdepthwise.depthwise_program(w.tobytes(), w.shape[0], w[0].size), np.int32)
 
 
 def _all(ins: tuple[np.ndarray | None, ...]) -> list[np.ndarray | None]:

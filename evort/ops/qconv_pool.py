@@ -46,7 +46,7 @@ class QLinearConvMaxPool(QLinearConv):
 
 
 def _joins(conv: Call, pool: Call, window: Window) -> bool:
-    from evort._kernels.qnhwc import pools, winograd
+    from evort._kernels import qnhwc
 
     axes = windows(pool)
     if (
@@ -54,7 +54,7 @@ def _joins(conv: Call, pool: Call, window: Window) -> bool:
         or window.ints()[3:6] != (1, *window.out)
         or any(w.kernel != w.stride or w.dilation != 1 or w.pad or w.out * w.kernel > w.size for w in axes)
         or pool.wants(1)
-        or not pools(prod(w.kernel for w in axes))
+        or not qnhwc.pools(prod(w.kernel for w in axes))
         or conv.kernel
         or conv.has(9)  # Z
         or conv["activation"] not in _RISING
@@ -62,7 +62,7 @@ def _joins(conv: Call, pool: Call, window: Window) -> bool:
     ):
         return False
     found = last_ints(conv, window)
-    return found is not None and not found[1] and not winograd(found[0])
+    return found is not None and not found[1] and not qnhwc.winograd(found[0])
 
 
 def join(conv: Call, pool: Call) -> tuple[int, Node] | None:

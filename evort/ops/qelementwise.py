@@ -27,7 +27,6 @@ from evort.ops.qoperands import (
     INTEGERS,
     SIDES,
     Quantity,
-    known,
     operand_dtypes,
     operand_type,
     quantities,
@@ -84,10 +83,10 @@ class _Binary(Op):
         for spec in (c.ins[0], c.ins[3]):  # of a lower rank: a vector along one axis
             if spec.rank != rank and sum(d != 1 for d in spec.shape) > 1:
                 return ()
-        return ((0, 3, ~0),) if rank > 2 and known(c, 1, 2, 4, 5, 6, 7) else ()
+        return ((0, 3, ~0),) if rank > 2 and c.known(1, 2, 4, 5, 6, 7) else ()
 
     def bind(self, c: Call) -> Kernel | None:
-        if not known(c, 1, 2, 4, 5, 6, 7):
+        if not c.known(1, 2, 4, 5, 6, 7):
             return None
         a, b, out = Quantity.of(c, 0), Quantity.of(c, 3), c.outs[0]
         y = None if out.dtype == DType.FLOAT else Quantity.of(c, 5, out.dtype)
@@ -166,10 +165,10 @@ class _Function(Op):
         return real if y is None else y.quantized(real)
 
     def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
-        return ((0, ~0),) if known(c, 1, 2, 3, 4) and c.ins[0].dtype in BYTES else ()
+        return ((0, ~0),) if c.known(1, 2, 3, 4) and c.ins[0].dtype in BYTES else ()
 
     def bind(self, c: Call) -> Kernel | None:
-        if not known(c, 1, 2, 3, 4):
+        if not c.known(1, 2, 3, 4):
             return None
         x, dtype = Quantity.of(c, 0), c.outs[0].dtype
         y = None if dtype == DType.FLOAT else Quantity.of(c, 2, dtype)
@@ -191,9 +190,9 @@ class QLinearSigmoid(_Function):
     """Y = quantize(1 / (1 + exp(-x))) of the real numbers x that X stands for."""
 
     def function(self, c: Call, x: np.ndarray) -> np.ndarray:
-        from evort.ops.activation_functions import sigmoid
+        from evort.ops import activation_functions
 
-        return sigmoid(x)
+        return activation_functions.sigmoid(x)
 
 
 @op("Lookup", domain="evort")
@@ -230,7 +229,7 @@ class Lookup(Op):
         return ((0, ~0),) if c.ins[0].dtype in BYTES else ()
 
     def bind(self, c: Call) -> Kernel | None:
-        if not known(c, 2, 3):
+        if not c.known(2, 3):
             return None
         scale, zero = (c.ins[i].value if c.has(i) else None for i in (2, 3))
         return lookup_kernel(c, self.quantity(c, scale, zero), None)
@@ -291,7 +290,7 @@ class QLinearConcat(Op):
 
     def constant(self, c: Call) -> bool:
         """Whether all scales and zero points are."""
-        return known(c, 0, 1, *(i + k for i in self.tensors(c) for k in (1, 2)))
+        return c.known(0, 1, *(i + k for i in self.tensors(c) for k in (1, 2)))
 
     def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
         out = c.outs[0]
@@ -362,7 +361,7 @@ class QLinearWhere(Op):
         return np.where(given[0], *sides)
 
     def bind(self, c: Call) -> Kernel | None:
-        if not known(c, 2, 3, 5, 6, 7, 8) or c.ins[1].dtype not in BYTES or c.ins[4].dtype not in BYTES:
+        if not c.known(2, 3, 5, 6, 7, 8) or c.ins[1].dtype not in BYTES or c.ins[4].dtype not in BYTES:
             return None
         dtype = c.outs[0].dtype
         z = None if dtype == DType.FLOAT else Quantity.of(c, 6, dtype)

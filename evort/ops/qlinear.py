@@ -185,7 +185,7 @@ class _Product(Op):
         sparse = self._bind_sparse(c, types, steps, bias_axis)
         if sparse is not None or DType.INT4 in types:
             return sparse
-        from evort._kernels.qlinear import product_scratch
+        from evort._kernels import qlinear
 
         trans_a, trans_b = (bool(c[name]) if name in self.attrs else False for name in ("transA", "transB"))
         number, reals = activation_ints_reals(c) if "activation" in self.attrs else ((0,), (0.0, 0.0))
@@ -197,7 +197,7 @@ class _Product(Op):
         )  # fmt: skip
         count = layout.batch[-1][0] if layout.batch else 1
         whole = self._spec(c, _B).dtype != DType.FLOAT
-        scratch = product_scratch(count, layout.m, layout.n, layout.k, c.threads, DType.INT16 in types, whole)
+        scratch = qlinear.product_scratch(count, layout.m, layout.n, layout.k, c.threads, DType.INT16 in types, whole)
         return Kernel("qlinear.product", ints, (*reals, self._alpha(c)), scratch)
 
     def _bind_sparse(self, c: Call, types: list[DType], steps: list[int], bias_axis: int) -> Kernel | None:
@@ -210,13 +210,13 @@ class _Product(Op):
             or (zero is not None and (zero.value is None or zero.value.any()))
         ):  # fmt: skip
             return None
-        from evort.ops.sparse import bind_product
+        from evort.ops import sparse
 
         transposed = not ("transB" in self.attrs and c["transB"])
         m = c.outs[0].size // max(1, b.shape[int(transposed)])
         given = (_A, _A_SCALE, _A_ZERO, _B_SCALE, _Y_SCALE, _Y_ZERO, _BIAS, _Z, _Z_SCALE, _Z_ZERO)
         places = tuple(self.roles[r] if self.roles[r] >= 0 else len(self.inputs) for r in given)
-        return bind_product(c, m, self.roles[_B], transposed, places, "product_s8")
+        return sparse.bind_product(c, m, self.roles[_B], transposed, places, "product_s8")
 
     def _type(self, c: Call, role: int, zero: int) -> DType:
         """The integer type of an operand; float32 becomes that of its zero point."""

@@ -18,7 +18,6 @@ from evort.ops.qoperands import (
     INTEGERS,
     SIDES,
     Quantity,
-    known,
     operand_dtypes,
     operand_type,
     quantities,
@@ -91,7 +90,7 @@ class QLinearSoftmax(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         _, n, inner = self.split(c)
-        if not known(c, 1, 2, 3, 4) or c.ins[0].dtype not in BYTES or c.ins[0].size == 0:
+        if not c.known(1, 2, 3, 4) or c.ins[0].dtype not in BYTES or c.ins[0].size == 0:
             return None
         x, dtype = Quantity.of(c, 0), c.outs[0].dtype
         y = None if dtype == DType.FLOAT else Quantity.of(c, 2, dtype)
@@ -171,7 +170,7 @@ class QLinearLayerNormalization(Op):
 
     def bind(self, c: Call) -> Kernel | None:
         n = self.rows(c)
-        if not known(c, 1, 2, 3, 4, 5, 6) or c.ins[0].size == 0 or n > _MOST:
+        if not c.known(1, 2, 3, 4, 5, 6) or c.ins[0].size == 0 or n > _MOST:
             return None
         x, dtype = Quantity.of(c, 0), c.outs[0].dtype
         y = None if dtype == DType.FLOAT else Quantity.of(c, 4, dtype)
@@ -242,7 +241,7 @@ class QLinearInstanceNormalization(InstanceNormalization):
 
     def bind(self, c: Call) -> Kernel | None:
         dtype = c.outs[0].dtype
-        if not known(c, 3, 4, 5, 6) or c.ins[0].size == 0:
+        if not c.known(3, 4, 5, 6) or c.ins[0].size == 0:
             return None
         y = None if dtype == DType.FLOAT else Quantity.of(c, 2, dtype)
         if c.ins[0].dtype == DType.FLOAT:

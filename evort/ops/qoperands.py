@@ -90,11 +90,6 @@ def scaled_operands(node: Node) -> Iterator[tuple[int, int, int]]:
         yield i, i + 1, i + 2
 
 
-def known(c: Call, *indices: int) -> bool:
-    """Whether all of these inputs that are there are constants."""
-    return all(not c.has(i) or c.ins[i].value is not None for i in indices)
-
-
 class Quantity:
     """What turns integers into real numbers: real = scale * (q - zero), q of integer type `dtype`."""
 

@@ -20,7 +20,6 @@ from evort.ops.qoperands import (
     BYTES,
     INTEGERS,
     Quantity,
-    known,
     operand_dtypes,
     operand_type,
     quantities,
@@ -61,7 +60,7 @@ class _Average(Op):
     def parameters(self, c: Call) -> tuple[tuple[int, ...], np.float32] | None:
         """((types of X and Y, zero points of X and Y, smallest and largest Y), X's scale in units of Y's), where they
         are constants and X is of 8 bits."""
-        if not known(c, 1, 2, 3, 4) or c.ins[0].dtype not in BYTES:
+        if not c.known(1, 2, 3, 4) or c.ins[0].dtype not in BYTES:
             return None
         x, dtype = Quantity.of(c, 0), c.outs[0].dtype
         y = None if dtype == DType.FLOAT else Quantity.of(c, 2, dtype)

@@ -19,7 +19,6 @@ from evort.ops.qoperands import (
     INTEGERS,
     SIDES,
     Quantity,
-    known,
     operand_dtypes,
     operand_type,
     quantities,
@@ -99,14 +98,14 @@ class QLinearResize(Resize):
 
     def channels_last(self, c: Call) -> Sequence[tuple[int, ...]]:
         x, out = c.ins[0], c.outs[0]
-        if not known(c, 1, 2, 3, 4) or not {x.dtype, out.dtype} <= BYTES or x.rank < 3 or out.size == 0:
+        if not c.known(1, 2, 3, 4) or not {x.dtype, out.dtype} <= BYTES or x.rank < 3 or out.size == 0:
             return ()
         axes = self.resized(c, x.shape, *self.values(c))
         return ((0, ~0),) if not all(a.same for a in axes) else ()
 
     def bind(self, c: Call) -> Kernel | None:
         x, out = c.ins[0], c.outs[0]
-        if not known(c, 1, 2, 3, 4) or x.dtype not in INTEGERS or out.size == 0:
+        if not c.known(1, 2, 3, 4) or x.dtype not in INTEGERS or out.size == 0:
             return None
         axes = self.resized(c, x.shape, *self.values(c))
         if all(a.same for a in axes):
@@ -197,7 +196,7 @@ class QLinearTriForward(Op):
     def bind(self, c: Call) -> Kernel | None:
         table, image, out = c.ins[0], c.ins[3], c.outs[0]
         dims = table.shape[1:]
-        if not known(c, 1, 2, 4, 5, 7, 8) or prod(dims) > MAX_PIXELS or out.size == 0:
+        if not c.known(1, 2, 4, 5, 7, 8) or prod(dims) > MAX_PIXELS or out.size == 0:
             return None
         q = Quantity.of(c, 0) if c.has(1) else None
         p = Quantity.of(c, 3) if c.has(4) else None

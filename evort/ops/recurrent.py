@@ -270,13 +270,13 @@ class _Recurrent(Op):
         x, r = c.ins[0], c.ins[2]
         if x.dtype != DType.FLOAT or self._names(c) != [name.lower() for name in self.defaults] * self._ways(c):
             return None
-        from evort._kernels.recurrent import recurrent_scratch
+        from evort._kernels import recurrent
 
         steps, batch = x.shape[:2] if c["layout"] == 0 else x.shape[1::-1]
         sizes = (steps, batch, x.shape[2], r.shape[2])
         direction = ("forward", "reverse", "bidirectional").index(c["direction"])
         clip = math.inf if c["clip"] is None else c["clip"]
-        scratch = recurrent_scratch(*sizes, self.gates, c.threads)
+        scratch = recurrent.recurrent_scratch(*sizes, self.gates, c.threads)
         return Kernel(driver, (*sizes, direction, c["layout"], flag), (clip,), scratch)
 
 

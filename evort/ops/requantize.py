@@ -32,7 +32,7 @@ def plain_scale(scale: np.ndarray | None) -> np.ndarray | None:
     """A scale of one element as a scalar, float32."""
     if scale is None:
         return None
-    return scale.astype(np.float32).reshape(scale.shape if scale.size != 1 else ())
+    return (scale if scale.size != 1 else scale.reshape(())).astype(np.float32, copy=False)
 
 
 def requantize(total: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:

@@ -110,14 +110,14 @@ class NonMaxSuppression(Op):
         return np.array(rows, np.int64).reshape(-1, 3)
 
     def compute(self, c: Call, boxes, scores, most=None, overlap=None, least=None) -> np.ndarray:
-        from evort._kernels.search import choose_boxes
+        from evort._kernels import search
 
         limit = 0 if most is None else int(most.reshape(-1)[0])
         threshold = 0.0 if overlap is None else float(overlap.reshape(-1)[0])
         floor = None if least is None else float(least.reshape(-1)[0])
         boxes, scores = np.ascontiguousarray(boxes), np.ascontiguousarray(scores)
         corners = np.stack([_corners(b, c["center_point_box"]) for b in boxes]) if len(boxes) else boxes
-        return np.frombuffer(choose_boxes(corners, scores, limit, threshold, floor), np.int64).reshape(-1, 3)
+        return np.frombuffer(search.choose_boxes(corners, scores, limit, threshold, floor), np.int64).reshape(-1, 3)
 
 
 def _corners(boxes: np.ndarray, centred: int) -> np.ndarray:

@@ -81,9 +81,9 @@ class SeparableConv(Op):
         found = _ints_reals(self.parts(c))
         if found is None:
             return None
-        from evort._kernels.conv import separable_scratch
+        from evort._kernels import conv
 
-        scratch = separable_scratch(found[0], c.threads)
+        scratch = conv.separable_scratch(found[0], c.threads)
         return Kernel("conv.separable_f32", *found, scratch) if scratch else None
 
     def macs(self, c: Call) -> int:
@@ -130,9 +130,9 @@ def join(calls: Sequence[Call]) -> tuple[int, Node] | None:
         found = _ints_reals(three)
         if found is None:
             continue
-        from evort._kernels.conv import separable_pays
+        from evort._kernels import conv
 
-        if separable_pays(found[0]):
+        if conv.separable_pays(found[0]):
             return len(parts), _node(three)
     return None
 

@@ -52,11 +52,11 @@ def _pack(weights: Spec, parts: int, of: int, transposed: bool = False) -> tuple
     """The packed weights of a Kernel. parts: a convolution's groups; of: rows of a group."""
 
     def make() -> np.ndarray:
-        from evort._kernels.sparse import pack
+        from evort._kernels import sparse
 
         w = weights.dense()
         w = w.T if transposed else w.reshape(w.shape[0], -1)
-        return np.frombuffer(pack(w.tobytes(), w.itemsize, of, parts, w.shape[0] // parts, w.shape[1]), np.uint8)
+        return np.frombuffer(sparse.pack(w.tobytes(), w.itemsize, of, parts, w.shape[0] // parts, w.shape[1]), np.uint8)
 
     return (("sparse", make),)
 
@@ -71,9 +71,9 @@ def bind_convolution(c: Call, ints: tuple[int, ...], w: int, inputs: tuple[int, 
         return None
     if not _skips(c, weights, of, driver, driver):
         return None
-    from evort._kernels.sparse import convolution_scratch
+    from evort._kernels import sparse
 
-    scratch = convolution_scratch(ints, c.threads)
+    scratch = sparse.convolution_scratch(ints, c.threads)
     if scratch < 0:
         return None
     _, reals = activation_ints_reals(c)
@@ -89,10 +89,10 @@ def bind_product(c: Call, m: int, w: int, transposed: bool, inputs: tuple[int, .
     kind = driver.replace("product", "row") if m < _FEW_ROWS else driver
     if k > _MOST_COLUMNS or not (m and n and k) or not _skips(c, weights, of, driver, kind):
         return None
-    from evort._kernels.sparse import product_scratch
+    from evort._kernels import sparse
 
     number, reals = activation_ints_reals(c)
-    scratch = product_scratch(m, k, n, 1 if driver.endswith("s8") else 4, c.threads)
+    scratch = sparse.product_scratch(m, k, n, 1 if driver.endswith("s8") else 4, c.threads)
     packed = _pack(weights, 1, of, transposed)
     return Kernel(f"sparse.{driver}", (*number, m, k, n, of), reals, scratch, packed, inputs)
 

@@ -47,9 +47,9 @@ class View(Op):
         return x.reshape(self.shape(c, x.shape, as_ints(operand)))
 
     def bind(self, c: Call) -> Kernel:
-        from evort.ops.copies import copy_kernel  # where the output cannot share its input's memory
+        from evort.ops import copies  # where the output cannot share its input's memory
 
-        return copy_kernel(c.outs[0])
+        return copies.copy_kernel(c.outs[0])
 
     def view(self, c: Call) -> dict[int, tuple[int, int]]:
         return ALL_VIEW

@@ -248,9 +248,9 @@ cdef bint evaluate(Bound bound, Call c, list ins, list outs) except -1:
             total += spec.bytes()
     if bound.node.nested() or (total > KNOWN_BYTES and not widens(bound.node, ins)):
         return False
-    from evort.ops.run import run_reference
+    from evort.ops import run
 
-    results = run_reference(bound.definition, c, [None if s is None else (<Spec> s).value for s in ins])
+    results = run.run_reference(bound.definition, c, [None if s is None else (<Spec> s).value for s in ins])
     for spec, result in zip(outs, results):
         if spec is not None:
             spec.value = np.ascontiguousarray(result).reshape(spec.shape)
