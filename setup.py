@@ -111,10 +111,7 @@ def write_operator_index() -> None:
         found[module] = None
         return found
 
-    package = below("__init__", {})
-    needs = {
-        module: [name for name in below(module, {}) if name not in (*package, module)] for module in sorted(imports)
-    }
+    needs = {module: [*below(module, {})][:-1] for module in imports}
     text = '"""The operators (domain::name) of each family, and what modules import; written by setup.py."""\n'
     for table, found in (("FAMILIES", rows), ("NEEDS", needs)):
         lines = [f'    "{module}": "{" ".join(names)}",\n' for module, names in sorted(found.items()) if names]

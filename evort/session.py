@@ -31,8 +31,8 @@ _KEPT = ("evort.files", "evort.cache")  # what running a kept plan takes
 # kept plan (evort.cache) does without all of it.
 _FIRST = ("evort.errors", "evort._records")
 _PLANNING = (
-    "evort.types", "evort.graph", "evort.ops.base", "evort.ops.activation", "evort.ops.conv", "evort.ops.linear",
-    "evort.ops.pool", "evort.ops.views", "evort.ops.", "evort.files", "evort.etm._reader", "evort.etm.",
+    "evort.types", "evort.graph", "evort.ops.", "evort.ops.base", "evort.ops.activation", "evort.ops.conv",
+    "evort.ops.linear", "evort.ops.pool", "evort.ops.views", "evort.files", "evort.etm._reader", "evort.etm.",
     "evort.backends.", "evort.plan._planner", "evort.plan.", "evort.runner", "evort.inputs",
 )  # fmt: skip
 _importing = allocate_lock()
@@ -323,9 +323,9 @@ def import_planning() -> None:
 
         with Uncollected():
             preload(_PLANNING)
-            for name in _PLANNING:
-                if name.rstrip(".") not in sys.modules:
-                    import_module(name.rstrip("."))
+            # Where it did not, packages first: others may import a package while its modules are imported here.
+            for name in sorted(_PLANNING, key=lambda name: not name.endswith(".")):
+                import_module(name.rstrip("."))
 
 
 def _threads(threads: int | None) -> int:

@@ -162,27 +162,31 @@ def test_no_module_of_that_name():
     assert not hasattr(_kernels, "__no_such__")
 
 
-def test_threads_that_load_at_once_wait_for_each_other(tmp_path):
-    """Where there are threads, modules come by import statements, and one thread imports what planning takes."""
+@pytest.mark.parametrize("module", ["evort", "evort.train", "evort.etm", "evort.ops.qconv"])
+def test_threads_that_load_and_import_at_once_wait_for_each_other(module):
+    """Where there are threads, modules come by import statements. Half of the threads load a model, the others import
+    what has modules of packages that loading imports, too."""
     lenet = Path(__file__).parent.parent / "models" / "lenet.etm"
     code = (
-        "import sys, threading, numpy as np, evort\n"
+        "import importlib, sys, threading, numpy as np, evort\n"
         "sys.setswitchinterval(1e-6)\n"
         "errors, start = [], threading.Barrier(8)\n"
-        "def work():\n"
+        "def work(i):\n"
         "    try:\n"
         "        start.wait()\n"
+        "        if i % 2:\n"
+        "            importlib.import_module(sys.argv[1])\n"
         f"        evort.load({str(lenet)!r}, threads=1)(np.zeros((1, 1, 28, 28), np.float32))\n"
         "    except BaseException as error:\n"
         "        errors.append(repr(error))\n"
-        "threads = [threading.Thread(target=work) for _ in range(8)]\n"
+        "threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]\n"
         "assert not errors, errors\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     for _ in range(3):
-        subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)
+        subprocess.run([sys.executable, "-P", "-c", code, module], check=True, env=env)
 
 
 def test_bytecode_of_another_source_is_not_preloaded(tmp_path, monkeypatch):

@@ -169,7 +169,6 @@ def _arity(names: tuple[str, ...]) -> tuple[int, int | None]:
 
 _REGISTRY: dict[tuple[str, str], Op] = {}
 _INDEX: dict[tuple[str, str], str] = {}
-_loading = False
 
 
 def op(name: str, since: int = 1, domain: str = "") -> Callable[[type[Op]], type[Op]]:
@@ -190,16 +189,14 @@ def register(definition: Op, name: str, since: int = 1, domain: str = "") -> Non
     definition.name, definition.domain, definition.since = name, domain, since
     definition.arity = (*_arity(definition.inputs), *_arity(definition.outputs))
     # A family that is imported late must not undo what an application has overridden before.
-    if not (_loading and (domain, name) in _REGISTRY):
+    if (domain, name) not in _REGISTRY or not type(definition).__module__.startswith("evort."):
         _REGISTRY[domain, name] = definition
 
 
 def _tables() -> ModuleType:
     """What setup.py wrote of families and imports."""
     preload(("evort.ops._index",))
-    from evort.ops import _index
-
-    return _index
+    return import_module("evort.ops._index")
 
 
 def index() -> dict[tuple[str, str], str]:
@@ -212,16 +209,9 @@ def index() -> dict[tuple[str, str], str]:
 
 def import_family(module: str) -> ModuleType:
     """A module of evort.ops, imported where it was not yet. Raises ImportError where there is none of that name."""
-    global _loading
-    needs = _tables().NEEDS.get(module, "").split()
-    full, before = f"evort.ops.{module}", _loading
-    _loading = True
-    try:
-        # Quicker than an import statement, where it does it.
-        preload((*[f"evort.ops.{name}" for name in needs], full))
-        return import_module(full)
-    finally:
-        _loading = before
+    names = (*_tables().NEEDS.get(module, "").split(), module)
+    preload(tuple([f"evort.ops.{name}" for name in names]))  # quicker than an import statement, where it does it
+    return import_module(f"evort.ops.{module}")
 
 
 def family(name: str, domain: str) -> str | None:
