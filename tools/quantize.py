@@ -372,9 +372,10 @@ def _static(
     result.notes += found.notes
     products: list[str] = []
     samples = data.head(trials.trial_count(changed, data))
+    judge = trials.Judge(real, samples, options.threads)
     large = [] if options.adaptive else normalized.spots(changed, found, samples[0])
     if options.method == "auto" and not options.adaptive and found.encodings:
-        products = by_range.products_by_range(real, changed, found, samples, options.threads, large)
+        products = by_range.products_by_range(changed, found, judge, options.threads, large)
         found = static.restricted(found, dict.fromkeys(products, ""))
         changed = improve.restored(changed, found)
     if goal is None:
@@ -384,7 +385,6 @@ def _static(
         result.loss = {"limit": goal.limit, "float": goal.base, "loss": loss}
     result.model, ranged, apart = by_range.converted(result.model, exclude, costs, goal, options.attention, products)
     if large:
-        judge = trials.Judge(real, samples, options.threads)
         made = normalized.in_bytes(real, result.model, large, data, judge.of_integers, options.threads)
         result.model = made if goal is None or goal.holds(goal.loss(made)) else result.model
     if not options.adaptive:

@@ -179,7 +179,8 @@ class _Convolution(Op):
         zero = Spec(DType.INT16 if c["bits"] == 16 else DType.UINT8, ())
         w_zero, z = (c.ins[i] if c.has(i) else None for i in (3, 5))
         given = [c.ins[0], Spec(DType.FLOAT, ()), zero, c.ins[1], c.ins[2], w_zero, *[None] * 3, z, *[None] * 2]
-        inner = Call(c.node, {**c.attrs, "activation": "", "presum": 0}, given, c.threads)  # as QLinearConv has it
+        plain = {key: attr.default for key, attr in activation_attrs().items()}
+        inner = Call(c.node, {**c.attrs, **plain, "presum": 0}, given, c.threads)  # as QLinearConv has it
         inner.outs = c.outs
         from evort._kernels import dynamic, qwindow
 

@@ -147,11 +147,15 @@ def test_conv_of_few_positions(case, monkeypatch):
     shape, m, kernel, attrs = case
     rng = np.random.default_rng(8)
     x = rng.standard_normal(shape).astype(np.float32)
-    for kind, many, activation in ((np.int8, (m,), "Relu"), (np.uint8, (), ""), (np.int8, (), "Clip")):
+    for kind, many, activation in ((np.int8, (m,), "Relu"), (np.uint8, (), ""), (np.int8, (), "LeakyRelu")):
         w = weights(rng, (m, shape[1], *kernel), kind)
         zero = np.uint8(128) if kind == np.uint8 else None
         given = [x, w, np.asarray(rng.random(many) * 0.01, np.float32), zero, rng.standard_normal(m).astype(np.float32)]
-        all_attrs = {**attrs, "activation": activation}
+        all_attrs = {
+            **attrs,
+            "activation": activation,
+            **({"activation_alpha": 0.1} if activation == "LeakyRelu" else {}),
+        }
         z = run_node("DynamicQuantizeConv", given, all_attrs, domain="evort", device="reference")[0][..., ::-1]
         for inputs in (given, given[:4], [*given, np.ascontiguousarray(z)]):
             model = node_model("DynamicQuantizeConv", inputs, all_attrs, domain="evort", constants=(1, 2, 3, 4))

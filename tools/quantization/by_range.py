@@ -33,7 +33,7 @@ from evort_tools.quantization.widen import multiply_adds
 
 BY_RANGE = frozenset({"Attention", "Gather", "LSTM", "GRU"})
 # Multiply-adds, in all and for each number that is read, from which finding the range costs next to nothing.
-_LEAST_WORK, _LEAST_USE = 1 << 20, 64
+_LEAST_WORK, _LEAST_USE = 1 << 18, 64
 # The noise that products by range may have over that of calibrated ranges, which cut off what calibration has not seen.
 _CLEARLY = 1.1
 UNDONE = "the model would lose more than it may"
@@ -60,21 +60,15 @@ def layers_by_range(graph: Graph) -> list[Node]:
 
 
 def products_by_range(
-    real: Model,
-    model: Model,
-    found: Calibrated,
-    samples: Sequence[Sample],
-    threads: int | None = None,
-    skip: Collection[str] = (),
+    model: Model, found: Calibrated, judge: Judge, threads: int | None = None, skip: Collection[str] = ()
 ) -> list[str]:
-    """The first outputs of the products that read and give float32 among what is in integers, and whose results on
-    samples are at least as good with the range of each run as with the calibrated one. None, where the whole model's
-    outputs are clearly closer with calibrated ranges, for which weights and biases of `model` were fitted, to those of
-    `real`, the float model before that. skip: the first outputs of products that are left as they are."""
-    products = [name for name in _good_alone(model, found, samples, threads) if name not in skip]
+    """The first outputs of the products that read and give float32 among what is in integers, and whose results on the
+    judge's samples are at least as good with the range of each run as with the calibrated one. None, where the whole
+    model's outputs are clearly closer with calibrated ranges, for which weights and biases of `model` were fitted, to
+    those of the judge's, the float model before that. skip: the first outputs of products that are left as they are."""
+    products = [name for name in _good_alone(model, found, judge.samples, threads) if name not in skip]
     if not products:
         return products
-    judge = Judge(real, samples, threads)
 
     def noise(chosen: list[str]) -> float:
         rest = restricted(found, dict.fromkeys(chosen, ""))

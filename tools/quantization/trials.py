@@ -7,6 +7,7 @@ wide and with narrow ranges, and those with the most noise come first, in turns 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,12 @@ class Judge:
         softmax = {n.outputs[0]: n.inputs[0] for n in model.graph.nodes if n.op == "Softmax" and not n.domain}
         self._outputs = list(model.graph.outputs)
         self._judged = [softmax.get(name, name) for name in self._outputs]
-        self.expected = expected_outputs(self._view(model), samples, threads)
+        self._model = model
+
+    @functools.cached_property
+    def expected(self) -> list[dict[str, np.ndarray]]:
+        """What is judged by, of the float model; it is run when this is wanted first."""
+        return expected_outputs(self._view(self._model), self.samples, self._threads)
 
     def _view(self, model: Model) -> Model:
         view = copy_model(model)
