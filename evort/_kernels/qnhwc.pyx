@@ -330,39 +330,37 @@ def scratch_bytes(ints, int32_t threads, bint depthwise) -> int:
     return g.shared + threads * g.slot
 
 
-cdef inline void put_quad(bint wide_, int64_t m, const int8_t *four, int8_t *to) noexcept nogil:
-    """Four weights of channel m at its place in a vector."""
-    if wide_:
-        memcpy(to + m % EV_NHWC_VECTOR * 2, four, 2)
-        memcpy(to + m % EV_NHWC_VECTOR * 2 + 2 * EV_NHWC_VECTOR, four + 2, 2)
-    else:
-        memcpy(to + m % EV_NHWC_VECTOR * 4, four, 4)
-
-
-cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums, int8_t *to, int8_t *line) noexcept nogil:
-    """The dense weights [m, c, kernel]; `line` holds those of a channel, and a quad."""
-    cdef int64_t m, block, vectors, step, s, q, taps = g.kernel_d * g.kernel_h * g.kernel_w, length = 4 * g.quads
-    cdef int64_t run = g.c * (g.kernel_w if g.rows else 1), all_ = g.c * taps
+cdef void pack_rows(const Geometry *g, const uint8_t *w, int flip, int32_t *sums, int8_t *to, int8_t *lines) noexcept nogil:
+    """The dense weights [m, c, kernel]. lines: zeros for what lies side by side in a vector, EV_NHWC_VECTOR channels in
+    quads, and behind it room for twice a channel's weights."""
+    cdef int64_t m, block, vectors, step, s, q, i, n, taps = g.kernel_d * g.kernel_h * g.kernel_w, length = 4 * g.quads
+    cdef int64_t run = g.c * (g.kernel_w if g.rows else 1), all_ = g.c * taps, pitch = length * g.segments
+    cdef int8_t *packed = lines + EV_NHWC_VECTOR * pitch
     cdef int8_t *at
     cdef int8_t *from_
-    cdef int8_t[4] four
     for m in range(g.m):
+        i = m % EV_NHWC_VECTOR
+        K.qc_weights(all_, 1, flip, w + m * all_, packed if taps == 1 else packed + all_, &sums[m])
+        if taps > 1:
+            K.move_transpose(1, taps, g.c, packed + all_, taps, packed, g.c)
+        for s in range(g.segments):
+            memcpy(lines + i * pitch + s * length, packed + s * run, run)
+        if i + 1 < EV_NHWC_VECTOR and m + 1 < g.m:
+            continue
+        n = i + 1
         block = m // EV_NHWC_NR
         vectors = min(<int64_t> 4, ceil_div(g.m - block * EV_NHWC_NR, EV_NHWC_VECTOR))
-        at = to + block * EV_NHWC_NR * length * g.segments + m % EV_NHWC_NR // EV_NHWC_VECTOR * 4 * EV_NHWC_VECTOR
         step = 4 * EV_NHWC_VECTOR * vectors
-        K.qc_weights(all_, 1, flip, w + m * all_, line if taps == 1 else line + all_ + 4, &sums[m])
-        if taps > 1:
-            K.move_transpose(1, taps, g.c, line + all_ + 4, taps, line, g.c)
-        memset(line + all_, 0, 4)
+        at = to + block * EV_NHWC_NR * pitch + m % EV_NHWC_NR // EV_NHWC_VECTOR * 4 * EV_NHWC_VECTOR
         for s in range(g.segments):
-            from_ = line + s * run
-            for q in range(run // 4):    # of a known size: a move each
-                put_quad(g.wide, m, from_ + 4 * q, at + q * step)
-            if run % 4 != 0:
-                memset(four, 0, 4)
-                memcpy(four, from_ + run // 4 * 4, run % 4)
-                put_quad(g.wide, m, four, at + run // 4 * step)
+            from_ = lines + s * length
+            if g.wide:                   # pairs, and those that follow them half a vector on
+                for q in range(g.quads):
+                    for i in range(n):
+                        memcpy(at + q * step + 2 * i, from_ + i * pitch + 4 * q, 2)
+                        memcpy(at + q * step + 2 * i + 2 * EV_NHWC_VECTOR, from_ + i * pitch + 4 * q + 2, 2)
+            else:
+                K.move_transpose(4, g.quads, n, from_, pitch // 4, at, step // 4)
             at += g.quads * step
 
 
@@ -394,10 +392,12 @@ def pack_dense(weights, int flip, ints):
     weights = numpy.ascontiguousarray(weights)
     cdef char *to = <char *> address(found)
     cdef const uint8_t *w = <const uint8_t *> address(weights)
-    cdef int8_t *line = <int8_t *> malloc(2 * all_ + 64)
+    cdef int64_t side = EV_NHWC_VECTOR * 4 * g.quads * g.segments  # channels side by side
+    cdef int8_t *line = <int8_t *> malloc(side + 2 * all_ + 64)
     if line == NULL:
         raise MemoryError()
     memset(to, 0, bytes_)
+    memset(line, 0, side)
     if g.winograd:
         pack_kernels(&g, w, flip, <int32_t *> to, <int8_t *> (to + 4 * g.each), line)
     for turn in range(0 if g.winograd else g.turns):

@@ -177,13 +177,16 @@ cdef void pack_columns(const Columns *g, const uint8_t *w, int flip, int8_t *to)
     """[items][kernel_w][cycle][each] from [C, kernel]; `to` is of zeros. Plans of one cycle share them, whether they run or
     not."""
     cdef int8_t v
-    cdef int64_t e, i, j, at, taps = g.w.kernel_h * g.w.kernel_w
-    for i in range(g.w.kernel_h):
-        for j in range(g.w.kernel_w):
+    cdef int64_t e, channel, r, item, j, width = g.w.kernel_w, taps = g.w.kernel_h * width
+    for item in range(g.items):
+        for j in range(width):
+            channel = 0
             for e in range(g.cycle):
-                v = <int8_t> (w[e % g.w.c * taps + i * g.w.kernel_w + j] ^ flip)
-                at = (i // g.each * g.w.kernel_w + j) * g.cycle + e
-                if g.each == 2:
-                    (<int16_t *> to)[2 * at + i % 2] = v
-                else:
-                    to[4 * at + i % 4] = v
+                for r in range(min(g.each, g.w.kernel_h - item * g.each)):
+                    v = <int8_t> (w[channel * taps + (item * g.each + r) * width + j] ^ flip)
+                    if g.each == 2:
+                        (<int16_t *> to)[r] = v
+                    else:
+                        to[r] = v
+                to += 4
+                channel = channel + 1 if channel + 1 < g.w.c else 0
