@@ -12,6 +12,7 @@ or as int16 where the instruction set has no product of bytes that is exact for 
 segment) of it, where taps follow one another. Of volumes, a plane of the result is computed at a time; the planes that it
 reads stay where they were staged as long as one needs them, in a ring of as many as the kernel has. A result with
 channels first is computed block by block into scratch, and transposed from there; where it is not of bytes, its sums are.
+A small image of 16 bits is two of bytes, the lower and the upper ones, whose sums are added up (`limbs`).
 
 A transposed convolution whose kernel is its stride is a convolution of single pixels for each row of the kernel: what one
 pixel gives to a row of the result, [kernel's width][channels], are the channels of that, and lie side by side.
@@ -19,12 +20,12 @@ pixel gives to a row of the result, [kernel's width][channels], are the channels
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from evort._kernels.core cimport (EV_ACT_NONE, EV_BIAS_COLUMN, EV_FLOAT, EV_NHWC_BYTES, EV_NHWC_DOTS, EV_NHWC_HALVES,
-                                  EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK, EV_UINT8, address, ev_call,
-                                  ev_item_size, ev_nhwc_columns, ev_nhwc_conv, ev_nhwc_winograd, ev_requant, ev_sums,
-                                  ev_ukr, parallel_for, register, ukernels)
-from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_WINDOW, MACS_PER_TASK, N_INTS, Job,
-                                     row_factors, take_linear)
+from evort._kernels.core cimport (EV_BIAS_COLUMN, EV_FLOAT, EV_NHWC_BYTES, EV_NHWC_DOTS, EV_NHWC_HALVES,
+                                  EV_INT8, EV_INT16, EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK,
+                                  EV_UINT8, address, ev_call, ev_item_size, ev_nhwc_columns, ev_nhwc_conv,
+                                  ev_nhwc_winograd, ev_qfinish, ev_requant, ev_sums, ev_ukr, parallel_for, register, ukernels)
+from evort._kernels.qwindow cimport (I_FLOAT, I_GROUP, I_INPUTS, I_N, I_C, I_M, I_SIZE, I_WINDOW, MACS_PER_TASK, N_INTS,
+                                     Job, row_factors, take_linear)
 
 cdef const ev_ukr *K = ukernels()
 
@@ -46,6 +47,7 @@ cdef enum:
     MOST_SEGMENTS = 1 << 12
     MOST_TAPS = 256
     MOST_POOL = 28               # EV_NHWC_POOL
+    BLOCK = 64                   # EV_NHWC_NR
     POSITIONS = 252              # whose sums are transposed at a time
     FEW = 16                     # positions: no bands of them, whose taps would not be one run of bytes; no rows of floats
 
@@ -70,6 +72,7 @@ ctypedef struct Geometry:
     bint x_last, y_last, staged, wide, widens
     int64_t presum               # of ev_nhwc_conv
     bint whole                   # an image with channels first is made bytes of at once
+    bint limbs                   # which has 16 bits, of which the lower and the upper ones are an image each
     int64_t segments, quads      # runs of bytes that a position reads, and quads of each
     bint rows                    # a segment is a row of the kernel, else a tap
     int64_t pitch                # pixels of a row of what is read
@@ -80,6 +83,7 @@ ctypedef struct Geometry:
     int64_t ldv, step_v, step_u, step_o
     # Offsets into scratch: shared, then of each thread.
     int64_t each, at_add, at_scale, shared, at_stage, at_line, at_row, at_y, at_z, at_sums, at_v, at_u, at_o, slot
+    int64_t limb, at_upper       # from the staged lower bytes to the upper ones; the sums of these
 
 
 cdef bint take_window(Geometry *g, const int64_t *v, bint columns) noexcept nogil:
@@ -165,6 +169,7 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept
     if g.n * g.out_d * g.out_h * g.pool_h * g.out_w * g.pool_w * g.turns * g.m * 4 * g.quads * g.segments < 2 * MACS_PER_TASK:
         threads = 1
     g.winograd = v[I_SMALL] and takes_winograd(g)
+    g.limbs = v[I_SIZE] == 2
     g.staged = g.staged or g.winograd            # whole tiles, of bytes
     g.pitch = reach_w(g) if g.staged else g.w
     if g.winograd:
@@ -193,14 +198,20 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept
     g.shared = 2 * g.at_scale
     g.at_stage = 0
     at = up_to(g.kernel_d * g.plane * size + SLACK, 64) if g.staged else 0
+    g.limb = at
+    at += at if g.limbs else 0
     g.at_line = at
     g.whole = not g.x_last and g.d == g.bands == 1 and g.h * g.w * g.c <= WHOLE_BYTES
-    at += up_to((g.h if g.whole else 1) * g.w * g.c, 64) if g.staged and not g.x_last else 0
+    if g.limbs and not g.whole:
+        return False
+    at += up_to((g.h if g.whole else 1) * g.w * g.c * (4 if g.limbs else 1), 64) if g.staged and not g.x_last else 0
     g.at_row = at
     at += up_to(g.pitch * g.c, 64) if g.widens else 0
     g.at_y = at
     positions = up_to(min(g.band * g.out_w, <int64_t> POSITIONS) if g.any_type else g.band * g.out_w, 8)
     at += 0 if g.y_last else positions * EV_NHWC_NR * (4 if g.any_type else 1)
+    g.at_upper = at
+    at += positions * EV_NHWC_NR * 4 if g.limbs else 0
     g.at_z = at
     if g.any_type:               # sums in rows, behind which 31 more are read
         at += (positions + 32) * EV_NHWC_NR * 4
@@ -235,6 +246,10 @@ cdef int linear(const ev_call *c) noexcept nogil:
         return EV_OK
     make_geometry(g, c.ints, c.threads)
     scale = <float *> (<char *> c.scratch + g.at_scale)
+    t.zero[0] = t.job.x_zero
+    if g.limbs:                  # as unsigned numbers: 256 * upper + lower - 32768
+        t.job.x_zero += 32768
+        t.zero[0], t.zero[1] = t.job.x_zero & 255, t.job.x_zero >> 8
     t.sums = <const int32_t *> c.in_[c.ints[I_INPUTS]].data
     t.w = <const int8_t *> (t.sums + g.turns * g.each)
     memset(c.scratch, 0, g.shared)

@@ -1,12 +1,5 @@
 # Part of qnhwc.pyx: dense convolutions.
 
-ctypedef struct Task:
-    Job job
-    Geometry g
-    const int32_t *sums          # of the weights of each channel
-    const int8_t *w
-
-
 cdef void turned_rows(const Task *t, ev_nhwc_conv *k, int64_t image, int64_t first, int64_t rows, int64_t block,
                       char *scratch) noexcept nogil:
     """The rows of a transposed convolution's result that `rows` rows of the image from `first` on give: one for each row
@@ -31,21 +24,40 @@ cdef void turned_rows(const Task *t, ev_nhwc_conv *k, int64_t image, int64_t fir
     k.x = x
 
 
-cdef void few_floats(const Job *job, const ev_nhwc_conv *k, int64_t n, const int32_t *sums, float *rows, float *y,
-                     int64_t ld) noexcept nogil:
-    """Floats of n positions' sums, position by position, as rows of so few numbers would take a call each."""
+cdef void leave_few(const Job *job, const ev_nhwc_conv *k, int64_t n, const int32_t *sums, char *rows, char *y,
+                    int64_t ld) noexcept nogil:
+    """Results of n positions' sums, position by position, as rows of so few numbers would take a call each: floats, or
+    integers that are a product each."""
+    cdef const ev_qfinish *f = &job.finish
     cdef ev_requant q
     cdef ev_sums s
-    cdef int64_t p
+    cdef int64_t p, size = ev_item_size(f.type)
     memset(&q, 0, sizeof(q))
     memset(&s, 0, sizeof(s))
-    q.type, q.scale, q.scale_axis, q.factor, q.range = EV_FLOAT, k.scale, EV_BIAS_COLUMN, 1, job.finish.range
-    s.m, s.n, s.c = 1, k.channels, rows
+    q.type, q.scale, q.scale_axis, q.factor, q.range = f.type, k.scale, EV_BIAS_COLUMN, 1, f.range
+    q.y_scale, q.y_zero, q.lo, q.hi = 1, f.zero, f.lo, f.hi   # the scales have that of y, and the bounds the activation's
+    if not f.folds:
+        q.activation, q.a, q.b = f.activation, f.a, f.b
+    s.m, s.n = 1, k.channels
     for p in range(n):
         s.sum = sums + p * k.ldy
-        s.c = rows + p * k.ldy
+        s.c = rows + p * k.ldy * size
         K.qfinish(&q, &s)
-    K.move_transpose(4, k.channels, n, rows, k.ldy, y, ld)
+    K.move_transpose(size, k.channels, n, rows, k.ldy, y, ld)
+
+
+cdef void add_upper(const Geometry *g, const ev_nhwc_conv *k, int64_t p, int64_t n, int32_t *sums,
+                    int32_t *upper) noexcept nogil:
+    """Adds the sums of the upper bytes to n positions' sums of the lower ones, from position p on."""
+    cdef int32_t[BLOCK] none
+    cdef ev_nhwc_conv given = k[0]
+    cdef int64_t i
+    memset(none, 0, sizeof(none))
+    given.x, given.add = <const char *> k.x + g.limb, none
+    given.y = <uint8_t *> (upper - p * k.ldy)
+    K.nhwc_conv(&given, p, p + n)
+    for i in range(n * k.ldy):
+        sums[i] = <int32_t> (<uint32_t> sums[i] + (<uint32_t> upper[i] << 8))
 
 
 cdef void leave_any(const Task *t, ev_nhwc_conv *k, int64_t n, int64_t at, int64_t m, char *scratch) noexcept nogil:
@@ -62,8 +74,11 @@ cdef void leave_any(const Task *t, ev_nhwc_conv *k, int64_t n, int64_t at, int64
         some = min(n - p, <int64_t> POSITIONS)
         k.y = <uint8_t *> (scratch + g.at_y) - p * 4 * ldy
         K.nhwc_conv(k, p, p + some)
-        if n < FEW and z == NULL and job.finish.type == EV_FLOAT and job.finish.activation == EV_ACT_NONE:
-            few_floats(job, k, n, <int32_t *> (scratch + g.at_y), <float *> turned, <float *> job.o.y.data + at + m * all_, all_)
+        if g.limbs:
+            add_upper(g, k, p, some, <int32_t *> (scratch + g.at_y), <int32_t *> (scratch + g.at_upper))
+        if n < FEW and z == NULL and (job.finish.type == EV_FLOAT or job.finish.folds):
+            leave_few(job, k, n, <int32_t *> (scratch + g.at_y), <char *> turned,
+                      <char *> job.o.y.data + (at + m * all_) * size, all_)
             return
         K.move_transpose(4, k.channels, some, scratch + g.at_y, ldy, turned, pitch)
         for c in range(k.channels):
@@ -134,5 +149,5 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
         rows = min(g.band, g.out_h - first)
         ring.begin = ring.end = 0
         for plane in range(chunk * g.chunk, min(g.out_d, (chunk + 1) * g.chunk)):
-            k.x = image_of(job, g, image, plane, first, rows, &ring, offset, scratch)
+            k.x = image_of(t, image, plane, first, rows, &ring, offset, scratch)
             dense_rows(t, &k, image, plane, first, rows, item % g.parts, scratch)

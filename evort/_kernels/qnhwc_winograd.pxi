@@ -164,7 +164,7 @@ cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) 
         ready = od - g.pad_d             # the first plane that is not transformed
         for od in range(od, min(g.out_d, od + g.chunk)):
             for d in range(ready, od - g.pad_d + g.kernel_d):
-                stage(job, g, image, d, first, 4 * k.rows, scratch + g.at_stage, scratch)
+                stage(t, 0, image, d, first, 4 * k.rows, scratch + g.at_stage, scratch)
                 k.v = v + slot_of(g, d) * 36 * g.step_v
                 K.nhwc_winograd_image(&k)
             ready = od - g.pad_d + g.kernel_d

@@ -221,7 +221,9 @@ def last_ints(c: Call, window: Window, found: bool = False) -> tuple[tuple[int, 
 def _takes_last(c: Call, found: bool) -> bool:
     """Whether those drivers take the element types, channels, and scales."""
     w, y = c.ins[_W], c.outs[0]
-    if w.value is None or w.dtype not in _BYTES or c.ins[_X_ZERO].dtype not in _BYTES:
+    if w.value is None or w.dtype not in _BYTES:
+        return False
+    if c.ins[_X_ZERO].dtype not in _BYTES and not _adds_limbs(c, found):
         return False
     if _is_depthwise(c):
         if y.dtype not in _BYTES or c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS:
@@ -232,6 +234,19 @@ def _takes_last(c: Call, found: bool) -> bool:
     return not _shifted(c) and c.known(*known) and _good_scales(c, found)
 
 
+def _adds_limbs(c: Call, found: bool) -> bool:
+    """Whether x has 16 bits and few positions, and all sums of its products, of two bytes each, fit 32 bits."""
+    if math.prod(c.outs[0].shape[2:]) >= _LANES or c["group"] != 1 or _is_depthwise(c):
+        return False
+    zero, bias = c.ins[_X_ZERO], c.ins[_B] if c.has(_B) else None
+    if not (found or (zero.value is not None and not zero.value.any())) or (bias is not None and bias.value is None):
+        return False
+    w = c.ins[_W].value
+    sizes = np.abs(w.astype(np.int32) - (128 if w.dtype == np.uint8 else 0)).reshape(len(w), -1).sum(1, dtype=np.int64)
+    largest = (sizes << 15) + (0 if bias is None else np.abs(bias.value.astype(np.int64)))
+    return bool(largest.max(initial=0) < 1 << 31)
+
+
 def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, tuple[float, ...]] | None:
     """What `last_ints` returns of operands that it has accepted."""
     w, y, depthwise = c.ins[_W], c.outs[0], _is_depthwise(c)
@@ -239,7 +254,7 @@ def _last_parameters(c: Call, window: Window) -> tuple[tuple[int, ...], bool, tu
     ints = window_ints(c, _X, window.ints(), y.shape[1], number[0], False)
     if ints is None:
         return None
-    bytes_, wide = _of_bytes(c), qnhwc.wide()
+    bytes_, wide = _of_bytes(c) and ints[_SIZE] == 1, qnhwc.wide()
     presum = c["presum"] if wide and not depthwise else 0
     pool = c.attrs.get("pool") or (1, 1)
     ints = (*ints, 0, 0, int(wide and not presum), 1, y.shape[1], int(not bytes_))
@@ -437,7 +452,7 @@ class QLinearConv(Op):
         image = c.ins[_X].dtype == DType.UINT8
         if found[1]:
             return ((_X, ~0),) if image else ()
-        result = ((_Z, ~0) if c.has(_Z) else (~0,),) if _of_bytes(c) else ()
+        result = () if found[0][_ANY] else ((_Z, ~0) if c.has(_Z) else (~0,),)
         return ((_X,), *result) if image else result
 
     def bind(self, c: Call) -> Kernel | None:

@@ -58,7 +58,7 @@ def _joins(conv: Call, pool: Call, window: Window) -> bool:
         or conv.kernel
         or conv.has(9)  # Z
         or conv["activation"] not in _RISING
-        or conv.outs[0].dtype not in BYTES
+        or not {conv.ins[2].dtype, conv.outs[0].dtype} <= BYTES  # x's zero point, as x may be float32
     ):
         return False
     found = last_ints(conv, window)

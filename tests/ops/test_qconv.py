@@ -113,6 +113,35 @@ def test_conv_that_moves_its_operands(window: Any, setup: Any, act: Any, z: str,
     core.select_isa()
 
 
+@pytest.mark.parametrize("window", [
+    ((1, 13, 5), (40, 13, 3), {"pads": [1, 1]}), ((2, 70, 1, 1), (24, 70, 1, 1), {}),
+    ((1, 1, 90), (8, 1, 30), {"strides": [20]}),
+    ((1, 6, 3, 4), (70, 6, 2, 3), {"pads": [0, 1, 1, 1], "dilations": [2, 1]}), ((1, 1100, 2), (16, 1100, 1), {}),
+    ((1, 4, 1, 3, 2), (20, 4, 2, 2, 2), {"pads": [1, 0, 0, 0, 1, 1]}),
+])  # fmt: skip
+@pytest.mark.parametrize("types", ["s16 s8 f", "s16 u8 u8", "s16 s8 s8", "s16 s8 s16"])
+@pytest.mark.parametrize("float_x", [False, True])
+def test_conv_of_two_bytes(isa: str, window: Any, types: str, float_x: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of 16 bits with few positions is two of bytes, where all sums fit 32 bits."""
+    x, w, attrs = window
+    given = operands(x, w, w[0], 1, types, float_x)
+    given[2], given[5] = np.zeros_like(given[2]), np.full_like(given[5], 128 if given[3].dtype == np.uint8 else 0)
+    fits = np.abs(given[3].astype(int) - given[5].flat[0]).reshape(w[0], -1).sum(1).max() < 1 << 16
+    assert fits == (w[1] < 1000)
+    for act in ({}, {"activation": "Relu"}, {"activation": "LeakyRelu", "activation_alpha": 0.1}):
+        for z in ("", "f", "s8"):
+            all_attrs = {**attrs, **act}
+            inputs = residual(given, all_attrs, z, "QLinearConv", "")
+            driver = same("QLinearConv", inputs, all_attrs)
+            if isa.startswith("avx512vnni"):
+                assert driver == ("qnhwc.linear" if fits else "qconv.linear")
+            with monkeypatch.context() as patch:
+                patch.setattr(qconv, "packs", moves)
+                for threads in (1, 3):
+                    driver = same("QLinearConv", inputs, all_attrs, threads)
+            assert driver == ("qnhwc.linear" if fits and core.channels_last() else "qconv.linear")
+
+
 @pytest.mark.parametrize("x", [(1, 8, 40, 40), (1, 16, 1, 1)])
 @pytest.mark.parametrize("types", ["u8 s8 u8", "s8 s8 u8"])
 @pytest.mark.parametrize("float_x", [False, True])
