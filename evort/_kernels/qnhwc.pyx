@@ -155,7 +155,7 @@ cdef int64_t share(Geometry *g, int64_t h, int64_t band, int64_t threads) noexce
 
 cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept nogil:
     """False where `linear` does not take the window."""
-    cdef int64_t row, at, size, positions
+    cdef int64_t row, at, size, positions, lanes
     take_window(g, v, False)
     g.rows = g.dilation_w == 1 or g.kernel_w == 1
     g.segments = g.kernel_d * g.kernel_h * (1 if g.rows else g.kernel_w)
@@ -208,15 +208,16 @@ cdef bint make_geometry(Geometry *g, const int64_t *v, int32_t threads) noexcept
     g.at_row = at
     at += up_to(g.pitch * g.c, 64) if g.widens else 0
     g.at_y = at
-    positions = up_to(min(g.band * g.out_w, <int64_t> POSITIONS) if g.any_type else g.band * g.out_w, 8)
-    at += 0 if g.y_last else positions * EV_NHWC_NR * (4 if g.any_type else 1)
+    positions = up_to(g.band * g.out_w if g.winograd else min(g.band * g.out_w, <int64_t> POSITIONS), 8)
+    lanes = EV_NHWC_NR if g.winograd else min(<int64_t> EV_NHWC_NR, g.each)
+    at += 0 if g.y_last else positions * lanes * (4 if g.any_type else 1)
     g.at_upper = at
-    at += positions * EV_NHWC_NR * 4 if g.limbs else 0
+    at += positions * lanes * 4 if g.limbs else 0
     g.at_z = at
     if g.any_type:               # sums in rows, behind which 31 more are read
-        at += (positions + 32) * EV_NHWC_NR * 4
+        at += (positions + 32) * lanes * 4
     elif not g.y_last:
-        at += positions * EV_NHWC_NR
+        at += positions * lanes
     g.at_sums = at
     at += up_to(4 * (g.out_w * g.m + SLACK), 64) if g.sums else 0
     if g.winograd:

@@ -88,6 +88,25 @@ cdef void leave_any(const Task *t, ev_nhwc_conv *k, int64_t n, int64_t at, int64
         p += some
 
 
+cdef void leave_rows(const Task *t, ev_nhwc_conv *k, int64_t n, int64_t at, char *scratch) noexcept nogil:
+    """Bytes of n positions of k's channels, each channel a row, the first at `at`."""
+    cdef const Job *job = &t.job
+    cdef const Geometry *g = &t.g
+    cdef int64_t p = 0, some, ld = up_to(k.channels, EV_NHWC_VECTOR), all_ = g.out_d * g.out_h * g.out_w
+    cdef char *y = scratch + g.at_y
+    cdef char *z = scratch + g.at_z
+    k.ldy = k.ldz = ld
+    while p < n:
+        some = min(n - p, <int64_t> POSITIONS)
+        k.y = <uint8_t *> (y - p * ld)
+        if job.o.z != NULL:
+            k.z = z - p * ld
+            K.move_transpose(1, some, k.channels, <const char *> job.o.z.data + at + p, all_, z, ld)
+        K.nhwc_conv(k, p, p + some)
+        K.move_transpose(1, k.channels, some, y, ld, <char *> job.o.y.data + at + p, all_)
+        p += some
+
+
 cdef void dense_rows(const Task *t, ev_nhwc_conv *k, int64_t image, int64_t plane, int64_t first, int64_t rows, int64_t part,
                      char *scratch) noexcept nogil:
     """A share of the blocks of channels, for `rows` rows of a plane."""
@@ -113,13 +132,7 @@ cdef void dense_rows(const Task *t, ev_nhwc_conv *k, int64_t image, int64_t plan
             k.z = NULL if job.o.z == NULL else <const char *> job.o.z.data + at
             K.nhwc_conv(k, 0, n)
         else:
-            at = (image * g.m + i) * all_ + row
-            k.y, k.ldy, k.ldz = <uint8_t *> (scratch + g.at_y), EV_NHWC_NR, EV_NHWC_NR
-            if job.o.z != NULL:
-                k.z = scratch + g.at_z
-                K.move_transpose(1, n, k.channels, <const char *> job.o.z.data + at, all_, scratch + g.at_z, EV_NHWC_NR)
-            K.nhwc_conv(k, 0, n)
-            K.move_transpose(1, k.channels, n, k.y, EV_NHWC_NR, <char *> job.o.y.data + at, all_)
+            leave_rows(t, k, n, (image * g.m + i) * all_ + row, scratch)
         block += 1
 
 

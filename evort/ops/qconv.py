@@ -40,6 +40,8 @@ _SIZE, _X_LAST, _WIDE, _ANY = 24, 28, 30, 33
 _MOST_TAPS = 256  # of a depthwise convolution, in its drivers
 _LANES = 16  # channels of a vector in those for channels last: fewer than half are a waste
 _FEW = 64  # positions of a result, of which a matrix product is faster for one channel
+_LONG = 64  # products of a result, from which they pay for moving operands in float,
+_SMALL = 1 << 16  # and elements that are quick to move
 _MOST_COLUMNS = 64  # of one channel's row of a transposed kernel there
 
 _FIRST = ("qconv.linear", "qdepthwise.linear", "sparse.convolution_s8")  # drivers for operands that lie channels first
@@ -210,12 +212,21 @@ def _is_depthwise(c: Call) -> bool:
     return c.ins[_W].shape[1] == 1 and c["group"] == c.outs[0].shape[1] == c.ins[_X].shape[1]
 
 
-def last_ints(c: Call, window: Window, found: bool = False) -> tuple[tuple[int, ...], bool, tuple[float, ...]] | None:
+def last_ints(
+    c: Call, window: Window, found: bool | None = None
+) -> tuple[tuple[int, ...], bool, tuple[float, ...]] | None:
     """(ints, depthwise?, reals) of the drivers for operands that lie channels last, or None where those do not take
-    them; with operands that do not (see `_placed`). found: the scale and zero point of x are found as it runs."""
+    them; with operands that do not (see `_placed`). found: the scale and zero point of x are found as it runs, which by
+    default the operands tell."""
     if c.found is None:
+        found = _of_run(c) if found is None else found
         c.found = (_takes_last(c, found) and _last_parameters(c, window)) or ()
     return c.found or None
+
+
+def _of_run(c: Call) -> bool:
+    """Whether the range of x is that of the run, as a node found it."""
+    return c.ins[_X].dtype in _BYTES and c.ins[_X_SCALE].value is None
 
 
 def _takes_last(c: Call, found: bool) -> bool:
@@ -226,7 +237,7 @@ def _takes_last(c: Call, found: bool) -> bool:
     if c.ins[_X_ZERO].dtype not in _BYTES and not _adds_limbs(c, found):
         return False
     if _is_depthwise(c):
-        if y.dtype not in _BYTES or c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS:
+        if found or y.dtype not in _BYTES or c.has(_Z) or math.prod(w.shape[2:]) > _MOST_TAPS:
             return False
     elif c["group"] != 1 or not _fills(y.shape[1]):
         return False
@@ -344,19 +355,28 @@ def bind_last(c: Call, window: Window, transposed: bool) -> Kernel:
     return Kernel("qnhwc.winograd" if small else "qnhwc.linear", ints, reals, scratch, packed)
 
 
-def packs(c: Call, window: Window, found: bool = False) -> bool:
+def packs(c: Call, window: Window, found: bool | None = None) -> bool:
     """Whether a convolution whose operands lie channels first takes the kernels for those that lie channels last, which
-    move them on the way: single pixels lie the same either way, few positions would leave vectors of them empty, and
-    Winograd's convolution makes up for it. found: as in `last_ints`."""
-    pixel = _pixels(c)
-    few = math.prod(window.out) < _LANES
-    if c.kernel in _FIRST or c["group"] != 1 or not (pixel or few or c.kernel or window.kernel[-2:] == (3, 3)):
+    move them on the way: where results are bytes and fill vectors, single pixels lie the same either way, few positions
+    would leave vectors of them empty, and Winograd's convolution makes up for it. Results in float take longer to move:
+    products have to be many, and with VNNI, where they are quick, x be quantized on the way and small. found: as in
+    `last_ints`."""
+    if c.kernel in _FIRST or c["group"] != 1 or not core.channels_last():
         return False
-
-    ints = last_ints(c, window, found) if core.channels_last() else None
-    if ints is None or ints[1]:
+    last = last_ints(c, window, found)
+    if last is None or last[1]:
         return False
-    return bool(pixel or (few and not qnhwc.wide()) or c.kernel) or qnhwc.winograd(ints[0])
+    few = math.prod(window.out) < _LANES and not qnhwc.wide()
+    if _pixels(c) or few or c.kernel or qnhwc.winograd(last[0]):
+        return True
+    if c.ins[_X_ZERO].dtype not in _BYTES:  # two images
+        return False
+    if _of_bytes(c):
+        return c.outs[0].shape[1] >= _LANES // 2
+    x, products = c.ins[_X], math.prod(c.ins[_W].shape[1:])
+    if qnhwc.wide():
+        return products >= _LONG
+    return products >= 2 * _LONG and x.dtype == DType.FLOAT and x.size <= _SMALL
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
@@ -364,8 +384,7 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
         return bind_last(c, window, transposed)
     if not transposed and packs(c, window):
         return bind_last(c, window, transposed)
-    # The range of x may be that of the run, as a node found it.
-    found = c.ins[_X].dtype in _BYTES and c.ins[_X_SCALE].value is None
+    found = _of_run(c)
     if not _good_scales(c, found) or not c.known(*(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO):
         return None
     number, reals = activation_ints_reals(c)

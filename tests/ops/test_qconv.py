@@ -15,12 +15,13 @@ from qconv_operands import every, operands, residual
 from qsupport import everywhere, numbers
 from support import drivers_of, node_model, run_node
 
-from evort._kernels import core
+from evort._kernels import core, qnhwc
 from evort.errors import EvortError
 from evort.ops import qconv
 from evort.session import Session
 
 CONSTANTS = (*range(1, 9), 10, 11)
+RANGE_OF_RUN = CONSTANTS[2:]  # without x_scale and x_zero_point
 
 
 @pytest.fixture(params=core.available_isas())
@@ -36,12 +37,19 @@ def test_onnx_case(case: Any, device: str) -> None:
     check_node(case, device)
 
 
-def same(op: str, inputs: list[Any], attrs: dict[str, Any], threads: int = 1, domain: str = "") -> str:
+def same(
+    op: str,
+    inputs: list[Any],
+    attrs: dict[str, Any],
+    threads: int = 1,
+    domain: str = "",
+    constants: tuple[int, ...] = CONSTANTS,
+) -> str:
     """Asserts that the driver gives the reference's bits, or, where an activation rounds more than once, as good as
     those; returns the driver's name."""
-    shape = np.array(run_node(op, inputs, attrs, device="reference", domain=domain, constants=CONSTANTS)[0])
-    session = Session(node_model(op, inputs, attrs, domain=domain, constants=CONSTANTS), threads=threads)
-    feeds = {f"in{i}": v for i, v in enumerate(inputs) if v is not None and i not in CONSTANTS}
+    shape = np.array(run_node(op, inputs, attrs, device="reference", domain=domain, constants=constants)[0])
+    session = Session(node_model(op, inputs, attrs, domain=domain, constants=constants), threads=threads)
+    feeds = {f"in{i}": v for i, v in enumerate(inputs) if v is not None and i not in constants}
     got = session.run(feeds)["out0"]
     assert got.dtype == shape.dtype
     # Several roundings of numbers as large as the result, or one step. HardSwish multiplies x up to 3 with x/6 +
@@ -91,14 +99,22 @@ def test_conv_equals_the_reference(window: Any, setup: Any, act: Any, z: str, th
 
 def moves(c: Any, window: Any) -> bool:
     """Whether kernels for operands that lie channels last take a dense convolution."""
-    found = qconv.last_ints(c, window) if core.channels_last() else None
-    return found is not None and not found[1]
+    last = qconv.last_ints(c, window) if core.channels_last() and c["group"] == 1 else None
+    return last is not None and not last[1]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(windows(), setups(), st.sampled_from(ACTIVATIONS), st.sampled_from(["", "f", "u8"]), st.integers(1, 2))
-def test_conv_that_moves_its_operands(window: Any, setup: Any, act: Any, z: str, threads: int) -> None:
-    """Kernels for operands that lie channels last, of operands that do not, of any types."""
+@given(
+    windows(),
+    setups(),
+    st.sampled_from(ACTIVATIONS),
+    st.sampled_from(["", "f", "u8"]),
+    st.integers(1, 2),
+    st.booleans(),
+)
+def test_conv_that_moves_its_operands(window: Any, setup: Any, act: Any, z: str, threads: int, of_run: bool) -> None:
+    """Kernels for operands that lie channels last, of operands that do not, of any types, and where the range of x is
+    that of the run."""
     attrs, x, w = window
     inputs = operands(x, w, w[0], 0, **{**setup, "zeros": "none"})
     attrs = {**attrs, **act}
@@ -106,9 +122,10 @@ def test_conv_that_moves_its_operands(window: Any, setup: Any, act: Any, z: str,
     for name in core.available_isas():
         core.select_isa(name)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(qconv, "packs", lambda c, window: c["group"] == 1 and moves(c, window))
-            driver = same("QLinearConv", inputs, attrs, threads)
+            patch.setattr(qconv, "packs", moves)
+            driver = same("QLinearConv", inputs, attrs, threads, constants=RANGE_OF_RUN if of_run else CONSTANTS)
         taken = core.channels_last() and attrs["group"] == 1 and w[0] in (8, 16)
+        taken = taken and setup["types"].split()[1] == "s8" and not (of_run and setup["float_x"])
         assert driver.startswith("qnhwc") or not taken
     core.select_isa()
 
@@ -142,15 +159,22 @@ def test_conv_of_two_bytes(isa: str, window: Any, types: str, float_x: bool, mon
             assert driver == ("qnhwc.linear" if fits and core.channels_last() else "qconv.linear")
 
 
-@pytest.mark.parametrize("x", [(1, 8, 40, 40), (1, 16, 1, 1)])
-@pytest.mark.parametrize("types", ["u8 s8 u8", "s8 s8 u8"])
+@pytest.mark.parametrize("x", [(1, 7, 9, 9), (1, 14, 9, 9), (1, 15, 40, 40), (1, 16, 1, 1)])
+@pytest.mark.parametrize("types", ["u8 s8 u8", "s8 s8 u8", "u8 s8 f"])
 @pytest.mark.parametrize("float_x", [False, True])
-def test_conv_that_moves_what_pays(isa: str, x: tuple[int, ...], types: str, float_x: bool) -> None:
-    """Single pixels, and what is a case for Winograd's convolution on some instruction set."""
+@pytest.mark.parametrize("of_run", [False, True])
+def test_conv_that_moves_what_pays(isa: str, x: tuple[int, ...], types: str, float_x: bool, of_run: bool) -> None:
+    """Results of bytes, single pixels, many products for a float, and what is a case for Winograd's convolution."""
     w = (16, x[1], 3, 3) if x[2] > 1 else (16, x[1], 1, 1)
     inputs = operands(x, w, w[0], 3, types, float_x, zeros="none")
-    driver = same("QLinearConv", inputs, {"pads": [w[2] // 2] * 4}, 1)
-    assert driver in ({"qnhwc.linear"} if x[2] == 1 and core.channels_last() else {"qconv.linear", "qnhwc.winograd"})
+    constants = RANGE_OF_RUN if of_run else CONSTANTS
+    driver = same("QLinearConv", inputs, {"pads": [w[2] // 2] * 4}, 1, constants=constants)
+    if not core.channels_last() or (of_run and float_x):
+        return
+    products = x[1] * w[2] * w[3]
+    many = products >= 64 if qnhwc.wide() else products >= 128 and float_x
+    pays = many or not types.endswith("f") or x[2] == 1
+    assert driver in ({"qnhwc.linear", "qnhwc.winograd"} if pays else {"qconv.linear", "qnhwc.winograd"})
 
 
 @pytest.mark.parametrize("y", ["f", "u8"])
@@ -162,8 +186,8 @@ def test_conv_of_few_positions(isa: str, x: tuple[int, ...], w: tuple[int, ...],
     inputs = operands(x, w, w[0], 0, f"u8 s8 {y}", True, zeros="none")
     for act in ({}, {"activation": "Relu"}):
         driver = same("QLinearConv", inputs, {"strides": [stride], **act}, 1)
-        few = isa == "avx512vnni" and (x[2] - w[2]) // stride < 15
-        assert driver == ("qnhwc.linear" if few else "qconv.linear") or not core.channels_last()
+        few = not qnhwc.wide() and (x[2] - w[2]) // stride < 15
+        assert driver == ("qnhwc.linear" if few or y == "u8" else "qconv.linear") or not core.channels_last()
 
 
 @pytest.mark.parametrize("kernel, channels", [(1, 65536), (3, 7281), (4, 4096)])  # K up to 65,536
@@ -361,8 +385,8 @@ def test_what_follows_the_sums(isa: str, z: str, attrs: Any) -> None:
 def test_the_range_of_x_may_be_that_of_the_run(dtype, depthwise):
     """As DynamicQuantizeLinear finds it: scale and zero point are no constants."""
     rng = np.random.default_rng(3)
-    x = numbers(rng, dtype, (1, 8, 9, 11))
-    w = numbers(rng, np.int8, (8, 1, 3, 3) if depthwise else (20, 8, 3, 3))
+    x = numbers(rng, dtype, (1, 8 if depthwise else 4, 9, 11))
+    w = numbers(rng, np.int8, (8, 1, 3, 3) if depthwise else (20, 4, 3, 3))
     scales = [rng.uniform(1e-3, 1e-2, w.shape[0]).astype(np.float32), np.int8(0)]
     inputs = [x, np.float32(0.03), dtype(7), w, *scales]
     attrs = {"pads": [1, 1, 1, 1], "group": 8 if depthwise else 1}
