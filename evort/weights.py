@@ -16,12 +16,12 @@ from evort.graph import Graph, Model, Node, Tensor
 from evort.quant import dequantize
 from evort.types import DType
 
-_STORED = (DType.INT8, DType.UINT8)
+_STORED = (DType.INT8, DType.UINT8, DType.INT16)
 _LINE = 64  # bytes
 
 
 def with_floats(model: Model) -> tuple[Model, int]:
-    """(the model without the DequantizeLinear nodes that read constants of 8 bits of their own graph, nested ones
+    """(the model without the DequantizeLinear nodes that read constants of integers of their own graph, nested ones
     included, with what they give as constants instead; the bytes of these, `pending` ones among them). Branches of an
     If become so in their `Graph.taken`. All else is shared; a model without such nodes is returned as it is."""
     graph, nbytes = _with_floats(model.graph)
@@ -114,7 +114,7 @@ def _bytes_of(graph: Graph) -> int:
 
 
 def _constant(graph: Graph, node: Node) -> bool:
-    """Whether a node is a DequantizeLinear of a constant of 8 bits with float32 scales, by tensor or by axis."""
+    """Whether a node is a DequantizeLinear of constant integers with float32 scales, by tensor or by axis."""
     if node.op != "DequantizeLinear" or node.domain:
         return False
     if node.attrs.get("block_size", 0) or node.outputs[0] in graph.outputs:

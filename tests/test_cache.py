@@ -255,7 +255,7 @@ def test_a_budget_is_held_against_the_largest_shapes(tmp_path):
 
 
 def test_packed_weights_are_kept_too(tmp_path):
-    evort_tools.quantize(LENET, tmp_path / "m.etm", scheme="dynamic")
+    evort_tools.quantize(LENET, tmp_path / "m.etm", scheme="dynamic", prefer="size")
     expected = evort.load(tmp_path / "m.etm", threads=1)(DIGIT)
     for _ in range(2):
         session = evort.load(tmp_path / "m.etm", threads=1, cache=tmp_path / "plans")

@@ -81,7 +81,7 @@ class Result:
     over signal with each helper that was kept, in the order in which they were applied.
     latency: microseconds of the float model and predicted of this one, where layers were chosen by measured times;
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
-    know. stored: the layers that run in float32 with weights that the file holds in 8 bits; storable: the places of
+    know. stored: the layers that run in float32 with weights that the file holds as integers; storable: the places of
     those for which that is tried.
     levels: of precision, with `adaptive`: see `evort_tools.quantization.adaptive`.
     """
@@ -253,7 +253,9 @@ def quantize_model(model: Model, calib: Any, options: Options, progress: Progres
     elif options.scheme == "mixed":
         _mixed(data, result, progress)
     else:
-        result.model, result.layers, result.kept = by_layer(model, data, options)
+        made = by_layer(model, data, options)
+        result.model, result.layers, result.kept, result.stored = made.model, made.layers, made.kept, made.stored
+        result.notes += made.notes
     result.integer_nodes = sum(row.get("precision") != "float32" for row in result.layers)
     result.sizes["weights_after"] = total_bytes(result.model.graph)
     if options.verify:
@@ -435,10 +437,10 @@ def _nested(data: Calibration, result: Result, progress: Progress, goal: Goal | 
 
     def without_data(model: Model, why: str, place: stored.Place) -> Model:
         exclude = nested.fitting(model.graph, result.options.exclude, True)
-        made, rows, kept = by_layer(model, None, as_dynamic(result.options, exclude))
-        result.layers += rows
-        result.kept |= kept
-        return made
+        made = by_layer(model, None, as_dynamic(result.options, exclude))
+        result.layers += made.layers
+        result.kept |= made.kept
+        return made.model
 
     def in_float(model: Model, why: str, place: stored.Place) -> Model:
         layers = nested.layers_of(model.graph)
@@ -548,7 +550,7 @@ def _print(result: Result, output: str) -> None:
     nodes = len(result.model.graph.nodes)
     console.print(f"{result.integer_nodes} operators changed, {nodes} nodes in the file")
     if result.stored:
-        console.print(f"{len(result.stored)} layers in float for speed, with weights in 8 bits in the file")
+        console.print(f"{len(result.stored)} layers in float for speed, with weights in integers in the file")
     if result.helpers:
         console.print(f"helpers that lowered the error: {', '.join(result.helpers)}")
     if result.latency:

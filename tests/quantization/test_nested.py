@@ -14,6 +14,7 @@ from evort.session import Session
 from evort.types import DType
 from evort_tools.convert import convert_model
 from evort_tools.passes import graphs_of
+from evort_tools.quantization.latency import both
 
 node = helper.make_node
 
@@ -131,8 +132,8 @@ def test_exclude_reaches_into_branches():
 
 
 @pytest.mark.parametrize(("options", "operator", "most"), [
-    ({"scheme": "dynamic"}, "DynamicQuantizeMatMul", 1e-3),
-    ({"scheme": "dynamic", "bits": 16}, "DynamicQuantizeMatMul", 1e-7),
+    ({"scheme": "dynamic", "prefer": "size"}, "DynamicQuantizeMatMul", 1e-3),
+    ({"scheme": "dynamic", "bits": 16, "prefer": "size"}, "DynamicQuantizeMatMul", 1e-7),
     ({"scheme": "weight-only", "block": 32}, "MatMulNBits", 3e-2),
 ])  # fmt: skip
 @pytest.mark.parametrize("outer_reads", [True, False])
@@ -142,6 +143,25 @@ def test_schemes_by_layer(options, operator, most, outer_reads):
     assert operators(result.model) == [operator] * (3 + outer_reads)
     assert noise(result.model, real, 1) < most and noise(result.model, real, -1) < most
     evort.load(result.to_bytes()).run(samples(1)[0])
+
+
+def test_times_are_those_of_branches_too():
+    real = model()
+    made = evort_tools.quantize(real, scheme="dynamic", prefer="size").model
+    for flag, layers in ((1, 2), (-1, 1)):
+        times = both(real, made, samples(flag)[0])
+        inside = [n.outputs[0] for graph in graphs_of(real.graph) if graph is not real.graph for n in graph.nodes]
+        products = {n.outputs[0] for graph in graphs_of(made.graph) for n in graph.nodes if n.domain}
+        assert len(products & times.keys() & set(inside)) == layers
+        assert all(us > 0 for pair in times.values() for us in pair)
+
+
+def test_dynamic_says_where_nothing_can_be_measured():
+    """Sizes other than how many samples there are, that the model leaves open."""
+    real = model()
+    real.graph.tensors["x"].shape = ("N", "M")
+    found = evort_tools.quantize(real, scheme="dynamic")
+    assert "the shape of 'x' is open" in found.notes[0] and len(found.layers) == 4
 
 
 def test_layers_in_branches_are_rounded_to_nearest_beside_gptq():

@@ -148,8 +148,8 @@ def test_json_is_such_for_any_reader(calib, tmp_path, capsys):
 
 
 def test_a_model_in_integers_stays_so_and_it_is_said(tmp_path):
-    evort_tools.quantize(LENET, tmp_path / "a.etm", scheme="dynamic")
-    again = evort_tools.quantize(tmp_path / "a.etm", scheme="dynamic")
+    evort_tools.quantize(LENET, tmp_path / "a.etm", scheme="dynamic", prefer="size")
+    again = evort_tools.quantize(tmp_path / "a.etm", scheme="dynamic", prefer="size")
     assert again.integer_nodes == 0
     assert again.notes == [
         "4 operators have weights in integers already, and stay as they are"

@@ -9,6 +9,7 @@ from support import ROOT
 import evort
 import evort_tools
 from evort_tools.cli import main
+from evort_tools.quantization import schemes
 from evort_tools.quantization.options import Options
 from evort_tools.quantization.schemes import as_static
 
@@ -22,7 +23,8 @@ def digits():
 
 
 @pytest.mark.parametrize("flags, most", [
-    (["--scheme", "dynamic"], 0.31), (["--scheme", "dynamic", "--bits", "16"], 0.54),
+    (["--scheme", "dynamic", "--prefer", "size"], 0.31),
+    (["--scheme", "dynamic", "--bits", "16", "--prefer", "size"], 0.54),
     (["--scheme", "weight-only"], 0.165), (["--scheme", "weight-only", "--bits", "3", "--zero-points"], 0.14),
     (["--scheme", "weight-only", "--bits", "16", "--storage", "bfloat16"], 0.53),
 ])  # fmt: skip
@@ -45,13 +47,36 @@ def test_calibration_data_brings_gptq_and_a_figure(digits):
 
 
 def test_exclude_and_options_that_do_not_fit():
-    found = evort_tools.quantize(str(LENET), scheme="dynamic", exclude=("Conv",))
+    found = evort_tools.quantize(str(LENET), scheme="dynamic", prefer="size", exclude=("Conv",))
     assert "excluded" in found.kept.values()
     assert not any(n.op == "DynamicQuantizeConv" for n in found.model.graph.nodes)
     for wrong in ({"exclude": ("nothing*",)}, {"bits": 4}, {"scheme": "weight-only", "bits": 5},
                   {"scheme": "weight-only", "rounding": "gptq"}, {"scheme": "weight-only", "block": 24}):  # fmt: skip
         with pytest.raises(ValueError):
             evort_tools.quantize(str(LENET), **{"scheme": "dynamic", **wrong})
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.31), (16, 0.54)])
+@pytest.mark.parametrize("slow", ["one", "all"])
+def test_dynamic_leaves_in_float_what_is_slower_in_integers(bits, most, slow, digits, tmp_path, monkeypatch):
+    """Such layers have integers in the file all the same, of which loading makes floats."""
+    whole = evort_tools.quantize(str(LENET), scheme="dynamic", bits=bits, prefer="size")
+    names = [row["name"] for row in whole.layers]
+    (first, *rest) = [n.outputs[0] for n in whole.model.graph.nodes if n.op.startswith("DynamicQuantize")]
+    monkeypatch.setattr(schemes, "both", lambda *_: {first: (1.0, 2.0), **dict.fromkeys(rest, (1.0, 0.5))})
+    monkeypatch.setattr(schemes, "ratio", lambda *_: 0.9 if slow == "one" else 1.5)  # then all have to stay in float
+    found = evort_tools.quantize(str(LENET), tmp_path / "m.etm", scheme="dynamic", bits=bits)
+    assert found.stored == (names[:1] if slow == "one" else names)
+    assert [row["name"] for row in found.layers] == (names[1:] if slow == "one" else [])
+    assert sum("faster in float: 1.0 µs" in why for why in found.kept.values()) == len(found.stored)
+    assert (tmp_path / "m.etm").stat().st_size < most * LENET.stat().st_size
+    want = evort.load(evort_tools.convert(str(LENET))).run({"image": digits})["logits"]
+    session = evort.load(tmp_path / "m.etm")
+    assert sum(n.op == "DynamicQuantizeConv" for n in session.model.graph.nodes) < 2
+    assert not any(n.op == "DequantizeLinear" for n in session.model.graph.nodes)
+    got = session.run({"image": digits})["logits"]
+    # Weights of a layer alone, and activations too, are rounded to so many bits.
+    assert np.square(got - want).sum() < 10.0 ** (-3 if bits == 8 else -6) * np.square(want).sum()
 
 
 def test_the_static_part_of_the_mixed_scheme_has_what_static_has():

@@ -74,7 +74,7 @@ def test_of_many_samples_some_measure_the_result_only():
         result = evort_tools.quantize(classifier(), calib=calib, **options, **more)
         assert {kind: m["samples"] for kind, m in result.measured.items()} == {"calibration samples": len(calib)}
     # Without calibration all samples are strangers.
-    result = evort_tools.quantize(classifier(), calib=inputs(), scheme="dynamic")
+    result = evort_tools.quantize(classifier(), calib=inputs(), scheme="dynamic", prefer="size")
     assert {kind: m["samples"] for kind, m in result.measured.items()} == {"samples": 48}
 
 

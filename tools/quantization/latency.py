@@ -224,6 +224,23 @@ def _measure(
     )
 
 
+def both(
+    first: Model, second: Model, feeds: Mapping[str, Any], threads: int | None = None, isas: Sequence[str] = ()
+) -> dict[str, tuple[float, float]]:
+    """{layer: microseconds in the first model, in the second}, of layers that both run, those of branches too; with the
+    instruction set (by default that in use) with which the second takes longest beside the first."""
+    found: dict[str, tuple[float, float]] = {}
+    for isa in isas or (core.isa(),):
+        with selected(isa):
+            sessions = {name: Session(model, threads=threads or 1) for name, model in (("1", first), ("2", second))}
+            best = _run(first.graph, sessions, feeds, _SECONDS, nested=True)
+        for layer in best["1"].keys() & best["2"].keys():
+            pair = best["1"][layer], best["2"][layer]
+            old = found.get(layer, (1.0, 0.0))
+            found[layer] = pair if pair[1] * old[0] > old[1] * pair[0] else old
+    return found
+
+
 def ratio(
     first: Model, second: Model, feeds: Mapping[str, Any], threads: int | None = None, isas: Sequence[str] = ()
 ) -> float:
@@ -269,11 +286,22 @@ def _same(a: Node, b: Node) -> bool:
     )
 
 
-def _run(graph: Graph, sessions: Mapping[str, Session], feeds: Mapping[str, Any], seconds: float) -> dict[str, Times]:
-    """{variant: {layer of the float graph: its least microseconds}}; variants take turns."""
-    # What a node is expanded to while planning is named after the node.
-    owner = {node.name: node.outputs[0] for node in graph.nodes if node.name}
-    owner |= {name: node.outputs[0] for node in graph.nodes for name in node.outputs if name}
+def _owners(graph: Graph, nested: bool, prefix: str = "") -> dict[str, str]:
+    """{name of a node or of what it writes, as a plan has it: its layer}. What a node is expanded to while planning is
+    named after the node; so are the nodes of an If's branch, which are layers of their own where `nested`."""
+    owner: dict[str, str] = {}
+    for node in graph.nodes:
+        owner |= {prefix + name: node.outputs[0] for name in (node.name, *node.outputs) if name}
+        for body in node.subgraphs() if nested else ():
+            owner |= _owners(body, True, f"{prefix}{node.name or node.outputs[0]}/")
+    return owner
+
+
+def _run(
+    graph: Graph, sessions: Mapping[str, Session], feeds: Mapping[str, Any], seconds: float, nested: bool = False
+) -> dict[str, Times]:
+    """{variant: {layer of the float graph: its least microseconds}}; variants take turns. nested: as in `_owners`."""
+    owner = _owners(graph, nested)
     best: dict[str, Times] = {name: {} for name in sessions}
     for session in sessions.values():
         session.run(dict(feeds))
@@ -302,9 +330,10 @@ def _layer(owner: Mapping[str, str], node: Node) -> str | None:
     """The layer of the float graph that a node's time counts for: that which it is named after, as a step that does a
     pool along with a product is. What casts and moved operators write is named after the tensor of that graph, with
     suffixes."""
-    for name in (node.name, *node.outputs):
-        while name:
+    names = [node.name, *node.outputs]
+    while any(names):
+        for name in names:
             if name in owner:
                 return owner[name]
-            name = name.rpartition("/")[0]
+        names = [name.rpartition("/")[0] for name in names]
     return None

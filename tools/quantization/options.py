@@ -124,12 +124,12 @@ class Options:
     threads: int | None = _option(None, "threads to run and to measure the model with", metavar="N")
     prefer: str = _option(
         "speed",
-        "static: speed leaves layers in float that are measured to be slower in integers; size makes all integers, "
-        "without measuring",
+        "static, dynamic: speed leaves layers in float that are measured to be slower in integers; size makes all "
+        "integers, without measuring",
         choices=("speed", "size"),
     )
     isa: tuple[str, ...] = _option(
-        (), "static, mixed: instruction sets to measure with, such as avx2,avx512vnni, of those that this machine has: "
+        (), "instruction sets to measure with, such as avx2,avx512vnni, of those that this machine has: "
         "the file is for processors of each of them, and no slower than in float with any (the best one)",
         read=_names, metavar="NAME,NAME",
     )  # fmt: skip

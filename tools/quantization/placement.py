@@ -129,11 +129,12 @@ def slower_in_integers(costs: Costs, floats: Mapping[str, str] | None = None) ->
     why = dict(given)
     for node in costs.selection.nodes:
         if node.outputs[0] in found and node.outputs[0] not in given:
-            why[node.outputs[0]] = _why(costs.real(node), costs.integer(node))
+            why[node.outputs[0]] = slower_than(costs.real(node), costs.integer(node))
     return why
 
 
-def _why(real: float, integer: float) -> str:
+def slower_than(real: float, integer: float) -> str:
+    """Why a layer stays in float, by its microseconds so and in integers."""
     beside = "" if integer > real else ", and more beside layers in float"
     times = f"{integer:.1f} µs in integers" if math.isfinite(integer) else "no integer kernel"
     return f"faster in float: {real:.1f} µs; {times}{beside}"
@@ -142,7 +143,7 @@ def _why(real: float, integer: float) -> str:
 def faster_alone(costs: Costs, node: Node) -> str:
     """Why a node that reads and gives float32 either way stays in float; "" where it does not."""
     real, integer = costs.real(node), costs.profile.of(node.outputs[0], "int8")
-    return _why(real, integer) if integer / _TIE > real + costs.room(node) else ""
+    return slower_than(real, integer) if integer / _TIE > real + costs.room(node) else ""
 
 
 def costs_of(

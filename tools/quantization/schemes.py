@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
+from evort.errors import EvortError
 from evort.graph import Model
+from evort.session import Session
 from evort.types import DType
+from evort_tools.common import tried_inputs
 from evort_tools.passes import graphs_of
 from evort_tools.quantization.data import Calibration
 from evort_tools.quantization.dynamic import DynamicOptions, dynamic
 from evort_tools.quantization.gptq import gptq
+from evort_tools.quantization.latency import both, ratio
 from evort_tools.quantization.options import GOAL, MIXED_ONLY, WEIGHTS, Options
+from evort_tools.quantization.placement import slower_than
 from evort_tools.quantization.qdq import own_constants
+from evort_tools.quantization.stored import places, stored
 from evort_tools.quantization.weights import WeightOptions, weight_only
 
 _LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
+_WHY = {"dynamic": "too few channels to pay, or no integer form",
+        "weight-only": "it would not become smaller, or weights of few bits have no such operator"}  # fmt: skip
+_TIE = 1.03  # of measured times
+_SCATTER = 1.03
 
 
 def learns(options: Options) -> bool:
@@ -27,44 +38,103 @@ def learns(options: Options) -> bool:
     )
 
 
-def by_layer(
-    model: Model, data: Calibration | None, options: Options
-) -> tuple[Model, list[dict[str, object]], dict[str, str]]:
-    """A copy of a model in which layers have other weights; what became of each (name, bits, snr of its weights in dB);
-    and {label: why} of the layers that stay in float32.
+@dataclass
+class ByLayer:
+    """A model in which layers have other weights. layers: what became of each (name, bits, snr of its weights in dB);
+    kept: {label: why} of the layers that stay in float32; stored: names of those whose weights are integers in the file
+    all the same; notes: what the user should know."""
+
+    model: Model
+    layers: list[dict[str, object]]
+    kept: dict[str, str]
+    stored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def by_layer(model: Model, data: Calibration | None, options: Options) -> ByLayer:
+    """A model in the dynamic or the weight-only scheme.
 
     Raises ValueError for options that the scheme does not have, weights that are not finite, and an excluded name that
     fits nothing.
     """
     model = own_constants(model)
-    report: list[dict[str, object]] = []
     excluded = _excluded(model, options.exclude)
-    skip: Callable[[str], bool] = excluded.__contains__
-    if options.scheme == "dynamic":
-        bits = 8 if options.bits is None else options.bits
-        activations = 16 if options.activations == "int16" else 8
-        how = DynamicOptions(bits, not options.zero_points, activations, skip, attention=options.attention)
-        found = dynamic(model, how, report)
-        why = "too few channels to pay, or no integer form"
-    else:
-        kind = DType.FLOAT16 if options.storage == "float16" else DType.BFLOAT16
-        bits = 4 if options.bits is None else options.bits
-        how = WeightOptions(bits, options.block, not options.zero_points, kind=kind, skip=skip)
-        rounding = options.rounding
-        if rounding == "auto":
-            rounding = "gptq" if data is not None and bits < 16 else "nearest"
-        if rounding == "gptq" and data is None:
-            raise ValueError("GPTQ needs calibration data (--calib FILE): a hundred typical inputs are enough")
-        found = gptq(model, data, how, report=report) if rounding == "gptq" else weight_only(model, how, report)
-        why = "it would not become smaller, or weights of few bits have no such operator"
-    kept = {}
-    for graph in graphs_of(found.graph):
+    made = (
+        _dynamic(model, data, options, excluded)
+        if options.scheme == "dynamic"
+        else _few_bits(model, data, options, excluded)
+    )
+    for graph in graphs_of(made.model.graph):
         for node in graph.nodes:
             w = graph.tensors.get(node.inputs[1]) if len(node.inputs) > 1 else None
             plain = w is not None and w.data is not None and w.dtype == DType.FLOAT
             if not node.domain and ((plain and node.op in _LAYERS) or node.op == "Attention"):
-                kept[node.label()] = "excluded" if (node.name or node.outputs[0]) in excluded else why
-    return found, report, kept
+                why = "excluded" if (node.name or node.outputs[0]) in excluded else _WHY[options.scheme]
+                made.kept.setdefault(node.label(), why)
+    return made
+
+
+def _few_bits(model: Model, data: Calibration | None, options: Options, excluded: set[str]) -> ByLayer:
+    kind = DType.FLOAT16 if options.storage == "float16" else DType.BFLOAT16
+    bits = 4 if options.bits is None else options.bits
+    how = WeightOptions(bits, options.block, not options.zero_points, kind=kind, skip=excluded.__contains__)
+    rounding = options.rounding
+    if rounding == "auto":
+        rounding = "gptq" if data is not None and bits < 16 else "nearest"
+    if rounding == "gptq" and data is None:
+        raise ValueError("GPTQ needs calibration data (--calib FILE): a hundred typical inputs are enough")
+    report: list[dict[str, object]] = []
+    found = gptq(model, data, how, report=report) if rounding == "gptq" else weight_only(model, how, report)
+    return ByLayer(found, report, {})
+
+
+def _dynamic(model: Model, data: Calibration | None, options: Options, excluded: set[str]) -> ByLayer:
+    """Layers that are measured to be slower so stay in float, with their weights in integers in the file."""
+    bits = 8 if options.bits is None else options.bits
+    activations = 16 if options.activations == "int16" else 8
+
+    def but_for(floats: Collection[str]) -> ByLayer:
+        report: list[dict[str, object]] = []
+        skip = excluded.union(floats).__contains__
+        how = DynamicOptions(bits, not options.zero_points, activations, skip, attention=options.attention)
+        return ByLayer(dynamic(model, how, report), report, {})
+
+    made = but_for(())
+    if options.prefer == "size" or not made.layers:
+        return made
+    try:
+        feeds = data.head(1)[0] if data is not None else _invented(model, options.threads)
+    except (EvortError, ValueError) as error:
+        made.notes.append(
+            f"what is slower in integers is not known, as no input can be made up ({error}): give some (--calib)"
+        )
+        return made
+    slow: dict[str, str] = {}
+    names = {node.outputs[0]: node.name or node.outputs[0] for _, node in places(model.graph)}
+    for least in (_TIE, 1 / _TIE, 0.0):  # of float32's time, from which a layer stays in float
+        times = both(model, made.model, feeds, options.threads, options.isa)
+        integer = {
+            n.outputs[0] for _, n in places(made.model.graph) if n.op.startswith("DynamicQuantize")
+        } & times.keys()
+        slow |= {names[o]: slower_than(*times[o]) for o in integer if times[o][1] >= least * times[o][0]}
+        made = but_for(slow)
+        if ratio(model, made.model, feeds, options.threads, options.isa) <= _SCATTER:
+            break
+    floats = [place for place, node in places(made.model.graph) if (node.name or node.outputs[0]) in slow]
+    made.model, made.stored = stored(made.model, floats, DType.INT16 if bits == 16 else DType.INT8)
+    labels = {node.name or node.outputs[0]: node.label() for _, node in places(model.graph)}
+    made.kept = {labels[name]: why for name, why in slow.items()}
+    return made
+
+
+def _invented(model: Model, threads: int | None) -> dict[str, Any]:
+    """Random inputs: times depend on shapes. Raises ValueError where the model leaves more of these open than how many
+    samples there are, and what a run raises."""
+    for name in model.graph.inputs:
+        shape = model.graph.tensors[name].shape
+        if shape is None or any(isinstance(size, str) for size in shape[1:]):
+            raise ValueError(f"the shape of {name!r} is open (--shape {name}=...)")
+    return tried_inputs(Session(model, threads=threads or 1), {})
 
 
 def as_static(options: Options) -> Options:
@@ -77,7 +147,9 @@ def as_static(options: Options) -> Options:
 def as_dynamic(options: Options, exclude: tuple[str, ...]) -> Options:
     """The dynamic scheme, which needs no data, for a part of a model in another one."""
     activations = "int16" if options.activations == "int16" else "uint8"
-    return Options(scheme="dynamic", activations=activations, attention=options.attention, exclude=exclude)
+    return Options(
+        scheme="dynamic", prefer="size", activations=activations, attention=options.attention, exclude=exclude
+    )
 
 
 def _excluded(model: Model, patterns: tuple[str, ...]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Layers that stay in float32 for speed have their weights in 8 bits in the file: loading it makes floats of them once.
+"""Layers that stay in float32 for speed have weights of integers in the file: loading it makes floats of them once.
 
     W [float32]    becomes    W [int8, a scale for each output channel] -> DequantizeLinear
 
@@ -7,7 +7,7 @@ so that the file is as small as with the layer in integers, and a run takes what
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -26,26 +26,35 @@ LEAST = 64  # weights: less is not worth the operands
 Place = tuple[str, ...]
 
 
-def stored(model: Model, floats: Collection[Place]) -> tuple[Model, list[str]]:
+def stored(model: Model, floats: Collection[Place], dtype: DType = DType.INT8) -> tuple[Model, list[str]]:
     """A copy of a model in which these products have stored weights, and the names of those that do."""
     copied = copy_model(model)
-    return copied, _store(copied.graph, (), floats, names_of(copied.graph))
+    return copied, _store(copied.graph, (), floats, names_of(copied.graph), dtype)
 
 
-def _store(graph: Graph, place: Place, floats: Collection[Place], names: Names) -> list[str]:
+def places(graph: Graph, place: Place = ()) -> Iterator[tuple[Place, Node]]:
+    """All nodes, those of nested graphs too, and where they are."""
+    for node in graph.nodes:
+        yield (*place, node.outputs[0]), node
+        for key, body in node.attrs.items():
+            if isinstance(body, Graph):
+                yield from places(body, (*place, node.outputs[0], key))
+
+
+def _store(graph: Graph, place: Place, floats: Collection[Place], names: Names, dtype: DType) -> list[str]:
     changed: list[str] = []
     made: list[Node] = []
     for node in graph.nodes:
         for key, body in node.attrs.items():
             if isinstance(body, Graph):
-                changed += _store(body, (*place, node.outputs[0], key), floats, names)
+                changed += _store(body, (*place, node.outputs[0], key), floats, names, dtype)
         if not is_product(node) or (*place, node.outputs[0]) not in floats:
             continue
         name = node.inputs[1]
         w = graph.constant(name)
         if w is None or w.dtype != np.float32 or w.size < LEAST or not np.isfinite(w).all() or _shared(graph, name):
             continue
-        encoding = Encoding.of_weights(w, weight_axis(node, w))
+        encoding = Encoding.of_weights(w, weight_axis(node, w), dtype)
         q = encoding.quantize(w)
         graph.add(Tensor(name, encoding.dtype, q.shape, q))
         scale = Tensor(names.fresh(f"{name}/scale"), DType.FLOAT, encoding.scale.shape, encoding.scale)
