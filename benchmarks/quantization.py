@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-UNCHANGED = 0.95  # of the float file's size: a tool that makes no less has quantized next to nothing
+UNCHANGED = 0.95  # of the float file's size, or the other way round: a tool has quantized next to nothing
 PARTS = ("accuracy", "memory", "latency", "tool")
 STATIC = WAYS[0]
 BEST = ("sqnr", "agreement")  # in which each scheme is to be no worse than onnxruntime's best
@@ -290,10 +290,15 @@ def as_good(mine: Mapping[str, Any], peer: Mapping[str, Any]) -> bool:
     return mine["agreement"] >= peer["agreement"] - 1.96 * math.sqrt(spread) - 1e-9
 
 
+def unchanged(row: Mapping[str, Any]) -> bool:
+    """Whether a tool has quantized next to nothing, as the size of its file tells."""
+    return UNCHANGED <= row["file"] / row["float_file"] <= 1 / UNCHANGED
+
+
 def best_peer(store: Store, name: str, scheme: str, key: str) -> dict[str, Any] | None:
     """The row of onnxruntime's method that has the best SQNR, or agreement, in a scheme; None where it has none."""
     rows = [store.found.get(f"accuracy/{name}/{w.label}", {}) for w in PEERS if w.scheme == scheme]
-    rows = [row for row in rows if row.get("file", 1) < UNCHANGED * row.get("float_file", 0)]
+    rows = [row for row in rows if "file" in row and not unchanged(row)]
     return max((row for row in rows if row.get(key) is not None), key=lambda row: row[key], default=None)
 
 
@@ -310,7 +315,7 @@ def accuracy_table(store: Store, names: list[str]) -> Table:
             if "error" in row:
                 table.add_row(*label, f"[dim]fails: {row['error'][:60]}[/]", "", "", "", "")
                 continue
-            if way.tool != "evort" and row["file"] >= UNCHANGED * row["float_file"]:
+            if way.tool != "evort" and unchanged(row):
                 table.add_row(*label, "[dim]quantizes nothing[/]", "", "", "", "")
                 continue
             best = {k: best_peer(store, name, way.scheme, k) if way.tool == "evort" else None for k in BEST}

@@ -33,9 +33,6 @@ from typing import Any
 from evort import etm
 from evort.graph import Model
 from evort.quant import decibels
-from evort.session import Session
-from evort.weights import with_floats
-from evort_tools.bench import latency
 from evort_tools.common import Progress, bytes_text, check_place, print_json, progress_bar, silent
 from evort_tools.passes.fitting import shapes_of
 from evort_tools.quantization import (
@@ -62,7 +59,7 @@ from evort_tools.quantization.integers import integer_model
 from evort_tools.quantization.metric import Drop, Goal
 from evort_tools.quantization.options import Options, add_flags, from_arguments, from_mapping, read_toml
 from evort_tools.quantization.qdq import nodes_in_integers, total_bytes
-from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_page
+from evort_tools.quantization.report import PRECISION_COLUMNS, precision_cells, write_report
 from evort_tools.quantization.schemes import as_dynamic, as_static, by_layer, learns
 from evort_tools.quantization.search import NOTED
 from evort_tools.quantization.select import PRODUCTS
@@ -83,7 +80,8 @@ class Result:
     loss: what was lost, its limit, and the float model's metric, where there was a limit. notes: what the user should
     know. stored: the layers that run in float32 with weights that the file holds as integers; storable: the places of
     those for which that is tried.
-    levels: of precision, with `adaptive`: see `evort_tools.quantization.adaptive`.
+    levels: of precision, with `adaptive`: see `evort_tools.quantization.adaptive`. compared: what each layer costs,
+    where there was a report to write.
     """
 
     def __init__(self, model: Model, options: Options):
@@ -106,6 +104,7 @@ class Result:
         self.stored: list[str] = []
         self.storable: set[stored.Place] = set()
         self.levels: dict[str, Any] = {}
+        self.compared: list[layers.Layer] = []
 
     def to_bytes(self) -> bytes:
         """The `.etm` file's bytes, which `evort.load` takes."""
@@ -126,8 +125,9 @@ class Result:
             "latency": self.latency,
             "loss": self.loss,
             "notes": self.notes,
-            "stored_in_8_bits": self.stored,
+            "stored_as_integers": self.stored,
             "adaptive": self.levels,
+            "compared": [layer.as_dict() for layer in self.compared],
             "encodings": {name: e.as_dict() for name, e in self.encodings.items()},
         }
 
@@ -166,49 +166,8 @@ def quantize(
         etm.write(result.model, output)
         result.sizes["file"] = os.stat(output).st_size
     if report is not None:
-        _write_report(source, result, str(output or "model"), report, progress)
+        result.compared = write_report(source, result, str(output or "model"), report, progress)
     return result
-
-
-def _write_report(
-    source: Model,
-    result: Result,
-    title: str,
-    path: str | os.PathLike[str],
-    progress: Progress | None,
-) -> None:
-    """Compares both models layer by layer, measures both, and writes the page."""
-    options = result.options
-    kind, judges = next(iter(result.judges.items()))
-    samples = judges.head(min(_REPORTED, trials.trial_count(source, judges)))
-    step = (progress or silent)("comparing layers", len(samples))
-    real = result.plain or result.real
-    found = layers.compare(
-        real, result.model, result.encodings, samples, options.threads, step, fitted=result.real.graph
-    )
-    rows = []
-    for what, before, after in (("file", "source", "file"), ("constants", "weights_before", "weights_after")):
-        if before in result.sizes and after in result.sizes:
-            rows.append((what, bytes_text(result.sizes[before]), bytes_text(result.sizes[after])))
-    feeds, measured = samples[0], []
-    for model in (source, with_floats(result.model)[0]):
-        session = Session(model, threads=options.threads or 1)
-        spent = latency(session, feeds, 0.5)["p50_ms"]
-        measured.append((bytes_text(session.memory().arena), f"{spent:.3f} ms"))
-    rows += [("arena", measured[0][0], measured[1][0]), ("latency, median", measured[0][1], measured[1][1])]
-    for which, judged in result.measured.items():
-        for name, sqnr in judged["sqnr_db"].items():
-            rows.append((f"output {name!r}: SQNR, {judged['samples']} {which}", "", f"{sqnr:.1f} dB"))
-            if name in judged["worst_db"]:
-                rows.append(("the worst of these", "", f"{judged['worst_db'][name]:.1f} dB"))
-    if options.metric is not None and result.loss:
-        reached = result.loss["float"] - result.loss["loss"]
-        rows.append(("metric", f"{result.loss['float']:.6g}", f"{reached:.6g}"))
-    notes = [f"Scheme {options.scheme}; compared on {len(samples)} {kind}."]
-    if result.helpers:
-        notes.append(f"Helpers that lowered the error: {', '.join(result.helpers)}.")
-    notes += result.notes
-    write_page(path, title, rows, found, notes, result.kept, result.layers if options.scheme == "mixed" else ())
 
 
 def _judged(result: Result, name: str) -> str:
@@ -221,7 +180,6 @@ def _judged(result: Result, name: str) -> str:
 
 
 _TOO_FEW = "8 bits are too few for what it reads, and 16 take longer than float32"
-_REPORTED = 8  # samples on which layers are compared
 _CALIBRATION, _HELD_OUT, _SAMPLES = "calibration samples", "samples held out from calibration", "samples"
 _FEWEST_TYPICAL = 8  # samples from which one that reaches far beyond the others is left out
 _HELD_FROM = 32  # samples of which some are held out

@@ -66,10 +66,13 @@ def test_python_gives_the_same_bytes_as_the_command(calib, digits, tmp_path):
     assert result.sqnr["logits"] > 30 and result.encodings["conv1.weight"].axis == 0
 
 
-def test_a_report(calib, tmp_path):
+def test_a_report(calib, tmp_path, capsys):
     page = tmp_path / "report.html"
     arguments = ["quantize", str(LENET), "-o", str(tmp_path / "o.etm"), "--calib", calib, "--report", str(page)]
-    assert main([*arguments, *FLAGS]) == 0
+    assert main([*arguments, *FLAGS, "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["compared"]}
+    assert {"relu1", "relu2", "logits"} <= rows.keys()
+    assert all(row["sqnr"] > 20 and row["cosine"] > 0.99 for row in rows.values() if row["encoding"])
     text = page.read_text()
     assert text.startswith("<!doctype html>") and "relu3" not in text.split("</style>")[0] and "latency" in text
     for name in ("relu1", "relu2", "logits"):

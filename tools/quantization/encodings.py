@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from evort.graph import Quantization
 from evort.quant import dequantize, limits, qparams, quantize
 from evort.types import BITS, DType
 
@@ -114,15 +113,6 @@ class Encoding:
     def fake(self, x: np.ndarray) -> np.ndarray:
         """What is left of x after quantizing and dequantizing."""
         return self.dequantize(self.quantize(x))
-
-    def as_quantization(self) -> Quantization:
-        """As the `.etm` file notes it beside a tensor."""
-        low, high = self.range
-        scheme = "grouped" if self.block else "per_tensor" if self.axis is None else "per_axis"
-        zero = None if self.symmetric and self.dtype in (DType.INT8, DType.INT16, DType.INT4) else self.zero_point
-        return Quantization(
-            scheme, self.bits, self.scale, zero, self.axis or 0, self.block, (float(low.min()), float(high.max()))
-        )
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -187,9 +187,3 @@ class Row:
     def total(self) -> float:
         """How many values were counted."""
         return float(self.counts.sum()) + self.zeros
-
-    def share_outside(self, lo: float, hi: float) -> float:
-        """The share of values outside of [lo, hi], by the bins' centers."""
-        centers = self.centers
-        outside = self.counts[(centers < lo) | (centers > hi)].sum()
-        return float(outside) / max(1.0, self.total)

@@ -217,16 +217,6 @@ def fake_quantized(model: Model, encodings: Mapping[str, Encoding]) -> Model:
     return copied
 
 
-def constant_encodings(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, Encoding]:
-    """Those of the encodings that are of constants."""
-    return {name: e for name, e in encodings.items() if graph.constant(name) is not None}
-
-
-def activation_encodings(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, Encoding]:
-    """Those of the encodings that are of values that nodes compute, or of inputs."""
-    return {name: e for name, e in encodings.items() if graph.constant(name) is None}
-
-
 def total_bytes(graph: Graph) -> int:
     """Bytes of a graph's constants as a file holds them, nested graphs included."""
     total = 0

@@ -1,18 +1,25 @@
-"""The report of a quantization as one HTML page, which opens without a network, and as JSON."""
+"""The report of a quantization as one HTML page, which opens without a network."""
 
 from __future__ import annotations
 
 import html
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evort_tools.common import bytes_text, write_atomically
-from evort_tools.quantization.layers import Layer, integer_range, used_share
+from evort.graph import Model
+from evort.session import Session
+from evort.weights import with_floats
+from evort_tools.bench import latency
+from evort_tools.common import Progress, bytes_text, silent, write_atomically
+from evort_tools.quantization import trials
+from evort_tools.quantization.layers import Layer, compare, integer_range, used_share
+
+if TYPE_CHECKING:
+    from evort_tools.quantize import Result
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 84em; padding: 0 1em; color: #1b2733; }
@@ -28,6 +35,7 @@ svg text { font: 10px system-ui, sans-serif; fill: #5a6978; }
 # SQNR in dB below which a layer is marked.
 BAD, FAIR = 15.0, 25.0
 _BARS = 64  # of a histogram as drawn
+_COMPARED = 8  # samples on which layers are
 
 
 def page(
@@ -107,15 +115,46 @@ def _precision_parts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["<h2>Precisions</h2>", f"<p class=note>{note}</p>", f"<table><tr>{head}</tr>{body}</table>"]
 
 
-def write_page(path: str | os.PathLike[str], *args: Any, **named: Any) -> None:
-    """Writes `page(...)` to a file, whole or not at all."""
-    write_atomically(path, page(*args, **named).encode())
-
-
-def as_json(summary: Mapping[str, Any], layers: Sequence[Layer], float_layers: Mapping[str, str] | None = None) -> str:
-    """The same numbers for machines."""
-    found = {"model": dict(summary), "layers": [layer.as_dict() for layer in layers], "float": dict(float_layers or {})}
-    return json.dumps(found, indent=1, allow_nan=False)
+def write_report(
+    source: Model,
+    result: Result,
+    title: str,
+    path: str | os.PathLike[str],
+    progress: Progress | None,
+) -> list[Layer]:
+    """Compares both models layer by layer, measures both, and writes the page, whole or not at all; returns what each
+    layer costs."""
+    options = result.options
+    kind, judges = next(iter(result.judges.items()))
+    samples = judges.head(min(_COMPARED, trials.trial_count(source, judges)))
+    step = (progress or silent)("comparing layers", len(samples))
+    real = result.plain or result.real
+    found = compare(real, result.model, result.encodings, samples, options.threads, step, fitted=result.real.graph)
+    rows = []
+    for what, before, after in (("file", "source", "file"), ("constants", "weights_before", "weights_after")):
+        if before in result.sizes and after in result.sizes:
+            rows.append((what, bytes_text(result.sizes[before]), bytes_text(result.sizes[after])))
+    feeds, measured = samples[0], []
+    for model in (source, with_floats(result.model)[0]):
+        session = Session(model, threads=options.threads or 1)
+        spent = latency(session, feeds, 0.5)["p50_ms"]
+        measured.append((bytes_text(session.memory().arena), f"{spent:.3f} ms"))
+    rows += [("arena", measured[0][0], measured[1][0]), ("latency, median", measured[0][1], measured[1][1])]
+    for which, judged in result.measured.items():
+        for name, sqnr in judged["sqnr_db"].items():
+            rows.append((f"output {name!r}: SQNR, {judged['samples']} {which}", "", f"{sqnr:.1f} dB"))
+            if name in judged["worst_db"]:
+                rows.append(("the worst of these", "", f"{judged['worst_db'][name]:.1f} dB"))
+    if options.metric is not None and result.loss:
+        reached = result.loss["float"] - result.loss["loss"]
+        rows.append(("metric", f"{result.loss['float']:.6g}", f"{reached:.6g}"))
+    notes = [f"Scheme {options.scheme}; compared on {len(samples)} {kind}."]
+    if result.helpers:
+        notes.append(f"Helpers that lowered the error: {', '.join(result.helpers)}.")
+    notes += result.notes
+    precisions = result.layers if options.scheme == "mixed" else ()
+    write_atomically(path, page(title, rows, found, notes, result.kept, precisions).encode())
+    return found
 
 
 def layer_table(layers: Sequence[Layer]) -> str:

@@ -26,6 +26,7 @@ from evort_tools.quantization.weights import WeightOptions, weight_only
 _LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
 _WHY = {"dynamic": "too few channels to pay, or no integer form",
         "weight-only": "it would not become smaller, or weights of few bits have no such operator"}  # fmt: skip
+_INTEGERS = {f"DynamicQuantize{op}" for op in ("MatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "Attention")}
 _TIE = 1.03  # of measured times
 _SCATTER = 1.03
 
@@ -89,7 +90,7 @@ def _few_bits(model: Model, data: Calibration | None, options: Options, excluded
 
 
 def _dynamic(model: Model, data: Calibration | None, options: Options, excluded: set[str]) -> ByLayer:
-    """Layers that are measured to be slower so stay in float, with their weights in integers in the file."""
+    """Layers that are measured to be slower in integers stay in float, with integers for weights in the file."""
     bits = 8 if options.bits is None else options.bits
     activations = 16 if options.activations == "int16" else 8
 
@@ -111,12 +112,13 @@ def _dynamic(model: Model, data: Calibration | None, options: Options, excluded:
         return made
     slow: dict[str, str] = {}
     names = {node.outputs[0]: node.name or node.outputs[0] for _, node in places(model.graph)}
+    free = _INTEGERS - {"DynamicQuantizeAttention" if options.attention == "on" else ""}
     for least in (_TIE, 1 / _TIE, 0.0):  # of float32's time, from which a layer stays in float
         times = both(model, made.model, feeds, options.threads, options.isa)
-        integer = {
-            n.outputs[0] for _, n in places(made.model.graph) if n.op.startswith("DynamicQuantize")
-        } & times.keys()
-        slow |= {names[o]: slower_than(*times[o]) for o in integer if times[o][1] >= least * times[o][0]}
+        for _, node in places(made.model.graph):
+            real, integer = times.get(node.outputs[0], (1.0, 0.0))
+            if node.op in free and integer >= least * real:
+                slow[names[node.outputs[0]]] = slower_than(real, integer)
         made = but_for(slow)
         if ratio(model, made.model, feeds, options.threads, options.isa) <= _SCATTER:
             break
