@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 try:
     from evort._kernels import SHARED_OBJECT, preload
-    from evort._kernels.core import available_isas, isa
+    from evort._kernels.core import Uncollected, available_isas, isa
 
     __path__ += SHARED_OBJECT  # for evort._records
-    preload(("evort._kernels.executor", "evort.session"))
+    with Uncollected():
+        preload(("evort._kernels.executor", "evort.session"))
     from evort.session import Session, load
 except ModuleNotFoundError as error:
     if not (error.name or "").startswith("evort."):

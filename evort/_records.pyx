@@ -5,8 +5,6 @@ and evort.ops.base give them to the rest of evort; `_records.pxd` lists their fi
 """
 cimport cython
 
-import gc
-
 import numpy as np
 
 from evort.errors import ShapeError
@@ -30,29 +28,6 @@ def set_item_sizes(dict sizes):
     """Tells `Spec.nbytes` the bytes of one element at run time, by number of the element type."""
     for number, size in sizes.items():
         item_sizes[<int> number] = size
-
-
-@cython.final
-cdef class Uncollected:
-    """`with Uncollected():` no garbage is collected where much is made that is none: importing, loading, planning.
-
-    The collections that this sets off find nothing, and take up to a third of the time. What was made is old at once
-    (frozen, and thawed into the oldest generation), as the next collection of young objects would walk all of it; where
-    others have frozen objects, those stay frozen, and this does nothing but pause.
-    """
-
-    cdef bint collecting
-
-    def __enter__(self):
-        self.collecting = gc.isenabled()
-        gc.disable()
-
-    def __exit__(self, *error):
-        if self.collecting:
-            if gc.get_freeze_count() == 0:
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
 
 
 @cython.final
@@ -283,6 +258,16 @@ cdef class Call:
                 if spec is not None and spec.value is None:
                     return False
         return True
+
+    def most_axes(self):
+        """The largest rank of the operands and results."""
+        cdef Spec spec
+        cdef Py_ssize_t most = 0
+        for specs in (self.ins, self.outs):
+            for spec in specs:
+                if spec is not None:
+                    most = max(most, <Py_ssize_t> len(spec.shape))
+        return most
 
     def wants(self, Py_ssize_t index):
         """Whether the optional output is wanted."""

@@ -132,9 +132,7 @@ class KeptSession(Session):
             kept = self._kept
             if kept is not None:
                 import_planning()
-                from evort._records import Uncollected
-
-                with Uncollected():
+                with core.Uncollected():
                     file, model, copied = read_model(self._source, False, kept.file)
                     self._open(model, file.nbytes_mapped, copied, file)
                     self._plan_ahead({name: shape for (name, _), shape in zip(kept.plain, kept.shapes, strict=True)})

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from evort._kernels.core import Uncollected
 from evort._kernels.executor import INPUT, Program, Programs, Ready, StepFailed
-from evort._records import Uncollected
 from evort.backends import CpuBackend
 from evort.errors import ExecutionError, MemoryBudgetError
 from evort.graph import Graph

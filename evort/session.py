@@ -29,11 +29,11 @@ _STORES = frozenset({"DequantizeLinear", "If", "Loop", "Scan"})  # itself, or in
 _KEPT = ("evort.files", "evort.cache")  # what running a kept plan takes
 # What reading and planning a model takes, in the order that `preload` wants (tests/test_imports.py). A session with a
 # kept plan (evort.cache) does without all of it.
-_FIRST = ("evort.errors", "evort._records")
 _PLANNING = (
-    "evort.types", "evort.graph", "evort.ops.", "evort.ops.base", "evort.ops.activation", "evort.ops.conv",
-    "evort.ops.linear", "evort.ops.pool", "evort.ops.views", "evort.files", "evort.etm._reader", "evort.etm.",
-    "evort.backends.", "evort.plan._planner", "evort.plan.", "evort.runner", "evort.inputs",
+    "evort.errors", "evort._records", "evort.types", "evort.graph", "evort.ops.", "evort.ops.base",
+    "evort.ops.activation", "evort.ops.conv", "evort.ops.linear", "evort.ops.pool", "evort.ops.views", "evort.files",
+    "evort.etm._reader", "evort.etm.", "evort.backends.", "evort.plan._planner", "evort.plan.", "evort.runner",
+    "evort.inputs",
 )  # fmt: skip
 _importing = allocate_lock()
 
@@ -286,9 +286,7 @@ def load(
         if kept is not None:
             return KeptSession(kept, path, {**options, "cache": cache})
     import_planning()
-    from evort._records import Uncollected
-
-    with Uncollected():
+    with core.Uncollected():
         make = Session
         if shadow is not None:
             from evort.shadow import ShadowedSession as make
@@ -318,10 +316,7 @@ def import_planning() -> None:
     with _importing:
         if "evort.runner" in sys.modules:
             return
-        preload(_FIRST)
-        from evort._records import Uncollected
-
-        with Uncollected():
+        with core.Uncollected():
             preload(_PLANNING)
             # Where it did not, packages first: others may import a package while its modules are imported here.
             for name in sorted(_PLANNING, key=lambda name: not name.endswith(".")):

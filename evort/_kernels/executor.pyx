@@ -6,8 +6,6 @@ weights (their memory is shared) and is used by one thread at a time; a session 
 
 import numpy as np
 
-from evort import _kernels
-
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t

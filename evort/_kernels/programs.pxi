@@ -12,6 +12,8 @@ def driver_capsule(str name):
     """The driver "module.name" of `evort._kernels`. Raises UnsupportedError where there is none."""
     found = CAPSULES.get(name)
     if found is None:
+        from evort import _kernels  # which imports the module
+
         module, _, short = name.rpartition(".")
         try:
             found = getattr(_kernels, module).DRIVERS[short]

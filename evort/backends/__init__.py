@@ -38,10 +38,7 @@ class CpuBackend:
 
     def bind(self, definition: Op, c: Call) -> tuple[Kernel | None, Callable[[list[Any]], Sequence[Any]] | None]:
         """The kernel, or a function that runs the reference."""
-        for spec in (*c.ins, *c.outs):
-            if spec is not None and len(spec.shape) > MAX_RANK:
-                break
-        else:
+        if c.most_axes() <= MAX_RANK:
             kernel = definition.bind(c)
             if c.kernel is not None and (kernel is None or kernel.driver != c.kernel):
                 c.kernel = None  # it does not take this node: the choice is bind's
