@@ -119,7 +119,7 @@ void check_q_vectors(void)
         const int64_t n = SIZES[n_], k = SIZES[k_], inc = 1 + k % 2;
         int16_t *x = guarded((size_t)k * 2);
         uint8_t *dots = guarded((size_t)(n * (k + 1) - 1)), *rows = guarded((size_t)(k * (n + 1) - 1));
-        int32_t *y = guarded((size_t)((n - 1) * inc + 1) * 4), *z = guarded((size_t)n * 4);
+        int32_t *y = guarded((size_t)((n - 1) * inc + 1) * 4), *z = guarded((size_t)((n + EV_QNR - 1) / EV_QNR * EV_QNR) * 4);
         fill_i16(x, k, l_ ? 127 : 32767);
         for (int64_t i = 0; l_ && i < k; i++) x[i] += LEAST[l_] + 127;
         fill_bytes(dots, n * (k + 1) - 1, is_signed), fill_bytes(rows, k * (n + 1) - 1, is_signed);

@@ -192,49 +192,92 @@ static void EV_FN(qhas_u8)(int *has)
 #endif
 }
 
+#if defined(__AVX2__)
+/* The sums over [0, k), in steps of 16, of x with each of four rows, `add` to them. */
+static inline __attribute__((always_inline)) void EV_FN(qdot_4)(int64_t k, const int16_t *x, const uint8_t *const *r,
+                                                                const int is_signed, __m256i *add)
+{
+    __m256i s0 = add[0], s1 = add[1], s2 = add[2], s3 = add[3];
+    for (int64_t p = 0; p < k; p += 16) {
+        const __m256i v = _mm256_loadu_si256((const __m256i *)(x + p));
+#define X(i) { \
+        const __m128i w = _mm_loadu_si128((const __m128i *)(r[i] + p)); \
+        s##i = _mm256_add_epi32(s##i, _mm256_madd_epi16(v, is_signed ? _mm256_cvtepi8_epi16(w) : _mm256_cvtepu8_epi16(w))); \
+    }
+        X(0) X(1) X(2) X(3)
+#undef X
+    }
+    add[0] = s0, add[1] = s1, add[2] = s2, add[3] = s3;
+}
+#endif
+
 /* One row or column: sums[j*inc] += the sum over k of x[p] w[j*ld + p], for n rows of W. */
 static void EV_FN(qdot)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
                         int32_t *sums, int64_t inc)
 {
-    for (int64_t j = 0; j < n; j += 4, w += 4 * ld, sums += 4 * inc) {
-        const int64_t rows = n - j < 4 ? n - j : 4;
-        int32_t total[4] = {0};
-        int64_t p = 0;
 #if defined(__AVX2__)
+    const int64_t whole = k / 16 * 16, left = k - whole;
+    const uint8_t *end = w + (n - 1) * ld + k;
+    int16_t rest[16] = {0};
+    memcpy(rest, x + whole, 2 * left);
+    for (int64_t j = 0; j < n; j += 4, w += 4 * ld) {
+        const int64_t rows = n - j < 4 ? n - j : 4;
         const uint8_t *r[4];
+        uint8_t last[4][16];
+        __m256i s[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
         for (int i = 0; i < 4; i++) r[i] = w + (i < rows ? i : 0) * ld;
-        __m256i acc[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
-#define LOOP(cvt)                                                                                      \
-        for (; p + 16 <= k; p += 16) {                                                                 \
-            const __m256i v = _mm256_loadu_si256((const __m256i *)(x + p));                            \
-            _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)                                        \
-                acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(v, cvt(_mm_loadu_si128((const __m128i *)(r[i] + p))))); \
+        if (is_signed) EV_FN(qdot_4)(whole, x, r, 1, s);
+        else EV_FN(qdot_4)(whole, x, r, 0, s);
+        if (left) {
+            const int copied = w + (rows - 1) * ld + whole + 16 > end; /* nothing can be read behind W */
+            for (int i = 0; i < 4; i++) r[i] = copied ? memcpy(last[i], r[i] + whole, left) : r[i] + whole;
+            if (is_signed) EV_FN(qdot_4)(16, rest, r, 1, s);
+            else EV_FN(qdot_4)(16, rest, r, 0, s);
         }
-        if (is_signed) { LOOP(_mm256_cvtepi8_epi16) }
-        else { LOOP(_mm256_cvtepu8_epi16) }
-#undef LOOP
-        for (int i = 0; i < 4; i++) {
-            __m128i t = _mm_add_epi32(_mm256_castsi256_si128(acc[i]), _mm256_extracti128_si256(acc[i], 1));
-            t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
-            total[i] = _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
-        }
-#endif
-        for (int64_t i = 0; i < rows; i++) {
-            int32_t t = total[i];
-            if (is_signed)
-                for (int64_t q = p; q < k; q++) t += x[q] * ((const int8_t *)w)[i * ld + q];
-            else
-                for (int64_t q = p; q < k; q++) t += x[q] * w[i * ld + q];
-            sums[i * inc] += t;
-        }
+        const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
+        int32_t total[4];
+        _mm_storeu_si128((__m128i *)total, _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
+        for (int64_t i = 0; i < rows; i++, sums += inc) *sums += total[i];
     }
+#else
+    for (int64_t j = 0; j < n; j++, w += ld) {
+        int32_t total = 0;
+        if (is_signed)
+            for (int64_t p = 0; p < k; p++) total += x[p] * ((const int8_t *)w)[p];
+        else
+            for (int64_t p = 0; p < k; p++) total += x[p] * w[p];
+        sums[j * inc] += total;
+    }
+#endif
 }
 
-/* sums[j] += the sum over k of x[p] w[p*ld + j], for n columns of W. */
+#if defined(__AVX2__)
+/* Eight rows' part of 16 sums, from their column `at` on. x: pairs of rows. */
+static inline __attribute__((always_inline)) void EV_FN(qaxpy_16)(const __m256i *x, const uint8_t *const *r, int64_t at,
+                                                                  const int is_signed, int32_t *sums)
+{
+    __m256i s = _mm256_loadu_si256((const __m256i *)sums), t = _mm256_loadu_si256((const __m256i *)(sums + 8));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const __m128i u = _mm_loadu_si128((const __m128i *)(r[2 * i] + at));
+        const __m128i v = _mm_loadu_si128((const __m128i *)(r[2 * i + 1] + at));
+        const __m128i low = _mm_unpacklo_epi8(u, v), high = _mm_unpackhi_epi8(u, v);
+        s = _mm256_add_epi32(s, _mm256_madd_epi16(is_signed ? _mm256_cvtepi8_epi16(low) : _mm256_cvtepu8_epi16(low), x[i]));
+        t = _mm256_add_epi32(t, _mm256_madd_epi16(is_signed ? _mm256_cvtepi8_epi16(high) : _mm256_cvtepu8_epi16(high), x[i]));
+    }
+    _mm256_storeu_si256((__m256i *)sums, s);
+    _mm256_storeu_si256((__m256i *)(sums + 8), t);
+}
+#endif
+
+/* sums[j] += the sum over k of x[p] w[p*ld + j], for n columns of W; up to a multiple of EV_QNR sums are overwritten. */
 static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *w, int64_t ld, int is_signed,
                          int32_t *sums)
 {
     enum { ROWS = 8 };
+#if defined(__AVX2__)
+    const uint8_t *end = w + (k - 1) * ld + n;
+#endif
     for (int64_t p = 0; p < k; p += ROWS, w += ROWS * ld) {
         int16_t y[ROWS];
         const uint8_t *r[ROWS]; /* rows past the last: that one, times 0 */
@@ -242,32 +285,30 @@ static void EV_FN(qaxpy)(int64_t n, int64_t k, const int16_t *x, const uint8_t *
             y[i] = p + i < k ? x[p + i] : 0;
             r[i] = w + (p + i < k ? i : k - 1 - p) * ld;
         }
-        int64_t j = 0;
 #if defined(__AVX2__)
+        uint8_t last[ROWS][EV_QNR];
         __m256i xs[ROWS / 2];
         for (int i = 0; i < ROWS / 2; i++)
             xs[i] = _mm256_set1_epi32((int32_t)((uint16_t)y[2 * i] | (uint32_t)(uint16_t)y[2 * i + 1] << 16));
-#define LOOP(cvt)                                                                                      \
-        for (; j + 16 <= n; j += 16) {                                                                 \
-            __m256i s = _mm256_loadu_si256((const __m256i *)(sums + j));                               \
-            __m256i t = _mm256_loadu_si256((const __m256i *)(sums + j + 8));                           \
-            _Pragma("GCC unroll 4") for (int i = 0; i < ROWS / 2; i++) {                               \
-                const __m128i u = _mm_loadu_si128((const __m128i *)(r[2 * i] + j));                    \
-                const __m128i v = _mm_loadu_si128((const __m128i *)(r[2 * i + 1] + j));                \
-                s = _mm256_add_epi32(s, _mm256_madd_epi16(cvt(_mm_unpacklo_epi8(u, v)), xs[i]));       \
-                t = _mm256_add_epi32(t, _mm256_madd_epi16(cvt(_mm_unpackhi_epi8(u, v)), xs[i]));       \
-            }                                                                                          \
-            _mm256_storeu_si256((__m256i *)(sums + j), s);                                             \
-            _mm256_storeu_si256((__m256i *)(sums + j + 8), t);                                         \
+        int64_t j = 0, at;
+        if (is_signed)
+            for (; j + EV_QNR <= n; j += EV_QNR) EV_FN(qaxpy_16)(xs, r, j, 1, sums + j);
+        else
+            for (; j + EV_QNR <= n; j += EV_QNR) EV_FN(qaxpy_16)(xs, r, j, 0, sums + j);
+        if (j == n) continue;
+        at = j;
+        if (r[ROWS - 1] + j + EV_QNR > end) { /* nothing can be read behind W */
+            for (int i = 0; i < ROWS; i++) r[i] = memcpy(last[i], r[i] + j, n - j);
+            at = 0;
         }
-        if (is_signed) { LOOP(_mm256_cvtepi8_epi16) }
-        else { LOOP(_mm256_cvtepu8_epi16) }
-#undef LOOP
-#endif
+        if (is_signed) EV_FN(qaxpy_16)(xs, r, at, 1, sums + j);
+        else EV_FN(qaxpy_16)(xs, r, at, 0, sums + j);
+#else
         for (int i = 0; i < ROWS; i++)
             if (is_signed)
-                for (int64_t q = j; q < n; q++) sums[q] += y[i] * ((const int8_t *)r[i])[q];
+                for (int64_t q = 0; q < n; q++) sums[q] += y[i] * ((const int8_t *)r[i])[q];
             else
-                for (int64_t q = j; q < n; q++) sums[q] += y[i] * r[i][q];
+                for (int64_t q = 0; q < n; q++) sums[q] += y[i] * r[i][q];
+#endif
     }
 }
