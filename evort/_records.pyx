@@ -371,7 +371,8 @@ cdef class OpInfo:
         return True
 
     cdef dict complete(self, Node node):
-        """The node's attributes with defaults filled in; None where something does not plainly fit."""
+        """The node's attributes with defaults filled in, which nobody changes; None where something does not plainly
+        fit."""
         cdef dict given = node.attrs
         cdef dict full
         cdef Py_ssize_t i
@@ -381,6 +382,8 @@ cdef class OpInfo:
                 absent |= (<uint64_t> 1) << min(i, 63)
         if not self.arity_fits(len(node.inputs), len(node.outputs), absent):
             return None
+        if not given and not self.needed:
+            return self.defaults
         full = self.defaults.copy()
         for key, value in given.items():
             if not <int> self.kinds.get(key, 0) & kind_of(value):

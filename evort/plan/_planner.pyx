@@ -78,16 +78,27 @@ cdef class Plan:
     after it, or None; next: the Stage that follows, or None.
     """
 
-    cdef readonly list tensors, rows, constants, steps, buffers, reads, writes, write_specs
+    cdef readonly list tensors, rows, constants, steps, reads, writes, write_specs
+    cdef list arena              # the buffers of tensors
     cdef readonly int64_t arena_bytes, scratch_bytes, lower_bound
     cdef readonly dict keep_ids, known, specs
     cdef readonly Bound eager
     cdef readonly Stage next
 
     def __cinit__(self):
-        self.tensors, self.rows, self.constants, self.steps, self.buffers = [], [], [], [], []
+        self.tensors, self.rows, self.constants, self.steps, self.arena = [], [], [], [], []
         self.reads, self.writes, self.write_specs = [], [], []
         self.keep_ids, self.known, self.specs = {}, {}, {}
+
+    @property
+    def buffers(self):
+        cdef Step step
+        cdef list found = list(self.arena)
+        for i, step in enumerate(self.steps):
+            if step.scratch:
+                offset = self.rows[i][6]
+                found.append(Buffer([f"scratch of {step.call.node.label()}"], step.scratch, offset, i, i))
+        return found
 
 
 def build(Stage stage, dict specs, binder, int threads=1) -> Plan:
@@ -275,10 +286,7 @@ cdef class _Builder:
         for block in blocks:
             if block.kind == ARENA:
                 names = [place.name for place in block.members]
-                plan.buffers.append(Buffer(names, block.nbytes, block.offset, max(block.start, 0), block.end))
-        for step, nbytes in scratch:
-            names = [f"scratch of {(<Call> calls[step]).node.label()}"]
-            plan.buffers.append(Buffer(names, nbytes, scratch_at[step], step, step))
+                plan.arena.append(Buffer(names, block.nbytes, block.offset, max(block.start, 0), block.end))
 
         for step in range(len(calls)):
             bound, c = bounds[step], calls[step]
