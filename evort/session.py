@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "reference")
 MAX_SHAPES = 16  # whose plans are found the short way
-_STORES = frozenset({"DequantizeLinear", "If", "Loop", "Scan"})  # itself, or in a graph that it holds
+_STORES = frozenset({"DequantizeLinear", "WidenNBits"})
+_HOLDS = frozenset({"If", "Loop", "Scan"})  # graphs
 
 _KEPT = ("evort.files", "evort.cache")  # what running a kept plan takes
 # What reading and planning a model takes, in the order that `preload` wants (tests/test_imports.py). A session with a
@@ -347,7 +348,7 @@ def read_model(source: Any, checksum: bool, mapped: Mapping | None) -> tuple[Fil
 def _may_store(graph: Graph) -> bool:
     """Whether a graph, or one nested in it, may hold weights that become floats at loading, see `evort.weights`."""
     for node in graph.nodes:
-        if node.op in _STORES and (node.op == "DequantizeLinear" or any(map(_may_store, node.subgraphs()))):
+        if node.op in _STORES or (node.op in _HOLDS and any(map(_may_store, node.subgraphs()))):
             return True
     return False
 

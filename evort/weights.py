@@ -1,8 +1,8 @@
 """Weights that a file holds as integers and operators read as floats: they become floats once, when it is loaded.
 
-The quantizer stores so what is faster in float32 (`docs/quantization.md`): the file has their size in 8 bits, and a run
-takes what it takes with float weights. Those of an If's branch become floats when it is taken first: of one that never
-is, nothing is read.
+The quantizer stores so what is faster in float32 (`docs/quantization.md`): the file has their size in few bits, and a
+run takes what it takes with float weights. Those of an If's branch become floats when it is taken first: of one that
+never is, nothing is read.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import numpy as np
 
 from evort._kernels.core import release
 from evort.graph import Graph, Model, Node, Tensor
+from evort.ops.base import Call, Op, check_arity, complete_attrs, lookup
 from evort.quant import dequantize
-from evort.types import DType
+from evort.types import DType, Spec
 
 _STORED = (DType.INT8, DType.UINT8, DType.INT16)
+_PACKED = ((DType.UINT8,), (DType.FLOAT, DType.FLOAT16), (DType.UINT8, DType.FLOAT, DType.FLOAT16))  # of WidenNBits
 _LINE = 64  # bytes
 
 
 def with_floats(model: Model) -> tuple[Model, int]:
-    """(the model without the DequantizeLinear nodes that read constants of integers of their own graph, nested ones
+    """(the model without the nodes that make floats of constant integers of their own graph (`_constant`), nested ones
     included, with what they give as constants instead; the bytes of these, `pending` ones among them). Branches of an
     If become so in their `Graph.taken`. All else is shared; a model without such nodes is returned as it is."""
     graph, nbytes = _with_floats(model.graph)
@@ -62,8 +64,13 @@ def _with_floats(graph: Graph) -> tuple[Graph, int]:
     for node in graph.nodes:
         if _constant(graph, node):
             q, scale, *zero = (graph.tensors[name].data for name in node.inputs if name)
-            axis = None if scale.ndim == 0 else node.attrs.get("axis", 1) % q.ndim
-            value = dequantize(q, scale, zero[0] if zero else None, axis, _aligned(q.shape))
+            value = _aligned(_shape(graph, node))
+            if node.domain:
+                definition, call = _checked(graph, node)
+                value[...] = definition.reference(call, q, scale, *zero)
+            else:
+                axis = None if scale.ndim == 0 else node.attrs.get("axis", 1) % q.ndim
+                dequantize(q, scale, zero[0] if zero else None, axis, value)
             release(q)
             floats.append(Tensor(node.outputs[0], DType.FLOAT, value.shape, value))
             nbytes += value.nbytes
@@ -109,19 +116,39 @@ def _copy(graph: Graph, nodes: list[Node]) -> Graph:
 
 def _bytes_of(graph: Graph) -> int:
     """Bytes of a graph's stored weights as floats, nested ones included."""
-    own = sum(4 * graph.tensors[node.inputs[0]].data.size for node in graph.nodes if _constant(graph, node))
+    own = sum(4 * math.prod(_shape(graph, node)) for node in graph.nodes if _constant(graph, node))
     return own + sum(_bytes_of(sub) for node in graph.nodes for sub in node.subgraphs())
 
 
+def _shape(graph: Graph, node: Node) -> tuple[int, ...]:
+    """Of what such a node gives. Raises ShapeError for operands that do not fit its attributes."""
+    return _checked(graph, node)[1].outs[0].shape if node.domain else graph.tensors[node.inputs[0]].data.shape
+
+
+def _checked(graph: Graph, node: Node) -> tuple[Op, Call]:
+    """The definition of such a WidenNBits, and the node as that sees it."""
+    definition = lookup(node)
+    check_arity(definition, node)
+    ins = [Spec(graph.tensors[name].dtype, graph.tensors[name].data.shape) if name else None for name in node.inputs]
+    call = Call(node, complete_attrs(definition, node), ins)
+    call.outs = definition.infer(call)
+    return definition, call
+
+
 def _constant(graph: Graph, node: Node) -> bool:
-    """Whether a node is a DequantizeLinear of constant integers with float32 scales, by tensor or by axis."""
-    if node.op != "DequantizeLinear" or node.domain:
-        return False
-    if node.attrs.get("block_size", 0) or node.outputs[0] in graph.outputs:
+    """Whether a node is a DequantizeLinear of constant integers with float32 scales, by tensor or by axis, or a
+    WidenNBits of constants that says so (`once`)."""
+    packed = (node.domain, node.op) == ("evort", "WidenNBits") and node.attrs.get("once", 0)
+    plain = (node.domain, node.op) == ("", "DequantizeLinear") and not node.attrs.get("block_size", 0)
+    if not (packed or plain) or node.outputs[0] in graph.outputs:
         return False
     operands = [graph.tensors.get(name) for name in node.inputs if name]
     if any(t is None or t.data is None for t in operands):
         return False
+    if packed:
+        return (
+            len(operands) > 1 and operands[0].dtype == DType.UINT8 and operands[1].dtype in (DType.FLOAT, DType.FLOAT16)
+        )
     q, scale = operands[:2]
     return q.dtype in _STORED and scale.dtype == DType.FLOAT and scale.data.ndim <= 1
 

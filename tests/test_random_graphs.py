@@ -23,7 +23,7 @@ TOLERANCE = 2e-4
 # behind each other: of 80 the worst had 31 (integers) and 36 (weights alone). What is broken has less than 10. Of
 # thousands one may show a few small numbers of a large tensor, and have 16.
 LEAST_SQNR = 20
-SCHEMES = {"static": {"prefer": "size"}, "dynamic": {"prefer": "size"}, "weight-only": {"bits": 8}}
+SCHEMES = {"static": {"prefer": "size"}, "dynamic": {"prefer": "size"}, "weight-only": {"bits": 8, "prefer": "size"}}
 
 
 @pytest.mark.parametrize("first", range(0, COUNT, 25))

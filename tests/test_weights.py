@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from support import ROOT, make_model
 
 import evort
 import evort_tools
 from evort import etm
+from evort.errors import EvortError
 from evort.graph import Node, Tensor
+from evort.ops.nbits import pack
 from evort.types import DType
 from evort.weights import pending, with_floats
 from evort_tools.quantization.stored import stored
@@ -71,6 +74,42 @@ def test_weights_of_branches_become_floats_too():
     np.testing.assert_array_equal(session.run(feeds)["z"], both[0])
     assert session.memory().weights_copied == before + 2 * W.nbytes  # of the branch that was taken
     assert not any(s.call.node.op == "DequantizeLinear" for plan in session.plans() for s in plan.steps)
+
+
+def packed(**attrs):
+    """A product by weights of 4 bits in two groups of 16, and what these stand for."""
+    q, scales = RNG.integers(0, 16, (16, 32)), RNG.random((16, 2), np.float32)
+    zeros = RNG.integers(0, 16, (16, 2))
+    node = Node("WidenNBits", ["q", "s", "z"], ["w"], {"block_size": 16, "shape": [16, 32], **attrs}, "evort")
+    constants = {"q": pack(q, 4).reshape(16, 2, 8), "s": scales, "z": pack(zeros, 4)}
+    made = make_model(
+        [node, Node("Gemm", ["x", "w"], ["y"], {"transB": 1})], {"x": (DType.FLOAT, ("N", 32))}, ["y"], constants
+    )
+    return made, (q - zeros.repeat(16, 1)).astype(np.float32) * scales.repeat(16, 1)
+
+
+def test_packed_weights_become_floats_where_they_say_so():
+    made, wanted = packed(once=1)
+    got, nbytes = with_floats(made)
+    assert [n.op for n in got.graph.nodes] == ["Gemm"] and nbytes == wanted.nbytes
+    np.testing.assert_array_equal(got.graph.constant("w"), wanted)
+    session = evort.load(etm.write(made), threads=1)
+    assert [n.op for n in session.model.graph.nodes] == ["Gemm"]
+    x = RNG.normal(size=(2, 32)).astype(np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], x @ wanted.T, rtol=1e-5, atol=1e-5)
+    kept, _ = packed()
+    assert with_floats(kept)[0] is kept
+
+
+@pytest.mark.parametrize(
+    "attrs", [{"shape": [16, 33]}, {"shape": []}, {"block_size": 15}, {"bits": 5}, {"shape": None}]
+)
+def test_packed_weights_that_do_not_fit_are_refused(attrs):
+    made, _ = packed(once=1, **attrs)
+    if made.graph.nodes[0].attrs["shape"] is None:
+        del made.graph.nodes[0].attrs["shape"]
+    with pytest.raises(EvortError, match="WidenNBits"):
+        evort.load(etm.write(made))
 
 
 def test_what_is_no_stored_weight_stays():

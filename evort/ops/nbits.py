@@ -291,11 +291,17 @@ class ConvNBits(Op):
 @op("WidenNBits", domain="evort")
 class WidenNBits(Op):
     """The float32 weights Y of a shape [N, ...] that packed ones stand for: W [N, ceil(K/block_size),
-    block_size*bits/8], scales [N, blocks] and zero_points as in MatMulNBits, K the product of the other axes."""
+    block_size*bits/8], scales [N, blocks] and zero_points as in MatMulNBits, K the product of the other axes. once: of
+    constants loading a file makes floats (evort/weights.py), rather than each run."""
 
     inputs, outputs = ("W", "scales", "zero_points?"), ("Y",)
     dtypes = {"W": _BYTES, "scales": _FLOATS, "zero_points": _FLOATS | _BYTES}
-    attrs = {"bits": Attr("int", 4), "block_size": Attr("int", REQUIRED), "shape": Attr("ints", REQUIRED)}
+    attrs = {
+        "bits": Attr("int", 4),
+        "block_size": Attr("int", REQUIRED),
+        "shape": Attr("ints", REQUIRED),
+        "once": Attr("int", 0),
+    }
 
     def infer(self, c: Call) -> list[Spec]:
         shape = c["shape"]

@@ -25,7 +25,8 @@ def digits():
 @pytest.mark.parametrize("flags, most", [
     (["--scheme", "dynamic", "--prefer", "size"], 0.31),
     (["--scheme", "dynamic", "--bits", "16", "--prefer", "size"], 0.54),
-    (["--scheme", "weight-only"], 0.165), (["--scheme", "weight-only", "--bits", "3", "--zero-points"], 0.14),
+    (["--scheme", "weight-only"], 0.165),
+    (["--scheme", "weight-only", "--bits", "3", "--zero-points", "--prefer", "size"], 0.14),
     (["--scheme", "weight-only", "--bits", "16", "--storage", "bfloat16"], 0.53),
 ])  # fmt: skip
 def test_command(flags, most, digits, tmp_path, capsys):
@@ -77,6 +78,25 @@ def test_dynamic_leaves_in_float_what_is_slower_in_integers(bits, most, slow, di
     got = session.run({"image": digits})["logits"]
     # Weights of a layer alone, and activations too, are rounded to so many bits.
     assert np.square(got - want).sum() < 10.0 ** (-3 if bits == 8 else -6) * np.square(want).sum()
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 3, "zero_points": True}, {"bits": 8, "block": 64}], ids=str)
+def test_loading_makes_floats_of_packed_weights_that_are_slower(options, digits, tmp_path, monkeypatch):
+    """The file and the results are those of packed weights; of a tenth more time they stay packed."""
+    packed = evort_tools.quantize(str(LENET), tmp_path / "p.etm", scheme="weight-only", prefer="size", **options)
+    products = [n for n in packed.model.graph.nodes if n.op in ("ConvNBits", "MatMulNBits")]
+    slow = {n.outputs[0]: (1.0, 1.05 if i % 2 else 2.0) for i, n in enumerate(products)}
+    monkeypatch.setattr(schemes, "both", lambda *_: slow)
+    found = evort_tools.quantize(str(LENET), tmp_path / "m.etm", scheme="weight-only", **options)
+    assert found.stored == [n.name or n.outputs[0] for n in products[::2]] and len(products) >= 4
+    assert len(found.layers) == len(packed.layers) and not found.notes
+    assert (tmp_path / "m.etm").stat().st_size < (tmp_path / "p.etm").stat().st_size + 2000
+    session, other = evort.load(tmp_path / "m.etm"), evort.load(tmp_path / "p.etm")
+    operators = [n.op for n in session.model.graph.nodes]
+    assert "WidenNBits" not in operators and operators.count("Conv") + operators.count("Gemm") == len(products[::2])
+    got, want = (s.run({"image": digits})["logits"] for s in (session, other))
+    # The same numbers, added up in another order and where X may be rounded to 16 bits.
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
 
 
 def test_the_static_part_of_the_mixed_scheme_has_what_static_has():

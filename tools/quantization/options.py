@@ -124,8 +124,8 @@ class Options:
     threads: int | None = _option(None, "threads to run and to measure the model with", metavar="N")
     prefer: str = _option(
         "speed",
-        "static, dynamic: speed leaves layers in float that are measured to be slower in integers; size makes all "
-        "integers, without measuring",
+        "speed leaves layers in float that are measured to be slower in integers (weight-only: has floats in memory "
+        "where packed weights are slower); size does neither, and measures nothing",
         choices=("speed", "size"),
     )
     isa: tuple[str, ...] = _option(

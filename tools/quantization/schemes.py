@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from evort.errors import EvortError
-from evort.graph import Model
+from evort.graph import Model, Node
 from evort.session import Session
 from evort.types import DType
 from evort_tools.common import tried_inputs
@@ -20,7 +20,7 @@ from evort_tools.quantization.latency import both, ratio
 from evort_tools.quantization.options import GOAL, MIXED_ONLY, WEIGHTS, Options
 from evort_tools.quantization.placement import slower_than
 from evort_tools.quantization.qdq import own_constants
-from evort_tools.quantization.stored import places, stored
+from evort_tools.quantization.stored import places, stored, unpacked
 from evort_tools.quantization.weights import WeightOptions, weight_only
 
 _LAYERS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN"})
@@ -29,6 +29,7 @@ _WHY = {"dynamic": "too few channels to pay, or no integer form",
 _INTEGERS = {f"DynamicQuantize{op}" for op in ("MatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "Attention")}
 _TIE = 1.03  # of measured times
 _SCATTER = 1.03
+_PACKED = 1.1  # of float32's time: what weights may take that stay packed, for the memory
 
 
 def learns(options: Options) -> bool:
@@ -76,6 +77,7 @@ def by_layer(model: Model, data: Calibration | None, options: Options) -> ByLaye
 
 
 def _few_bits(model: Model, data: Calibration | None, options: Options, excluded: set[str]) -> ByLayer:
+    """Layers of few bits that are measured to be slower so read floats, which loading makes of what the file has."""
     kind = DType.FLOAT16 if options.storage == "float16" else DType.BFLOAT16
     bits = 4 if options.bits is None else options.bits
     how = WeightOptions(bits, options.block, not options.zero_points, kind=kind, skip=excluded.__contains__)
@@ -86,7 +88,13 @@ def _few_bits(model: Model, data: Calibration | None, options: Options, excluded
         raise ValueError("GPTQ needs calibration data (--calib FILE): a hundred typical inputs are enough")
     report: list[dict[str, object]] = []
     found = gptq(model, data, how, report=report) if rounding == "gptq" else weight_only(model, how, report)
-    return ByLayer(found, report, {})
+    made = ByLayer(found, report, {})
+    feeds = _feeds(model, data, options, made) if bits < 16 else None
+    if feeds is not None:
+        times = both(model, found, feeds, options.threads, options.isa)
+        slow = [place for place, _, node in places(found.graph) if _ratio(times, node) > _PACKED]
+        made.model, made.stored = unpacked(found, model, slow)
+    return made
 
 
 def _dynamic(model: Model, data: Calibration | None, options: Options, excluded: set[str]) -> ByLayer:
@@ -101,42 +109,52 @@ def _dynamic(model: Model, data: Calibration | None, options: Options, excluded:
         return ByLayer(dynamic(model, how, report), report, {})
 
     made = but_for(())
-    if options.prefer == "size" or not made.layers:
-        return made
-    try:
-        feeds = data.head(1)[0] if data is not None else _invented(model, options.threads)
-    except (EvortError, ValueError) as error:
-        made.notes.append(
-            f"what is slower in integers is not known, as no input can be made up ({error}): give some (--calib)"
-        )
+    feeds = _feeds(model, data, options, made)
+    if feeds is None:
         return made
     slow: dict[str, str] = {}
-    names = {node.outputs[0]: node.name or node.outputs[0] for _, node in places(model.graph)}
+    names = {node.outputs[0]: node.name or node.outputs[0] for _, _, node in places(model.graph)}
     free = _INTEGERS - {"DynamicQuantizeAttention" if options.attention == "on" else ""}
     for least in (_TIE, 1 / _TIE, 0.0):  # of float32's time, from which a layer stays in float
         times = both(model, made.model, feeds, options.threads, options.isa)
-        for _, node in places(made.model.graph):
-            real, integer = times.get(node.outputs[0], (1.0, 0.0))
-            if node.op in free and integer >= least * real:
-                slow[names[node.outputs[0]]] = slower_than(real, integer)
+        for _, _, node in places(made.model.graph):
+            if node.op in free and _ratio(times, node) >= least:
+                slow[names[node.outputs[0]]] = slower_than(*times[node.outputs[0]])
         made = but_for(slow)
         if ratio(model, made.model, feeds, options.threads, options.isa) <= _SCATTER:
             break
-    floats = [place for place, node in places(made.model.graph) if (node.name or node.outputs[0]) in slow]
+    floats = [place for place, _, node in places(made.model.graph) if (node.name or node.outputs[0]) in slow]
     made.model, made.stored = stored(made.model, floats, DType.INT16 if bits == 16 else DType.INT8)
-    labels = {node.name or node.outputs[0]: node.label() for _, node in places(model.graph)}
+    labels = {node.name or node.outputs[0]: node.label() for _, _, node in places(model.graph)}
     made.kept = {labels[name]: why for name, why in slow.items()}
     return made
 
 
-def _invented(model: Model, threads: int | None) -> dict[str, Any]:
-    """Random inputs: times depend on shapes. Raises ValueError where the model leaves more of these open than how many
-    samples there are, and what a run raises."""
-    for name in model.graph.inputs:
-        shape = model.graph.tensors[name].shape
-        if shape is None or any(isinstance(size, str) for size in shape[1:]):
-            raise ValueError(f"the shape of {name!r} is open (--shape {name}=...)")
-    return tried_inputs(Session(model, threads=threads or 1), {})
+def _ratio(times: Mapping[str, tuple[float, float]], node: Node) -> float:
+    """A layer's time in parts of the float one's; below 0 where it is not known."""
+    real, other = times.get(node.outputs[0], (0.0, 0.0))
+    return other / real if real else -1.0
+
+
+def _feeds(model: Model, data: Calibration | None, options: Options, made: ByLayer) -> Mapping[str, Any] | None:
+    """The inputs that layers are measured with: a sample, or random ones, as times depend on shapes. None where nothing
+    is to be measured, or where the model leaves more of its shapes open than how many samples there are, or cannot run
+    with what is made up, which is noted."""
+    if options.prefer == "size" or not made.layers:
+        return None
+    if data is not None:
+        return data.head(1)[0]
+    try:
+        for name in model.graph.inputs:
+            shape = model.graph.tensors[name].shape
+            if shape is None or any(isinstance(size, str) for size in shape[1:]):
+                raise ValueError(f"the shape of {name!r} is open (--shape {name}=...)")
+        return tried_inputs(Session(model, threads=options.threads or 1), {})
+    except (EvortError, ValueError) as error:
+        made.notes.append(
+            f"which layers are slower so is not known, as no input can be made up ({error}): give some (--calib)"
+        )
+        return None
 
 
 def as_static(options: Options) -> Options:

@@ -1,6 +1,7 @@
 """Layers that stay in float32 for speed have weights of integers in the file: loading it makes floats of them once.
 
     W [float32]    becomes    W [int8, a scale for each output channel] -> DequantizeLinear
+                        or    W [packed in few bits, scales by group] -> WidenNBits
 
 so that the file is as small as with the layer in integers, and a run takes what it takes in float32.
 """
@@ -32,10 +33,39 @@ def stored(model: Model, floats: Collection[Place], dtype: DType = DType.INT8) -
     return copied, _store(copied.graph, (), floats, names_of(copied.graph), dtype)
 
 
-def places(graph: Graph, place: Place = ()) -> Iterator[tuple[Place, Node]]:
-    """All nodes, those of nested graphs too, and where they are."""
+def unpacked(model: Model, real: Model, floats: Collection[Place]) -> tuple[Model, list[str]]:
+    """A copy of a model with weights of few bits in which these convolutions and Gemms read floats, which loading makes
+    of the packed weights, and the names of those that do. real: the float model that it was made of."""
+    copied = copy_model(model)
+    names, changed = names_of(copied.graph), list[str]()
+    before = {place: (graph, node) for place, graph, node in places(real.graph)}
+    for place, graph, node in list(places(copied.graph)):
+        if place not in floats or node.op not in ("ConvNBits", "MatMulNBits"):
+            continue
+        old_graph, old = before[place]
+        if old.op not in ("Conv", "Gemm"):  # a MatMul would need them turned
+            continue
+        shape = old_graph.constant(old.inputs[1]).shape
+        attrs = dict(old.attrs)
+        if old.op == "Gemm":
+            shape = shape if attrs.get("transB", 0) else shape[::-1]
+            attrs["transB"] = 1
+        rest = node.inputs[4:] if old.op == "Conv" else node.inputs[5:]
+        packing = {key: node.attrs[key] for key in ("bits", "block_size")}
+        operands = [name for name in node.inputs[1:4] if name]
+        wide = names.fresh(f"{node.outputs[0]}/weights")
+        widen = Node("WidenNBits", operands, [wide], {**packing, "shape": list(shape), "once": 1}, "evort")
+        made = Node(old.op, [node.inputs[0], wide, *rest], node.outputs, attrs, "", node.name)
+        at = next(i for i, n in enumerate(graph.nodes) if n is node)
+        graph.nodes[at : at + 1] = [widen, made]
+        changed.append(node.name or node.outputs[0])
+    return copied, changed
+
+
+def places(graph: Graph, place: Place = ()) -> Iterator[tuple[Place, Graph, Node]]:
+    """All nodes, those of nested graphs too, where they are, and the graphs that hold them."""
     for node in graph.nodes:
-        yield (*place, node.outputs[0]), node
+        yield (*place, node.outputs[0]), graph, node
         for key, body in node.attrs.items():
             if isinstance(body, Graph):
                 yield from places(body, (*place, node.outputs[0], key))
