@@ -76,7 +76,8 @@ def test_gemm(dtype, m, n, k, a_steps, b_steps, a_order, b_order, c_order, trans
 
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5000, 70), (5000, 1, 70), (1, 3, 3000), (7, 1030, 33), (8, 40, 1300),
-                                   (200, 49, 1153), (300, 170, 40), (6, 16, 4), (25, 36, 150)])  # fmt: skip
+                                   (200, 49, 1153), (300, 170, 40), (6, 16, 4), (25, 36, 150), (300, 1, 5), (1, 300, 7),
+                                   (70, 3, 9), (3, 90, 40), (33, 17, 20), (130, 70, 66)])  # fmt: skip
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
 def test_gemm_of_every_method(dtype, shape, layout):
     m, n, k = shape
@@ -87,6 +88,21 @@ def test_gemm_of_every_method(dtype, shape, layout):
     c = blas.gemm(a, b, threads=1, **flags)
     check_product(c, 1, a.T if flags["trans_a"] else a, b.T if flags["trans_b"] else b, 0, c)
     np.testing.assert_array_equal(blas.gemm(a, b, threads=3, **flags), c)  # the same bits for any number of threads
+
+
+@pytest.mark.parametrize("dtype", REALS)
+def test_columns_by_short_rows(dtype):
+    """Rows that are transposed a few hundred at a time, side by side or apart; the last of them end the matrix."""
+    rng = np.random.default_rng(4)
+    for m in (64, 65, 255, 256, 257, 260, 600):
+        for k in range(1, 9):
+            for lda in (k, k + 1, 11):
+                a = rng.standard_normal(m * lda).astype(dtype)[: (m - 1) * lda + k]
+                a = np.lib.stride_tricks.as_strided(a, (m, k), (lda * a.itemsize, a.itemsize))
+                x, y = rng.standard_normal((k, 1)).astype(dtype), rng.standard_normal((m, 1)).astype(dtype)
+                old = y.copy()
+                check_product(blas.gemm(a, x, y, 0.7, -1.0), 0.7, a, x, -1.0, old)
+                check_product(blas.gemm(x.T, a, trans_b=True).T, 1, a, x, 0, old)
 
 
 def test_gemm_does_not_read_what_it_need_not():

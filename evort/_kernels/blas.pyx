@@ -5,6 +5,7 @@ from evort._kernels.qgemm cimport ev_qgemm, qgemm, qgemm_init, qgemm_scratch
 from evort._kernels.nbits cimport ev_weights, widened_product, widened_scratch
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free
+from libc.string cimport memset
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
@@ -14,6 +15,12 @@ cdef const ev_ukr *K = ukernels()
 cdef enum:
     CHUNK = 512                  # elements of a strided vector that gemv gathers at a time, on the stack
     STACK = 16 * 1024            # bytes of scratch that small products take from there, too
+    EXCHANGED_BYTES = 4 << 20    # of C, at most, where it is computed transposed
+    EXCHANGED_DEPTH = 8          # from which that pays for the copy
+    SHORT = 8                    # elements of a row, at most, that is transposed with others,
+    SHORT_FROM = 64              # if there are so many,
+    SHORT_PART = 256             # so many at a time,
+    SHORT_ELEMENTS = 1 << 15     # and no work for a second thread
 
 
 cdef void axpy(int64_t n, real alpha, const real *x, int64_t incx, real *y, int64_t incy) noexcept nogil:
@@ -100,9 +107,86 @@ cdef void product(ev_gemm *g, real *unused, int64_t count, int64_t stride_a, int
         gemm_batch_f64(g, count, stride_a, stride_b, stride_c)
 
 
+cdef inline int64_t halves(int64_t n, int64_t size) noexcept nogil:
+    """Halves of vectors of 64 bytes that n elements fill."""
+    return (n * size + 31) // 32
+
+
+cdef bint exchanges(int64_t m, int64_t n, int64_t k, int64_t size, int64_t rsa, int64_t csa, int64_t rsb,
+                    int64_t csb) noexcept nogil:
+    """Whether op(B)ᵀ op(A)ᵀ is the faster product, its copy to C included."""
+    cdef bint a = csa != 1 and rsa == 1, b = csb != 1 and rsb == 1
+    if m == 1 or m * n * size > EXCHANGED_BYTES:
+        return False
+    if a and b and n > 1:        # which leaves nothing transposed: B would be packed by blocks
+        return 2 * k >= m or n <= 4
+    if a:                        # where few columns fill a vector less than A's rows
+        return k >= EXCHANGED_DEPTH and 7 * m * halves(n, size) > 8 * n * halves(m, size)
+    return b and K.masks and m <= 3 and n >= 16 and k >= 2 * EXCHANGED_DEPTH    # rows of B four at a time
+
+
+cdef int exchanged(int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_t rsa, int64_t csa, const real *b,
+                   int64_t rsb, int64_t csb, real *c, int64_t ldc, int32_t threads) noexcept nogil:
+    cdef char[STACK + 64] small
+    cdef void *memory = NULL
+    cdef real *turned = c
+    cdef int status
+    if n > 1 or ldc > 1:
+        if m * n * <int64_t> sizeof(real) <= STACK:
+            turned = <real *> (&small[0] + (64 - <uintptr_t> &small[0] % 64))
+        elif posix_memalign(&memory, 64, m * n * sizeof(real)) != 0:
+            return -1
+        else:
+            turned = <real *> memory
+    status = multiply(n, m, k, alpha, b, csb, rsb, a, csa, rsa, <real> 0, turned, m, 1, 0, 0, 0, threads)
+    if status == 0 and turned != c:
+        K.move_transpose(sizeof(real), m, n, turned, m, c, ldc)
+    free(memory)
+    return status
+
+
+cdef bint is_short(int64_t m, int64_t k, int64_t lda) noexcept nogil:
+    return SHORT_FROM <= m and 1 < k <= min(<int64_t> SHORT, lda) and m * k <= SHORT_ELEMENTS
+
+
+cdef void short_rows(int64_t m, int64_t k, real alpha, const real *a, int64_t lda, const real *x, int64_t incx, real beta,
+                     real *y) noexcept nogil:
+    """y := alpha A x + beta y, rows of A so short that transposing them takes less than adding up lanes for each."""
+    cdef real[SHORT * SHORT_PART] turned
+    cdef int64_t wide = k if k == lda and k <= 4 else <int64_t> SHORT    # what is of the next rows is not used,
+    cdef int64_t narrow = m - (wide - k + lda - 1) // lda                 # which from here on may not be there
+    cdef int64_t first = 0, rows, some
+    if beta == 0:
+        memset(y, 0, <size_t> (m * sizeof(real)))
+    elif beta != 1:
+        scal(m, beta, y, 1)
+    while first < m:
+        rows = min(<int64_t> SHORT_PART, m - first)
+        some = max(<int64_t> 0, min(rows, narrow - first))
+        K.move_transpose(sizeof(real), wide, some, a + first * lda, lda, &turned[0], SHORT_PART)
+        K.move_transpose(sizeof(real), k, rows - some, a + (first + some) * lda, lda, &turned[some], SHORT_PART)
+        gemv_rows(rows, k, alpha, x, incx, &turned[0], SHORT_PART, y + first)
+        first += rows
+
+
 cdef int gemm(int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_t rsa, int64_t csa, const real *b,
               int64_t rsb, int64_t csb, real beta, real *c, int64_t ldc, int64_t count, int64_t stride_a,
               int64_t stride_b, int64_t stride_c, int32_t threads) noexcept nogil:
+    if count == 1 and alpha != 0:
+        if n == 1 and ldc == 1 and csa == 1 and is_short(m, k, rsa):
+            short_rows(m, k, alpha, a, rsa, b, rsb, beta, c)
+            return 0
+        if m == 1 and rsb == 1 and is_short(n, k, csb):
+            short_rows(n, k, alpha, b, csb, a, csa, beta, c)
+            return 0
+        if beta == 0 and exchanges(m, n, k, sizeof(real), rsa, csa, rsb, csb):
+            return exchanged(m, n, k, alpha, a, rsa, csa, b, rsb, csb, c, ldc, threads)
+    return multiply(m, n, k, alpha, a, rsa, csa, b, rsb, csb, beta, c, ldc, count, stride_a, stride_b, stride_c, threads)
+
+
+cdef int multiply(int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_t rsa, int64_t csa, const real *b,
+                  int64_t rsb, int64_t csb, real beta, real *c, int64_t ldc, int64_t count, int64_t stride_a,
+                  int64_t stride_b, int64_t stride_c, int32_t threads) noexcept nogil:
     cdef ev_gemm g
     cdef char[STACK + 64] small
     cdef void *scratch = NULL

@@ -209,10 +209,10 @@ cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
         return ROW_TIMES_COLUMNS
     if g.m == 1 and g.csb == 1 and not (K.masks and is_narrow(g, size)):
         return ROW_TIMES_ROWS
-    if g.n == 1 and g.csa == 1 and g.rsb == 1:
-        return ROWS_TIMES_COLUMN
     if g.n == 1 and g.rsa == 1 and g.ldc == 1:
         return COLUMNS_TIMES_COLUMN
+    if g.n == 1 and g.csa == 1 and g.rsb == 1:
+        return ROWS_TIMES_COLUMN
     if (g.csa == 1 and g.rsb == 1 and g.csb != 1 and g.k * size >= DOTS_BYTES and
             (g.n <= DOTS_COLUMNS or g.m <= DOTS_ROWS and g.k >= DOTS_K_A_ROW * g.m)):
         return DOTS

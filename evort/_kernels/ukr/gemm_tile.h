@@ -390,12 +390,14 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
     const int packed = t->a_step != EV_MR * t->rsa;
     const int plain = EV_TYPED(is_plain)(t);
     const int64_t n = t->n - EV_TYPED(tail_columns)(t);
+    const int64_t rows = t->m - (from ? EV_MR : 0), groups = (rows + EV_MR - 1) / EV_MR;
+    const int64_t even = groups > 1 ? rows / groups : rows;
     for (int64_t j = 0, some; j < n; j += some) {
         some = EV_TILE_COLUMNS(n - j, VW);
         T *b = (T *)t->b + j / NR * t->b_step + j % NR;
         const T *a = t->a;
         const int width = EV_TILE_WIDTH(some < n - j ? some : n - j, VW);
-        int64_t groups = (t->m + EV_MR - 1) / EV_MR, mr, i = 0;
+        int64_t larger = rows - even * groups, mr, i = 0;
         if (from) {
 #define PACKING(by_lanes) \
     EV_TYPED(gemm_rows)(t, a, b, 0, j, EV_MR, WHOLE, by_lanes, 1, from + j, ldf, NULL, 0, t->k, 0)
@@ -404,14 +406,13 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
 #undef PACKING
             i = EV_MR;
             a += t->a_step;
-            groups--;
         }
-        for (; i < t->m; i += mr, groups--) {
+        for (; i < t->m; i += mr) {
             /* Rows that do not lie in panels go in even shares: 14 are 7 and 7. */
 #ifdef EV_LEAN
             mr = t->m - i >= EV_MR ? EV_MR : t->m - i > 1 ? 2 : 1;
 #else
-            mr = !packed ? (t->m - i + groups - 1) / groups : t->m - i < EV_MR ? t->m - i : EV_MR;
+            mr = !packed ? even + (larger-- > 0) : t->m - i < EV_MR ? t->m - i : EV_MR;
 #endif
             /* The first rows to meet a panel that lies apart fetch the next one (its first line came with this one's last),
              * those that meet the first panel the rows of A to come. Others have both in L2, and fetch what they read. */

@@ -53,6 +53,16 @@ static void EV_TYPED(eight_rows)(int64_t n, const T *x, const T *w, int64_t ld, 
         *(VU *)(y + j) = y0;
         *(VU *)(y + j + VW) = y1;
     }
+#if defined(__AVX512F__) /* parts cost nothing */
+    for (; j < n; j += VW) {
+        const int64_t left = n - j;
+        V s = PART(y + j, left);
+#define X(i) s += PART(w + i * ld + j, left) * x[i];
+        EV_EACH_OF_8(X)
+#undef X
+        SET_PART(y + j, left, s);
+    }
+#endif
     for (; j < n; j++) {
         T s = y[j];
 #define X(i) s += w[i * ld + j] * x[i];

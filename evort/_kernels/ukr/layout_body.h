@@ -99,7 +99,7 @@ static void EV_FN(move_index)(int item, int64_t n, const void *x, const int64_t 
 #undef BODY
 }
 
-/* 8 x 8 items of 1, 2 or 4 bytes: y[i * ys + j] = x[i + j * xs]. Returns 0 where there is no fast way. */
+/* 8 x 8 items of 1, 2, 4 or (with AVX) 8 bytes: y[i * ys + j] = x[i + j * xs]. Returns 0 where there is no fast way. */
 static inline __attribute__((always_inline)) int EV_FN(transpose_8x8)(
     int item, const void *x0, int64_t xs, void *y0, int64_t ys)
 {
@@ -161,6 +161,22 @@ static inline __attribute__((always_inline)) int EV_FN(transpose_8x8)(
             _mm256_storeu_ps(y + (h + 2) * ys, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0x44));
             _mm256_storeu_ps(y + (h + 3) * ys, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0xee));
         }
+        return 1;
+    }
+    if (item == 8) {
+        for (int h = 0; h < 8; h += 4)
+            for (int j = 0; j < 8; j += 4) {
+                const double *x = (const double *)x0 + h + j * xs;
+                double *y = (double *)y0 + h * ys + j;
+                const __m256d a = _mm256_loadu_pd(x), b = _mm256_loadu_pd(x + xs);
+                const __m256d c = _mm256_loadu_pd(x + 2 * xs), d = _mm256_loadu_pd(x + 3 * xs);
+                const __m256d e = _mm256_unpacklo_pd(a, b), f = _mm256_unpackhi_pd(a, b);
+                const __m256d g = _mm256_unpacklo_pd(c, d), i = _mm256_unpackhi_pd(c, d);
+                _mm256_storeu_pd(y, _mm256_permute2f128_pd(e, g, 0x20));
+                _mm256_storeu_pd(y + ys, _mm256_permute2f128_pd(f, i, 0x20));
+                _mm256_storeu_pd(y + 2 * ys, _mm256_permute2f128_pd(e, g, 0x31));
+                _mm256_storeu_pd(y + 3 * ys, _mm256_permute2f128_pd(f, i, 0x31));
+            }
         return 1;
     }
 #endif
@@ -250,6 +266,7 @@ static inline __attribute__((always_inline)) void EV_FN(transpose_tile)(
 EV_INTERLEAVE(uint8_t, 1)
 EV_INTERLEAVE(EV_FN(item2), 2)
 EV_INTERLEAVE(EV_FN(item4), 4)
+EV_INTERLEAVE(EV_FN(item8), 8)
 
 /* y[i * ys + j] = x[i + j * xs], i < rows, j < cols; strides in items. */
 static void EV_FN(move_transpose)(int item, int64_t rows, int64_t cols, const void *x, int64_t xs, void *y, int64_t ys)
@@ -261,11 +278,12 @@ static void EV_FN(move_transpose)(int item, int64_t rows, int64_t cols, const vo
         case 4: EV_FN(split_4)(rows, cols, x, y, ys); return;
         }
     }
-    if (cols == ys && cols >= 2 && cols <= 4 && item <= 4) {
+    if (cols == ys && cols >= 2 && cols <= 4 && item <= 8) {
         switch (item) {
         case 1: EV_FN(join_1)(cols, rows, x, xs, y); return;
         case 2: EV_FN(join_2)(cols, rows, x, xs, y); return;
         case 4: EV_FN(join_4)(cols, rows, x, xs, y); return;
+        case 8: EV_FN(join_8)(cols, rows, x, xs, y); return;
         }
     }
     for (int64_t j = 0; j < cols; j += 256) {
