@@ -13,7 +13,7 @@ memory    a static int8 model beside evort's float32 weights and arena: its own,
 latency   static int8 / evort float32 / onnxruntime's int8 (the faster of static and dynamic), alternating, one thread
 tool      peak memory of `evort quantize` on a model of 67 MB, in parts of its size
 
-Red is a bar missed (docs/quantization.md). Every job is a process of its own (`_quantizers.py`).
+Red is a bar missed (docs/quantization-measured.md). Every job is a process of its own (`_quantizers.py`).
 """
 
 from __future__ import annotations

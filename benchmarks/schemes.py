@@ -78,6 +78,9 @@ SCHEMES: dict[str, tuple[Make, str, bool]] = {
     "weight-only float16": (_quantized(scheme="weight-only", bits=16), NONE, False),
     "weight-only int8": (_quantized(scheme="weight-only", bits=8, block=32), NONE, False),
     "weight-only int4": (_quantized(scheme="weight-only", bits=4, block=32), NONE, False),
+    "weight-only int4, for size": (
+        _quantized(scheme="weight-only", bits=4, block=32, prefer="size"), NONE, False,
+    ),
     "weight-only int4, GPTQ": (_quantized(scheme="weight-only", bits=4, block=32, rounding="gptq"), UNLABELLED, False),
     "static int8": (_quantized(scheme="static", prefer="size"), UNLABELLED, False),
     "static int8, for speed": (_quantized(scheme="static"), UNLABELLED, False),
