@@ -230,7 +230,7 @@ cdef class Call:
     ins, outs: a Spec for each input and output, None where an optional one is absent; outs is filled after `infer`.
     threads: how many threads the plan may use. run_graph: runs a nested graph, `run_graph(graph, {name: value})`
     giving the list of its outputs (only set while the node runs). memo, found: what `infer` and `channels_last` worked
-    out, where `bind` can use it again; None until an operator sets it. kernel: the driver that was measured to be best here (`Op.choices`), which
+    out, where `bind` can use it again; None until an operator sets it, and once a plan is made. kernel: the driver that was measured to be best here (`Op.choices`), which
     `bind` must give where it can; None leaves the choice to it.
     """
 

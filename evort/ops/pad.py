@@ -85,9 +85,7 @@ class Take(Op):
     def bind(self, c: Call) -> Kernel | None:
         x = c.ins[0]
         fill = self.fill if self.fill is not None and c.has(self.fill) else None
-        kernel = take_kernel(itemsize(x), x.shape, self.known(c), fill)
-        c.memo = None
-        return kernel
+        return take_kernel(itemsize(x), x.shape, self.known(c), fill)
 
     def view(self, c: Call) -> dict[int, tuple[int, int]] | None:
         return ALL_VIEW if all(t is None for t in self.known(c)) else None

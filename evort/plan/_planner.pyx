@@ -275,6 +275,7 @@ cdef class _Builder:
         for step in range(len(calls)):
             bound, c = bounds[step], calls[step]
             kernel, function = self.binder.bind(bound.definition, c)
+            c.memo = c.found = None  # which have served
             kernels.append((kernel, function))
             if kernel is not None and kernel.scratch:
                 scratch.append((step, kernel.scratch))
