@@ -146,9 +146,7 @@ def _constant(graph: Graph, node: Node) -> bool:
     if any(t is None or t.data is None for t in operands):
         return False
     if packed:
-        return (
-            len(operands) > 1 and operands[0].dtype == DType.UINT8 and operands[1].dtype in (DType.FLOAT, DType.FLOAT16)
-        )
+        return all(t.dtype in kinds for t, kinds in zip(operands, _PACKED, strict=False))
     q, scale = operands[:2]
     return q.dtype in _STORED and scale.dtype == DType.FLOAT and scale.data.ndim <= 1
 

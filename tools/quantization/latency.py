@@ -230,10 +230,14 @@ def both(
     """{layer: microseconds in the first model, in the second}, of layers that both run, those of branches too; with the
     instruction set (by default that in use) with which the second takes longest beside the first."""
     found: dict[str, tuple[float, float]] = {}
+    models, large = {"1": first, "2": second}, total_bytes(first.graph) > _LARGE
     for isa in isas or (core.isa(),):
         with selected(isa):
-            sessions = {name: Session(model, threads=threads or 1) for name, model in (("1", first), ("2", second))}
-            best = _run(first.graph, sessions, feeds, _SECONDS, nested=True)
+            best: dict[str, Times] = {}
+            for turn in (("1",), ("2",)) if large else (("1", "2"),):
+                sessions = {name: Session(models[name], threads=threads or 1) for name in turn}
+                best |= _run(first.graph, sessions, feeds, _SECONDS / 2 * len(turn), nested=True)
+                del sessions
         for layer in best["1"].keys() & best["2"].keys():
             pair = best["1"][layer], best["2"][layer]
             old = found.get(layer, (1.0, 0.0))

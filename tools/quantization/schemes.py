@@ -117,10 +117,15 @@ def _dynamic(model: Model, data: Calibration | None, options: Options, excluded:
     free = _INTEGERS - {"DynamicQuantizeAttention" if options.attention == "on" else ""}
     for least in (_TIE, 1 / _TIE, 0.0):  # of float32's time, from which a layer stays in float
         times = both(model, made.model, feeds, options.threads, options.isa)
-        for _, _, node in places(made.model.graph):
-            if node.op in free and _ratio(times, node) >= least:
-                slow[names[node.outputs[0]]] = slower_than(*times[node.outputs[0]])
-        made = but_for(slow)
+        found = {
+            names[node.outputs[0]]: slower_than(*times[node.outputs[0]])
+            for _, _, node in places(made.model.graph)
+            if node.op in free and _ratio(times, node) >= least
+        }
+        if found:
+            slow |= found
+            made = ByLayer(model, [], {})  # the former is not held beside the next
+            made = but_for(slow)
         if ratio(model, made.model, feeds, options.threads, options.isa) <= _SCATTER:
             break
     floats = [place for place, _, node in places(made.model.graph) if (node.name or node.outputs[0]) in slow]
