@@ -69,7 +69,8 @@ def _check_quantities(c: Call, quantities: Sequence[tuple[int, int | None, bool]
         if spec.shape not in ((), (1,)) and not (many and spec.shape == (channels,)):
             what = "scale" if like is None else "zero point"
             raise c.error(f"{what} (input {index}) must be a scalar{' or one for each channel' if many else ''}")
-        if like is not None and spec.dtype != ins[like].dtype and not (like == _X and ins[_X].dtype == DType.FLOAT):
+        other = None if like is None else ins[like]
+        if other is not None and spec.dtype != other.dtype and not (like == _X and other.dtype == DType.FLOAT):
             raise c.error(f"zero point (input {index}) must have the element type of input {like}")
 
 
