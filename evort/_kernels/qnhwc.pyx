@@ -19,7 +19,7 @@ pixel gives to a row of the result, [kernel's width][channels], are the channels
 """
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 from evort._kernels.core cimport (EV_BIAS_COLUMN, EV_FLOAT, EV_NHWC_BYTES, EV_NHWC_DOTS, EV_NHWC_HALVES,
                                   EV_INT8, EV_INT16, EV_NHWC_NR, EV_NHWC_TAPS, EV_NHWC_VECTOR, EV_NHWC_WIDE, EV_OK,
                                   EV_UINT8, address, ev_call, ev_item_size, ev_nhwc_columns, ev_nhwc_conv,

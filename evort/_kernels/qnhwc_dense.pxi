@@ -147,6 +147,7 @@ cdef void dense_items(void *ctx, int64_t begin, int64_t end, int32_t worker) noe
     cdef int64_t item, image, plane, first, rows, chunk, columns
     cdef ev_nhwc_conv k
     cdef Ring ring
+    ring.plane = -1
     memset(&k, 0, sizeof(k))
     k.offset, k.segments, k.quads, k.wide, k.presum = offset, g.segments, g.quads, g.wide, g.presum
     k.finish = NULL if g.sums else &job.finish

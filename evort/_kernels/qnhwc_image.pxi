@@ -23,37 +23,35 @@ cdef const char *bytes_of(const Job *job, const Geometry *g, const char *x, int 
     return line + 2 * n
 
 
-cdef void stage(const Task *t, int limb, int64_t image, int64_t d, int64_t first, int64_t rows, char *to,
+cdef void stage(const Task *t, int limb, int64_t image, int64_t d, int64_t top, int64_t bottom, char *to,
                 char *scratch) noexcept nogil:
-    """What `rows` rows of positions from `first` on read of plane d, with padding, channels last. limb: 1 for the upper
-    bytes of an image of 16 bits."""
+    """Rows [top, bottom) of plane d, with padding, channels last. limb: 1 for the upper bytes of an image of 16 bits."""
     cdef const Job *job = &t.job
     cdef const Geometry *g = &t.g
     cdef int zero = <int> t.zero[limb]
     cdef bint bytes_ = job.o.x.dtype == EV_UINT8
-    cdef int64_t h, top = first * g.pool_h * g.stride_h - g.pad_h, begin, n, c, size = ev_item_size(job.o.x.dtype)
+    cdef int64_t h, begin, n, c, size = ev_item_size(job.o.x.dtype)
     cdef int64_t row = g.pitch * g.c, area = g.h * g.w, all_ = g.d * area
     cdef const char *x = <const char *> job.o.x.data + (image * g.c * all_ + d * area * (g.c if g.x_last else 1)) * size
     cdef char *line = scratch + g.at_line
     cdef char *made = scratch + g.at_row
     begin = min(g.pad_w, g.pitch)
     n = max(<int64_t> 0, min(g.w, g.pitch - begin))
-    h = reach_h(g, rows)
-    if n == g.w == g.pitch and 0 <= d < g.d and top >= 0 and top + h <= g.h and bytes_ and not g.widens:
+    if n == g.w == g.pitch and 0 <= d < g.d and top >= 0 and bottom <= g.h and bytes_ and not g.widens:
         if g.x_last:
-            memcpy(to, x + top * row, h * row)
+            memcpy(to, x + top * row, (bottom - top) * row)
         else:
-            K.move_transpose(1, h * n, g.c, x + top * n, all_, to, g.c)
+            K.move_transpose(1, (bottom - top) * n, g.c, x + top * n, all_, to, g.c)
         return
     if g.whole and not bytes_:
         x = bytes_of(job, g, x, limb, line)
         bytes_ = True
     if g.c == 1 and not g.widens and 0 <= d < g.d and bytes_:
-        memset(to, zero, reach_h(g, rows) * row)     # short rows: what is around them is set at once
-        for h in range(max(<int64_t> 0, top), min(g.h, top + reach_h(g, rows))):
+        memset(to, zero, (bottom - top) * row)       # short rows: what is around them is set at once
+        for h in range(max(<int64_t> 0, top), min(g.h, bottom)):
             memcpy(to + (h - top) * row + begin, x + h * g.w, n)
         return
-    for h in range(top, top + reach_h(g, rows)):
+    for h in range(top, bottom):
         if not g.widens:
             made = to
         if h < 0 or h >= g.h or d < 0 or d >= g.d:
@@ -77,6 +75,26 @@ cdef void stage(const Task *t, int limb, int64_t image, int64_t d, int64_t first
 
 ctypedef struct Ring:
     int64_t begin, end           # planes that are staged; plane d has slot d % kernel_d, where taps follow one another
+    int64_t plane, top, bottom   # with a kernel of one plane: the one that rows [top, bottom) are staged of, counted
+                                 # through all images
+
+
+cdef void stage_band(const Task *t, int64_t image, int64_t d, int64_t top, int64_t bottom, Ring *ring,
+                     char *scratch) noexcept nogil:
+    """A band of a kernel of one plane. Rows that it has in common with the one before are moved."""
+    cdef const Geometry *g = &t.g
+    cdef char *to = scratch + g.at_stage
+    cdef int64_t row = g.pitch * g.c * (2 if g.widens else 1), have = 0
+    cdef int limb
+    cdef int64_t plane = image * g.d + d if 0 <= d < g.d and not g.limbs else -1
+    if plane >= 0 and ring.plane == plane and ring.top <= top < ring.bottom:
+        have = min(ring.bottom, bottom) - top
+        if ring.top < top:
+            memmove(to, to + (top - ring.top) * row, have * row)
+    for limb in range(2 if g.limbs else 1):
+        if top + have < bottom:
+            stage(t, limb, image, d, top + have, bottom, to + limb * g.limb + have * row, scratch)
+    ring.plane, ring.top, ring.bottom = plane, top, bottom
 
 
 cdef const char *image_of(const Task *t, int64_t image, int64_t plane, int64_t first, int64_t rows, Ring *ring,
@@ -85,17 +103,20 @@ cdef const char *image_of(const Task *t, int64_t image, int64_t plane, int64_t f
     bytes of an image of 16 bits begin Geometry.limb behind."""
     cdef const Job *job = &t.job
     cdef const Geometry *g = &t.g
-    cdef int limb
     cdef int64_t top = plane * g.stride_d - g.pad_d, k, d, i, at, slot, each = g.segments // g.kernel_d
+    cdef int64_t row = first * g.pool_h * g.stride_h - g.pad_h, bottom = row + reach_h(g, rows)
+    cdef int limb
+    if g.staged and g.kernel_d == 1:
+        stage_band(t, image, top, row, bottom, ring, scratch)
     for k in range(g.kernel_d):
         slot = k if g.staged else k * g.dilation_d
-        if g.staged:
+        if g.staged and g.kernel_d > 1:
             d = top + k * g.dilation_d
             if g.dilation_d == 1:
                 slot = (d % g.kernel_d + g.kernel_d) % g.kernel_d
             if g.dilation_d != 1 or d < ring.begin or d >= ring.end:
                 for limb in range(2 if g.limbs else 1):
-                    stage(t, limb, image, d, first, rows,
+                    stage(t, limb, image, d, row, bottom,
                           scratch + g.at_stage + limb * g.limb + slot * g.plane * (2 if g.widens else 1), scratch)
         for i in range(each):
             at = i * g.dilation_h * g.pitch

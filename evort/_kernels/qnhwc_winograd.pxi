@@ -148,6 +148,8 @@ cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) 
     cdef int64_t item, image, first, od, d, ready
     cdef int16_t *v = <int16_t *> (scratch + g.at_v)
     cdef ev_nhwc_winograd k
+    cdef Ring ring
+    ring.plane = -1
     memset(&k, 0, sizeof(k))
     k.cols, k.width = ceil_div(g.out_w, 4), g.out_w
     k.c, k.pitch = g.c, g.pitch * g.c
@@ -164,7 +166,10 @@ cdef void winograd_items(void *ctx, int64_t begin, int64_t end, int32_t worker) 
         ready = od - g.pad_d             # the first plane that is not transformed
         for od in range(od, min(g.out_d, od + g.chunk)):
             for d in range(ready, od - g.pad_d + g.kernel_d):
-                stage(t, 0, image, d, first, 4 * k.rows, scratch + g.at_stage, scratch)
+                if g.kernel_d == 1:
+                    stage_band(t, image, d, first - g.pad_h, first - g.pad_h + 4 * k.rows + 2, &ring, scratch)
+                else:
+                    stage(t, 0, image, d, first - g.pad_h, first - g.pad_h + 4 * k.rows + 2, scratch + g.at_stage, scratch)
                 k.v = v + slot_of(g, d) * 36 * g.step_v
                 K.nhwc_winograd_image(&k)
             ready = od - g.pad_d + g.kernel_d

@@ -377,7 +377,9 @@ def packs(c: Call, window: Window, found: bool | None = None) -> bool:
     x, products = c.ins[_X], math.prod(c.ins[_W].shape[1:])
     if qnhwc.wide():
         return products >= _LONG
-    return products >= 2 * _LONG and x.dtype == DType.FLOAT and x.size <= _SMALL
+    return (
+        x.dtype == DType.FLOAT and products >= (2 if x.size <= _SMALL else 8) * _LONG and c.outs[0].shape[1] >= _LANES
+    )
 
 
 def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:

@@ -177,6 +177,22 @@ def test_conv_that_moves_what_pays(isa: str, x: tuple[int, ...], types: str, flo
     assert driver in ({"qnhwc.linear", "qnhwc.winograd"} if pays else {"qconv.linear", "qnhwc.winograd"})
 
 
+@pytest.mark.parametrize("window", [
+    ((2, 24, 7, 1500), (8, 24, 3, 3), {"pads": [1, 1, 1, 1]}),
+    ((2, 24, 9, 1500), (8, 24, 3, 1), {"strides": [2, 1], "pads": [2, 0, 0, 0]}),
+    ((1, 16, 9, 2100), (8, 16, 2, 2), {"dilations": [2, 1], "pads": [0, 1, 1, 0]}),
+    ((2, 16, 2, 5, 2100), (8, 16, 1, 3, 1), {"pads": [1, 1, 0, 1, 1, 0]}),
+])  # fmt: skip
+@pytest.mark.parametrize("float_x", [False, True])
+def test_bands_share_rows(isa: str, window: Any, float_x: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the image that two bands read are staged once."""
+    x, w, attrs = window
+    monkeypatch.setattr(qconv, "packs", moves)
+    for threads in (1, 2):
+        driver = same("QLinearConv", operands(x, w, w[0], 2, "u8 s8 u8", float_x, zeros="none"), attrs, threads)
+        assert driver.startswith("qnhwc") or not core.channels_last()
+
+
 @pytest.mark.parametrize("y", ["f", "u8"])
 @pytest.mark.parametrize(
     "x, w, stride", [((1, 1, 40), (70, 1, 16), 8), ((2, 6, 7), (130, 6, 3), 2), ((1, 1, 70), (9, 1, 7), 4)]
