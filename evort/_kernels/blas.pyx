@@ -116,12 +116,13 @@ cdef bint exchanges(int64_t m, int64_t n, int64_t k, int64_t size, int64_t rsa, 
                     int64_t csb) noexcept nogil:
     """Whether op(B)ᵀ op(A)ᵀ is the faster product, its copy to C included."""
     cdef bint a = csa != 1 and rsa == 1, b = csb != 1 and rsb == 1
-    if m == 1 or m * n * size > EXCHANGED_BYTES:
+    if m == 1 or m * n * size > EXCHANGED_BYTES or 4 < n < 8 and k <= 32:
         return False
     if a and b and n > 1:        # which leaves nothing transposed: B would be packed by blocks
-        return 2 * k >= m or n <= 4
+        if k > 16 and 2 * k >= max(m, min(n, <int64_t> 64)) or n <= min(<int64_t> 16, 2 * k):
+            return True
     if a:                        # where few columns fill a vector less than A's rows
-        return k >= EXCHANGED_DEPTH and 7 * m * halves(n, size) > 8 * n * halves(m, size)
+        return m > n and k >= EXCHANGED_DEPTH and 7 * m * halves(n, size) > 8 * n * halves(m, size)
     return b and K.masks and m <= 3 and n >= 16 and k >= 2 * EXCHANGED_DEPTH    # rows of B four at a time
 
 

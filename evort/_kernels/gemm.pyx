@@ -66,6 +66,7 @@ cdef enum:
     ROOMY_BIG_A_B_BYTES = 640 * 1024
     FEW_ROWS = 16                # products of up to so many rows read B in place,
     SHALLOW_ROWS = 64            # or of up to so many where K is at most
+    SHALLOW_K = 64               # columns of A that are contiguous are read where they lie, of so many rows or so few,
     IN_PLACE_KC = 160            # the rows of B that they take at a time,
     NEAR_ROWS = 96               # or so many
     NEAR_B_BYTES = 40 * 1024     # where B is no larger
@@ -282,7 +283,7 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
     # By all columns, not by those of a share: a few last ones are added up in another order where A is as it lies.
-    cdef bint pack_a = not in_place and (g.csa != 1 and (g.m > SHALLOW_ROWS or g.rsa != 1) or g.supply != NULL or
+    cdef bint pack_a = not in_place and (g.csa != 1 and (g.m > SHALLOW_ROWS and g.k > SHALLOW_K or g.rsa != 1) or g.supply != NULL or
                                          K.packs_a and g.n >= PACK_COLUMNS)
     cdef bint copy_a = not in_place and not pack_a and g.rsa * size % ALIASED_A == 0 and j_end - j_begin >= COPY_COLUMNS
     cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a or copy_a else plan.mc

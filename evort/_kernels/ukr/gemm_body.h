@@ -7,6 +7,7 @@
  *   HALF_V, HALF_PART, HALF_WIDEN  (AVX-512) half a vector, the first n elements at p as such, and a V of it
  *   TAIL_SUMS      the sums of several rows' vectors at once, where there is such a way
  * See gemm.h for the contract. */
+#include "transpose_body.h"
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define EV_VECTOR_BYTES 64

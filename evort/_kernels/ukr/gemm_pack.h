@@ -12,12 +12,18 @@ static inline __attribute__((always_inline)) void EV_TYPED(pack_copy)(
         for (int64_t j = 0; j < panels; j++) memcpy(dst + j * w * k, src + j * w, (size_t)w * sizeof(T));
 }
 
-/* w columns that are each contiguous along p: transposed in blocks of four rows, which the compiler turns into
- * shuffles. */
+/* w columns that are each contiguous along p: transposed in blocks, of eight by eight with AVX, or of four rows, which the
+ * compiler turns into shuffles. */
 static inline __attribute__((always_inline)) void EV_TYPED(pack_transpose)(
     int64_t w, int64_t k, int64_t sj, const T *src, T *dst)
 {
     int64_t p = 0;
+#if defined(__AVX2__)
+    if (w == NR)
+        for (; p + 8 <= k; p += 8, src += 8, dst += 8 * w)
+#pragma GCC unroll 1
+            for (int64_t j = 0; j < w; j += 8) EV_FN(transpose_8x8)(sizeof(T), src + j * sj, sj, dst + j, w);
+#endif
     for (; p + 4 <= k; p += 4, src += 4, dst += 4 * w)
         for (int64_t j = 0; j < w; j++) {
             const T *s = src + j * sj;
