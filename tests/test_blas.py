@@ -77,7 +77,8 @@ def test_gemm(dtype, m, n, k, a_steps, b_steps, a_order, b_order, c_order, trans
 @pytest.mark.parametrize("dtype", REALS)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5000, 70), (5000, 1, 70), (1, 3, 3000), (7, 1030, 33), (8, 40, 1300),
                                    (200, 49, 1153), (300, 170, 40), (6, 16, 4), (25, 36, 150), (300, 1, 5), (1, 300, 7),
-                                   (70, 3, 9), (3, 90, 40), (33, 17, 20), (130, 70, 66)])  # fmt: skip
+                                   (70, 3, 9), (3, 90, 40), (33, 17, 20), (130, 70, 66), (40, 70, 1024),
+                                   (258, 261, 1024)])  # fmt: skip
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
 def test_gemm_of_every_method(dtype, shape, layout):
     m, n, k = shape

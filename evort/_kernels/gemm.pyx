@@ -4,7 +4,7 @@
       for p in blocks of kc
         B[kc, nc] becomes panels of NR columns                  in L2, at most B_BYTES a thread
         for rows in blocks of mc
-          (pack A[mc, kc] where its columns are what is contiguous, copy it where its rows are ALIASED_A bytes apart)
+          (pack A[mc, kc] where its columns are what is contiguous, copy or pack where its rows are ALIASED_A bytes apart)
           micro-kernel: each panel of B (or two),               in L1: kc x NR
                         all mc rows, mr at a time               A streams from L2
       activation of C[:, nc] while it is in the cache
@@ -54,16 +54,20 @@ cdef enum:
     PACKED_MC = 24               # the same where A is packed, which takes scratch
     ALIASED_A = 4096             # bytes between rows that fall into one set of L1, too small for mr of them: copied,
     COPY_PAD = 64                # as many bytes further apart,
-    COPY_COLUMNS = 64            # if that many columns make use of it
+    COPY_COLUMNS = 64            # if that many columns make use of it, or, where A is big and so many
+    ALIASED_COLUMNS = 256        # columns do, packed
     PACK_COLUMNS = 32            # the same for packing A where the micro-kernel is faster with that
     B_BYTES = 80 * 1024          # larger measures no faster, unless A has to come from memory each time:
     BIG_A_BYTES = 3 << 20        # beyond this, so much
     BIG_A_B_BYTES = 160 * 1024
-    ROOMY_L2_BYTES = 1 << 20     # With an L2 of this size,
-    ROOMY_KC = 512               # where tiles of 12 rows take panels slowly enough to have them from there, and
+    ROOMY_L2_BYTES = 1 << 20     # With an L2 of this size panels come from there fast enough to be deeper than L1, and
+    ROOMY_KC = 512               # C is read and written less often; and
     ROOMY_B_BYTES = 160 * 1024
     ROOMY_BIG_A_BYTES = 1 << 20
     ROOMY_BIG_A_B_BYTES = 640 * 1024
+    HUGE_A_BYTES = 8 << 20       # Beyond this, or where a big A is packed for each block of columns, so many
+    WIDE_COLUMNS = 1024          # columns of B, which then come from L3,
+    WIDE_MC = 48                 # for so many rows of A at a time, which stay in L2
     FEW_ROWS = 16                # products of up to so many rows read B in place,
     SHALLOW_ROWS = 64            # or of up to so many where K is at most
     SHALLOW_K = 64               # columns of A that are contiguous are read where they lie, of so many rows or so few,
@@ -105,6 +109,7 @@ ctypedef void (*gemv_dot_fn)(int64_t, int64_t, double, const void *, const void 
 
 ctypedef struct Plan:
     int64_t kc, nc, mc           # block sizes
+    int64_t packed_mc            # that of packed rows
     int64_t parts_m, parts_n     # the grid of shares
     int64_t most_m, most_n       # size of the largest share
     int64_t slot                 # scratch bytes of a thread
@@ -188,17 +193,21 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     plan.most_m = max(round_up(ceil_div(m, plan.parts_m), ROW_UNIT), ROW_UNIT)
     plan.most_n = max(round_up(ceil_div(n, plan.parts_n), nr), nr)
     cdef bint roomy = L2_BYTES >= ROOMY_L2_BYTES
-    cdef int64_t depth = ROOMY_KC if roomy and K.mr >= 12 else KC
-    plan.kc = even_block(k, depth if size == 4 else depth // 2, 16)   # pack functions rely on the 16
+    cdef int64_t a_bytes = m * k * size
+    plan.kc = even_block(k, ROOMY_KC if roomy else KC if size == 4 else KC // 2, 16)   # pack functions rely on the 16
     plan.mc = even_block(plan.most_m, MC, EV_MR_UNIT)
+    plan.packed_mc = min(plan.mc, <int64_t> PACKED_MC)
     cdef int64_t b_bytes = ROOMY_B_BYTES if roomy else B_BYTES
-    if m * k * size > (ROOMY_BIG_A_BYTES if roomy else BIG_A_BYTES):
+    if a_bytes > (ROOMY_BIG_A_BYTES if roomy else BIG_A_BYTES):
         b_bytes = ROOMY_BIG_A_B_BYTES if roomy else BIG_A_B_BYTES
     plan.nc = plan.most_n
     if plan.nc * plan.kc * size > b_bytes:
+        # (Rows with gaps between them may be ALIASED_A bytes apart in other cases, which are slower for it.)
+        if roomy and (a_bytes > HUGE_A_BYTES or a_bytes > ROOMY_BIG_A_BYTES and k * size % ALIASED_A == 0):
+            b_bytes = WIDE_COLUMNS * plan.kc * size
+            plan.packed_mc = min(plan.mc, <int64_t> WIDE_MC)
         plan.nc = even_block(plan.most_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
-    cdef int64_t packed_rows = min(plan.mc, <int64_t> PACKED_MC)
-    plan.slot = round_up((plan.nc + packed_rows) * plan.kc * size + packed_rows * COPY_PAD, 64)
+    plan.slot = round_up((plan.nc + plan.packed_mc) * plan.kc * size + plan.packed_mc * COPY_PAD, 64)
 
 
 cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
@@ -282,11 +291,13 @@ cdef void matrix_share(const Job *job, const ev_gemm *g, int64_t i_begin, int64_
     cdef int64_t kc = in_place_kc(g, size) if in_place else plan.kc
     cdef int64_t nc = max(nr, IN_PLACE_TILE // g.m // nr * nr) if in_place else plan.nc
     cdef char *packed_a = packed_b + plan.nc * plan.kc * size
+    cdef bint aliased = g.rsa * size % ALIASED_A == 0
     # By all columns, not by those of a share: a few last ones are added up in another order where A is as it lies.
-    cdef bint pack_a = not in_place and (g.csa != 1 and (g.m > SHALLOW_ROWS and g.k > SHALLOW_K or g.rsa != 1) or g.supply != NULL or
-                                         K.packs_a and g.n >= PACK_COLUMNS)
-    cdef bint copy_a = not in_place and not pack_a and g.rsa * size % ALIASED_A == 0 and j_end - j_begin >= COPY_COLUMNS
-    cdef int64_t mc = min(plan.mc, <int64_t> PACKED_MC) if pack_a or copy_a else plan.mc
+    cdef bint pack_a = not in_place and (g.csa != 1 and (g.m > SHALLOW_ROWS and g.k > SHALLOW_K or g.rsa != 1) or
+                                         g.supply != NULL or K.packs_a and g.n >= PACK_COLUMNS or
+                                         aliased and g.n >= ALIASED_COLUMNS and g.m * g.k * size > ROOMY_BIG_A_BYTES)
+    cdef bint copy_a = not in_place and not pack_a and aliased and j_end - j_begin >= COPY_COLUMNS
+    cdef int64_t mc = plan.packed_mc if pack_a or copy_a else plan.mc
     cdef bint as_it_goes = not in_place and g.pack == NULL and g.csb == 1 and min(mc, i_end - i_begin) >= K.mr
     cdef int64_t i0, j0, p0, nb, kb, packed, whole
     cdef const char *b

@@ -139,8 +139,8 @@ EV_PARTS(double, f64)
 #define TAIL_SUMS EV_FN(tail_sums)
 #endif
 #include "gemm_vector.h"
-#include "gemm_tile.h"
 #include "gemm_pack.h"
+#include "gemm_tile.h"
 #include "blas1.h"
 #undef T
 #undef TYPE
@@ -173,8 +173,8 @@ EV_PARTS(double, f64)
 #define HALF_WIDEN(x) _mm512_zextpd256_pd512(x)
 #define ABS fabs
 #include "gemm_vector.h"
-#include "gemm_tile.h"
 #include "gemm_pack.h"
+#include "gemm_tile.h"
 #include "blas1.h"
 #undef T
 #undef TYPE

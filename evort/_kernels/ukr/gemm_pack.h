@@ -12,29 +12,47 @@ static inline __attribute__((always_inline)) void EV_TYPED(pack_copy)(
         for (int64_t j = 0; j < panels; j++) memcpy(dst + j * w * k, src + j * w, (size_t)w * sizeof(T));
 }
 
-/* w columns that are each contiguous along p: transposed in blocks, of eight by eight with AVX, or of four rows, which the
- * compiler turns into shuffles. */
-static inline __attribute__((always_inline)) void EV_TYPED(pack_transpose)(
-    int64_t w, int64_t k, int64_t sj, const T *src, T *dst)
+/* Four runs of four elements, lds apart, become columns of d. */
+static inline __attribute__((always_inline)) void EV_TYPED(transpose)(const T *s, int64_t lds, T *d, int64_t ldd)
 {
-    int64_t p = 0;
+    typedef T four __attribute__((vector_size(4 * sizeof(T)), may_alias, aligned(sizeof(T))));
+    typedef __typeof__(__builtin_choose_expr(sizeof(T) == 4, (int32_t)0, (int64_t)0)) lane;
+    typedef lane which __attribute__((vector_size(4 * sizeof(T))));
+    const which low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
+    const four r0 = *(const four *)s, r1 = *(const four *)(s + lds);
+    const four r2 = *(const four *)(s + 2 * lds), r3 = *(const four *)(s + 3 * lds);
+    const four x = __builtin_shuffle(r0, r1, low), y = __builtin_shuffle(r2, r3, low);
+    const four z = __builtin_shuffle(r0, r1, high), w = __builtin_shuffle(r2, r3, high);
+    *(four *)d = __builtin_shuffle(x, y, first);
+    *(four *)(d + ldd) = __builtin_shuffle(x, y, last);
+    *(four *)(d + 2 * ldd) = __builtin_shuffle(z, w, first);
+    *(four *)(d + 3 * ldd) = __builtin_shuffle(z, w, last);
+}
+
+/* w >= 4 columns that are each contiguous along p: panels of B with AVX in blocks of eight by eight, others of four by four,
+ * a line of four columns at a time, as columns may all fall into one set of L1. Where w is no multiple of four, the last block
+ * begins within the one before. */
+static void EV_TYPED(pack_transpose)(int64_t w, int64_t k, int64_t sj, const T *src, T *dst)
+{
 #if defined(__AVX2__)
     if (w == NR)
-        for (; p + 8 <= k; p += 8, src += 8, dst += 8 * w)
+        for (; k >= 8; k -= 8, src += 8, dst += 8 * NR)
 #pragma GCC unroll 1
-            for (int64_t j = 0; j < w; j += 8) EV_FN(transpose_8x8)(sizeof(T), src + j * sj, sj, dst + j, w);
+            for (int64_t j = 0; j < NR; j += 8) EV_FN(transpose_8x8)(sizeof(T), src + j * sj, sj, dst + j, NR);
 #endif
-    for (; p + 4 <= k; p += 4, src += 4, dst += 4 * w)
-        for (int64_t j = 0; j < w; j++) {
+    const int64_t line = 64 / sizeof(T);
+    for (int64_t p = 0, some; p < k; p += some, src += some, dst += some * w) {
+        some = k - p < line ? k - p : line;
+        for (int64_t block = 0; block < w; block += 4) {
+            const int64_t j = block < w - 4 ? block : w - 4;
             const T *s = src + j * sj;
-            const T x0 = s[0], x1 = s[1], x2 = s[2], x3 = s[3];
-            dst[j] = x0;
-            dst[w + j] = x1;
-            dst[2 * w + j] = x2;
-            dst[3 * w + j] = x3;
+            T *d = dst + j;
+            int64_t i = 0;
+            for (; i + 4 <= some; i += 4) EV_TYPED(transpose)(s + i, sj, d + i * w, w);
+            for (; i < some; i++)
+                for (int l = 0; l < 4; l++) d[i * w + l] = s[l * sj + i];
         }
-    for (; p < k; p++, src++, dst += w)
-        for (int64_t j = 0; j < w; j++) dst[j] = src[j * sj];
+    }
 }
 
 /* The last panel of B where its rows lie in memory, `rest` wide: whole vectors, cut off by masks, of the rows that have
@@ -62,14 +80,15 @@ static void EV_TYPED(pack)(int64_t width, int64_t n, int64_t k, int64_t sj, int6
 #define EV_EACH_WIDTH(X) X(16) X(12) X(8) X(6)
 #define X(w)                                                                                \
         if (sj == 1 && width == w) EV_TYPED(pack_copy)(w, panels, k, sp, src, dst);         \
-        else if (sp == 1 && width == w) EV_TYPED(pack_transpose)(w, k, sj, src, dst);       \
         else
         EV_EACH_WIDTH(X)
 #undef X
         {
             panels = 1;
-            for (int64_t p = 0; p < k; p++)
-                for (int64_t i = 0; i < width; i++) dst[p * width + i] = src[i * sj + p * sp];
+            if (sp == 1) EV_TYPED(pack_transpose)(width, k, sj, src, dst);
+            else
+                for (int64_t p = 0; p < k; p++)
+                    for (int64_t i = 0; i < width; i++) dst[p * width + i] = src[i * sj + p * sp];
         }
     }
     const int64_t rest = n - j;

@@ -345,25 +345,13 @@ static void EV_TYPED(gemm_few)(const ev_tile *t)
 /* The last columns, at most EV_TAIL_COLUMNS. B is transposed four rows at a time, as far as so much of it follows. */
 static void EV_TYPED(gemm_tail)(const ev_tile *t, int64_t j0, int64_t n)
 {
-    typedef T four __attribute__((vector_size(4 * sizeof(T)), may_alias, aligned(sizeof(T))));
-    typedef __typeof__(__builtin_choose_expr(sizeof(T) == 4, (int32_t)0, (int64_t)0)) lane;
-    typedef lane which __attribute__((vector_size(4 * sizeof(T))));
-    const which low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, last = {2, 3, 6, 7};
     T copy[EV_TAIL_COLUMNS][EV_TAIL_K] __attribute__((aligned(64)));
     const T *column[EV_TAIL_COLUMNS] = {copy[0], copy[1], copy[2], copy[3]};
     const T *b = (const T *)t->b + j0 / NR * t->b_step + j0 % NR;
     const int64_t ldb = t->ldb;
     int64_t p = 0;
-    for (; p + 4 <= t->k && (t->k - 4 - p) * ldb >= 4 - n; p += 4, b += 4 * ldb) {
-        const four r0 = *(const four *)b, r1 = *(const four *)(b + ldb);
-        const four r2 = *(const four *)(b + 2 * ldb), r3 = *(const four *)(b + 3 * ldb);
-        const four x = __builtin_shuffle(r0, r1, low), y = __builtin_shuffle(r2, r3, low);
-        const four z = __builtin_shuffle(r0, r1, high), w = __builtin_shuffle(r2, r3, high);
-        *(four *)(copy[0] + p) = __builtin_shuffle(x, y, first);
-        *(four *)(copy[1] + p) = __builtin_shuffle(x, y, last);
-        *(four *)(copy[2] + p) = __builtin_shuffle(z, w, first);
-        *(four *)(copy[3] + p) = __builtin_shuffle(z, w, last);
-    }
+    for (; p + 4 <= t->k && (t->k - 4 - p) * ldb >= 4 - n; p += 4, b += 4 * ldb)
+        EV_TYPED(transpose)(b, ldb, copy[0] + p, EV_TAIL_K);
     for (; p < t->k; p++, b += ldb)
         for (int64_t j = 0; j < n; j++) copy[j][p] = b[j];
     EV_TYPED(columns_from)(t, column, j0, n);
@@ -415,12 +403,13 @@ static __attribute__((noinline)) void EV_TYPED(gemm_columns)(const ev_tile *t, c
             mr = !packed ? even + (larger-- > 0) : t->m - i < EV_MR ? t->m - i : EV_MR;
 #endif
             /* The first rows to meet a panel that lies apart fetch the next one (its first line came with this one's last),
-             * those that meet the first panel the rows of A to come. Others have both in L2, and fetch what they read. */
+             * those that meet the first panel the rows of A to come (the last panel, where those are packed once all panels
+             * have passed). Others have both in L2, and fetch what they read. */
             const T *next = b;
             int64_t step = t->ldb, run = t->k, skip = 0;
             if (i == 0 && t->ldb != NR) {
                 next += 2 * VW + EV_LAST;
-            } else if (j == 0 && t->next) {
+            } else if (t->next && (packed ? j + some >= n : j == 0)) {
                 next = (const T *)t->next + i * t->ldnext;
                 step = mr;
                 if (t->ldnext != t->k) run = (t->k + mr - 1) / mr, skip = t->ldnext - run * mr;
