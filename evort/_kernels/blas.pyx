@@ -122,7 +122,8 @@ cdef bint exchanges(int64_t m, int64_t n, int64_t k, int64_t size, int64_t rsa, 
         if k > 16 and 2 * k >= max(m, min(n, <int64_t> 64)) or n <= min(<int64_t> 16, 2 * k):
             return True
     if a:                        # where few columns fill a vector less than A's rows
-        return m > n and k >= EXCHANGED_DEPTH and 7 * m * halves(n, size) > 8 * n * halves(m, size)
+        return n <= 4 < m or ((K.masks or m > n) and k >= EXCHANGED_DEPTH and
+                              7 * m * halves(n, size) > 8 * n * halves(m, size))
     return b and K.masks and m <= 3 and n >= 16 and k >= 2 * EXCHANGED_DEPTH    # rows of B four at a time
 
 
@@ -180,7 +181,7 @@ cdef int gemm(int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_
         if m == 1 and rsb == 1 and is_short(n, k, csb):
             short_rows(n, k, alpha, b, csb, a, csa, beta, c)
             return 0
-        if beta == 0 and exchanges(m, n, k, sizeof(real), rsa, csa, rsb, csb):
+        if (csa != 1 or csb != 1) and beta == 0 and exchanges(m, n, k, sizeof(real), rsa, csa, rsb, csb):
             return exchanged(m, n, k, alpha, a, rsa, csa, b, rsb, csb, c, ldc, threads)
     return multiply(m, n, k, alpha, a, rsa, csa, b, rsb, csb, beta, c, ldc, count, stride_a, stride_b, stride_c, threads)
 
