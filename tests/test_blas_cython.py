@@ -12,7 +12,7 @@ SOURCE = """
 # cython: language_level=3
 from evort.blas cimport *
 from evort._kernels.core cimport ev_epilogue, EV_BIAS_ROW, EV_BIAS_COLUMN
-from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_f64, gemm_init, gemm_scratch
+from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_f64, gemm_init, gemm_scratch, gemm_scratch_within
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uintptr_t
 from libc.string cimport memset
 
@@ -121,6 +121,10 @@ def narrow(float[:, ::1] a, uint8_t[:, ::1] q, float[:, ::1] scales, uint16_t[:,
 
 def scratch_bytes(int64_t m, int64_t n, int64_t k, int threads, int64_t size=4):
     return gemm_scratch(size, m, n, k, threads)
+
+
+def scratch_within(int64_t m, int64_t n, int64_t k, int64_t size):
+    return gemm_scratch_within(size, m, n, k)
 
 # c := a b, with columns in order. a is contiguous, rows of b are.
 ctypedef fused real:
@@ -302,6 +306,21 @@ def aligned(size: int) -> np.ndarray:
     return memory[-memory.ctypes.data % 64 :]
 
 
+@pytest.mark.parametrize("size", [4, 8])
+def test_smaller_products_fit_the_scratch_of_larger_ones(client, size):
+    """As strips of a convolution do, the last of which is narrower: it may be one block where they are several."""
+    cut = False
+    for m in (1, 30, 97, 700):
+        for k in (1, 46, 161, 400, 1500):
+            exact = [client.scratch_bytes(m, n, k, 1, size) for n in range(1, 400)]
+            cut |= exact != sorted(exact)
+            for n in range(1, 400):
+                within = client.scratch_within(m, n, k, size)
+                assert within >= max(exact[:n])
+                assert within >= client.scratch_bytes(m // 2 + 1, n, k, 1, size)
+    assert cut
+
+
 @pytest.mark.parametrize("t", TYPES)
 def test_columns_in_order_do_not_depend_on_the_others(client, t):
     """Each column of a product has the same bits in products with more or fewer columns beside it, wherever strips end.
@@ -313,7 +332,7 @@ def test_columns_in_order_do_not_depend_on_the_others(client, t):
         for k in (1, 30, 46, 100, 159, 161, 400, 530):
             n = int(rng.integers(2, 90))
             a, b = (rng.standard_normal(shape).astype(TYPES[t]) for shape in ((m, k), (k, n)))
-            scratch = aligned(client.scratch_bytes(m, n, k, 1, a.itemsize))
+            scratch = aligned(client.scratch_within(m, n, k, a.itemsize))
             whole = np.empty((m, n), TYPES[t])
             client.in_order(a, b, whole, scratch)
             for _ in range(8):

@@ -21,7 +21,7 @@ from libc.string cimport memcpy, memmove, memset
 from evort._kernels.core cimport (EV_ACT_CLIP, EV_ACT_NONE, EV_ACT_RELU, EV_BIAS_NONE, EV_BIAS_ROW, EV_DEPTHWISE_CHANNELS, EV_DIRECT_LANES, EV_OK, EV_WINOGRAD_MAPS, address, ev_call,
                                   ev_conv_window, ev_depthwise, ev_depthwise_floats, ev_depthwise_rows, ev_direct, ev_direct_image,
                                   ev_epilogue, ev_tile, ev_ukr, ev_winograd_output, ev_winograd_row, parallel_for, register, ukernels)
-from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch, l2_bytes
+from evort._kernels.gemm cimport ev_gemm, gemm_f32, gemm_init, gemm_scratch, gemm_scratch_within, l2_bytes
 
 cdef const ev_ukr *K = ukernels()
 
@@ -341,7 +341,7 @@ cdef void make_blocks(Blocks *k, const ev_conv_window *g, int64_t rows, int64_t 
     k.tmp_bytes = round64(4 * g.image[2])
     k.slot = k.col_bytes + k.tmp_bytes
     if k.rows_in > 0:
-        k.slot += gemm_scratch(4, k.chunk * taps, k.rows_in * g.out[2], channels, 1)
+        k.slot += gemm_scratch_within(4, k.chunk * taps, k.rows_in * g.out[2], channels)
 
 
 cdef void transposed_blocks(void *ctx, int64_t begin, int64_t end, int32_t worker) noexcept nogil:

@@ -73,8 +73,8 @@ cdef void plan_separable(Separable *job, const int64_t *ints) noexcept nogil:
     job.hidden_bytes = round64(4 * job.hidden * job.plane) if job.expands else 0
     job.between_bytes = round64(4 * job.hidden * job.step * d.ow) if job.projects else 0
     job.slot = LAST_BYTES + job.hidden_bytes + job.between_bytes + round64(max(
-        gemm_scratch(4, job.hidden, job.rows * d.w, job.c, 1) if job.expands else 0,
-        gemm_scratch(4, job.m, job.step * d.ow, job.hidden, 1) if job.projects else 0))
+        gemm_scratch_within(4, job.hidden, job.rows * d.w, job.c) if job.expands else 0,
+        gemm_scratch_within(4, job.m, job.step * d.ow, job.hidden) if job.projects else 0))
 
 
 cdef void part_epilogue(const ev_call *c, int32_t part, ev_epilogue *e) noexcept nogil:

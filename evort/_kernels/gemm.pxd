@@ -39,6 +39,8 @@ cdef void gemm_init(ev_gemm *g, int64_t m, int64_t n, int64_t k, const void *a, 
 
 # Scratch bytes for elements of `size` bytes (4: float32, 8: float64), any strides and any pack function.
 cdef int64_t gemm_scratch(int64_t size, int64_t m, int64_t n, int64_t k, int32_t threads) noexcept nogil
+# The most that one thread needs for products of up to m rows and n columns.
+cdef int64_t gemm_scratch_within(int64_t size, int64_t m, int64_t n, int64_t k) noexcept nogil
 cdef void gemm_f32(const ev_gemm *g) noexcept nogil
 cdef void gemm_f64(const ev_gemm *g) noexcept nogil
 

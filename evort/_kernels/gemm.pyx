@@ -110,6 +110,7 @@ ctypedef void (*gemv_dot_fn)(int64_t, int64_t, double, const void *, const void 
 ctypedef struct Plan:
     int64_t kc, nc, mc           # block sizes
     int64_t packed_mc            # that of packed rows
+    int64_t most_nc              # of all products with no more columns
     int64_t parts_m, parts_n     # the grid of shares
     int64_t most_m, most_n       # size of the largest share
     int64_t slot                 # scratch bytes of a thread
@@ -200,14 +201,19 @@ cdef void make_plan(Plan *plan, int64_t size, int64_t nr, int64_t m, int64_t n, 
     cdef int64_t b_bytes = ROOMY_B_BYTES if roomy else B_BYTES
     if a_bytes > (ROOMY_BIG_A_BYTES if roomy else BIG_A_BYTES):
         b_bytes = ROOMY_BIG_A_B_BYTES if roomy else BIG_A_B_BYTES
-    plan.nc = plan.most_n
+    plan.nc = plan.most_nc = plan.most_n
     if plan.nc * plan.kc * size > b_bytes:
         # (Rows with gaps between them may be ALIASED_A bytes apart in other cases, which are slower for it.)
         if roomy and (a_bytes > HUGE_A_BYTES or a_bytes > ROOMY_BIG_A_BYTES and k * size % ALIASED_A == 0):
             b_bytes = WIDE_COLUMNS * plan.kc * size
             plan.packed_mc = min(plan.mc, <int64_t> WIDE_MC)
-        plan.nc = even_block(plan.most_n, max(nr, b_bytes // (plan.kc * size) // nr * nr), nr)
-    plan.slot = round_up((plan.nc + plan.packed_mc) * plan.kc * size + plan.packed_mc * COPY_PAD, 64)
+        plan.most_nc = max(nr, b_bytes // (plan.kc * size) // nr * nr)
+        plan.nc = even_block(plan.most_n, plan.most_nc, nr)
+    plan.slot = slot_of(plan, size, plan.nc)
+
+
+cdef inline int64_t slot_of(const Plan *plan, int64_t size, int64_t nc) noexcept nogil:
+    return round_up((nc + plan.packed_mc) * plan.kc * size + plan.packed_mc * COPY_PAD, 64)
 
 
 cdef Method choose(const ev_gemm *g, int64_t size) noexcept nogil:
@@ -539,6 +545,14 @@ cdef int64_t gemm_batch_scratch(int64_t size, int64_t count, int64_t m, int64_t 
 
 cdef int64_t gemm_scratch(int64_t size, int64_t m, int64_t n, int64_t k, int32_t threads) noexcept nogil:
     return gemm_batch_scratch(size, 1, m, n, k, threads)
+
+
+cdef int64_t gemm_scratch_within(int64_t size, int64_t m, int64_t n, int64_t k) noexcept nogil:
+    cdef Plan plan
+    if m <= 0 or n <= 0:
+        return 0
+    make_plan(&plan, size, EV_NR_F32 if size == 4 else EV_NR_F64, m, n, k, 1, False)
+    return slot_of(&plan, size, plan.most_nc)    # fewer columns may be a single block that is wider than those of n
 
 
 cdef void gemm_init(ev_gemm *g, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b,
