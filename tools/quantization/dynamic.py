@@ -28,11 +28,11 @@ import numpy as np
 
 from evort.graph import Graph, Model, Node
 from evort.quant import qparams, quantize
-from evort.types import DType
+from evort.types import STORAGE, DType
 from evort_tools.passes.fitting import shapes_of
 from evort_tools.passes.shapes import Shapes
 from evort_tools.quantization.weighted import Layer, node_like, rewrite
-from evort_tools.quantization.weights import WeightOptions, replaced, round_to_nearest, snr
+from evort_tools.quantization.weights import WeightOptions, blocks, replaced, round_to_nearest, snr
 
 MIN_CHANNELS = 8
 MIN_HEAD = 32
@@ -77,14 +77,19 @@ def quantize_channels(rows: np.ndarray, options: DynamicOptions) -> tuple[np.nda
     symmetric = options.symmetric or options.bits == 16
     dtype = DType.INT16 if options.bits == 16 else DType.INT8 if symmetric else DType.UINT8
     scale, zero = qparams(rows.min(1), rows.max(1), dtype, symmetric, narrow=True)
-    q = quantize(rows, scale, zero, dtype, axis=0)
+    q = np.empty(rows.shape, STORAGE[dtype])
+    for part in blocks(rows):
+        q[part] = quantize(rows[part], scale[part], zero[part], dtype, axis=0)
     return q, scale, None if symmetric else zero
 
 
 def floats(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray:
     """The weights that integers [n, k] stand for."""
     wide = q.astype(np.float32)
-    return (wide if zero is None else wide - zero[:, None]) * scale[:, None]
+    if zero is not None:
+        wide -= zero[:, None]
+    wide *= scale[:, None]
+    return wide
 
 
 def dynamic(
@@ -116,9 +121,9 @@ def _replaced(layer: Layer, options: DynamicOptions, report: list[dict[str, obje
         raise ValueError(f"{layer.name}: {error}") from None
     if found is None:
         return None
-    nodes, got = found
+    nodes, ratio = found
     if report is not None:
-        report.append({"name": layer.name, "bits": options.bits, "snr": snr(layer.rows, got)})
+        report.append({"name": layer.name, "bits": options.bits, "snr": ratio})
     return nodes
 
 
@@ -132,7 +137,8 @@ def _other(
     return None if found is None else found[0]
 
 
-def _product(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndarray] | None:
+def _product(layer: Layer, options: DynamicOptions) -> tuple[list[Node], float] | None:
+    """The nodes in a product's place, and its weights' signal-to-noise ratio."""
     node, n = layer.node, len(layer.rows)
     known = ("MatMul", "Gemm", "Conv", "ConvTranspose")
     if node.op not in known or n < MIN_CHANNELS or node.attrs.get("activation") == "PRelu":
@@ -160,10 +166,11 @@ def _product(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndar
         attrs["bits"] = 16
     names = [layer.input(0), layer.add(suffix, value), layer.add(f"{suffix}:scale", scale),
              "" if zero is None else layer.add(f"{suffix}:zero", zero), bias, layer.input(3)]  # fmt: skip
-    return node_like(layer, op, names, attrs, domain), floats(q, scale, zero)
+    ratio = snr(layer.rows, lambda part: floats(q[part], scale[part], None if zero is None else zero[part]))
+    return node_like(layer, op, names, attrs, domain), ratio
 
 
-def _table(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndarray] | None:
+def _table(layer: Layer, options: DynamicOptions) -> tuple[list[Node], float] | None:
     if options.bits == 16:
         return None
     block = 16
@@ -172,7 +179,7 @@ def _table(layer: Layer, options: DynamicOptions) -> tuple[list[Node], np.ndarra
     how = WeightOptions(8, block, options.symmetric, search=False, half_scales=False)
     packed = round_to_nearest(layer.rows, how)
     nodes = replaced(layer, packed, how)
-    return None if nodes is None else (nodes, packed.floats())
+    return None if nodes is None else (nodes, snr(layer.rows, packed.floats()))
 
 
 def _recurrent(graph: Graph, node: Node, options: DynamicOptions) -> tuple[list[Node], float] | None:

@@ -13,7 +13,7 @@ and where it is a depthwise convolution: those hold few weights, and their own k
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -302,8 +302,18 @@ def weight_only(model: Model, options: WeightOptions, report: list[dict[str, obj
     return rewrite(model, replace)
 
 
-def snr(want: np.ndarray, got: np.ndarray) -> float:
-    """10 log10 of the power of `want` over that of the difference; infinity where there is none."""
-    noise = float(((want - got) ** 2).sum(dtype=np.float64))
-    power = float((want**2).sum(dtype=np.float64))
+def blocks(array: np.ndarray) -> Iterator[slice]:
+    """Slices of the first axis, of some ROWS elements each."""
+    step = max(1, ROWS * len(array) // max(1, array.size))
+    return (slice(i, i + step) for i in range(0, len(array), step))
+
+
+def snr(want: np.ndarray, got: np.ndarray | Callable[[slice], np.ndarray]) -> float:
+    """10 log10 of the power of `want` over that of the difference; infinity where there is none. got: or what gives a
+    slice of its first axis."""
+    part_of = got if callable(got) else got.__getitem__
+    noise = power = 0.0
+    for part in blocks(want):  # what is made of all at once would be most of the tool's memory
+        noise += float(((want[part] - part_of(part)) ** 2).sum(dtype=np.float64))
+        power += float((want[part] ** 2).sum(dtype=np.float64))
     return float("inf") if noise == 0 else 10 * float(np.log10(max(power, 1e-300) / noise))
