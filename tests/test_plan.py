@@ -49,6 +49,12 @@ def test_best_fit_never_overlaps_and_covers_the_demand(buffers):
     assert demand <= total <= sizes.sum()
 
 
+def test_best_fit_tries_other_orders():
+    """Largest first, these take 832 bytes."""
+    sizes, starts, ends = [256, 320, 192, 64, 192, 64], [1, 4, 0, 3, 1, 3], [4, 4, 2, 3, 3, 5]
+    assert best_fit(sizes, starts, ends)[0] == 640
+
+
 def test_chain_of_elementwise_steps_takes_one_buffer():
     nodes = [Node("Relu", ["x"], ["a"]), *(Node("Neg", [f"{'abcd'[i]}"], ["bcde"[i]]) for i in range(3))]
     nodes.append(Node("MatMul", ["d", "w"], ["y"]))

@@ -5,12 +5,13 @@
 # 3. The inputs of a Concat whose parts are contiguous move into the Concat's block: their producers write there.
 # 4. An output may take over the block of an input that dies at the step (element by element operators, residual adds).
 # 5. A block that is exactly a graph output becomes the caller's buffer.
-# 6. What is left in the arena gets its offset by size-first best fit over lifetimes (`best_fit`).
+# 6. What is left in the arena gets its offset by size-first best fit over lifetimes, or the best of some orders (`best_fit`).
 #
 # Lifetimes count steps: a block lives from the first step that writes any part of it to the last that reads any.
 
 cdef enum:
     ALIGN = 64
+    ATTEMPTS = 32                # to place buffers, each in another order
 
 
 @cython.final
@@ -191,25 +192,53 @@ cdef tuple assign(list blocks, list scratch):
     cdef list ends = [block.end for block in live] + [s for s, _ in scratch]
     if not sizes:
         return 0, [], 0
-    total, offsets = best_fit(sizes, starts, ends)
+    cdef int64_t least = demand(sizes, starts, ends)
+    total, offsets = fit(sizes, starts, ends, least)
     for block, offset in zip(live, offsets):
         block.offset = offset
-    cdef list change = [0] * (max(ends) + 2)
-    for size, start, end in zip(sizes, starts, ends):
-        change[start] += size
-        change[end + 1] -= size
-    return total, offsets[len(live):], max(accumulate(change))
+    return total, offsets[len(live):], least
 
 
 def best_fit(list sizes, list starts, list ends) -> tuple[int, list[int]]:
-    """Places buffers in an arena: largest first, each in the smallest gap that fits among those alive with it.
+    """Places buffers in an arena: largest first, each in the smallest gap that fits among those alive with it. Where that
+    takes more than is alive at a time, buffers that lie highest come first in the next of some attempts.
 
     sizes in bytes (multiples of the alignment); a buffer lives from step starts[i] to ends[i], both included. Returns
     the arena's bytes and each buffer's offset. (Size-first best fit: Pisarchyk and Lee, arXiv:2001.03288.)
     """
+    return fit(sizes, starts, ends, demand(sizes, starts, ends))
+
+
+cdef tuple fit(list sizes, list starts, list ends, int64_t least):
+    """`best_fit`, for buffers of which `least` bytes are alive at a time."""
+    cdef int64_t total
+    cdef list order = [entry[2] for entry in sorted([(-sizes[i], starts[i], i) for i in range(len(sizes))])]
+    cdef tuple found = placed_in(order, sizes, starts, ends), best = found
+    for _ in range(ATTEMPTS):
+        if best[0] <= least:
+            break
+        total, offsets = found
+        top = [i for i in order if offsets[i] + sizes[i] == total]
+        order = top + [i for i in order if i not in top]
+        found = placed_in(order, sizes, starts, ends)
+        if found[0] < best[0]:
+            best = found
+    return best
+
+
+cdef int64_t demand(list sizes, list starts, list ends) except -1:
+    """The most bytes that are alive at a step."""
+    cdef list change = [0] * (max(ends, default=0) + 2)
+    for size, start, end in zip(sizes, starts, ends):
+        change[start] += size
+        change[end + 1] -= size
+    return max(accumulate(change))
+
+
+cdef tuple placed_in(list order, list sizes, list starts, list ends):
+    """The arena's bytes and each buffer's offset, buffers taken in this order."""
     cdef Py_ssize_t n = len(sizes), a, b, i, j, n_placed = 0
     cdef int64_t total = 0, at, gap, best, best_gap
-    cdef list order = sorted([(-sizes[i], starts[i], i) for i in range(n)])
     # Sizes, starts, ends, offsets; and the buffers placed, sorted by offset.
     cdef int64_t *size = <int64_t *> malloc((5 * n + 1) * sizeof(int64_t))
     if size == NULL:
@@ -222,7 +251,7 @@ def best_fit(list sizes, list starts, list ends) -> tuple[int, list[int]]:
         for i in range(n):
             size[i], start[i], end[i] = sizes[i], starts[i], ends[i]
         for a in range(n):
-            i = order[a][2]
+            i = order[a]
             at = 0
             best = -1
             best_gap = 0
