@@ -97,17 +97,31 @@ def test_running_a_model_loads_nothing_offline(tmp_path):
     subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)
 
 
+# Notes what import statements look for, once `Watch` is put first in sys.meta_path.
+WATCH = """
+import sys, numpy as np
+class Watch:
+    def find_spec(name, path=None, target=None):
+        found.append(name)
+found = []
+"""
+
+
+def printed(code: str, *arguments: str) -> str:
+    """What a process of its own prints that runs the code, where all bytecode is there."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-P", "-c", code, *arguments]
+    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)  # which writes what is missing
+    return subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True).stdout
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_what_every_start_needs_is_preloaded(tmp_path, kept):
     """No module of evort but the first ones is found by an import statement, where bytecode is there; and with a plan
     that is kept, nothing of graphs, operators and planning is imported at all."""
     lenet = Path(__file__).parent.parent / "models" / "lenet.etm"
-    code = (
-        "import sys, numpy as np\n"
-        "class Watch:\n"
-        "    def find_spec(name, path=None, target=None):\n"
-        "        found.append(name)\n"
-        "found = []\n"
+    code = WATCH + (
         "sys.meta_path.insert(0, Watch)\n"
         "import evort\n"
         f"evort.load({str(lenet)!r}, threads=1, cache={str(tmp_path / 'plans') if kept else None!r})(\n"
@@ -115,12 +129,7 @@ def test_what_every_start_needs_is_preloaded(tmp_path, kept):
         "print(*[name for name in found if name.startswith('evort.')])\n"
         "print(*[name for name in sys.modules if name.startswith('evort.')])\n"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-P", "-c", code]
-    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)  # which writes what is missing
-    done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True)
-    found, modules = (line.split() for line in done.stdout.splitlines())
+    found, modules = (line.split() for line in printed(code).splitlines())
     assert found == ["evort._kernels", "evort._kernels.core"]
     if kept:
         own, families = ["cache", "executor", "files", "session"], ["conv", "gemm", "linear", "pooling"]
@@ -129,12 +138,7 @@ def test_what_every_start_needs_is_preloaded(tmp_path, kept):
 
 def test_families_come_with_what_they_import():
     """What `_NEEDS` and setup.py's table name is what modules import, so that no import statement has to find it."""
-    code = (
-        "import sys, numpy as np\n"
-        "class Watch:\n"
-        "    def find_spec(name, path=None, target=None):\n"
-        "        found.append(name)\n"
-        "found = []\n"
+    code = WATCH + (
         "import evort\n"
         "evort.session.import_planning()\n"
         "sys.meta_path.insert(0, Watch)\n"
@@ -146,12 +150,7 @@ def test_families_come_with_what_they_import():
         "print(*[name for name in found if name.startswith(('evort._kernels', 'evort.ops'))])\n"
     )
     kernels = [path.stem for path in (ROOT / "evort" / "_kernels").glob("*.pyx")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-P", "-c", code, " ".join(kernels)]
-    subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)  # which writes bytecode that is missing
-    done = subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True)
-    assert done.stdout.split() == []
+    assert printed(code, " ".join(kernels)).split() == []
 
 
 def test_no_module_of_that_name():
