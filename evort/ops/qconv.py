@@ -169,8 +169,10 @@ def _finish(c: Call, total: np.ndarray, ins: list[np.ndarray | None]) -> np.ndar
     return finish(c, total, scale, ins[_Y_SCALE], ins[_Y_ZERO], ins[_Z], ins[_Z_SCALE], ins[_Z_ZERO])
 
 
-def _good_scales(c: Call, found: bool = False) -> bool:
-    """Whether the scales are constants, finite and positive. found: that of x need not be."""
+def _good_quantities(c: Call, found: bool = False) -> bool:
+    """Whether scales and zero points are constants, and scales finite and positive. found: those of x need not be."""
+    if not c.known(*(_X_ZERO, _W_ZERO, _Y_ZERO, _Z_ZERO)[found:]):
+        return False
     for i in (_X_SCALE, _W_SCALE, _Y_SCALE, _Z_SCALE)[found:]:
         if c.has(i):
             scale = c.ins[i].value
@@ -242,8 +244,7 @@ def _takes_last(c: Call, found: bool) -> bool:
             return False
     elif c["group"] != 1 or not _fills(y.shape[1]):
         return False
-    known = (*(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO)
-    return not _shifted(c) and c.known(*known) and _good_scales(c, found)
+    return not _shifted(c) and _good_quantities(c, found)
 
 
 def _adds_limbs(c: Call, found: bool) -> bool:
@@ -320,7 +321,7 @@ def _turned_ints(c: Call, window: Window) -> tuple[tuple[int, ...], bool, tuple[
         or any(window.pads)
         or any(d > 1 for d, k in zip(window.dilations, window.kernel, strict=True) if k > 1)
         or not {x.dtype, w.dtype} <= _BYTES
-        or not (w.value is not None and _good_scales(c) and c.known(_X_ZERO, _W_ZERO, _Y_ZERO))
+        or not (w.value is not None and _good_quantities(c))
         or _shifted(c)
         or (many and y.dtype not in _BYTES)
         or not (_fills(columns) if many else columns <= _MOST_COLUMNS)
@@ -360,8 +361,8 @@ def packs(c: Call, window: Window, found: bool | None = None) -> bool:
     """Whether a convolution whose operands lie channels first takes the kernels for those that lie channels last, which
     move them on the way: where results are bytes and fill vectors, single pixels lie the same either way, few positions
     would leave vectors of them empty, and Winograd's convolution makes up for it. Results in float take longer to move:
-    products have to be many, and with VNNI, where they are quick, x be quantized on the way and small. found: as in
-    `last_ints`."""
+    products have to be many, and with VNNI, where they are quick, x be quantized on the way, and small or the products
+    very many. found: as in `last_ints`."""
     if c.kernel in _FIRST or c["group"] != 1 or not core.channels_last():
         return False
     last = last_ints(c, window, found)
@@ -387,8 +388,7 @@ def _bind_linear(c: Call, window: Window, transposed: bool) -> Kernel | None:
         return bind_last(c, window, transposed)
     if not transposed and packs(c, window):
         return bind_last(c, window, transposed)
-    found = _of_run(c)
-    if not _good_scales(c, found) or not c.known(*(() if found else (_X_ZERO,)), _W_ZERO, _Y_ZERO, _Z_ZERO):
+    if not _good_quantities(c, _of_run(c)):
         return None
     number, reals = activation_ints_reals(c)
     ints = window_ints(c, _X, window.ints(), c.outs[0].shape[1], number[0], transposed)
